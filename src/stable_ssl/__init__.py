@@ -1,0 +1,47 @@
+"""Self-supervised learning around one class, `BaseTrainer`.
+
+Importing the package imports nothing heavy: each public name is looked up when it is first used.
+"""
+
+from importlib import import_module
+
+_HOME = {
+    "BaseTrainer": "base",
+    "SupervisedTrainer": "trainers",
+    "JointEmbeddingTrainer": "trainers",
+    "NTXEntLoss": "losses",
+    "load_backbone": "modules",
+    "MLP": "modules",
+    "HardwareConfig": "config",
+    "OptimConfig": "config",
+    "LoggerConfig": "config",
+    "instanciate_config": "config",
+    "Loader": "data",
+    "BreakAllEpochs": "exceptions",
+    "BreakEpoch": "exceptions",
+    "BreakStep": "exceptions",
+    "CheckpointError": "exceptions",
+    "ConfigError": "exceptions",
+    "DataError": "exceptions",
+    "NanError": "exceptions",
+    "Preempted": "exceptions",
+}
+_ROOMS = (
+    "base", "config", "data", "exceptions", "loggers", "losses", "modules", "monitors", "optimizers",
+    "runtime", "schedulers", "trainers", "utils",
+)  # fmt: skip
+
+__all__ = list(_HOME)
+__version__ = "1.0.0.dev0"
+
+
+def __getattr__(name: str):
+    if name in _HOME:
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    if name in _ROOMS:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*globals(), *_HOME, *_ROOMS])

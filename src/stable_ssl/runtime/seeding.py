@@ -1,0 +1,50 @@
+"""Everything random is a pure function: seeds are derived from what is computed, never from what came before."""
+
+from __future__ import annotations
+
+import random
+from enum import IntEnum
+
+import numpy as np
+import torch
+
+_MASK = (1 << 64) - 1
+
+
+class Stream(IntEnum):
+    """What a derived seed is for; keeps the draws of different uses apart."""
+
+    BUILD = 1  # initial weights
+    ORDER = 2  # order of the samples of an epoch
+    SAMPLE = 3  # transforms of one sample
+    STEP = 4  # dropout, masks, noise of one micro-batch of training
+    EVAL = 5  # the same, of one evaluation batch
+    EPOCH = 6  # the hooks around an epoch
+
+
+def derive_seed(*keys: int) -> int:
+    """Mix integers into one 64-bit seed.
+
+    A chain of SplitMix64 finalisers (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
+    OOPSLA 2014), one a key, so that keys which differ in one bit give unrelated seeds.
+    """
+    state = 0x243F6A8885A308D3
+    for key in keys:
+        state = ((state ^ key) + 0x9E3779B97F4A7C15) & _MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+        state ^= state >> 31
+    return state
+
+
+def seed_generators(*keys: int) -> None:
+    """Seed the default generators of Python, NumPy and torch, and those of CUDA or MPS if in use, from `keys`."""
+    seed = derive_seed(*keys)
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+    # `torch.manual_seed` costs a hundred times as much as this.
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(seed)
+    elif torch.mps.is_available():
+        torch.mps.manual_seed(seed)
