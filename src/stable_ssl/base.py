@@ -1,0 +1,870 @@
+"""`BaseTrainer`: the life of a run, read from top to bottom."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import logging
+import math
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from . import config as cfg
+from .data import as_loader
+from .exceptions import (
+    BreakAllEpochs,
+    BreakEpoch,
+    BreakStep,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    NanError,
+    Preempted,
+)
+from .loggers import RunLog, read_metrics
+from .loggers.collector import Collector
+from .optimizers import param_groups
+from .runtime.checkpoint import CheckpointStore
+from .runtime.device import describe_batch, first_tensor, place_module, resolve_device, to_device, use_deterministic
+from .runtime.folder import RunFolder, config_differences
+from .runtime.precision import FiniteWatch, Precision, all_finite, resolve_precision
+from .runtime.preemption import StopRequest
+from .runtime.seeding import Stream, seed_generators
+from .runtime.weights import load_strictly, load_weights, save_weights
+
+if TYPE_CHECKING:
+    from submitit.helpers import DelayedSubmission
+
+log = logging.getLogger("stable_ssl")
+
+SECONDS_BETWEEN_EPOCH_SAVES = 60.0
+
+
+class BaseTrainer(nn.Module):
+    """Trains, evaluates, checkpoints and restarts; a subclass says what is learned.
+
+    A subclass implements `forward`, `predict` and `compute_loss`, and may override any hook. `trainer()` runs
+    everything, as does `setup()` followed by `launch()`:
+
+        before_fit
+        for each epoch:      before_fit_epoch
+          for each batch:      before_fit_step, _fit_step, after_fit_step
+                             after_fit_epoch
+                             _evaluate, when due: before_eval,
+          for each set, batch:   before_eval_step, _eval_step, after_eval_step
+                               after_eval
+        after_fit            (evaluates)
+
+    Without a set named `train`, it evaluates only. `BreakStep`, `BreakEpoch` and `BreakAllEpochs` may be raised in
+    any of the training hooks.
+
+    Parameters
+    ----------
+    data
+        Loaders by name: `train` is trained on, the others are evaluated on, and names with a leading underscore
+        are plain values. See `stable_ssl.data.Loader`; a torch `DataLoader`, or any iterable of batches, will do.
+    module
+        Networks by name.
+    hardware, optim, logger
+        Fields of `HardwareConfig`, `OptimConfig` and `LoggerConfig`.
+    loss
+        What `compute_loss` may use as `self.loss`. Its parameters are trained too.
+    module_init
+        Weights to begin with: `{module name: safetensors file, or a run's folder}`.
+    **kwargs
+        Become attributes.
+
+    Every argument may hold live objects, `_target_` nodes, or both. The constructor checks; `setup` builds.
+
+    Attributes
+    ----------
+    batch, batch_idx, indices
+        The mini-batch at hand, its place in the epoch (or evaluation set), and its sample indices where known.
+    epoch, global_step
+        Epochs finished, and optimizer steps attempted.
+    stepped : bool
+        In `after_fit_step`: whether this mini-batch ended an optimizer step.
+    device, rank, world_size
+        Where this process computes, its number, and how many there are.
+    latest_representations, latest_embeddings
+        Outputs of the backbone and of the projector for the batch at hand, (batch, dim), in the methods that have them.
+
+    Raises
+    ------
+    ConfigError
+        Names everything that is wrong with the arguments.
+    """
+
+    required_modules: Mapping[str, type] = {}
+
+    batch: Any = None
+    batch_idx: int = 0
+    indices: Any = None
+    epoch: int = 0
+    global_step: int = 0
+    stepped: bool = False
+    device: torch.device = torch.device("cpu")
+    rank: int = 0
+    world_size: int = 1
+    latest_representations: Tensor | None = None
+    latest_embeddings: Tensor | None = None
+
+    def __new__(cls, *args, **kwargs):
+        # Kept for `checkpoint` and `get_config`, whatever a subclass does in its own constructor.
+        trainer = super().__new__(cls)
+        trainer.__dict__["_captured"] = (args, kwargs)
+        return trainer
+
+    def __init__(self, data, module, hardware, optim, logger, loss=None, *, module_init=None, **kwargs):
+        super().__init__()
+        problems: list[str] = []
+        self.hardware = cfg.parse_config(cfg.HardwareConfig, hardware, "hardware", problems)
+        self.optim = cfg.parse_config(cfg.OptimConfig, optim, "optim", problems)
+        self.logger = cfg.parse_config(cfg.LoggerConfig, logger, "logger", problems)
+        self._check_arguments(data, module, loss, module_init, kwargs, problems)
+        if problems:
+            raise ConfigError(problems)
+        self.data, self.module, self.loss = data, module, loss
+        self.module_init = module_init or {}
+        self._attributes = kwargs
+        for name, value in kwargs.items():
+            setattr(self, name, value)
+        # As configured: `setup` puts what it builds in the place of some fields.
+        self._fields = {name: dict(getattr(self, name)) for name in ("hardware", "optim", "logger")}
+        self._dump_path = self.logger["dump_path"]
+        self._is_set_up = self._is_finished = False
+        self._phase, self._batches_done, self._num_backward = "fit", 0, 0
+        self._logging, self._log_set, self._collected = False, "train", Collector()
+        self._group_size, self._group_ends, self._bad_group = 1, True, False
+        self._data_wait, self._finite = 0.0, FiniteWatch()
+        self._skip_nonfinite = self.optim["nonfinite"] == "skip"
+
+    def __call__(self) -> None:
+        """Set up and launch."""
+        self.setup()
+        self.launch()
+
+    # What a subclass says ---------------------------------------------------------------------------------------------
+
+    def forward(self, *args: Any) -> Any:
+        """Return the representation of an input."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement forward().")
+
+    def predict(self) -> Tensor:
+        """Return class scores for `self.batch`, (batch, classes): what the evaluation metrics get."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement predict(), which metrics need.")
+
+    def compute_loss(self) -> Tensor | list | dict[str, Any]:
+        """Return the loss of `self.batch`: a scalar tensor, or a list or dict of them.
+
+        Several are logged one by one and summed; plain numbers among them count as constants.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not implement compute_loss().")
+
+    def optimized_modules(self) -> dict[str, nn.Module]:
+        """Return the modules whose trainable parameters the optimizer gets: all of `module`, and the loss."""
+        modules = dict(self.module.items())
+        return {**modules, "loss": self.loss} if isinstance(self.loss, nn.Module) else modules
+
+    # Setting up -------------------------------------------------------------------------------------------------------
+
+    def setup(self) -> None:
+        """Build what was configured, place it on the device, and restore the newest checkpoint of the run's folder.
+
+        Raises
+        ------
+        ConfigError
+            Something can't be built, or the folder holds a run with another configuration.
+        CheckpointError
+            The folder's checkpoints can't be used.
+        """
+        if self._is_set_up:
+            return
+        self.device = resolve_device(self.hardware["device"])
+        self.hardware["precision"] = resolve_precision(self.hardware["precision"], self.device)
+        if self.hardware["deterministic"]:
+            use_deterministic(self.device)
+        self._claim_folder()
+        try:
+            self._build()
+            self._restore()
+        except BaseException:
+            self._folder.release()
+            raise
+        self._is_set_up = True
+
+    def _claim_folder(self) -> None:
+        """Take the run's folder, and refuse to go on with a run that was configured otherwise."""
+        self._folder = RunFolder(self._dump_path, type(self).__name__)
+        self._dump_path = self._folder.path
+        try:
+            earlier = self._folder.config
+            if self._fields["hardware"]["seed"] is None:
+                seed = earlier["trainer"]["hardware"]["seed"] if earlier else secrets.randbits(31)
+                self.hardware["seed"] = self._fields["hardware"]["seed"] = seed
+                log.info("hardware.seed is none: drew %d.", seed)
+            config = self.get_config()
+            if earlier and (differences := config_differences(earlier["trainer"], config["trainer"])):
+                raise ConfigError(
+                    [f"'{self._folder.path}' holds a run with another configuration; nothing was done.", *differences]
+                )
+            self._folder.write_config(config)
+        except BaseException:
+            self._folder.release()
+            raise
+
+    def _build(self) -> None:
+        for name, value in self._attributes.items():
+            setattr(self, name, cfg.build(value, name))
+        self.module = self._build_modules()
+        self.loss = self._seeded_build(self.loss, "loss")
+        self._build_data()
+        place_module(self, self.device, self.hardware["channels_last"])
+        for name, source in self.module_init.items():
+            load_weights(source, self.module[name], name)
+        if self.hardware["compile"]:
+            # In place: the module stays the user's object, and its parameters keep their names.
+            mode = self.hardware["compile"] if isinstance(self.hardware["compile"], str) else None
+            for module in self.module.values():
+                module.compile(mode=mode)
+        self._precision = Precision(
+            self.hardware["precision"], self.device, self.optim["grad_max_norm"], self._skip_nonfinite
+        )
+        self._metrics = {name: self._build_metrics(name) for name in self._eval_sets}
+        self._monitors = cfg.build(self.logger["monitor"], "logger.monitor")
+        self.logger["monitor"] = self._monitors
+        self._teachers = [m.update_teacher for m in self.modules() if hasattr(m, "update_teacher")]
+        self._stateful: dict[str, Any] = {
+            f"monitor.{group}.{name}": monitor
+            for group, monitors in self._monitors.items()
+            for name, monitor in monitors.items()
+        }
+        if "train" in self.data:
+            self._build_optimization()
+        self._store = CheckpointStore(self._folder.path / "checkpoints", self.logger["checkpoint_keep"])
+
+    def _seeded_build(self, node: Any, path: str) -> Any:
+        """Build under a seed of its own, so that initial weights depend on nothing else that is configured."""
+        seed_generators(self.hardware["seed"], Stream.BUILD)
+        return cfg.build(node, path)
+
+    def _build_modules(self) -> nn.ModuleDict:
+        modules = self._seeded_build(self.module, "module")
+        problems = [
+            f"module.{name}: a {type(module).__name__}, not a torch.nn.Module."
+            for name, module in modules.items()
+            if not isinstance(module, nn.Module)
+        ]
+        problems += [
+            f"module.{name}: {type(self).__name__} needs a {kind.__name__}, not a {type(modules[name]).__name__}."
+            for name, kind in self.required_modules.items()
+            if isinstance(modules[name], nn.Module) and not isinstance(modules[name], kind)
+        ]
+        if problems:
+            raise ConfigError(problems)
+        return nn.ModuleDict(modules)
+
+    def _build_data(self) -> None:
+        built = cfg.build(self.data, "data")
+        self.data = {
+            name: source if name.startswith("_") else as_loader(source, name) for name, source in built.items()
+        }
+        self._eval_sets = [name for name in self.data if name != "train" and not name.startswith("_")]
+        for name, loader in self.data.items():
+            if not name.startswith("_"):
+                loader.bind(self.hardware["seed"], name, self.rank, self.world_size)
+
+    def _build_metrics(self, set_name: str) -> dict[str, Any]:
+        metrics = cfg.build(self.logger["metric"].get(set_name, {}), f"logger.metric.{set_name}")
+        return {name: metric.to(self.device) if hasattr(metric, "to") else metric for name, metric in metrics.items()}
+
+    def _build_optimization(self) -> None:
+        optim = self.optim
+        self._num_batches = self._count_batches()
+        optim["total_steps"] = optim["epochs"] * math.ceil(self._num_batches / optim["accumulation_steps"])
+        optimizer = cfg.build(_partial(optim["optimizer"]), "optim.optimizer")
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            groups = param_groups(self.optimized_modules(), optim["exclude_bias_norm"])
+            if not groups:
+                raise ConfigError("module: no module has a trainable parameter.")
+            optimizer = optimizer(groups)
+        optim["optimizer"] = self._stateful["optimizer"] = optimizer
+        if optim["scheduler"] is not None:
+            schedule = cfg.build(_partial(optim["scheduler"]), "optim.scheduler")
+            if _lacks_total_steps(schedule):
+                schedule = functools.partial(schedule, total_steps=optim["total_steps"])
+            optim["scheduler"] = self._stateful["scheduler"] = schedule(optimizer)
+        if self._skip_nonfinite or self._precision.scaler:
+            why = "fp16" if self._precision.scaler else "optim.nonfinite=skip"
+            log.info("The loop waits for the device once a step: %s needs it.", why)
+        if self._precision.scaler:
+            self._stateful["scaler"] = self._precision.scaler
+        if hasattr(self.data["train"], "state_dict"):
+            self._stateful["data"] = self.data["train"]
+
+    def _count_batches(self) -> int:
+        """Return the mini-batches of an epoch; for a stream without a length, the most that it may have."""
+        limit = self.optim["max_steps"]
+        try:
+            available = len(self.data["train"])
+        except TypeError:
+            if not isinstance(limit, int) or limit < 0:
+                raise ConfigError(
+                    "data.train has no length: set optim.max_steps to the mini-batches that make an epoch."
+                ) from None
+            return limit
+        if available == 0:
+            raise ConfigError("data.train has no batches.")
+        if isinstance(limit, float):
+            return max(1, int(limit * available))
+        return available if limit < 0 else min(limit, available)
+
+    # Training ---------------------------------------------------------------------------------------------------------
+
+    def launch(self) -> None:
+        """Train, evaluate and clean up.
+
+        Raises
+        ------
+        Preempted
+            A signal or the time limit ended the run; its state is saved.
+        NanError
+            The loss or a weight is not finite.
+        """
+        self.setup()
+        if self._is_finished:
+            log.info("The run in '%s' is finished. Give optim.epochs a larger number to go on.", self._folder.path)
+            return
+        with self._running():
+            if "train" not in self.data:
+                self._evaluate()
+                return
+            self.before_fit()
+            self._fit()
+            self.after_fit()
+
+    def before_fit(self) -> None:
+        """Run once before training; does nothing."""
+
+    def after_fit(self) -> None:
+        """Run once after training; evaluates."""
+        self._evaluate()
+
+    def _fit(self) -> None:
+        """Train and evaluate for `optim["epochs"]` epochs, from wherever the progress stands."""
+        while self.epoch < self.optim["epochs"]:
+            seed_generators(self.hardware["seed"], Stream.EPOCH, self.epoch)
+            if self._phase == "fit":
+                with contextlib.suppress(BreakEpoch):
+                    self.before_fit_epoch()
+                    self._fit_epoch()
+                self.after_fit_epoch()
+                self._end_training_epoch()
+            self._end_epoch()
+        self._save()
+        if self.logger["save_final_model"]:
+            name = self.logger["save_final_model"]
+            self._save_weights(name if isinstance(name, str) else "final")
+
+    def before_fit_epoch(self) -> None:
+        """Run before each epoch; puts all modules in training mode."""
+        self.train()
+
+    def after_fit_epoch(self) -> None:
+        """Run after each epoch's training, before its evaluation; does nothing."""
+
+    def _fit_epoch(self) -> None:
+        """Train on one epoch's mini-batches; `accumulation_steps` of them make an optimizer step."""
+        optim, total = self.optim, self._num_batches
+        accumulation, log_every = optim["accumulation_steps"], self.logger["log_every_step"]
+        seed, rank, state, console = self.hardware["seed"], self.rank, vars(self), self._log.console
+        optimizer = optim["optimizer"]
+        optimizer.zero_grad(set_to_none=True)  # of a group that BreakEpoch cut short
+        console.begin_epoch(self.epoch, total, self._batches_done)
+        self._num_backward = 0
+        batches = self.data["train"].batches(self.epoch, self._batches_done)
+        clock = time.perf_counter
+        for batch_idx in range(self._batches_done, total):
+            place = batch_idx % accumulation
+            if place == 0:
+                self._stop_if_asked()
+                state["_logging"] = (self.global_step + 1) % log_every == 0
+                state["_group_size"] = min(accumulation, total - batch_idx)
+            asked = clock()
+            found = next(batches, None)
+            if found is None:
+                break
+            # `nn.Module.__setattr__` costs more than a microsecond a name; this costs that once.
+            state.update(
+                indices=found[0],
+                batch=found[1],
+                batch_idx=batch_idx,
+                stepped=False,
+                _data_wait=self._data_wait + clock() - asked,
+                _group_ends=place + 1 == self._group_size,
+            )
+            seed_generators(seed, Stream.STEP, self.global_step, place, rank)
+            num_images = self._count_images()
+            try:
+                self.before_fit_step()
+                self._fit_step()
+                state["stepped"] = self._group_ends
+            except BreakStep:
+                if not (self._group_ends and self._num_backward):
+                    state["_batches_done"] = batch_idx + 1
+                    continue
+                self._optimizer_step()  # with the gradients of the rest of the group
+                state["stepped"] = True
+            if self.stepped:
+                state["global_step"] += 1
+            with contextlib.suppress(BreakStep):
+                self.after_fit_step()
+            console.step(num_images)
+            state["_batches_done"] = batch_idx + 1
+            if self._group_ends:
+                self._end_group()
+        if self._num_backward:  # a stream ended inside a group
+            self._optimizer_step()
+            state.update(stepped=True, global_step=self.global_step + 1)
+            self.after_fit_step()
+            self._end_group()
+        console.end_epoch()
+
+    def before_fit_step(self) -> None:
+        """Run before each training step; moves the mini-batch to the device."""
+        self.batch = to_device(self.batch, self.device, self.hardware["channels_last"])
+
+    def _fit_step(self) -> None:
+        """Forward and backward of one mini-batch; on the last of its group, the optimizer step too."""
+        with self._precision.autocast:
+            loss = self._total_loss(self._described(self.compute_loss))
+        self._finite.add(loss, self.global_step + 1)
+        if self._skip_nonfinite and not torch.isfinite(loss):
+            log.warning("Step %d is skipped: its loss is %s.", self.global_step + 1, loss.item())
+            self._bad_group = True
+        self._precision.backward(loss / self._group_size if self._group_size > 1 else loss)
+        self._num_backward += 1
+        if self._group_ends:
+            self._optimizer_step()
+
+    def after_fit_step(self) -> None:
+        """Run after each training step; after an optimizer step, teachers follow and monitors look."""
+        if not self.stepped:
+            return
+        for update_teacher in self._teachers:
+            update_teacher()
+        for name, monitor in self._monitors.get("train", {}).items():
+            monitor.on_step(self)
+            if self._logging:
+                self._log_values(name, monitor.compute(self))
+
+    def _optimizer_step(self) -> None:
+        """Update the parameters with the gradients of a group, advance the schedule, and clear the gradients."""
+        optimizer, scheduler = self.optim["optimizer"], self.optim["scheduler"]
+        if self._logging:
+            self.log("lr", optimizer.param_groups[0]["lr"])
+        if self._bad_group:
+            self._bad_group = False
+        else:
+            # The loss was divided by the planned size; a group that lost mini-batches is put right here.
+            taken = self._precision.step(optimizer, self._group_size / self._num_backward)
+            if not taken:
+                log.warning("Step %d is skipped: a gradient is not finite.", self.global_step + 1)
+        optimizer.zero_grad(set_to_none=True)
+        if scheduler is not None:
+            scheduler.step()
+        self._num_backward = 0
+
+    def _total_loss(self, losses: Any) -> Tensor:
+        """Log what `compute_loss` returned, and return the sum."""
+        if isinstance(losses, Tensor):
+            total = losses
+        elif isinstance(losses, Mapping | list | tuple) and losses:
+            named = losses if isinstance(losses, Mapping) else {f"loss_{i}": loss for i, loss in enumerate(losses)}
+            for name, value in named.items():
+                self.log(name, value)
+            total = sum(named.values())
+        else:
+            total = None
+        if not isinstance(total, Tensor) or total.numel() != 1 or not total.requires_grad:
+            what = describe_batch(losses) if isinstance(losses, Tensor | Mapping | list | tuple) else repr(losses)
+            raise TypeError(
+                f"{type(self).__name__}.compute_loss() returned {what}; expected a scalar tensor that depends on "
+                "trainable parameters, or a list or dict of them."
+            )
+        self.log("loss", total)
+        return total
+
+    def _described(self, compute: Callable[[], Any]) -> Any:
+        """Call a method of the subclass; an error in it says which batch it was about."""
+        try:
+            return compute()
+        except Exception as error:
+            error.add_note(
+                f"While {type(self).__name__}.{compute.__name__}() used batch {self.batch_idx} of epoch {self.epoch}: "
+                f"{describe_batch(self.batch)}."
+            )
+            raise
+
+    # The boundaries between steps and epochs --------------------------------------------------------------------------
+
+    def _end_group(self) -> None:
+        """Between two optimizer steps: write the log, save when due, stop when asked to."""
+        if self._logging:
+            self._check_losses()
+            self._write_training_record()
+            self._logging = False
+        every = self.logger["checkpoint_every_step"]
+        if time.monotonic() >= self._next_save or (every and self.global_step % every == 0):
+            self._save()
+        self._stop_if_asked()
+
+    def _end_training_epoch(self) -> None:
+        """Between an epoch's training and its evaluation."""
+        self._check_losses()
+        self._phase, self._batches_done = "evaluate", 0
+        if time.monotonic() - self._last_save >= SECONDS_BETWEEN_EPOCH_SAVES:
+            self._save()
+
+    def _end_epoch(self) -> None:
+        """Evaluate and keep weights when due; the last epoch's evaluation is `after_fit`'s."""
+        number, last = self.epoch + 1, self.optim["epochs"]
+        evaluate_every, keep_every = self.logger["eval_every_epoch"], self.logger["checkpoint_frequency"]
+        if evaluate_every and number % evaluate_every == 0 and number < last:
+            self._evaluate()
+        if keep_every and number % keep_every == 0:
+            self._save_weights(f"epoch_{number:04d}")
+        self.epoch, self._phase = number, "fit"
+        if keep_every and number % keep_every == 0 and not self.logger["checkpoint_model_only"]:
+            self._save(keep=True)
+        self._stop_if_asked()
+
+    def _check_losses(self) -> None:
+        """Read the losses since the last look; under nonfinite=raise, a bad one ends the run."""
+        bad = self._finite.first_bad()
+        if bad and not self._skip_nonfinite and not self._precision.scaler:
+            step, value = bad
+            raise NanError(
+                f"The loss of step {step} is {value}. The newest checkpoint is from before it; "
+                "optim.nonfinite=skip leaves such steps out."
+            )
+
+    def _stop_if_asked(self) -> None:
+        """At a step boundary: after a signal or at the time limit, save and leave."""
+        if self._stop.pending:
+            log.warning("Stopping at step %d because of %s.", self.global_step, self._stop.reason)
+            self._save()
+            self._stop.leave()
+
+    # What is on disk --------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _running(self) -> Iterator[None]:
+        """Open the logs and listen for signals; on the way out, close them and say how the run ended."""
+        folder, status = self._folder, "failed"
+        self._last_save = time.monotonic()
+        self._next_save = self._last_save + 60 * self.logger["checkpoint_every_minutes"]
+        self._log = RunLog(
+            folder.path, self.logger, self.optim["epochs"], self.get_config(), self.global_step, self._log_position
+        )
+        folder.write_status("running", self._progress)
+        if folder.is_chosen:
+            log.info("The run is in '%s'.", folder.path)
+        try:
+            with StopRequest(self.hardware["time_limit"]) as self._stop:
+                yield
+            status, self._is_finished = "finished", True
+        except BreakAllEpochs as request:
+            status = "stopped"
+            log.info("Training was stopped at step %d. %s", self.global_step, request)
+        except (Preempted, KeyboardInterrupt):
+            status = "preempted"
+            raise
+        except BaseException as error:
+            log.error("The run failed at step %d: %s: %s", self.global_step, type(error).__name__, error)
+            raise
+        finally:
+            for name, loader in self.data.items():
+                if not name.startswith("_"):
+                    loader.close()
+            folder.write_status(status, self._progress)
+            self._log.close(status)
+            folder.release()
+
+    @property
+    def _progress(self) -> dict[str, Any]:
+        """What runs next: `phase` of epoch `epoch`, after `batches` of its mini-batches."""
+        return {
+            "global_step": self.global_step,
+            "epoch": self.epoch,
+            "batches": self._batches_done,
+            "phase": self._phase,
+        }
+
+    def _save(self) -> None:
+        """Write a checkpoint of the boundary at hand, unless the newest one is of it already."""
+        if self._progress == self._saved_progress:
+            return
+        self._check_losses()
+        if not all_finite(list(self.parameters())):
+            raise NanError(f"A weight is not finite at step {self.global_step}; the checkpoint before it stands.")
+        kept = {id(value) for value in self.state_dict(keep_vars=True).values()}
+        state = {
+            "progress": self._progress,
+            "modules": self.state_dict(),
+            # Those that are not persistent for others are part of the state all the same.
+            "buffers": {name: buffer for name, buffer in self.named_buffers() if id(buffer) not in kept},
+            "parts": {name: part.state_dict() for name, part in self._stateful.items()},
+            "log_position": self._log.position(),
+        }
+        facts = {
+            "progress": self._progress,
+            "world": {"size": self.world_size, "device": str(self.device), "threads": torch.get_num_threads()},
+        }
+        try:
+            self._store.save(self.global_step, state, facts)
+        except OSError as error:
+            log.error("The checkpoint of step %d could not be written, the one before it stands: %s", self.global_step, error)
+        else:
+            self._saved_progress = self._progress
+            self._folder.write_status("running", self._progress)
+        self._last_save = time.monotonic()
+        self._next_save = self._last_save + 60 * self.logger["checkpoint_every_minutes"]
+
+    def _restore(self) -> None:
+        """Go on from the newest valid checkpoint of the run's folder, if it has one."""
+        self._log_position, self._saved_progress = 0, None
+        found = self._store.load_newest()
+        if found is None:
+            return
+        path, state, meta = found
+        threads, then = torch.get_num_threads(), meta["world"]["threads"]
+        if threads != then:
+            log.warning("Going on with %d threads instead of %d: results may differ in the last bits.", threads, then)
+        load_strictly(self, state["modules"], f"'{path}' does not fit this model")
+        buffers = dict(self.named_buffers())
+        for name, value in state["buffers"].items():
+            buffers[name].copy_(value)
+        try:
+            for name, part in self._stateful.items():
+                part.load_state_dict(state["parts"][name])
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"'{path}' does not fit this run: {name}: {error!r}") from error
+        progress = state["progress"]
+        self.global_step, self.epoch = progress["global_step"], progress["epoch"]
+        self._batches_done, self._phase = progress["batches"], progress["phase"]
+        self._log_position, self._saved_progress = state["log_position"], progress
+        if self._folder.status.get("status") == "finished":
+            self._is_finished = self.epoch >= self.optim["epochs"]
+            self._log_position = None  # all of it stands
+        if not self._is_finished:
+            log.info("Going on from '%s': step %d, epoch %d.", path, self.global_step, self.epoch)
+
+    def _save_weights(self, name: str) -> None:
+        """Keep the weights of all modules for reading, as `weights/<name>.safetensors`."""
+        tensors = {key.removeprefix("module."): value for key, value in self.state_dict().items() if key.startswith("module.")}
+        tensors = {key: value for key, value in tensors.items() if isinstance(value, Tensor)}
+        config = self.get_config()["trainer"]
+        header = {"module": config.get("module"), "global_step": self.global_step, "epoch": self.epoch}
+        save_weights(self._folder.path / "weights" / f"{name}.safetensors", tensors, header)
+
+    def checkpoint(self, *args: Any, **kwargs: Any) -> DelayedSubmission:
+        """Return the task that goes on with this run: submitit's protocol, called when the job is preempted.
+
+        What was learned is in the run's folder, so the task is only a fresh trainer made from the arguments of this one.
+        """
+        from submitit.helpers import DelayedSubmission
+
+        own_args, own_kwargs = self._captured
+        fresh = type(self)(*own_args, **own_kwargs)
+        fresh._dump_path = self._dump_path
+        return DelayedSubmission(fresh)
+
+    # Evaluation -------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _evaluate(self) -> None:
+        """Evaluate on every set but `train`."""
+        self.before_eval()
+        epoch = min(self.epoch, self.optim["epochs"] - 1)
+        for name_loader in self._eval_sets:
+            loader, metrics = self.data[name_loader], self._metrics[name_loader]
+            for metric in metrics.values():
+                metric.reset()
+            self._logging, self._log_set = True, name_loader
+            self._log.console.begin_evaluation(name_loader, len(loader) if hasattr(loader, "__len__") else None)
+            for batch_idx, (indices, batch) in enumerate(loader.batches(0)):
+                self.batch_idx, self.indices, self.batch = batch_idx, indices, batch
+                seed_generators(self.hardware["seed"], Stream.EVAL, batch_idx, self.rank)
+                num_images = self._count_images()
+                with contextlib.suppress(BreakStep):
+                    self.before_eval_step()
+                    self._eval_step(name_loader)
+                    self.after_eval_step()
+                self._log.console.step(num_images)
+                if self._stop.pending:  # the checkpoint from before the evaluation stands
+                    log.warning("Stopping in the evaluation because of %s.", self._stop.reason)
+                    self._stop.leave()
+            for name, metric in metrics.items():
+                self._log_values(name, metric.compute())
+            for name, monitor in self._monitors.get(name_loader, {}).items():
+                self._log_values(name, monitor.compute(self))
+            results = self._collected.flush()
+            self._logging, self._log_set = False, "train"
+            self._log.console.end_evaluation(results)
+            if results:
+                self._log.write({"global_step": self.global_step, "epoch": epoch, **results})
+        self.after_eval()
+
+    def before_eval(self) -> None:
+        """Run before evaluation; puts all modules in evaluation mode."""
+        self.eval()
+
+    def after_eval(self) -> None:
+        """Run after evaluation; does nothing."""
+
+    def before_eval_step(self) -> None:
+        """Run before each evaluation step; moves the mini-batch to the device."""
+        self.batch = to_device(self.batch, self.device, self.hardware["channels_last"])
+
+    def _eval_step(self, name_loader: str) -> None:
+        """Give `predict()` and the labels to the metrics of the set."""
+        metrics = self._metrics[name_loader]
+        if metrics:
+            with self._precision.autocast:
+                predictions = self._described(self.predict)
+            for metric in metrics.values():
+                metric.update(predictions.float(), self.batch[1])
+        for monitor in self._monitors.get(name_loader, {}).values():
+            monitor.on_eval(self)
+
+    def after_eval_step(self) -> None:
+        """Run after each evaluation step; does nothing."""
+
+    # Logs -------------------------------------------------------------------------------------------------------------
+
+    def log(self, name: str, value: Tensor | float) -> None:
+        """Log one number, as `train/<name>`, or `<set>/<name>` during evaluation.
+
+        Costs nothing between logging steps, and never waits for the device. The mean is written where a name comes
+        several times before the record is.
+        """
+        if self._logging:
+            self._collected.add(f"{self._log_set}/{name}", value)
+
+    def _log_values(self, name: str, value: Any) -> None:
+        """Log a number, or a dict of them."""
+        if isinstance(value, Mapping):
+            for key, part in value.items():
+                self.log(f"{name}_{key}", part)
+        elif value is not None:
+            self.log(name, value)
+
+    def _write_training_record(self) -> None:
+        record: dict[str, Any] = {"global_step": self.global_step, "epoch": self.epoch, **self._collected.flush()}
+        record["perf/time"] = round(time.time(), 3)
+        record["perf/images_per_s"] = round(self._log.console.images_per_second, 1)
+        record["perf/data_wait_s"] = round(self._data_wait, 6)
+        if self.device.type == "cuda":
+            record["perf/memory_gib"] = round(torch.cuda.max_memory_allocated(self.device) / 2**30, 3)
+        self._data_wait = 0.0
+        self._log.write(record)
+
+    def get_logs(self) -> list[dict[str, Any]]:
+        """Return the records of `metrics.jsonl`, in the order in which they were written."""
+        self._log.flush()
+        return read_metrics(self._folder.path / "metrics.jsonl")
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the resolved configuration, as `config.yaml` has it: all defaults filled in, no `dump_path`.
+
+        A live object appears as its class name, in angle brackets.
+        """
+        args, kwargs = self._captured
+        bound = inspect.signature(type(self).__init__).bind(self, *args, **kwargs).arguments
+        bound.pop("self", None)
+        bound.update(bound.pop("kwargs", {}))
+        bound.update({name: fields for name, fields in self._fields.items() if name in bound})
+        bound["logger"] = {key: value for key, value in bound["logger"].items() if key != "dump_path"}
+        cls = type(self)
+        target = f"{cls.__module__}.{cls.__qualname__}"
+        if cls.__module__ == "__main__" or "<locals>" in target:
+            target = f"<live {cls.__name__}>"
+        return {"trainer": {"_target_": target, **cfg.describe(bound)[0]}}
+
+    def _count_images(self) -> int:
+        if self.indices is not None:
+            return len(self.indices)
+        tensor = first_tensor(self.batch)
+        return len(tensor) if tensor is not None and tensor.ndim else 1
+
+    def _check_arguments(self, data, module, loss, module_init, attributes, problems: list[str]) -> None:
+        """Collect what is wrong with the arguments, before anything is built."""
+        for name, value in (("data", data), ("module", module)):
+            if not isinstance(value, Mapping):
+                problems.append(f"{name}: {value!r} is not a dict of names.")
+        if problems:
+            return
+        for name, value in (("data", data), ("module", module), ("loss", loss)):
+            cfg.check_nodes(value, name, problems)
+        sets = [name for name in data if not name.startswith("_")]
+        if self.optim is not None:
+            for name in ("optimizer", "scheduler"):
+                cfg.check_nodes(self.optim[name], f"optim.{name}", problems, partial=True)
+            if "train" in sets and self.optim["optimizer"] is None:
+                problems.append("optim.optimizer: missing; a run that trains needs one.")
+        if self.logger is not None:
+            self._check_watched_sets(sets, problems)
+        if not sets:
+            problems.append("data: no data set. `train` is trained on, any other name is evaluated on.")
+        problems += [
+            f"module.{name}: missing; {type(self).__name__} needs it{cfg.nearest(name, list(module))}"
+            for name in self.required_modules
+            if name not in module
+        ]
+        problems += [
+            f"module_init.{name}: no such module{cfg.nearest(name, list(module))}"
+            for name in (module_init or {})
+            if name not in module
+        ]
+        own = ["data", "module", "hardware", "optim", "logger", "loss", "module_init"]
+        for name, value in attributes.items():
+            if hasattr(BaseTrainer, name) or name in own:
+                problems.append(f"{name}: BaseTrainer uses this name itself; choose another.")
+            elif (hint := cfg.nearest(name, own)) and not hasattr(type(self), name):
+                problems.append(f"{name}: unknown argument{hint}")
+            else:
+                cfg.check_nodes(value, name, problems)
+
+
+    def _check_watched_sets(self, sets: list[str], problems: list[str]) -> None:
+        """Collect what is wrong with the metrics and monitors, which are configured by data set."""
+        for field, valid in (("metric", [name for name in sets if name != "train"]), ("monitor", sets)):
+            cfg.check_nodes(self.logger[field], f"logger.{field}", problems)
+            for name, watched in self.logger[field].items():
+                if name not in valid:
+                    problems.append(f"logger.{field}.{name}: no such set in data{cfg.nearest(name, valid)}")
+                elif not isinstance(watched, Mapping) or "_target_" in watched:
+                    problems.append(f"logger.{field}.{name}: {watched!r} is not a dict of names.")
+
+
+def _partial(node: Any) -> Any:
+    """Return a node of an optimizer or schedule as one whose first arguments come later."""
+    return {**node, "_partial_": True} if isinstance(node, Mapping) and "_target_" in node else node
+
+
+def _lacks_total_steps(schedule: Callable) -> bool:
+    """Say whether a schedule has a parameter `total_steps` without a value."""
+    try:
+        parameter = inspect.signature(schedule).parameters.get("total_steps")
+    except ValueError:
+        return False
+    given = isinstance(schedule, functools.partial) and "total_steps" in schedule.keywords
+    return parameter is not None and not given

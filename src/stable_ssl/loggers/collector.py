@@ -1,0 +1,47 @@
+"""Values on their way to the log."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Collector:
+    """Keeps what was logged where it is, and brings it to the host in one copy.
+
+    A name that is given several times before `flush` becomes the mean of its values.
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[Tensor | float]] = {}
+
+    def add(self, name: str, value: Tensor | float) -> None:
+        """Keep a number, or a tensor of one element.
+
+        Raises
+        ------
+        TypeError
+            It is neither.
+        """
+        if isinstance(value, Tensor):
+            if value.numel() != 1:
+                raise TypeError(f"'{name}' can't be logged: a tensor of shape {tuple(value.shape)}, not one number.")
+            value = value.detach().reshape(())
+        elif not isinstance(value, int | float):
+            raise TypeError(f"'{name}' can't be logged: a {type(value).__name__}, not a number.")
+        self._values.setdefault(name, []).append(value)
+
+    def flush(self) -> dict[str, float]:
+        """Return the mean of each name, in the order in which they came, and forget them. Waits for the device once."""
+        on_device: dict[str, Tensor] = {}
+        record: dict[str, float] = {}
+        for name, values in self._values.items():
+            tensors = [value for value in values if isinstance(value, Tensor)]
+            if tensors:
+                tensors = [*tensors, *(tensors[0].new_tensor(v) for v in values if not isinstance(v, Tensor))]
+                on_device[name] = tensors[0].float() if len(tensors) == 1 else torch.stack(tensors).float().mean()
+            record[name] = 0.0 if tensors else sum(values) / len(values)  # type: ignore[arg-type]
+        self._values = {}
+        if on_device:
+            record.update(zip(on_device, torch.stack(list(on_device.values())).tolist(), strict=True))
+        return record

@@ -1,0 +1,59 @@
+"""Everything that one run writes about itself while it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .console import Console
+from .jsonl import MetricsFile
+from .tracking import open_trackers
+
+
+class RunLog:
+    """The console, `metrics.jsonl` and the trackers of one run, opened and closed together.
+
+    Parameters
+    ----------
+    folder
+        The run's folder.
+    options
+        Fields `level`, `wandb` and `tensorboard`.
+    num_epochs
+        How many epochs the run has in all.
+    config
+        What a tracker shows as the run's configuration.
+    step
+        Global step from which the run goes on.
+    position
+        Length in bytes that `metrics.jsonl` is cut back to; None leaves all of it.
+    """
+
+    def __init__(
+        self, folder: Path, options: Any, num_epochs: int, config: dict[str, Any], step: int, position: int | None
+    ):
+        self.console = Console(folder / "console.log", options["level"], num_epochs)
+        self._file = MetricsFile(folder / "metrics.jsonl")
+        if position is not None:
+            self._file.cut_back(position)
+        self._trackers = open_trackers(
+            folder, wandb=options["wandb"], tensorboard=options["tensorboard"], config=config, step=step
+        )
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Write one record: numbers by name, `global_step` and `epoch` among them."""
+        self._file.log(record)
+        self.console.metrics(record)
+        for tracker in self._trackers:
+            tracker.log(record, record["global_step"])
+
+    def position(self) -> int:
+        """Return the length of `metrics.jsonl` in bytes, all of it on disk."""
+        return self._file.position()
+
+    def close(self, status: str) -> None:
+        """Close everything; `status` is finished, stopped, preempted or failed."""
+        self._file.close()
+        for tracker in self._trackers:
+            tracker.close(status)
+        self.console.close()

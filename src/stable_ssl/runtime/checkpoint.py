@@ -1,0 +1,177 @@
+"""Checkpoints that can be trusted: written whole or not at all, verified before use, loaded without running code.
+
+    checkpoints/step_00001200/
+        state.pt     the state, for `torch.load(weights_only=True)`
+        meta.json    written last: what made it, and size and checksum of the other file
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..exceptions import CheckpointError
+
+log = logging.getLogger("stable_ssl")
+
+FORMAT = 1
+
+
+class CheckpointStore:
+    """The resumable checkpoints of one run.
+
+    Parameters
+    ----------
+    folder
+        Where they are; made when the first is saved.
+    keep
+        How many to keep.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2):
+        self.folder = folder
+        self.keep = keep
+        self._read_back = False
+
+    def save(self, step: int, state: dict[str, Any], facts: dict[str, Any]) -> Path:
+        """Write one checkpoint, durable when this returns, and delete the oldest beyond `keep`.
+
+        Parameters
+        ----------
+        step
+            Global step; names the folder. A checkpoint of the same step is replaced.
+        state
+            Tensors, numbers, strings and containers of them.
+        facts
+            What `meta.json` says beside software and files.
+
+        Raises
+        ------
+        CheckpointError
+            The state can't be loaded again (found by reading the first one back).
+        OSError
+            It could not be written; what was there before still is.
+        """
+        final = self.folder / f"step_{step:08d}"
+        part = self.folder / f".{final.name}.part"
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        try:
+            with open(part / "state.pt", "wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            if not self._read_back:
+                _load_state(part)
+                self._read_back = True
+            meta = {"format": FORMAT, "software": software(), **facts, "files": {"state.pt": _fingerprint(part / "state.pt")}}
+            with open(part / "meta.json", "w") as file:
+                json.dump(meta, file, indent=1)
+                file.flush()
+                os.fsync(file.fileno())
+            sync_folder(part)
+            self._delete(final)
+            part.rename(final)
+            sync_folder(self.folder)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+        for old in self._newest_first()[self.keep :]:
+            self._delete(old)
+        return final
+
+    def load_newest(self) -> tuple[Path, dict[str, Any], dict[str, Any]] | None:
+        """Return (folder, state, meta) of the newest checkpoint that verifies; None where there is none at all.
+
+        One that does not verify is reported, and the one before it is used.
+
+        Raises
+        ------
+        CheckpointError
+            There are checkpoints, and none of them is valid.
+        """
+        folders = self._newest_first()
+        reasons = []
+        for folder in folders:
+            try:
+                meta = _verify(folder)
+                return folder, _load_state(folder), meta
+            except CheckpointError as error:
+                log.error("%s", error)
+                reasons.append(str(error))
+        if reasons:
+            raise CheckpointError(
+                "\n".join([f"None of the checkpoints in '{self.folder}' is valid; not starting over.", *reasons])
+            )
+        return None
+
+    def _newest_first(self) -> list[Path]:
+        return sorted(self.folder.glob("step_*"), key=lambda folder: int(folder.name[5:]), reverse=True)
+
+    def _delete(self, folder: Path) -> None:
+        """Delete metadata first, so that a deletion cut short leaves nothing that looks valid."""
+        (folder / "meta.json").unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def software() -> dict[str, str]:
+    """Return the versions that results depend on."""
+    import numpy
+
+    from .. import __version__
+
+    versions = {"stable_ssl": __version__, "torch": torch.__version__, "numpy": numpy.__version__}
+    return {"python": platform.python_version(), **versions}
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and deletions inside `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    with open(path, "rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _verify(folder: Path) -> dict[str, Any]:
+    """Return the content of `meta.json` after checking the files against it."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+        expected = meta["files"]["state.pt"]
+        version = meta["format"]
+    except FileNotFoundError:
+        raise CheckpointError(f"'{folder}' is not a whole checkpoint: it has no meta.json.") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"'{folder / 'meta.json'}' can't be read: {error!r}") from error
+    if version != FORMAT:
+        raise CheckpointError(f"'{folder}' has format {version}; this version reads format {FORMAT}.")
+    try:
+        found = _fingerprint(folder / "state.pt")
+    except OSError as error:
+        raise CheckpointError(f"'{folder / 'state.pt'}' can't be read: {error}") from error
+    if found != expected:
+        raise CheckpointError(f"'{folder / 'state.pt'}' is damaged: {found} instead of {expected}.")
+    return meta
+
+
+def _load_state(folder: Path) -> dict[str, Any]:
+    try:
+        return torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(
+            f"'{folder / 'state.pt'}' can't be loaded: a state may hold tensors, numbers, strings and containers "
+            f"of them only, so that loading never runs code. {error}"
+        ) from error

@@ -1,0 +1,143 @@
+"""Mixed precision: where autocast applies, how a loss is scaled, and how one optimizer step is taken."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger("stable_ssl")
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """Return the nearest precision that the device trains in; fp16 is for GPUs, elsewhere it becomes fp32."""
+    if precision == "fp16" and device.type != "cuda":
+        log.warning("Precision fp16 needs a CUDA device: using fp32 on %s.", device.type)
+        return "fp32"
+    return precision
+
+
+class Precision:
+    """Autocast, loss scaling, gradient clipping and the optimizer step, as one precision needs them.
+
+    Parameters
+    ----------
+    precision
+        "fp32", "bf16" (autocast), or "fp16" (autocast, and a dynamically scaled loss: Micikevicius et al.,
+        "Mixed precision training", ICLR 2018, section 3.2).
+    device
+        Where the model is.
+    grad_max_norm
+        Largest L2 norm of all gradients together; None: no clipping.
+    skip_nonfinite
+        Leave out the steps whose gradients are not finite. This reads one number from the device at each step.
+    """
+
+    def __init__(
+        self,
+        precision: str,
+        device: torch.device,
+        grad_max_norm: float | None = None,
+        skip_nonfinite: bool = False,
+    ):
+        self.grad_max_norm = grad_max_norm
+        self.skip_nonfinite = skip_nonfinite
+        self.scaler = torch.amp.GradScaler(device.type) if precision == "fp16" else None
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+        # One context object serves the whole run: making one costs as much as a small kernel.
+        self.autocast: contextlib.AbstractContextManager = (
+            contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+        )
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of `loss`, a scalar, to those of the parameters."""
+        (self.scaler.scale(loss) if self.scaler else loss).backward()
+
+    def step(self, optimizer: torch.optim.Optimizer, grad_scale: float = 1.0) -> bool:
+        """Clip, and update the parameters.
+
+        Parameters
+        ----------
+        grad_scale
+            Factor on the gradients before anything else.
+
+        Returns
+        -------
+        bool
+            False where the step was left out because a gradient is not finite and `skip_nonfinite` is set.
+        """
+        if self.scaler:
+            self.scaler.unscale_(optimizer)
+        if grad_scale != 1.0 or self.grad_max_norm is not None or self.skip_nonfinite:
+            grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            if grads and not self._prepare(grads, grad_scale):
+                if self.scaler:
+                    self.scaler.update()
+                return False
+        if self.scaler:
+            self.scaler.step(optimizer)
+            self.scaler.update()
+        else:
+            optimizer.step()
+        return True
+
+    def _prepare(self, grads: list[Tensor], grad_scale: float) -> bool:
+        """Scale and clip in place; say whether the step may be taken."""
+        if grad_scale != 1.0:
+            torch._foreach_mul_(grads, grad_scale)
+        if self.grad_max_norm is None and not self.skip_nonfinite:
+            return True
+        norm = torch.nn.utils.get_total_norm(grads)
+        # With fp16 the scaler looks at the gradients itself, and needs to see them.
+        if self.skip_nonfinite and not self.scaler and not torch.isfinite(norm):
+            return False
+        if self.grad_max_norm is not None:
+            torch._foreach_mul_(grads, torch.clamp(self.grad_max_norm / (norm + 1e-6), max=1.0))
+        return True
+
+
+class FiniteWatch:
+    """Remembers the losses on the device, and looks at them together when the host waits for it anyway."""
+
+    CHUNK = 1024  # scalars kept apart before they are packed into one tensor
+
+    def __init__(self) -> None:
+        self._losses: list[Tensor] = []
+        self._steps: list[int] = []
+        self._packed: list[Tensor] = []
+
+    def add(self, loss: Tensor, step: int) -> None:
+        """Remember the loss of a micro-batch of optimizer step `step`."""
+        self._losses.append(loss.detach())
+        self._steps.append(step)
+        if len(self._losses) >= self.CHUNK:
+            self._packed.append(torch.stack(self._losses))
+            self._losses.clear()
+
+    def first_bad(self) -> tuple[int, float] | None:
+        """Return (step, loss) of the first loss that is not finite since the last call, or None. Waits for the device."""
+        if not self._steps:
+            return None
+        if self._losses:
+            self._packed.append(torch.stack(self._losses))
+        losses = torch.cat(self._packed)
+        bad = (~torch.isfinite(losses)).cpu()
+        found = None
+        if bad.any():
+            index = int(bad.to(torch.uint8).argmax())
+            found = self._steps[index], float(losses[index])
+        self._losses.clear()
+        self._steps.clear()
+        self._packed.clear()
+        return found
+
+
+def all_finite(tensors: list[Tensor]) -> bool:
+    """Say whether every value of the floating-point tensors is finite. Waits for the device once."""
+    floating = [tensor.detach() for tensor in tensors if tensor.is_floating_point()]
+    if not floating:
+        return True
+    # A sum of squares would overflow long before the largest finite number does.
+    return bool(torch.stack([norm.float() for norm in torch._foreach_norm(floating, float("inf"))]).isfinite().all())
