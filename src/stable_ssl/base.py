@@ -143,7 +143,7 @@ class BaseTrainer(nn.Module):
         self._phase, self._batches_done, self._num_backward = "fit", 0, 0
         self._logging, self._log_set, self._collected = False, "train", Collector()
         self._group_size, self._group_ends, self._bad_group = 1, True, False
-        self._data_wait, self._finite = 0.0, FiniteWatch()
+        self._data_wait, self._finite, self._log = 0.0, FiniteWatch(), None
         self._skip_nonfinite = self.optim["nonfinite"] == "skip"
 
     def __call__(self) -> None:
@@ -596,6 +596,7 @@ class BaseTrainer(nn.Module):
                     loader.close()
             folder.write_status(status, self._progress)
             self._log.close(status)
+            self._log = None
             folder.release()
 
     @property
@@ -779,7 +780,8 @@ class BaseTrainer(nn.Module):
 
     def get_logs(self) -> list[dict[str, Any]]:
         """Return the records of `metrics.jsonl`, in the order in which they were written."""
-        self._log.flush()
+        if self._log is not None:
+            self._log.position()  # brings what is buffered to disk
         return read_metrics(self._folder.path / "metrics.jsonl")
 
     def get_config(self) -> dict[str, Any]:
@@ -797,7 +799,7 @@ class BaseTrainer(nn.Module):
         target = f"{cls.__module__}.{cls.__qualname__}"
         if cls.__module__ == "__main__" or "<locals>" in target:
             target = f"<live {cls.__name__}>"
-        return {"trainer": {"_target_": target, **cfg.describe(bound)[0]}}
+        return {"trainer": {"_target_": target, **cfg.describe(bound)}}
 
     def _count_images(self) -> int:
         if self.indices is not None:
@@ -838,7 +840,7 @@ class BaseTrainer(nn.Module):
         for name, value in attributes.items():
             if hasattr(BaseTrainer, name) or name in own:
                 problems.append(f"{name}: BaseTrainer uses this name itself; choose another.")
-            elif (hint := cfg.nearest(name, own)) and not hasattr(type(self), name):
+            elif (hint := cfg.nearest(name, own)) != "." and not hasattr(type(self), name):
                 problems.append(f"{name}: unknown argument{hint}")
             else:
                 cfg.check_nodes(value, name, problems)

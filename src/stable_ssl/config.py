@@ -301,8 +301,7 @@ def instanciate_config(config: Any) -> Any:
 
     if isinstance(target, type) and issubclass(target, BaseTrainer) and target.__init__ is BaseTrainer.__init__:
         # An empty section means its defaults.
-        arguments = {**{name: {} for name in required}, **{k: v if v is not None else {} for k, v in arguments.items()}}
-        return target(**arguments)
+        return target(**{**arguments, **{name: arguments.get(name) or {} for name in required}})
     check_nodes({"_target_": target, **{key: None for key in arguments}}, "trainer", problems)
     if problems:
         raise ConfigError(problems)

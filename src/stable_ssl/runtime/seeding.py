@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+from collections.abc import Iterator
 from enum import IntEnum
 
 import numpy as np
@@ -48,3 +50,15 @@ def seed_generators(*keys: int) -> None:
         torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(seed)
     elif torch.mps.is_available():
         torch.mps.manual_seed(seed)
+
+
+@contextlib.contextmanager
+def preserved_generators() -> Iterator[None]:
+    """Put the default CPU generators back as they were."""
+    states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.default_generator.set_state(states[2])

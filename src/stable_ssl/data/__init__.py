@@ -1,0 +1,18 @@
+"""Data sets, and loaders that give the same batches on every run."""
+
+from .datasets import Digits, ImageFolder, Parquet
+from .huggingface import HuggingFaceDataset
+from .loader import Loader
+from .multi_view import MultiViewSampler
+from .sources import IterableLoader, as_loader
+
+__all__ = [
+    "Digits",
+    "HuggingFaceDataset",
+    "ImageFolder",
+    "IterableLoader",
+    "Loader",
+    "MultiViewSampler",
+    "Parquet",
+    "as_loader",
+]

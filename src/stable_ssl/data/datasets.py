@@ -1,0 +1,144 @@
+"""Data sets of (image, label); images are PIL images until a transform makes something else of them."""
+
+from __future__ import annotations
+
+import glob
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import Dataset
+from torchvision import datasets
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from ..exceptions import ConfigError
+
+
+def to_float_tensor(image: Image.Image) -> Any:
+    """Return a PIL image as a float tensor in [0, 1], (channels, height, width)."""
+    return pil_to_tensor(image).float().div_(255)
+
+
+class Digits(Dataset):
+    """Scikit-learn's handwritten digits: 1,797 real grey images of 8 × 8 pixels, embedded in scikit-learn.
+
+    Source: E. Alpaydin and C. Kaynak, "Optical recognition of handwritten digits", UCI Machine Learning Repository, 1998.
+
+    Parameters
+    ----------
+    split
+        "train" (1,438 images) or "test" (359): a fixed split, stratified by digit.
+    size
+        Pixels a side, scaled up bilinearly.
+    transform
+        Applied to the PIL image (mode "L"); without one the image is a float tensor in [0, 1], (1, size, size).
+    """
+
+    classes = [str(digit) for digit in range(10)]
+
+    def __init__(self, split: str = "train", size: int = 16, transform: Callable | None = None):
+        if split not in ("train", "test"):
+            raise ConfigError(f"split: {split!r} is neither 'train' nor 'test'.")
+        from sklearn.datasets import load_digits
+
+        images, targets = load_digits(return_X_y=True)
+        # Every fifth image of each digit is held out.
+        place = np.zeros(len(targets), dtype=int)
+        for digit in range(10):
+            place[targets == digit] = np.arange((targets == digit).sum())
+        chosen = (place % 5 == 4) == (split == "test")
+        pixels = np.rint(images[chosen].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+        self.images = [Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR) for image in pixels]
+        self.targets = targets[chosen].tolist()
+        self.transform = transform or to_float_tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self.transform(self.images[index]), self.targets[index]
+
+
+class ImageFolder(datasets.ImageFolder):
+    """Images in one folder a class, as torchvision's; without a transform they are float tensors in [0, 1]."""
+
+    def __init__(self, root: str | Path, transform: Callable | None = None, **kwargs: Any):
+        try:
+            super().__init__(str(root), transform or to_float_tensor, **kwargs)
+        except FileNotFoundError as error:
+            raise ConfigError(f"root: '{root}' is no folder of classes with images: {error}") from error
+
+
+class Parquet(Dataset):
+    """Images and labels from Parquet files: encoded bytes, or the {bytes, path} that Hugging Face writes.
+
+    The bytes stay encoded in memory, shared with forked workers, and are decoded when a sample is read.
+
+    Parameters
+    ----------
+    path
+        A file, a folder of `*.parquet`, a pattern, or a list of these.
+    image, label
+        Names of the columns. Without a label column the label is -1.
+    transform
+        Applied to the PIL image (mode "L" or "RGB"); without one the image is a float tensor in [0, 1].
+    """
+
+    def __init__(
+        self,
+        path: str | Path | Sequence[str | Path],
+        image: str = "image",
+        label: str | None = "label",
+        transform: Callable | None = None,
+    ):
+        self.files = _parquet_files(path)
+        self.image, self.label = image, label
+        self.transform = transform or to_float_tensor
+        self._open()
+
+    def _open(self) -> None:
+        try:
+            import pyarrow.parquet
+        except ImportError as error:
+            raise ConfigError("Parquet needs `pip install 'stable-ssl[parquet]'`.") from error
+        names = pyarrow.parquet.read_schema(self.files[0]).names
+        wanted = [self.image] if self.label is None else [self.image, self.label]
+        missing = [name for name in wanted if name not in names]
+        if missing:
+            raise ConfigError(f"path: '{self.files[0]}' has no column {missing}; it has {names}.")
+        tables = [pyarrow.parquet.read_table(file, columns=wanted, memory_map=True) for file in self.files]
+        table = pyarrow.concat_tables(tables).combine_chunks()
+        self._images = table[self.image]
+        self.targets = [-1] * len(table) if self.label is None else table[self.label].to_pylist()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the bytes out: a spawned worker opens the files itself."""
+        return {key: value for key, value in vars(self).items() if key not in ("_images", "targets")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._open()
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        encoded = self._images[index].as_py()
+        encoded = encoded["bytes"] if isinstance(encoded, dict) else encoded
+        image = Image.open(io.BytesIO(encoded))
+        image = image if image.mode in ("L", "RGB") else image.convert("RGB")
+        return self.transform(image), self.targets[index]
+
+
+def _parquet_files(path: str | Path | Sequence[str | Path]) -> list[str]:
+    found: list[str] = []
+    for item in [path] if isinstance(path, str | Path) else path:
+        folder = Path(item)
+        matches = sorted(map(str, folder.glob("*.parquet"))) if folder.is_dir() else sorted(glob.glob(str(item)))
+        if not matches:
+            raise ConfigError(f"path: no Parquet file at '{item}'.")
+        found += matches
+    return found

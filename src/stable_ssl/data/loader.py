@@ -1,0 +1,341 @@
+"""`Loader`: batches as a pure function of (seed, epoch), read by any number of workers, from any position on."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler
+from torch.utils.data.dataloader import default_collate, default_convert
+
+from ..exceptions import ConfigError, DataError
+from ..runtime.device import describe_batch
+from ..runtime.seeding import Stream, derive_seed, preserved_generators, seed_generators
+from .multi_view import MultiViewSampler
+
+
+class Loader:
+    """Yields the batches of a map-style data set; the same ones on every run, whatever reads them.
+
+    The order of an epoch is a function of (seed, epoch), and the default Python, NumPy and torch generators are seeded
+    from (seed, epoch, index) right before each sample is read. So a transform that draws from them gives the same views
+    with 0, 2 or 8 workers, and an epoch can be entered at any batch without reading those before it. (A transform with
+    a private generator is not covered, except albumentations', which is seeded through `set_random_seed`.)
+
+    Parameters
+    ----------
+    dataset
+        Has `__len__` and `__getitem__`.
+    batch_size
+        Samples in a batch, on each rank. None: each item of the data set is a batch.
+    views
+        A transform, or a list of them, applied to the image of each (image, …) sample where it is read. Several give a
+        list of views: the batch is `[[view_1, view_2], labels]`.
+    shuffle
+        Draw a new order each epoch.
+    drop_last
+        Leave out a last batch that is not full.
+    sampler, batch_sampler
+        Torch's own, instead of `shuffle`: drawn once an epoch under a seed that is a function of (seed, epoch), then
+        shared out over the ranks.
+    num_workers, collate_fn, worker_init_fn, pin_memory, prefetch_factor, timeout, multiprocessing_context,
+    persistent_workers
+        As for `torch.utils.data.DataLoader`.
+
+    Raises
+    ------
+    ConfigError
+        The arguments contradict each other, or there is nothing to load.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        batch_size: int | None = 1,
+        *,
+        views: Callable | Sequence[Callable] | None = None,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        sampler: Any = None,
+        batch_sampler: Any = None,
+        num_workers: int = 0,
+        collate_fn: Callable | None = None,
+        worker_init_fn: Callable[[int], None] | None = None,
+        pin_memory: bool = False,
+        prefetch_factor: int | None = None,
+        timeout: float = 0,
+        multiprocessing_context: Any = None,
+        persistent_workers: bool = False,
+    ):
+        for method in ("__len__", "__getitem__"):
+            if not hasattr(dataset, method):
+                raise ConfigError(f"dataset: a {type(dataset).__name__} has no {method}; pass a stream as it is.")
+        if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
+            raise ConfigError(f"batch_size: {batch_size!r} is not a count of at least 1.")
+        if len(dataset) == 0:
+            raise ConfigError(f"dataset: this {type(dataset).__name__} is empty.")
+        if shuffle and (sampler is not None or batch_sampler is not None):
+            raise ConfigError("shuffle: a sampler decides on the order already; give only one of them.")
+        if sampler is not None and batch_sampler is not None:
+            raise ConfigError("sampler: a batch_sampler decides on the samples already; give only one of them.")
+        if drop_last and batch_size and batch_sampler is None and sampler is None and batch_size > len(dataset):
+            raise ConfigError(
+                f"batch_size: {batch_size} is more than the {len(dataset)} samples, and drop_last leaves nothing."
+            )
+        if num_workers == 0 and (prefetch_factor is not None or persistent_workers):
+            raise ConfigError("num_workers: prefetch_factor and persistent_workers need at least 1.")
+        self.dataset = dataset if views is None else WithViews(dataset, views)
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.sampler = sampler
+        self.batch_sampler = batch_sampler
+        self.num_workers = num_workers
+        self._collate = collate_fn or (default_convert if batch_size is None else default_collate)
+        self._options = {
+            "num_workers": num_workers,
+            "pin_memory": pin_memory,
+            "timeout": timeout,
+            "persistent_workers": persistent_workers,
+            "multiprocessing_context": multiprocessing_context,
+            "prefetch_factor": prefetch_factor,
+            "worker_init_fn": _WorkerInit(worker_init_fn),
+        }
+        self._engine: DataLoader | None = None
+        self.bind(seed=0)
+
+    def bind(self, seed: int, name: str = "data", rank: int = 0, world_size: int = 1) -> None:
+        """Fix what the batches depend on: the run's seed and this process's share; `name` is for messages."""
+        self.close()
+        self.seed, self.name, self.rank, self.world_size = seed, name, rank, world_size
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of an epoch, over all ranks."""
+        return len(self.dataset) if self.sampler is None else len(self.sampler)
+
+    def __len__(self) -> int:
+        """Return the batches of an epoch, for each rank."""
+        if self.batch_sampler is not None:
+            return -(-len(self.batch_sampler) // self.world_size)
+        if self.batch_size is None:
+            return -(-self.num_samples // self.world_size)
+        whole, rest = divmod(self.num_samples, self.batch_size * self.world_size)
+        return whole + (rest > 0 and not self.drop_last)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the batches of epoch 0."""
+        return (batch for _, batch in self.batches(epoch=0))
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[list[int], Any]]:
+        """Yield (sample indices, batch) for each batch of an epoch from `start` on; those before it are not read.
+
+        Raises
+        ------
+        DataError
+            A sample can't be read, a batch can't be collated, or a worker died.
+        """
+        wanted = self._index_batches(epoch)[start:]
+        if self._engine is None:
+            self._engine = self._make_engine()
+        self._engine.batch_sampler.entries = [[(epoch, index) for index in indices] for indices in wanted]  # type: ignore
+        batches = iter(self._engine)
+        for indices in wanted:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error) and "DataLoader timed out" not in str(error):
+                    raise
+                raise DataError(
+                    f"data.{self.name}: a worker process died or hung while batches from the one of samples "
+                    f"{_some(indices)} on were read: {error}"
+                ) from error
+            yield indices, batch
+
+    def close(self) -> None:
+        """End the worker processes."""
+        engine, self._engine = getattr(self, "_engine", None), None
+        iterator = getattr(engine, "_iterator", None)
+        if iterator is not None:
+            iterator._shutdown_workers()
+
+    def _make_engine(self) -> DataLoader:
+        """Return torch's loader over samples that are asked for as (epoch, index): persistent workers know the epoch."""
+        reader = _Reader(self.dataset, self.seed, self.name)
+        collate = _Collate(self._collate, self.name, single=self.batch_size is None and self.batch_sampler is None)
+        return DataLoader(reader, batch_sampler=_Entries(), collate_fn=collate, **self._options)
+
+    def _index_batches(self, epoch: int) -> list[list[int]]:
+        """Return this rank's batches of an epoch, as sample indices.
+
+        A global batch is the next world_size × batch_size samples of one global order, cut into one piece a rank.
+        """
+        if self.batch_sampler is not None:
+            drawn = [list(batch) for batch in self._draw(self.batch_sampler, epoch)]
+            return drawn[self.rank :: self.world_size]
+        order = self._order(epoch)
+        size = (self.batch_size or 1) * self.world_size
+        pieces = []
+        for first in range(0, len(order), size):
+            whole = order[first : first + size]
+            if len(whole) < size and self.drop_last:
+                break
+            # A short last batch is shared out evenly, with nothing repeated.
+            cuts = [len(whole) * rank // self.world_size for rank in (self.rank, self.rank + 1)]
+            pieces.append(whole[cuts[0] : cuts[1]])
+        return pieces
+
+    def _order(self, epoch: int) -> list[int]:
+        if self.sampler is not None:
+            return list(self._draw(self.sampler, epoch))
+        if not self.shuffle:
+            return list(range(len(self.dataset)))
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, Stream.ORDER, epoch))
+        return torch.randperm(len(self.dataset), generator=generator).tolist()
+
+    def _draw(self, sampler: Any, epoch: int) -> list[Any]:
+        """Draw an epoch from somebody's sampler, as a function of (seed, epoch)."""
+        with preserved_generators():
+            seed_generators(self.seed, Stream.ORDER, epoch)
+            inner = getattr(sampler, "sampler", None)
+            for part in (sampler, inner):
+                if isinstance(getattr(part, "generator", None), torch.Generator):
+                    part.generator.manual_seed(derive_seed(self.seed, Stream.ORDER, epoch))
+                if hasattr(part, "set_epoch"):
+                    part.set_epoch(epoch)
+            return list(sampler)
+
+
+class WithViews(Dataset):
+    """A data set whose samples' images are replaced by views of them."""
+
+    def __init__(self, dataset: Any, views: Callable | Sequence[Callable]):
+        self.dataset = dataset
+        self.transform = views if callable(views) else MultiViewSampler(views)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        sample = self.dataset[index]
+        if not isinstance(sample, tuple | list):
+            return self.transform(sample)
+        image, *rest = sample
+        return (self.transform(image), *rest)
+
+
+class _Entries(Sampler):
+    """Batches of (epoch, index) pairs, set anew for each epoch."""
+
+    def __init__(self) -> None:
+        self.entries: list[list[tuple[int, int]]] = []
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+
+class _Reader(Dataset):
+    """Reads one sample under its own seed."""
+
+    def __init__(self, dataset: Any, seed: int, name: str):
+        self.dataset, self.seed, self.name = dataset, seed, name
+        self.seedable = list(_find_seedable(dataset))
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, entry: tuple[int, int]) -> Any:
+        epoch, index = entry
+        seed_generators(self.seed, Stream.SAMPLE, epoch, index)
+        for transform in self.seedable:
+            transform.set_random_seed(derive_seed(self.seed, Stream.SAMPLE, epoch, index) & 0xFFFFFFFF)
+        # Workers compute with one thread, and a reduction (the mean in a contrast change, say) over several threads
+        # may round differently: so one thread here too.
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return self.dataset[index]
+        except Exception as error:
+            path = _path_of(self.dataset, index)
+            where = f"sample {index}" + (f" ('{path}')" if path else "")
+            raise DataError(f"data.{self.name}: {where} can't be read: {type(error).__name__}: {error}") from error
+        finally:
+            torch.set_num_threads(threads)
+
+
+class _Collate:
+    """Makes a batch of samples; says what is wrong with those that make none."""
+
+    def __init__(self, collate: Callable, name: str, single: bool):
+        self.collate, self.name, self.single = collate, name, single
+
+    def __call__(self, samples: list[Any]) -> Any:
+        try:
+            return self.collate(samples[0] if self.single else samples)
+        except Exception as error:
+            kinds = sorted({describe_batch(sample) for sample in samples})
+            raise DataError(
+                f"data.{self.name}: these samples make no batch: {'; '.join(kinds[:4])}. They must be tensors, arrays "
+                f"or numbers of one shape: add a transform, or a collate_fn. {type(error).__name__}: {error}"
+            ) from error
+
+
+class _WorkerInit:
+    """Leaves it to the main process to decide when a worker ends, then calls the user's own function."""
+
+    def __init__(self, then: Callable[[int], None] | None):
+        self.then = then
+
+    def __call__(self, worker_id: int) -> None:
+        for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+        if self.then is not None:
+            self.then(worker_id)
+
+
+def _find_seedable(holder: Any, depth: int = 0) -> Iterator[Any]:
+    """Find albumentations' pipelines among a data set's transforms."""
+    if hasattr(holder, "set_random_seed"):
+        yield holder
+    elif isinstance(holder, list | tuple):
+        for item in holder:
+            yield from _find_seedable(item, depth + 1)
+    elif depth < 6:
+        for name in ("dataset", "transform", "transforms", "views"):
+            part = getattr(holder, name, None)
+            if part is not None:
+                yield from _find_seedable(part, depth + 1)
+
+
+def _path_of(dataset: Any, index: int) -> str | None:
+    """Return the file that a sample comes from, where the data set says so."""
+    while hasattr(dataset, "dataset"):
+        index = dataset.indices[index] if hasattr(dataset, "indices") else index
+        dataset = dataset.dataset
+    for name in ("samples", "imgs", "paths"):
+        entries = getattr(dataset, name, None)
+        if isinstance(entries, list | tuple) and isinstance(index, int | np.integer) and index < len(entries):
+            entry = entries[index]
+            return str(entry[0] if isinstance(entry, list | tuple) else entry)
+    return None
+
+
+def _some(indices: list[int]) -> str:
+    return str(indices) if len(indices) <= 8 else f"[{', '.join(map(str, indices[:8]))}, …]"
+
+
+def is_plain_order(sampler: Any) -> bool | None:
+    """Return whether torch's sampler shuffles (True) or goes in order (False); None where it does something else."""
+    if type(sampler) is SequentialSampler:
+        return False
+    if type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == len(sampler.data_source):
+        return True
+    return None
