@@ -1,0 +1,162 @@
+"""What a user sees while a run goes on: messages, and a progress bar or plain lines."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console as RichConsole
+from rich.logging import RichHandler
+from rich.progress import BarColumn, Progress, TextColumn
+
+log = logging.getLogger("stable_ssl")
+
+SECONDS_BETWEEN_REDRAWS = 0.1
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Console:
+    """Shows messages of the logger "stable_ssl", and how far the run is.
+
+    On a terminal there is a bar below the messages. Elsewhere there are plain lines: the first soon, then one every ten
+    seconds. All messages and plain lines go to a file too.
+
+    Parameters
+    ----------
+    path
+        The file.
+    level
+        Least severe messages that are shown.
+    num_epochs
+        How many epochs the run has in all, for the time left.
+    """
+
+    def __init__(self, path: Path, level: int, num_epochs: int):
+        self._rich = RichConsole()
+        self._num_epochs = num_epochs
+        self._level = log.level
+        self._propagate = log.propagate
+        to_file = logging.FileHandler(path)
+        to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        to_screen = RichHandler(
+            console=self._rich, show_path=False, show_time=False, markup=False, highlighter=None, keywords=[]
+        )
+        if not self._rich.is_terminal:
+            to_screen = logging.StreamHandler()  # type: ignore[assignment]
+        self._to_file, self._handlers = to_file, [to_file, to_screen]
+        log.setLevel(level)
+        for handler in self._handlers:
+            log.addHandler(handler)
+        log.propagate = False
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=16),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[shown]}", markup=False),
+            console=self._rich,
+            auto_refresh=False,
+            transient=True,
+        )
+        self._task: Any = None
+        self._is_live = self._rich.is_terminal and not self._rich.is_dumb_terminal and level <= logging.INFO
+        self._shown: dict[str, float] = {}
+        self._what, self._total, self._done, self._epoch = "", 0, 0, 0
+        self._counted, self._images = 0, 0
+        self._rate_start = (time.perf_counter(), 0, 0)
+        self._batches_per_s = self.images_per_second = 0.0
+        self._next = 0.0
+        self._line_due = time.perf_counter() + 1.0
+
+    def begin_epoch(self, epoch: int, num_batches: int, done: int = 0) -> None:
+        """Begin epoch `epoch` (from 0), of which `done` batches are over already."""
+        self._epoch = epoch
+        self._begin(f"epoch {epoch + 1}/{self._num_epochs}", num_batches, done)
+
+    def end_epoch(self) -> None:
+        """End the epoch; plain output gets a line where the last is old enough."""
+        self._redraw(time.perf_counter())
+        self._hide()
+
+    def begin_evaluation(self, set_name: str, num_batches: int | None) -> None:
+        """Begin to evaluate on a set."""
+        self._begin(f"evaluating {set_name}", num_batches or 0, 0)
+
+    def end_evaluation(self, results: dict[str, float]) -> None:
+        """End the evaluation, and show what came out."""
+        self._hide()
+        if results:
+            log.info("epoch %d  %s", min(self._epoch + 1, self._num_epochs), _compact(results))
+
+    def step(self, num_images: int) -> None:
+        """Count a mini-batch. Called for each: cheap where there is nothing to draw."""
+        self._done += 1
+        self._counted += 1
+        self._images += num_images
+        now = time.perf_counter()
+        if now >= self._next:
+            self._redraw(now)
+
+    def metrics(self, record: dict[str, Any]) -> None:
+        """Take the newest logged values."""
+        wanted = {"train/loss": "loss"}
+        for name, value in record.items():
+            if "accuracy" in name:
+                self._shown["probe" if name.startswith("train/") else name] = value
+            elif name in wanted:
+                self._shown[wanted[name]] = value
+
+    def close(self) -> None:
+        """Leave the terminal and the logger as they were."""
+        self._hide()
+        for handler in self._handlers:
+            log.removeHandler(handler)
+            handler.close()
+        log.setLevel(self._level)
+        log.propagate = self._propagate
+
+    def _begin(self, what: str, total: int, done: int) -> None:
+        self._what, self._total, self._done = what, total, done
+        self._rate_start = (time.perf_counter(), self._counted, self._images)
+        if self._is_live:
+            self._bar.start()
+            self._task = self._bar.add_task(what, total=total or None, completed=done, shown="")
+
+    def _hide(self) -> None:
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+            self._bar.stop()
+            self._task = None
+
+    def _redraw(self, now: float) -> None:
+        self._next = now + SECONDS_BETWEEN_REDRAWS
+        begun, batches, images = self._rate_start
+        if now - begun > 0.5:
+            self._batches_per_s = (self._counted - batches) / (now - begun)
+            self.images_per_second = (self._images - images) / (now - begun)
+            if now - begun > 10:  # the rate of late
+                self._rate_start = (now, self._counted, self._images)
+        if self._task is not None:
+            self._bar.update(self._task, completed=self._done, shown=self._summary())
+            self._bar.refresh()
+        elif not self._is_live and now >= self._line_due:
+            self._line_due = now + SECONDS_BETWEEN_LINES
+            log.info("%s  step %d/%d  %s", self._what, self._done, self._total, self._summary())
+
+    def _summary(self) -> str:
+        parts = [_compact({name: self._shown[name] for name in ("loss", "probe") if name in self._shown})]
+        if self.images_per_second:
+            parts.append(f"{self.images_per_second:.0f} img/s")
+        if self._what.startswith("epoch") and self._batches_per_s:
+            left = self._total * (self._num_epochs - self._epoch) - self._done
+            parts.append(f"{_clock(left / self._batches_per_s)} left")
+        return "  ".join(part for part in parts if part)
+
+
+def _compact(values: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}"
