@@ -28,7 +28,7 @@ from .exceptions import (
     NanError,
     Preempted,
 )
-from .loggers import RunLog, read_metrics
+from .loggers import Console, RunLog, read_metrics
 from .loggers.collector import Collector
 from .optimizers import param_groups
 from .runtime.checkpoint import CheckpointStore
@@ -187,38 +187,41 @@ class BaseTrainer(nn.Module):
         """
         if self._is_set_up:
             return
-        self.device = resolve_device(self.hardware["device"])
-        self.hardware["precision"] = resolve_precision(self.hardware["precision"], self.device)
-        if self.hardware["deterministic"]:
-            use_deterministic(self.device)
-        self._claim_folder()
+        self._folder = RunFolder(self._dump_path, type(self).__name__)
+        self._dump_path = self._folder.path
         try:
-            self._build()
-            self._restore()
+            with self._console():
+                self._claim_folder()
+                self.device = resolve_device(self.hardware["device"])
+                self.hardware["precision"] = resolve_precision(self.hardware["precision"], self.device)
+                if self.hardware["deterministic"]:
+                    use_deterministic(self.device)
+                self._build()
+                self._restore()
         except BaseException:
             self._folder.release()
             raise
         self._is_set_up = True
 
+    def _console(self) -> contextlib.closing[Console]:
+        """Show messages outside of a run too, and keep them with the run's."""
+        return contextlib.closing(
+            Console(self._folder.path / "console.log", self.logger["level"], self.optim["epochs"])
+        )
+
     def _claim_folder(self) -> None:
-        """Take the run's folder, and refuse to go on with a run that was configured otherwise."""
-        self._folder = RunFolder(self._dump_path, type(self).__name__)
-        self._dump_path = self._folder.path
-        try:
-            earlier = self._folder.config
-            if self._fields["hardware"]["seed"] is None:
-                seed = earlier["trainer"]["hardware"]["seed"] if earlier else secrets.randbits(31)
-                self.hardware["seed"] = self._fields["hardware"]["seed"] = seed
-                log.info("hardware.seed is none: drew %d.", seed)
-            config = self.get_config()
-            if earlier and (differences := config_differences(earlier["trainer"], config["trainer"])):
-                raise ConfigError(
-                    [f"'{self._folder.path}' holds a run with another configuration; nothing was done.", *differences]
-                )
-            self._folder.write_config(config)
-        except BaseException:
-            self._folder.release()
-            raise
+        """Refuse to go on with a run that was configured otherwise, and write down the configuration."""
+        earlier = self._folder.config
+        if self.hardware["seed"] is None:
+            seed = earlier["trainer"]["hardware"]["seed"] if earlier else secrets.randbits(31)
+            self.hardware["seed"] = self._fields["hardware"]["seed"] = seed
+            log.info("hardware.seed is none: the run has seed %d.", seed)
+        config = self.get_config()
+        if earlier and (differences := config_differences(earlier["trainer"], config["trainer"])):
+            raise ConfigError(
+                [f"'{self._folder.path}' holds a run with another configuration; nothing was done.", *differences]
+            )
+        self._folder.write_config(config)
 
     def _build(self) -> None:
         for name, value in self._attributes.items():
@@ -340,7 +343,9 @@ class BaseTrainer(nn.Module):
         """
         self.setup()
         if self._is_finished:
-            log.info("The run in '%s' is finished. Give optim.epochs a larger number to go on.", self._folder.path)
+            with self._console():
+                log.info("The run in '%s' is finished; a larger optim.epochs would go on with it.", self._folder.path)
+            self._folder.release()
             return
         with self._running():
             if "train" not in self.data:
@@ -423,7 +428,7 @@ class BaseTrainer(nn.Module):
                 self._optimizer_step()  # with the gradients of the rest of the group
                 state["stepped"] = True
             if self.stepped:
-                state["global_step"] += 1
+                state["global_step"] = self.global_step + 1
             with contextlib.suppress(BreakStep):
                 self.after_fit_step()
             console.step(num_images)

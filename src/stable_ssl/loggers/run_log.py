@@ -48,7 +48,9 @@ class RunLog:
             tracker.log(record, record["global_step"])
 
     def position(self) -> int:
-        """Return the length of `metrics.jsonl` in bytes, all of it on disk."""
+        """Return the length of `metrics.jsonl` in bytes, all of it on disk, as is what the trackers have."""
+        for tracker in self._trackers:
+            tracker.flush()
         return self._file.position()
 
     def close(self, status: str) -> None:

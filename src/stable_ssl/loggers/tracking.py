@@ -19,6 +19,9 @@ class Tracker(Protocol):
     def log(self, record: dict[str, Any], step: int) -> None:
         """Take one record of a global step."""
 
+    def flush(self) -> None:
+        """Make what was taken outlive this process; called at each checkpoint."""
+
     def close(self, status: str) -> None:
         """End; `status` is finished, stopped, preempted or failed."""
 
@@ -81,9 +84,14 @@ class WandbTracker:
         """Take one record of a global step."""
         self._run.log(record)
 
+    def flush(self) -> None:
+        """Do nothing: W&B's own process writes as records come."""
+
     def close(self, status: str) -> None:
-        """End the run; one that failed is shown as crashed."""
-        self._run.finish(exit_code=1 if status == "failed" else 0)
+        """End the run; one that failed is shown as failed, one that will go on as preempted."""
+        if status == "preempted":
+            self._run.mark_preempting()
+        self._run.finish(exit_code=0 if status in ("finished", "stopped") else 1)
 
 
 class TensorBoardTracker:
@@ -100,6 +108,10 @@ class TensorBoardTracker:
         for name, value in record.items():
             if name != "global_step":
                 self._writer.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        """Write everything."""
+        self._writer.flush()
 
     def close(self, status: str) -> None:
         """Write everything."""
