@@ -794,17 +794,15 @@ class BaseTrainer(nn.Module):
 
         A live object appears as its class name, in angle brackets.
         """
-        args, kwargs = self._captured
-        bound = inspect.signature(type(self).__init__).bind(self, *args, **kwargs).arguments
-        bound.pop("self", None)
-        bound.update(bound.pop("kwargs", {}))
-        bound.update({name: fields for name, fields in self._fields.items() if name in bound})
-        bound["logger"] = {key: value for key, value in bound["logger"].items() if key != "dump_path"}
+        arguments = _by_name(type(self), *self._captured)
+        arguments.update({name: fields for name, fields in self._fields.items() if name in arguments})
+        if "logger" in arguments:
+            arguments["logger"] = {key: value for key, value in arguments["logger"].items() if key != "dump_path"}
         cls = type(self)
         target = f"{cls.__module__}.{cls.__qualname__}"
         if cls.__module__ == "__main__" or "<locals>" in target:
             target = f"<live {cls.__name__}>"
-        return {"trainer": {"_target_": target, **cfg.describe(bound)}}
+        return {"trainer": {"_target_": target, **cfg.describe(arguments)}}
 
     def _count_images(self) -> int:
         if self.indices is not None:
@@ -814,10 +812,9 @@ class BaseTrainer(nn.Module):
 
     def _check_arguments(self, data, module, loss, module_init, attributes, problems: list[str]) -> None:
         """Collect what is wrong with the arguments, before anything is built."""
-        for name, value in (("data", data), ("module", module)):
-            if not isinstance(value, Mapping):
-                problems.append(f"{name}: {value!r} is not a dict of names.")
-        if problems:
+        shapeless = [name for name, value in (("data", data), ("module", module)) if not isinstance(value, Mapping)]
+        if shapeless:
+            problems.extend(f"{name}: expected a dict of names." for name in shapeless)
             return
         for name, value in (("data", data), ("module", module), ("loss", loss)):
             cfg.check_nodes(value, name, problems)
@@ -860,6 +857,20 @@ class BaseTrainer(nn.Module):
                     problems.append(f"logger.{field}.{name}: no such set in data{cfg.nearest(name, valid)}")
                 elif not isinstance(watched, Mapping) or "_target_" in watched:
                     problems.append(f"logger.{field}.{name}: {watched!r} is not a dict of names.")
+
+
+def _by_name(cls: type, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return a constructor's arguments by name; those that it only passes on have BaseTrainer's names."""
+    signature = inspect.signature(cls.__init__)
+    arguments = dict(signature.bind(None, *args, **kwargs).arguments)
+    del arguments["self"]
+    passed_on = list(inspect.signature(BaseTrainer.__init__).parameters)[1:]
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            arguments.update(arguments.pop(name, {}))
+        elif parameter.kind is parameter.VAR_POSITIONAL:
+            arguments.update(zip(passed_on, arguments.pop(name, ()), strict=False))
+    return arguments
 
 
 def _partial(node: Any) -> Any:

@@ -1,0 +1,242 @@
+"""A run that was stopped or killed, and started again, ends where one that was left alone ends: to the bit."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+import torch
+from conftest import Toy, toy_dataset
+
+from stable_ssl import CheckpointError, ConfigError, Preempted
+from stable_ssl.data import Loader
+
+
+def ending(trainer):
+    """Everything that a run ends with: weights, optimizer state, and the log without `perf/`."""
+    state = {**trainer.state_dict(), "step": trainer.global_step}
+    momenta = [s["momentum_buffer"] for s in trainer.optim["optimizer"].state.values()]
+    records = [{k: v for k, v in r.items() if not k.startswith("perf/")} for r in trainer.get_logs()]
+    return state, momenta, json.dumps(records)
+
+
+def assert_same_ending(one, other):
+    for a, b in zip(one[0].items(), other[0].items(), strict=True):
+        assert a[0] == b[0]
+        assert torch.equal(torch.as_tensor(a[1]), torch.as_tensor(b[1])), a[0]
+    assert all(torch.equal(a, b) for a, b in zip(one[1], other[1], strict=True))
+    assert one[2] == other[2]
+
+
+def stopping(at_step, signum=signal.SIGTERM):
+    """A trainer that gets a signal while it does its step `at_step` for the first time."""
+
+    class Stopping(Toy):
+        armed = True
+
+        def compute_loss(self):
+            if type(self).armed and self.global_step + 1 == at_step:
+                type(self).armed = False
+                os.kill(os.getpid(), signum)
+            return super().compute_loss()
+
+    return Stopping
+
+
+OPTIONS = {
+    "plain": {},
+    "schedule and accumulation": {
+        "accumulation_steps": 2,
+        "scheduler": functools.partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=6),
+    },
+    "max_steps": {"max_steps": 2},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("at_step", [1, 2, 4])
+def test_a_preempted_run_ends_as_one_left_alone(make_toy, tmp_path, options, at_step):
+    def make(cls, name):
+        data = {"train": Loader(toy_dataset(), 8, shuffle=True), "test": Loader(toy_dataset(), 8)}
+        return make_toy(cls, data, logger={"dump_path": tmp_path / name}, **options)
+
+    alone = make(Toy, "alone")
+    alone()
+    cls = stopping(at_step)
+    with pytest.raises(Preempted) as stop:
+        make(cls, "stopped")()
+    assert stop.value.code == 128 + signal.SIGTERM
+    again = make(cls, "stopped")
+    again.setup()
+    assert again.global_step == at_step
+    again()
+    assert_same_ending(ending(alone), ending(again))
+
+
+def test_workers_may_differ_when_a_run_goes_on(make_toy, tmp_path):
+    def make(cls, name, num_workers):
+        train = {"_target_": "stable_ssl.data.Loader", "batch_size": 8, "shuffle": True, "num_workers": num_workers}
+        return make_toy(cls, {"train": {**train, "dataset": toy_dataset()}}, logger={"dump_path": tmp_path / name})
+
+    alone = make(Toy, "alone", 0)
+    alone()
+    cls = stopping(2)
+    with pytest.raises(Preempted):
+        make(cls, "stopped", 2)()
+    again = make(cls, "stopped", 0)
+    again()
+    assert_same_ending(ending(alone), ending(again))
+
+
+def test_ctrl_c_saves_and_raises_keyboard_interrupt(make_toy):
+    cls = stopping(2, signal.SIGINT)
+    trainer = make_toy(cls)
+    with pytest.raises(KeyboardInterrupt):
+        trainer()
+    assert trainer._folder.status["status"] == "preempted"
+    again = make_toy(cls)
+    again.setup()
+    assert again.global_step == 2
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_the_time_limit_ends_with_status_75_and_goes_on(make_toy):
+    class Slow(Toy):
+        def compute_loss(self):
+            time.sleep(0.05)
+            return super().compute_loss()
+
+    with pytest.raises(Preempted) as stop:
+        make_toy(Slow, hardware={"time_limit": 0.1 / 60})()
+    assert stop.value.code == 75
+    again = make_toy(Slow, hardware={"time_limit": 10})
+    again()
+    assert again.global_step == 6
+
+
+def test_a_finished_run_started_again_says_so_and_logs_nothing(make_toy, capsys):
+    first = make_toy()
+    first()
+    again = make_toy(logger={"level": 20})
+    again()
+    assert "is finished" in capsys.readouterr().err
+    assert again.get_logs() == first.get_logs()
+
+
+def test_more_epochs_go_on_with_a_finished_run(make_toy):
+    make_toy(epochs=2)()
+    longer = make_toy(epochs=3)
+    longer()
+    assert longer.global_step == 9
+    assert [r["global_step"] for r in longer.get_logs() if "train/loss" in r] == list(range(1, 10))
+
+
+def test_another_configuration_is_refused_and_listed(make_toy):
+    make_toy()()
+    with pytest.raises(ConfigError, match=r"optim.grad_max_norm: the run in the folder has None, this one 1.0"):
+        make_toy(grad_max_norm=1.0)()
+
+
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(make_toy):
+    trainer = make_toy(logger={"checkpoint_every_step": 1})
+    trainer()
+    newest = trainer._folder.path / "checkpoints" / "step_00000006" / "state.pt"
+    damaged = bytearray(newest.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    newest.write_bytes(damaged)
+    (trainer._folder.path / "status.json").unlink()
+    again = make_toy(logger={"checkpoint_every_step": 1})
+    again()
+    assert_same_ending(ending(trainer), ending(again))
+
+
+def test_with_no_valid_checkpoint_it_stops_instead_of_starting_over(make_toy):
+    trainer = make_toy()
+    trainer()
+    for state in trainer._folder.path.glob("checkpoints/*/state.pt"):
+        state.write_bytes(b"not a checkpoint")
+    with pytest.raises(CheckpointError, match="None of the checkpoints"):
+        make_toy()()
+
+
+def test_a_malicious_pickle_is_not_executed(make_toy, tmp_path):
+    import hashlib
+
+    trainer = make_toy()
+    trainer()
+    (folder,) = (trainer._folder.path / "checkpoints").iterdir()
+    proof = tmp_path / "executed"
+
+    class Malicious:
+        def __reduce__(self):
+            return os.mkdir, (str(proof),)
+
+    torch.save({"progress": Malicious()}, folder / "state.pt")
+    meta = json.loads((folder / "meta.json").read_text())
+    data = (folder / "state.pt").read_bytes()
+    meta["files"]["state.pt"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (folder / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(CheckpointError, match="can't be loaded"):
+        make_toy()()
+    assert not proof.exists()
+
+
+KILLED = """
+import functools, sys, torch
+sys.path.insert(0, {tests!r})
+from conftest import Toy, toy_backbone, toy_dataset
+from stable_ssl.data import Loader
+import time
+
+class Slow(Toy):
+    def after_fit_step(self):
+        super().after_fit_step()
+        time.sleep(0.01)
+
+Slow(
+    {{"train": Loader(toy_dataset(240), 8, shuffle=True), "test": Loader(toy_dataset(), 8)}},
+    {{"backbone": toy_backbone()}}, {{"device": "cpu"}},
+    {{"optimizer": functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9), "epochs": 3}},
+    {{"dump_path": sys.argv[1], "checkpoint_every_step": 7}},
+)()
+"""
+
+
+def test_a_run_killed_at_random_moments_ends_as_one_left_alone(tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(textwrap.dedent(KILLED.format(tests=os.path.dirname(os.path.dirname(__file__)))))
+
+    def start(name):
+        return subprocess.Popen([sys.executable, script, tmp_path / name], stdout=subprocess.DEVNULL)
+
+    assert start("alone").wait() == 0
+    hits = 0
+    for wait in (0.2, 0.45, 0.3):
+        process = start("killed")
+        deadline = time.monotonic() + 60
+        status = tmp_path / "killed" / "status.json"
+        while not (status.exists() and json.loads(status.read_text())["pid"] == process.pid):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(wait)
+        process.kill()
+        hits += process.wait() == -signal.SIGKILL
+    assert hits >= 2  # a run that ended first was not hit
+    assert start("killed").wait() == 0
+
+    def results(name):
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        records = [{k: v for k, v in json.loads(line).items() if not k.startswith("perf/")} for line in lines]
+        states = [torch.load(f, weights_only=True) for f in sorted((tmp_path / name / "checkpoints").glob("*/state.pt"))]
+        return records, states[-1]["modules"]
+
+    (records, modules), (records_killed, modules_killed) = results("alone"), results("killed")
+    assert records == records_killed
+    assert all(torch.equal(modules[key], modules_killed[key]) for key in modules)
