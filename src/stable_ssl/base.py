@@ -581,7 +581,7 @@ class BaseTrainer(nn.Module):
         )
         folder.write_status("running", self._progress)
         if folder.is_chosen:
-            log.info("The run is in '%s'.", folder.path)
+            log.info("The run is in '%s'; start it again with logger.dump_path=%s to go on.", folder.path, folder.path)
         try:
             with StopRequest(self.hardware["time_limit"]) as self._stop:
                 yield
@@ -788,6 +788,11 @@ class BaseTrainer(nn.Module):
         if self._log is not None:
             self._log.position()  # brings what is buffered to disk
         return read_metrics(self._folder.path / "metrics.jsonl")
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder, known after `setup`."""
+        return self._folder.path
 
     def get_config(self) -> dict[str, Any]:
         """Return the resolved configuration, as `config.yaml` has it: all defaults filled in, no `dump_path`.

@@ -1,0 +1,7 @@
+"""`python -m stable_ssl` is `stable-ssl`."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

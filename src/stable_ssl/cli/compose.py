@@ -1,0 +1,159 @@
+"""From a recipe or file, and overrides, to one resolved configuration: Hydra's composition."""
+
+from __future__ import annotations
+
+import ast
+import operator
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..exceptions import ConfigError
+from ..nodes import nearest
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+SEARCH_PATH = "hydra.searchpath=[pkg://stable_ssl.recipes]"
+
+
+def recipe_names() -> list[str]:
+    """Return the recipes' names; files that begin with an underscore are parts of them."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml") if not path.name.startswith("_"))
+
+
+def find(source: str | None, folder: str | None = None) -> tuple[Path, str]:
+    """Return (folder, name) of a recipe or of a YAML file.
+
+    Raises
+    ------
+    ConfigError
+        There is no such thing; the nearest names are given.
+    """
+    if source is None:
+        raise ConfigError("train: which? Give a recipe's name or a YAML file; `stable-ssl recipes` lists the recipes.")
+    path = Path(folder or ".", source)
+    if folder is not None or path.suffix in (".yaml", ".yml"):
+        path = path if path.suffix in (".yaml", ".yml") else path.with_name(path.name + ".yaml")
+        if not path.is_file():
+            raise ConfigError(f"train: no file '{path}'.")
+        return path.parent.resolve(), path.stem
+    if source not in recipe_names():
+        known = recipe_names()
+        raise ConfigError(f"train: no recipe '{source}'{nearest(source, known)} There are: {', '.join(known)}.")
+    return RECIPES, source
+
+
+def compose(source: str, overrides: Iterable[str] = (), folder: str | None = None) -> dict[str, Any]:
+    """Return the resolved configuration, `{"trainer": {...}}`.
+
+    Raises
+    ------
+    ConfigError
+        The recipe is unknown, or does not compose.
+    """
+    from omegaconf import OmegaConf
+
+    with composer(*find(source, folder)) as (composed, complete):
+        config = composed([*complete(overrides)])
+        container: Any = OmegaConf.to_container(_trainer_of(config), resolve=True, throw_on_missing=True)
+        return {"trainer": container}
+
+
+@contextmanager
+def composer(folder: Path, name: str) -> Iterator[tuple[Any, Any]]:
+    """Open a config folder; give a function that composes under overrides, and one that completes these."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    OmegaConf.register_new_resolver("eval", arithmetic, replace=True)
+    try:
+        with hydra.initialize_config_dir(str(folder), version_base="1.2"):
+
+            def composed(overrides: list[str]) -> Any:
+                return hydra.compose(name, overrides=[*overrides, SEARCH_PATH])
+
+            groups = set(GlobalHydra.instance().config_loader().list_groups(""))
+            keys = {str(key) for key in composed([])}
+            yield composed, lambda overrides: [complete_override(text, keys, groups) for text in overrides]
+    except (HydraException, OmegaConfBaseException) as error:
+        cause = f" {error.__cause__}" if error.__cause__ is not None and str(error.__cause__) not in str(error) else ""
+        raise ConfigError(f"'{name}' does not compose: {error}{cause}") from error
+
+
+def complete_override(text: str, keys: set[str], groups: set[str]) -> str:
+    """Put `trainer.` before an override that leaves it out, and let one under it set keys that are not there yet.
+
+    Which keys there may be is checked later, and strictly.
+    """
+    match = re.fullmatch(r"(\+\+|\+|~)?([^=]+)(=.*)?", text, re.DOTALL)
+    if match is None:
+        return text
+    prefix, key, value = match[1] or "", match[2], match[3] or ""
+    first = re.split(r"[./@]", key)[0]
+    if first == "hydra" or first in groups or key in groups:
+        return text
+    if first not in keys and "trainer" in keys:
+        key = f"trainer.{key}"
+    if not prefix and key.startswith("trainer."):
+        prefix = "++"
+    return f"{prefix}{key}{value}"
+
+
+def _trainer_of(config: Any) -> Any:
+    if "trainer" not in config:
+        raise ConfigError(f"The configuration has no key 'trainer'; it has {list(config)}.")
+    return config.trainer
+
+
+@contextmanager
+def importable(*folders: Path) -> Iterator[None]:
+    """Let `_target_` name modules of these folders."""
+    added = [str(folder) for folder in folders if str(folder) not in sys.path]
+    sys.path[:0] = added
+    try:
+        yield
+    finally:
+        for folder in added:
+            if folder in sys.path:
+                sys.path.remove(folder)
+
+
+_OPERATORS: dict[type, Any] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.USub: operator.neg,
+    ast.UAdd: operator.pos,
+}
+
+
+def arithmetic(text: str) -> int | float:
+    """Compute an expression of numbers, + - * / // % and parentheses: the resolver `${eval:…}`.
+
+    Raises
+    ------
+    ValueError
+        It holds anything else.
+    """
+
+    def value(node: ast.expr) -> int | float:
+        if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+            return node.value  # type: ignore[return-value]
+        if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+            return _OPERATORS[type(node.op)](value(node.left), value(node.right))
+        if isinstance(node, ast.UnaryOp) and type(node.op) in _OPERATORS:
+            return _OPERATORS[type(node.op)](value(node.operand))
+        raise ValueError(f"eval: '{text}' is not arithmetic on numbers.")
+
+    try:
+        return value(ast.parse(str(text), mode="eval").body)
+    except SyntaxError:
+        raise ValueError(f"eval: '{text}' is not arithmetic on numbers.") from None

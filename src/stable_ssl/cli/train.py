@@ -1,0 +1,60 @@
+"""`stable-ssl train`: a run, or a sweep of runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..exceptions import ConfigError
+from .compose import SEARCH_PATH, arithmetic, compose, composer, find, importable
+
+
+def main(args: argparse.Namespace, rest: list[str]) -> int:
+    """Train what the arguments name."""
+    folder = args.config_path or args.config_dir
+    overrides = [*args.overrides, *rest]
+    source = args.source
+    if folder is not None or args.config_name is not None:
+        # The older form has no place for a source: what stands there is the first override.
+        overrides = [*([source] if source else []), *overrides]
+        source, folder = args.config_name or "config", folder or "."
+    if source is not None and "=" in source:
+        raise ConfigError(f"train: '{source}' is an override; name a recipe or file before it.")
+    config_folder, name = find(source, folder)
+    with importable(Path.cwd(), config_folder):
+        if args.multirun:
+            return _sweep(config_folder, name, overrides)
+        run(compose(source, overrides, folder))
+    return 0
+
+
+def run(config: Any) -> None:
+    """Train what a configuration describes."""
+    from ..config import instanciate_config
+
+    instanciate_config(config)()
+
+
+def _job(config: Any) -> None:
+    """Train one point of a sweep; under a launcher it may run in a process that has nothing set up yet."""
+    from omegaconf import OmegaConf
+
+    OmegaConf.register_new_resolver("eval", arithmetic, replace=True)
+    run({"trainer": OmegaConf.to_container(config.trainer, resolve=True, throw_on_missing=True)})
+
+
+def _sweep(folder: Path, name: str, overrides: list[str]) -> int:
+    """Let Hydra's sweeper and launcher run a job for each combination of values."""
+    import hydra
+
+    with composer(folder, name) as (_, complete):
+        overrides = complete(overrides)
+    kept = sys.argv
+    sys.argv = ["stable-ssl", *overrides, SEARCH_PATH, "--multirun"]
+    try:
+        hydra.main(version_base="1.2", config_path=str(folder), config_name=name)(_job)()
+    finally:
+        sys.argv = kept
+    return 0
