@@ -8,6 +8,7 @@ import inspect
 import logging
 import math
 import secrets
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -36,7 +37,7 @@ from .runtime.device import describe_batch, first_tensor, place_module, resolve_
 from .runtime.folder import RunFolder, config_differences
 from .runtime.precision import FiniteWatch, Precision, all_finite, resolve_precision
 from .runtime.preemption import StopRequest
-from .runtime.seeding import Stream, seed_generators
+from .runtime.seeding import Stream, derive_seed, seed_generators
 from .runtime.weights import load_strictly, load_weights, save_weights
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("stable_ssl")
 
 SECONDS_BETWEEN_EPOCH_SAVES = 60.0
+_NO_BATCH = (None, ...)
 
 
 class BaseTrainer(nn.Module):
@@ -229,6 +231,7 @@ class BaseTrainer(nn.Module):
         self.module = self._build_modules()
         self.loss = self._seeded_build(self.loss, "loss")
         self._build_data()
+        self._must_move = self.device.type != "cpu" or self.hardware["channels_last"]
         place_module(self, self.device, self.hardware["channels_last"])
         for name, source in self.module_init.items():
             load_weights(source, self.module[name], name)
@@ -387,53 +390,44 @@ class BaseTrainer(nn.Module):
 
     def _fit_epoch(self) -> None:
         """Train on one epoch's mini-batches; `accumulation_steps` of them make an optimizer step."""
-        optim, total = self.optim, self._num_batches
-        accumulation, log_every = optim["accumulation_steps"], self.logger["log_every_step"]
-        seed, rank, state, console = self.hardware["seed"], self.rank, vars(self), self._log.console
-        optimizer = optim["optimizer"]
-        optimizer.zero_grad(set_to_none=True)  # of a group that BreakEpoch cut short
-        console.begin_epoch(self.epoch, total, self._batches_done)
+        total, accumulation, log_every = self._num_batches, self.optim["accumulation_steps"], self.logger["log_every_step"]
+        self.optim["optimizer"].zero_grad(set_to_none=True)  # of a group that BreakEpoch cut short
         self._num_backward = 0
+        step_seed = derive_seed(self.hardware["seed"], Stream.STEP, self.rank)
+        # `nn.Module.__setattr__` costs more than a microsecond a name; writing here does not.
+        state, clock, console = vars(self), time.perf_counter, self._log.console
+        console.begin_epoch(self.epoch, total, self._batches_done)
         batches = self.data["train"].batches(self.epoch, self._batches_done)
-        clock = time.perf_counter
         for batch_idx in range(self._batches_done, total):
             place = batch_idx % accumulation
             if place == 0:
-                self._stop_if_asked()
                 state["_logging"] = (self.global_step + 1) % log_every == 0
                 state["_group_size"] = min(accumulation, total - batch_idx)
             asked = clock()
-            found = next(batches, None)
-            if found is None:
+            indices, batch = next(batches, _NO_BATCH)
+            if batch is ...:
                 break
-            # `nn.Module.__setattr__` costs more than a microsecond a name; this costs that once.
-            state.update(
-                indices=found[0],
-                batch=found[1],
-                batch_idx=batch_idx,
-                stepped=False,
-                _data_wait=self._data_wait + clock() - asked,
-                _group_ends=place + 1 == self._group_size,
-            )
-            seed_generators(seed, Stream.STEP, self.global_step, place, rank)
-            num_images = self._count_images()
+            ends = place + 1 == self._group_size
+            state.update(indices=indices, batch=batch, batch_idx=batch_idx, stepped=False, _group_ends=ends)
+            state["_data_wait"] += clock() - asked
+            seed_generators(step_seed, self.global_step, place)
+            num_images = _count_images(indices, batch)
             try:
                 self.before_fit_step()
                 self._fit_step()
-                state["stepped"] = self._group_ends
             except BreakStep:
-                if not (self._group_ends and self._num_backward):
+                if not (ends and self._num_backward):
                     state["_batches_done"] = batch_idx + 1
                     continue
                 self._optimizer_step()  # with the gradients of the rest of the group
+            if ends:
                 state["stepped"] = True
-            if self.stepped:
                 state["global_step"] = self.global_step + 1
             with contextlib.suppress(BreakStep):
                 self.after_fit_step()
             console.step(num_images)
             state["_batches_done"] = batch_idx + 1
-            if self._group_ends:
+            if ends:
                 self._end_group()
         if self._num_backward:  # a stream ended inside a group
             self._optimizer_step()
@@ -444,7 +438,8 @@ class BaseTrainer(nn.Module):
 
     def before_fit_step(self) -> None:
         """Run before each training step; moves the mini-batch to the device."""
-        self.batch = to_device(self.batch, self.device, self.hardware["channels_last"])
+        if self._must_move:
+            self.batch = to_device(self.batch, self.device, self.hardware["channels_last"])
 
     def _fit_step(self) -> None:
         """Forward and backward of one mini-batch; on the last of its group, the optimizer step too."""
@@ -489,22 +484,22 @@ class BaseTrainer(nn.Module):
 
     def _total_loss(self, losses: Any) -> Tensor:
         """Log what `compute_loss` returned, and return the sum."""
+        total: Any = None
         if isinstance(losses, Tensor):
             total = losses
-        elif isinstance(losses, Mapping | list | tuple) and losses:
+        elif isinstance(losses, (Mapping, list, tuple)) and losses:
             named = losses if isinstance(losses, Mapping) else {f"loss_{i}": loss for i, loss in enumerate(losses)}
             for name, value in named.items():
                 self.log(name, value)
             total = sum(named.values())
-        else:
-            total = None
         if not isinstance(total, Tensor) or total.numel() != 1 or not total.requires_grad:
             what = describe_batch(losses) if isinstance(losses, Tensor | Mapping | list | tuple) else repr(losses)
             raise TypeError(
                 f"{type(self).__name__}.compute_loss() returned {what}; expected a scalar tensor that depends on "
                 "trainable parameters, or a list or dict of them."
             )
-        self.log("loss", total)
+        if self._logging:
+            self.log("loss", total)
         return total
 
     def _described(self, compute: Callable[[], Any]) -> Any:
@@ -526,10 +521,10 @@ class BaseTrainer(nn.Module):
             self._check_losses()
             self._write_training_record()
             self._logging = False
-        every = self.logger["checkpoint_every_step"]
-        if time.monotonic() >= self._next_save or (every and self.global_step % every == 0):
+        if time.monotonic() >= self._next_save or self.global_step % self._save_every == 0:
             self._save()
-        self._stop_if_asked()
+        if self._stop.pending:
+            self._save_and_leave()
 
     def _end_training_epoch(self) -> None:
         """Between an epoch's training and its evaluation."""
@@ -548,8 +543,9 @@ class BaseTrainer(nn.Module):
             self._save_weights(f"epoch_{number:04d}")
         self.epoch, self._phase = number, "fit"
         if keep_every and number % keep_every == 0 and not self.logger["checkpoint_model_only"]:
-            self._save(keep=True)
-        self._stop_if_asked()
+            self._save()
+        if self._stop.pending:
+            self._save_and_leave()
 
     def _check_losses(self) -> None:
         """Read the losses since the last look; under nonfinite=raise, a bad one ends the run."""
@@ -561,12 +557,11 @@ class BaseTrainer(nn.Module):
                 "optim.nonfinite=skip leaves such steps out."
             )
 
-    def _stop_if_asked(self) -> None:
-        """At a step boundary: after a signal or at the time limit, save and leave."""
-        if self._stop.pending:
-            log.warning("Stopping at step %d because of %s.", self.global_step, self._stop.reason)
-            self._save()
-            self._stop.leave()
+    def _save_and_leave(self) -> None:
+        """At a step boundary, after a signal or at the time limit: save, and end the run."""
+        log.warning("Stopping at step %d because of %s.", self.global_step, self._stop.reason)
+        self._save()
+        self._stop.leave()
 
     # What is on disk --------------------------------------------------------------------------------------------------
 
@@ -576,6 +571,7 @@ class BaseTrainer(nn.Module):
         folder, status = self._folder, "failed"
         self._last_save = time.monotonic()
         self._next_save = self._last_save + 60 * self.logger["checkpoint_every_minutes"]
+        self._save_every = self.logger["checkpoint_every_step"] or sys.maxsize
         self._log = RunLog(
             folder.path, self.logger, self.optim["epochs"], self.get_config(), self.global_step, self._log_position
         )
@@ -709,7 +705,7 @@ class BaseTrainer(nn.Module):
             for batch_idx, (indices, batch) in enumerate(loader.batches(0)):
                 self.batch_idx, self.indices, self.batch = batch_idx, indices, batch
                 seed_generators(self.hardware["seed"], Stream.EVAL, batch_idx, self.rank)
-                num_images = self._count_images()
+                num_images = _count_images(indices, batch)
                 with contextlib.suppress(BreakStep):
                     self.before_eval_step()
                     self._eval_step(name_loader)
@@ -738,7 +734,8 @@ class BaseTrainer(nn.Module):
 
     def before_eval_step(self) -> None:
         """Run before each evaluation step; moves the mini-batch to the device."""
-        self.batch = to_device(self.batch, self.device, self.hardware["channels_last"])
+        if self._must_move:
+            self.batch = to_device(self.batch, self.device, self.hardware["channels_last"])
 
     def _eval_step(self, name_loader: str) -> None:
         """Give `predict()` and the labels to the metrics of the set."""
@@ -809,12 +806,6 @@ class BaseTrainer(nn.Module):
             target = f"<live {cls.__name__}>"
         return {"trainer": {"_target_": target, **cfg.describe(arguments)}}
 
-    def _count_images(self) -> int:
-        if self.indices is not None:
-            return len(self.indices)
-        tensor = first_tensor(self.batch)
-        return len(tensor) if tensor is not None and tensor.ndim else 1
-
     def _check_arguments(self, data, module, loss, module_init, attributes, problems: list[str]) -> None:
         """Collect what is wrong with the arguments, before anything is built."""
         shapeless = [name for name, value in (("data", data), ("module", module)) if not isinstance(value, Mapping)]
@@ -862,6 +853,16 @@ class BaseTrainer(nn.Module):
                     problems.append(f"logger.{field}.{name}: no such set in data{cfg.nearest(name, valid)}")
                 elif not isinstance(watched, Mapping) or "_target_" in watched:
                     problems.append(f"logger.{field}.{name}: {watched!r} is not a dict of names.")
+
+
+def _count_images(indices: Any, batch: Any) -> int:
+    """Return how many samples a mini-batch has, from its first tensor where the indices are not known."""
+    if indices is not None:
+        return len(indices)
+    while type(batch) in (list, tuple) and batch:
+        batch = batch[0]
+    tensor = batch if isinstance(batch, Tensor) else first_tensor(batch)
+    return tensor.shape[0] if tensor is not None and tensor.ndim else 1
 
 
 def _by_name(cls: type, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:

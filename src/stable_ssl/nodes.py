@@ -185,7 +185,9 @@ def describe(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): describe(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [describe(item) for item in value]
+        items = [describe(item) for item in value]
+        # A list of batches in memory is one live object, not thousands.
+        return "<live list>" if live_paths(items) else items
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, type) or inspect.isfunction(value):

@@ -46,9 +46,18 @@ def seed_generators(*keys: int) -> None:
     np.random.seed(seed & 0xFFFFFFFF)
     # `torch.manual_seed` costs a hundred times as much as this.
     torch.default_generator.manual_seed(seed)
+    if _HAS_ACCELERATOR:
+        _seed_accelerator(seed)
+
+
+# Asking each time would cost as much as seeding a generator.
+_HAS_ACCELERATOR = torch.backends.cuda.is_built() or torch.backends.mps.is_built()
+
+
+def _seed_accelerator(seed: int) -> None:
     if torch.cuda.is_initialized():
         torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(seed)
-    elif torch.mps.is_available():
+    elif torch.backends.mps.is_built() and torch.mps.is_available():
         torch.mps.manual_seed(seed)
 
 
