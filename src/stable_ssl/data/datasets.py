@@ -30,7 +30,7 @@ class Digits(Dataset):
     Parameters
     ----------
     split
-        "train" (1,438 images) or "test" (359): a fixed split, stratified by digit.
+        "train" (1,442 images) or "test" (355): a fixed split, stratified by digit.
     size
         Pixels a side, scaled up bilinearly.
     transform

@@ -67,7 +67,8 @@ def _rebuild(loader: DataLoader, name: str) -> Loader:
     else:
         order = {"sampler": sampler}
         said = f"drawn from its {type(sampler).__name__} under a seed of the epoch"
-    if loader.batch_sampler is not None and type(loader.batch_sampler).__name__ != "BatchSampler":
+    # DataLoader makes a batch sampler of its own from a batch size, and has no batch size where it was given one.
+    if loader.batch_sampler is not None and loader.batch_size is None:
         order = {"batch_sampler": loader.batch_sampler}
         said = f"drawn from its {type(loader.batch_sampler).__name__} under a seed of the epoch"
         batch_size: int | None = 1

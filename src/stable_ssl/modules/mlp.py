@@ -30,8 +30,9 @@ class MLP(nn.Sequential):
         if len(sizes) < 2:
             raise ValueError(f"sizes: {list(sizes)} needs at least an input's and an output's width.")
         if not isinstance(getattr(nn, activation, None), type):
-            near = difflib.get_close_matches(activation, dir(nn), n=3)
-            raise ValueError(f"activation: torch.nn has no '{activation}'; near are {near}.")
+            names = {name.lower(): name for name in dir(nn)}
+            near = [names[name] for name in difflib.get_close_matches(activation.lower(), names)]
+            raise ValueError(f"activation: torch.nn has no module '{activation}'; near are {near}.")
         layers: list[nn.Module] = []
         for width_in, width_out in zip(sizes[:-2], sizes[1:-1], strict=True):
             layers.append(nn.Linear(width_in, width_out, bias=not batch_norm))

@@ -1,0 +1,281 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Subset, WeightedRandomSampler
+from torchvision.transforms import v2
+
+from stable_ssl import ConfigError, DataError
+from stable_ssl.data import IterableLoader, Loader, as_loader
+from stable_ssl.runtime.seeding import Stream, derive_seed
+
+
+class Noise(Dataset):
+    """Samples that draw from every global generator, and note that they were read."""
+
+    def __init__(self, num_samples=20):
+        self.num_samples = num_samples
+        self.read = []
+
+    def __len__(self):
+        return self.num_samples
+
+    def __getitem__(self, index):
+        self.read.append(index)
+        return index, torch.rand(2), np.random.rand(), random.random()
+
+
+def flat(batches):
+    return [(tuple(indices), [torch.as_tensor(part).tolist() for part in batch]) for indices, batch in batches]
+
+
+def loader(num_workers=0, dataset=None, **options):
+    made = Loader(dataset or Noise(), 6, shuffle=True, num_workers=num_workers, **options)
+    made.bind(seed=3)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "options"),
+    [
+        (2, {}), (8, {}), (2, {"persistent_workers": True}), (2, {"prefetch_factor": 5}),
+        (2, {"multiprocessing_context": "spawn"}), (1, {"multiprocessing_context": "forkserver"}),
+    ],
+)  # fmt: skip
+def test_batches_do_not_depend_on_the_workers(num_workers, options):
+    one, other = loader(), loader(num_workers, **options)
+    for epoch in (0, 1, 2):
+        assert flat(one.batches(epoch)) == flat(other.batches(epoch))
+    other.close()
+
+
+def test_random_transforms_of_torchvision_do_not_depend_on_the_workers():
+    transform = v2.Compose([v2.RandomResizedCrop(200), v2.ColorJitter(0.4, 0.4, 0.4, 0.1), v2.GaussianBlur(9)])
+    images = [(torch.rand(3, 224, 224, generator=torch.Generator().manual_seed(i)), i) for i in range(4)]
+
+    def views(num_workers):
+        made = Loader(images, 2, views=[transform, transform], num_workers=num_workers)
+        return torch.stack([torch.stack(batch[0]) for batch in made])
+
+    assert torch.equal(views(0), views(2))
+
+
+def test_the_order_is_the_documented_function_of_seed_and_epoch():
+    for epoch in (0, 5):
+        generator = torch.Generator().manual_seed(derive_seed(3, Stream.ORDER, epoch))
+        expected = torch.randperm(20, generator=generator).tolist()
+        assert [i for indices, _ in loader().batches(epoch) for i in indices] == expected
+
+
+@pytest.mark.parametrize("start", [0, 1, 3, 4])
+def test_an_epoch_can_be_entered_anywhere_without_reading_what_comes_before(start):
+    whole = flat(loader().batches(2))
+    entered = loader()
+    assert flat(entered.batches(2, start)) == whole[start:]
+    assert len(entered.dataset.read) == sum(len(indices) for indices, _ in whole[start:])
+
+
+def test_an_epoch_can_be_left_and_another_begun_with_persistent_workers():
+    made = loader(2, persistent_workers=True)
+    next(made.batches(0))
+    assert flat(made.batches(1)) == flat(loader().batches(1))
+    made.close()
+
+
+def test_close_leaves_no_processes():
+    made = loader(2, persistent_workers=True)
+    list(made.batches(0))
+    assert multiprocessing.active_children()
+    made.close()
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize(("num_samples", "drop_last"), [(24, False), (21, False), (21, True)])
+def test_ranks_share_one_global_order(num_samples, drop_last):
+    def shares(world_size, batch_size):
+        made = []
+        for rank in range(world_size):
+            one = Loader(Noise(num_samples), batch_size, shuffle=True, drop_last=drop_last)
+            one.bind(seed=3, rank=rank, world_size=world_size)
+            assert len(one) == len(list(one.batches(1)))
+            made.append([indices for indices, _ in one.batches(1)])
+        return [sum(parts, []) for parts in zip(*made, strict=True)]
+
+    assert shares(1, 8) == shares(2, 4) == shares(4, 2)
+    if not drop_last:
+        assert sorted(sum(shares(2, 4), [])) == list(range(num_samples))  # each once: nothing padded
+
+
+SAMPLERS = {
+    "weighted": lambda n: {"sampler": WeightedRandomSampler([1.0] * n, n)},
+    "with replacement": lambda n: {"sampler": RandomSampler(range(n), replacement=True)},
+    "private generator": lambda n: {
+        "sampler": WeightedRandomSampler([1.0] * n, n, generator=torch.Generator().manual_seed(os.getpid()))
+    },
+    "batches": lambda n: {"batch_sampler": BatchSampler(RandomSampler(range(n)), 6, False)},
+}
+
+
+@pytest.mark.parametrize("make", SAMPLERS.values(), ids=SAMPLERS)
+def test_any_sampler_is_a_function_of_seed_and_epoch(make):
+    def batches(epoch):
+        torch.rand(3)
+        options = make(20)
+        made = as_loader(DataLoader(Noise(), **({} if "batch_sampler" in options else {"batch_size": 6}), **options), "train")
+        made.bind(seed=3)
+        return flat(made.batches(epoch))
+
+    assert batches(0) == batches(0)
+    assert batches(0) != batches(1)
+
+
+def test_drawing_leaves_the_callers_generators_alone():
+    made = Loader(Noise(), 6, sampler=WeightedRandomSampler([1.0] * 20, 20))
+    before = torch.get_rng_state()
+    made._order(0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_plain_dataloader_is_rebuilt_with_its_options(caplog):
+    def collate(samples):
+        return samples
+
+    source = DataLoader(
+        Noise(), 5, shuffle=True, num_workers=1, collate_fn=collate, drop_last=True, prefetch_factor=3,
+        persistent_workers=True, timeout=7,
+    )  # fmt: skip
+    with caplog.at_level("INFO", "stable_ssl"):
+        made = as_loader(source, "train")
+    assert isinstance(made, Loader)
+    assert "data.train: the DataLoader is rebuilt" in caplog.text
+    assert (made.batch_size, made.shuffle, made.drop_last, made.num_workers) == (5, True, True, 1)
+    assert made._collate is collate
+    assert {made._options[k] for k in ("prefetch_factor", "timeout")} == {3, 7}
+    assert not as_loader(DataLoader(Noise(), 5), "test").shuffle
+
+
+def test_one_sample_can_be_one_batch():
+    batches = list(as_loader(DataLoader([torch.ones(3), torch.zeros(2)], batch_size=None), "train").batches(0))
+    assert [batch.tolist() for _, batch in batches] == [[1, 1, 1], [0, 0]]
+
+
+def test_lists_of_batches_are_entered_anywhere():
+    made = as_loader([1, 2, 3], "train")
+    assert list(made.batches(0, 1)) == [(None, 2), (None, 3)]
+    assert len(made) == 3
+
+
+def test_a_stream_with_state_goes_on_where_its_state_says():
+    class Stream:
+        def __init__(self):
+            self.position = 0
+
+        def __iter__(self):
+            while self.position < 5:
+                self.position += 1
+                yield self.position
+            self.position = 0
+
+        def state_dict(self):
+            return {"position": self.position}
+
+        def load_state_dict(self, state):
+            self.position = state["position"]
+
+    first = as_loader(Stream(), "train")
+    batches = first.batches(0)
+    assert [next(batches)[1] for _ in range(2)] == [1, 2]
+    again = as_loader(Stream(), "train")
+    again.load_state_dict(first.state_dict())
+    assert [batch for _, batch in again.batches(0, start=2)] == [3, 4, 5]
+    assert [batch for _, batch in again.batches(1)] == [1, 2, 3, 4, 5]
+
+
+def test_another_stream_is_fast_forwarded_with_a_warning(caplog):
+    class Stream:
+        def __iter__(self):
+            return iter([1, 2, 3])
+
+    made = as_loader(Stream(), "train")
+    assert isinstance(made, IterableLoader)
+    assert [batch for _, batch in made.batches(0, 2)] == [3]
+    assert "not promised" in caplog.text
+    with pytest.raises(TypeError):
+        len(made)
+
+
+def broken_folder(tmp_path):
+    from PIL import Image
+
+    from stable_ssl.data import ImageFolder
+
+    (tmp_path / "cat").mkdir()
+    for index in range(4):
+        Image.new("RGB", (8, 8)).save(tmp_path / "cat" / f"{index}.png")
+    (tmp_path / "cat" / "2.png").write_bytes(b"no image")
+    return ImageFolder(tmp_path)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_image_that_does_not_decode_is_named(tmp_path, num_workers):
+    made = Loader(Subset(broken_folder(tmp_path), [3, 2, 1]), 1, num_workers=num_workers)
+    made.bind(0, name="train")
+    with pytest.raises(DataError, match=r"data.train: sample 1 \('.*2.png'\) can't be read"):
+        list(made)
+
+
+def test_samples_that_make_no_batch_are_described():
+    with pytest.raises(DataError, match=r"make no batch: \(float32 \(2,\), int\); \(float32 \(3,\), int\)"):
+        list(Loader([(torch.ones(2), 0), (torch.ones(3), 1)], 2))
+
+
+class Deadly(Noise):
+    def __getitem__(self, index):
+        if index == 7:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return index
+
+
+def test_a_worker_that_dies_is_reported_with_the_samples_waited_for():
+    # Its first batch may be lost with it, if the queue between the processes still held it.
+    with pytest.raises(DataError, match=r"data.data: a worker process died .* samples \[(0, 1|5, 6)"):
+        list(Loader(Deadly(), 5, num_workers=1))
+
+
+def test_workers_ignore_the_signals_that_ask_the_run_to_stop():
+    others = set(multiprocessing.active_children())
+    made = loader(1, persistent_workers=True)
+    batches = made.batches(0)
+    next(batches)
+    (worker,) = set(multiprocessing.active_children()) - others
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        os.kill(worker.pid, signum)
+    assert len(list(batches)) == 3
+    made.close()
+    assert not worker.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "options", "words"),
+    [
+        ([], {}, "empty"),
+        ([1], {"batch_size": 0}, "batch_size: 0"),
+        ([1], {"batch_size": 2, "drop_last": True}, "drop_last leaves nothing"),
+        ([1], {"persistent_workers": True}, "num_workers"),
+        (iter([1]), {}, "pass a stream as it is"),
+    ],
+)
+def test_requests_that_make_no_sense_are_refused(dataset, options, words):
+    with pytest.raises(ConfigError, match=words):
+        Loader(dataset, **options)
+
+
+def test_a_data_set_without_a_loader_is_explained():
+    with pytest.raises(ConfigError, match=r"data.train: a data set \(Noise\) without a loader"):
+        as_loader(Noise(), "train")

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from stable_ssl.modules import MLP, ConvMixer, Resnet9, load_backbone
+
+
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [
+        ("resnet18", 512), ("resnet9", 1028), ("Resnet9", 1028), ("ConvMixer", 64), ("mobilenet_v3_small", 1024),
+        ("efficientnet_b0", 1280), ("convnext_tiny", 768), ("densenet121", 1024), ("vgg11", 4096), ("swin_t", 768),
+    ],
+)  # fmt: skip
+def test_without_classes_the_output_is_the_representation(name, width):
+    network, dim = load_backbone(name, return_feature_dim=True)
+    assert dim == width
+    with torch.no_grad():
+        assert network.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, width)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet9", "ConvMixer", "vit_b_16"])
+def test_with_classes_the_last_layer_has_their_number(name):
+    size = 224 if name.startswith("vit") else 32
+    with torch.no_grad():
+        assert load_backbone(name, num_classes=7).eval()(torch.zeros(1, 3, size, size)).shape == (1, 7)
+
+
+def test_low_resolution_keeps_the_size_through_the_stem():
+    network = load_backbone("resnet18", low_resolution=True)
+    assert (network.conv1.kernel_size, network.conv1.stride) == ((3, 3), (1, 1))
+    assert isinstance(network.maxpool, nn.Identity)
+    assert network.conv1(torch.zeros(1, 3, 32, 32)).shape[-1] == 32
+
+
+def test_low_resolution_of_another_family_is_refused():
+    with pytest.raises(ValueError, match="low_resolution: vgg11 has no such form"):
+        load_backbone("vgg11", low_resolution=True)
+
+
+def test_an_unknown_backbone_names_the_nearest():
+    with pytest.raises(ValueError, match="no backbone 'resnet_18'; near are .*'resnet18'"):
+        load_backbone("resnet_18")
+
+
+@pytest.mark.parametrize("make", [lambda: Resnet9(10, 1), lambda: ConvMixer(1, 10)])
+def test_small_networks_take_grey_images_of_16_pixels(make):
+    assert make()(torch.zeros(2, 1, 16, 16)).shape == (2, 10)
+
+
+def test_mlp_has_the_documented_layers():
+    layers = [type(layer).__name__ for layer in MLP([8, 16, 16, 4])]
+    assert layers == ["Linear", "BatchNorm1d", "ReLU", "Linear", "BatchNorm1d", "ReLU", "Linear"]
+    assert MLP([8, 16, 4])[-1].bias is None
+    assert MLP([8, 16, 4], batch_norm=False, activation="GELU")[0].bias is not None
+
+
+@pytest.mark.parametrize(("args", "words"), [(([8],), "sizes"), (([8, 4], "Relu"), "activation: .*'Relu'.*'ReLU'")])
+def test_mlp_refuses_what_it_can_not_build(args, words):
+    with pytest.raises(ValueError, match=words):
+        MLP(*args)

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from stable_ssl.optimizers import LARS, param_groups
+
+
+def plain_lars(w, grads, lr, momentum, eta, weight_decay, nesterov):
+    """Algorithm 1 of the LARS paper for one parameter, with SGD's momentum."""
+    buffer = None
+    for g in grads:
+        trust = eta * w.norm() / (g.norm() + weight_decay * w.norm())
+        step = (g + weight_decay * w) * trust
+        buffer = step if buffer is None else momentum * buffer + step
+        w = w - lr * (step + momentum * buffer if nesterov else buffer)
+    return w
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_lars_equals_the_plain_algorithm(nesterov):
+    torch.manual_seed(0)
+    start, grads = torch.randn(4, 3, dtype=torch.float64), torch.randn(5, 4, 3, dtype=torch.float64)
+    w = nn.Parameter(start.clone())
+    optimizer = LARS([w], lr=0.5, momentum=0.9, eta=0.01, weight_decay=0.1, nesterov=nesterov)
+    for g in grads:
+        w.grad = g.clone()
+        optimizer.step()
+    torch.testing.assert_close(w.detach(), plain_lars(start, grads, 0.5, 0.9, 0.01, 0.1, nesterov))
+
+
+def test_an_excluded_group_is_plain_sgd():
+    torch.manual_seed(0)
+    ours, theirs = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+    options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}
+    pair = LARS([{"params": [ours], "lars_exclude": True}], **options), torch.optim.SGD([theirs], **options)
+    for g in torch.randn(4, 3):
+        ours.grad, theirs.grad = g.clone(), g.clone()
+        for optimizer in pair:
+            optimizer.step()
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_a_parameter_of_zeros_still_moves():
+    w = nn.Parameter(torch.zeros(3))
+    w.grad = torch.ones(3)
+    LARS([w], lr=0.1).step()
+    torch.testing.assert_close(w.detach(), torch.full((3,), -0.1))
+
+
+def test_groups_hold_each_trainable_parameter_once():
+    shared = nn.Linear(4, 4)
+    frozen = nn.Linear(4, 4).requires_grad_(False)
+    modules = {"a": nn.Sequential(shared, nn.BatchNorm1d(4)), "b": shared, "c": frozen}
+    (group,) = param_groups(modules)
+    assert {id(p) for p in group["params"]} == {id(p) for p in modules["a"].parameters()}
+    weights, others = param_groups(modules, exclude_bias_norm=True)
+    assert [p.ndim for p in weights["params"]] == [2]
+    assert [p.ndim for p in others["params"]] == [1, 1, 1]
+    assert others["weight_decay"] == 0
+    assert torch.optim.AdamW([weights, others], weight_decay=0.1).param_groups[0]["weight_decay"] == 0.1
