@@ -615,7 +615,7 @@ class BaseTrainer(nn.Module):
         if self._progress == self._saved_progress:
             return
         self._check_losses()
-        if not all_finite(list(self.parameters())):
+        if not all_finite([p for module in self.optimized_modules().values() for p in module.parameters()]):
             raise NanError(f"A weight is not finite at step {self.global_step}; the checkpoint before it stands.")
         kept = {id(value) for value in self.state_dict(keep_vars=True).values()}
         state = {

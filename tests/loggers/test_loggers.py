@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import Toy, toy_dataset
+
+from stable_ssl import CheckpointError
+from stable_ssl.data import Loader
+from stable_ssl.loggers import Console, MetricsFile, open_trackers, read_metrics
+from stable_ssl.loggers.collector import Collector
+
+
+def test_records_read_back_to_the_bit(tmp_path):
+    records = [{"global_step": 1, "train/loss": 0.1 + 0.2}, {"global_step": 2, "train/loss": math.inf}]
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+    for record in records:
+        file.log(record)
+    file.close()
+    assert read_metrics(tmp_path / "metrics.jsonl") == records
+
+
+def test_cutting_back_forgets_what_came_later_and_a_torn_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    file = MetricsFile(path)
+    file.log({"global_step": 1})
+    position = file.position()
+    file.log({"global_step": 2})
+    file.close()
+    with open(path, "a") as torn:
+        torn.write('{"global_st')
+    assert [r["global_step"] for r in read_metrics(path)] == [1, 2]
+    again = MetricsFile(path)
+    again.cut_back(position)
+    again.log({"global_step": 2, "again": True})
+    again.close()
+    assert read_metrics(path) == [{"global_step": 1}, {"global_step": 2, "again": True}]
+    with pytest.raises(CheckpointError, match="lines are missing"):
+        MetricsFile(path).cut_back(10_000)
+
+
+def test_values_of_one_name_become_their_mean():
+    collector = Collector()
+    for value in (torch.tensor(1.0), torch.tensor([3.0]), 5):
+        collector.add("a", value)
+    collector.add("b", 2)
+    assert collector.flush() == {"a": 3.0, "b": 2.0}
+    assert collector.flush() == {}
+    with pytest.raises(TypeError, match="'c' can't be logged: a tensor of shape"):
+        collector.add("c", torch.zeros(2))
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", os.devnull)
+    monkeypatch.setenv("HOME", "/nonexistent")
+
+
+def log_records(data):
+    """Yield the records of a .wandb file: LevelDB's log format after a header of 7 bytes."""
+    position, parts = 7, b""
+    while position + 7 <= len(data):
+        if 32768 - position % 32768 < 7:  # a block's end that no header fits in
+            position += 32768 - position % 32768
+            continue
+        length, kind = int.from_bytes(data[position + 4 : position + 6], "little"), data[position + 6]
+        parts += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield parts
+            parts = b""
+
+
+def wandb_records(folder):
+    from wandb.proto import wandb_internal_pb2
+
+    found = []
+    for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
+        for data in log_records(path.read_bytes()):
+            record = wandb_internal_pb2.Record.FromString(data)
+            if record.HasField("history"):
+                found.append({"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item})
+    return found
+
+
+def test_wandb_offline_keeps_values_and_its_id_over_a_restart(tmp_path, offline):
+    pytest.importorskip("wandb")
+    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    ids = []
+    for step in (1, 2):
+        (tracker,) = open_trackers(tmp_path, wandb={"project": "p"}, tensorboard=False, config={"a": 1}, step=step)
+        assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
+        ids.append(tracker._run.id)
+        tracker.log({"global_step": step, "train/loss": step / 2}, step)
+        tracker.close("preempted" if step == 1 else "finished")
+    assert ids[0] == ids[1] == json.loads((tmp_path / "wandb.json").read_text())["id"]
+    values = {(r["global_step"], r["train/loss"]) for r in wandb_records(tmp_path)}
+    assert values == {(1, 0.5), (2, 1.0)}
+
+
+def test_tensorboard_reads_the_values_back(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (tracker,) = open_trackers(tmp_path, wandb=None, tensorboard=True, config={}, step=0)
+    for step in (1, 2):
+        tracker.log({"global_step": step, "train/loss": step / 2}, step)
+    tracker.close("finished")
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(1, 0.5), (2, 1.0)]
+
+
+def test_a_run_logs_to_all_of_them(make_toy, offline):
+    pytest.importorskip("wandb")
+    trainer = make_toy(logger={"wandb": True, "tensorboard": True}, epochs=1)
+    trainer()
+    written = [r["train/loss"] for r in trainer.get_logs() if "train/loss" in r]
+    assert len(written) == 3
+    assert [r["train/loss"] for r in wandb_records(trainer.folder) if "train/loss" in r] == written
+    assert list((trainer.folder / "tensorboard").iterdir())
+
+
+def test_without_the_package_a_line_says_so(tmp_path):
+    code = (
+        "import sys, logging; sys.modules['wandb'] = None; logging.basicConfig()\n"
+        "from stable_ssl.loggers import open_trackers; from pathlib import Path\n"
+        f"print(open_trackers(Path({str(tmp_path)!r}), wandb=True, tensorboard=False, config={{}}, step=0))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+    assert "no package wandb" in done.stderr
+
+
+def test_plain_output_does_not_flood_and_is_kept(make_toy, capsys):
+    trainer = make_toy(epochs=50, logger={"level": 20, "eval_every_epoch": 0})
+    trainer()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) < 6
+    kept = (trainer.folder / "console.log").read_text()
+    assert all(line in kept for line in lines)
+
+
+def test_the_console_leaves_the_logger_as_it_was(tmp_path):
+    logger = logging.getLogger("stable_ssl")
+    before = (list(logger.handlers), logger.level, logger.propagate, list(logging.getLogger().handlers))
+    console = Console(tmp_path / "console.log", 10, 1)
+    console.begin_epoch(0, 3)
+    console.step(8)
+    console.end_epoch()
+    console.close()
+    assert (list(logger.handlers), logger.level, logger.propagate, list(logging.getLogger().handlers)) == before
+
+
+def test_log_in_an_evaluation_is_the_sets_mean(make_toy):
+    class Logging(Toy):
+        def after_eval_step(self):
+            self.log("place", float(self.batch_idx))
+
+    trainer = make_toy(Logging, {"train": Loader(toy_dataset(), 8), "test": Loader(toy_dataset(24), 8)})
+    trainer()
+    assert [r["test/place"] for r in trainer.get_logs() if "test/place" in r] == [1.0, 1.0]
+
+
+def test_training_values_come_at_logging_steps_only_as_the_mean_of_the_group(make_toy):
+    class Logging(Toy):
+        def compute_loss(self):
+            self.log("place", float(self.batch_idx))
+            return super().compute_loss()
+
+    trainer = make_toy(Logging, accumulation_steps=2, logger={"log_every_step": 2})
+    trainer()
+    assert [(r["global_step"], r["train/place"]) for r in trainer.get_logs() if "train/place" in r] == [(2, 2.0), (4, 2.0)]

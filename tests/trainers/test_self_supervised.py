@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from torch import nn
+
+from stable_ssl import JointEmbeddingTrainer, NTXEntLoss, SupervisedTrainer
+from stable_ssl.data import Digits, Loader
+from stable_ssl.monitors import RankMe
+
+
+def two_views(x):
+    return [x + 0.1 * torch.randn_like(x), x + 0.1 * torch.randn_like(x)]
+
+
+class Pairs(torch.utils.data.Dataset):
+    def __len__(self):
+        return 32
+
+    def __getitem__(self, index):
+        x = torch.randn(8, generator=torch.Generator().manual_seed(index))
+        return two_views(x), int(x[0] > 0)
+
+
+@pytest.fixture
+def make_simclr(make_toy, tmp_path):
+    def make(name, probes=False, monitor=None, **options):
+        torch.manual_seed(0)
+        modules = {"backbone": nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.2)), "projector": nn.Linear(16, 4)}
+        if probes:
+            modules["backbone_classifier"] = nn.Sequential(nn.Dropout(0.5), nn.Linear(16, 2))
+            modules["projector_classifier"] = nn.Linear(4, 2)
+        return make_toy(
+            JointEmbeddingTrainer, {"train": Loader(Pairs(), 8, shuffle=True)}, modules, loss=NTXEntLoss(),
+            logger={"dump_path": tmp_path / name, "monitor": monitor or {}}, **options,
+        )  # fmt: skip
+
+    return make
+
+
+def own(trainer):
+    return torch.cat([p.detach().flatten() for n in ("backbone", "projector") for p in trainer.module[n].parameters()])
+
+
+@pytest.mark.parametrize("options", [{}, {"grad_max_norm": 0.01}, {"accumulation_steps": 2}])
+def test_weights_are_the_same_bits_with_and_without_probes_and_monitors(make_simclr, options):
+    without, watched = make_simclr("a", **options), make_simclr("b", True, {"train": {"rankme": RankMe(16)}}, **options)
+    without()
+    watched()
+    assert torch.equal(own(without), own(watched))
+    record = watched.get_logs()[-1]
+    assert {"train/loss_ssl", "train/loss_backbone_classifier", "train/loss_projector_classifier", "train/rankme"} <= set(record)
+    assert record["train/loss"] == record["train/loss_ssl"]
+
+
+def test_probes_learn(make_simclr):
+    trainer = make_simclr("a", True, epochs=40, optimizer=functools.partial(torch.optim.SGD, lr=1e-3))
+    trainer.module["backbone_classifier"] = nn.Linear(16, 2)
+    trainer.probe_optimizer = functools.partial(torch.optim.AdamW, lr=0.05)
+    trainer()
+    values = [r["train/loss_backbone_classifier"] for r in trainer.get_logs()]
+    assert sum(values[-8:]) < 0.8 * sum(values[:8])
+
+
+def test_a_probe_that_breaks_does_not_break_the_run(make_simclr):
+    class Broken(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * float("nan")
+
+    without, broken = make_simclr("a"), make_simclr("b", True)
+    broken.module["backbone_classifier"] = Broken(16, 2)
+    without()
+    broken()
+    assert torch.equal(own(without), own(broken))
+
+
+def test_supervised_training_learns_digits(make_toy):
+    from torchmetrics.classification import MulticlassAccuracy
+
+    data = {"train": Loader(Digits(size=8), 64, shuffle=True), "test": Loader(Digits("test", size=8), 256)}
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    trainer = make_toy(
+        SupervisedTrainer, data, {"backbone": network}, epochs=10, optimizer=functools.partial(torch.optim.AdamW, lr=1e-2),
+        logger={"metric": {"test": {"accuracy": MulticlassAccuracy(10, average="micro")}}},
+    )  # fmt: skip
+    trainer()
+    assert trainer.get_logs()[-1]["test/accuracy"] > 0.93
