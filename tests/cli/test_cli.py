@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from stable_ssl.cli.compose import arithmetic, complete_override, recipe_names
+
+COMMAND = Path(sys.executable).with_name("stable-ssl")
+TINY = ["data.train.num_workers=0", "data.train.persistent_workers=false", "optim.epochs=1", "optim.max_steps=1"]
+
+
+def run(*args, cwd):
+    return subprocess.run([COMMAND, *args], cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_help_is_quick_and_imports_nothing_heavy(tmp_path):
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        done = run("--help", cwd=tmp_path)
+        seconds.append(time.perf_counter() - start)
+    assert done.returncode == 0
+    assert "recipes" in done.stdout
+    assert min(seconds) < 0.5
+    code = "import sys; from stable_ssl.cli import make_parser; make_parser(); print([m for m in ('torch', 'hydra') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_recipes_are_listed_and_shown(tmp_path):
+    listed = run("recipes", cwd=tmp_path)
+    assert all(name in listed.stdout for name in recipe_names())
+    shown = run("recipes", "show", "simclr_digits", "optim.epochs=7", cwd=tmp_path)
+    assert "epochs: 7" in shown.stdout
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_trains(tmp_path, name):
+    done = run("train", name, *TINY, "logger.dump_path=run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert any("train/loss" in r or "test/accuracy" in r for r in records(tmp_path / "run"))
+    again = run("train", "run/config.yaml", "logger.dump_path=anew", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+
+    def learned(folder):
+        return [{k: v for k, v in r.items() if not k.startswith("perf/")} for r in records(tmp_path / folder)]
+
+    assert learned("run") == learned("anew")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["train", "simclr_digts"], "Did you mean 'simclr_digits'"),
+        (["train"], "which?"),
+        (["train", "none.yaml"], "no file 'none.yaml'"),
+        (["train", "simclr_digits", "optim.epoch=1", "hardware.sed=1"], "hardware.sed: unknown key"),
+        (["train", "simclr_digits", "optim.epochs=[1"], "does not compose"),
+        (["train", "--bogus"], "unknown option --bogus"),
+    ],
+)
+def test_a_bad_request_has_status_2_and_no_traceback(tmp_path, args, words):
+    done = run(*args, cwd=tmp_path)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+MINE = """
+import stable_ssl
+class MyTrainer(stable_ssl.SupervisedTrainer):
+    def before_fit(self):
+        if getattr(self, "fails", False):
+            raise RuntimeError("as asked")
+"""
+SHARED = """# @package _global_
+trainer:
+  _target_: my_trainer.MyTrainer
+  data:
+    _num_train_samples: 640
+    train:
+      _target_: torch.utils.data.DataLoader
+      batch_size: 64
+      shuffle: true
+      dataset: {_target_: stable_ssl.data.Digits, size: 8}
+  module:
+    backbone:
+      _target_: torch.nn.Sequential
+      _args_: [{_target_: torch.nn.Flatten}, {_target_: torch.nn.Linear, in_features: 64, out_features: 10}]
+  optim:
+    epochs: 2
+    max_steps: 2
+    optimizer: {_target_: torch.optim.SGD, _partial_: true, lr: 1e-1}
+    scheduler:
+      _target_: stable_ssl.schedulers.LinearWarmup
+      _partial_: true
+      total_steps: ${eval:'${trainer.optim.epochs} * ${trainer.data._num_train_samples} // ${trainer.data.train.batch_size}'}
+  hardware: {device: "cuda:0", float16: true}
+  logger: {dump_path: run}
+"""
+CHILD = """# @package _global_
+defaults:
+  - shared_config
+  - override /hydra/launcher: submitit_local
+trainer:
+  optim: {epochs: 1}
+"""
+
+
+@pytest.fixture
+def old_files(tmp_path):
+    (tmp_path / "my_trainer.py").write_text(MINE)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "shared_config.yaml").write_text(SHARED)
+    (tmp_path / "configs" / "child.yaml").write_text(CHILD)
+    return tmp_path
+
+
+def test_the_older_form_trains_older_files(old_files):
+    done = run("--config-path", "configs", "--config-name", "child", "++trainer.optim.max_steps=3", cwd=old_files)
+    assert done.returncode == 0, done.stderr
+    assert records(old_files / "run")[-1]["global_step"] == 3
+    assert "no CUDA device" in done.stderr
+
+
+def test_a_file_trains_with_a_trainer_of_the_working_folder_and_fails_with_status_1(old_files):
+    done = run("train", "configs/child.yaml", "+trainer.fails=true", cwd=old_files)
+    assert done.returncode == 1
+    assert "RuntimeError: as asked" in done.stderr
+    assert json.loads((old_files / "run" / "status.json").read_text())["status"] == "failed"
+
+
+def test_a_sweep_runs_each_point_in_a_folder_of_its_own(old_files):
+    done = run(
+        "train", "configs/shared_config.yaml", "-m", "optim.epochs=1", "hardware.seed=1,2", "logger.dump_path=null",
+        cwd=old_files,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    runs = sorted(old_files.glob("multirun/**/metrics.jsonl"))
+    assert len(runs) == 2
+    losses = [records(path.parent)[0]["train/loss"] for path in runs]
+    assert losses[0] != losses[1]
+
+
+def test_a_signal_saves_and_has_its_status(old_files):
+    process = subprocess.Popen(
+        [COMMAND, "train", "configs/child.yaml", "optim.epochs=100000"], cwd=old_files, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while not (old_files / "run" / "metrics.jsonl").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(1)
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert list((old_files / "run" / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("optim.epochs=2", "++trainer.optim.epochs=2"),
+        ("trainer.optim.epochs=2", "++trainer.optim.epochs=2"),
+        ("+optim.new=1", "+trainer.optim.new=1"),
+        ("~optim.scheduler", "~trainer.optim.scheduler"),
+        ("hydra/launcher=submitit_local", "hydra/launcher=submitit_local"),
+        ("view.degrees=3", "view.degrees=3"),
+        ("backbone=resnet", "backbone=resnet"),
+    ],
+)
+def test_overrides_may_leave_out_the_trainer(text, expected):
+    assert complete_override(text, {"trainer", "view"}, {"backbone"}) == expected
+
+
+def test_eval_is_arithmetic_only():
+    assert arithmetic("2 * (3 + 4) // 5 - -1") == 3
+    for text in ("__import__('os')", "a", "[1]", "2 ** 9", "1 if 1 else 2", "'a'"):
+        with pytest.raises(ValueError, match="not arithmetic"):
+            arithmetic(text)
