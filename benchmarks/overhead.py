@@ -145,12 +145,14 @@ def main() -> None:
     lines = ["| loop | µs a step | over the plain loop |", "|---|---|---|"]
     for name, values in microseconds.items():
         over = statistics.median(value - base for value, base in zip(values, plain, strict=True))
-        lines.append(f"| {name} | {statistics.median(values):.0f} | {f'+{over:.0f}' if name in list(contestants)[1:] else ''} |")
+        lines.append(
+            f"| {name} | {statistics.median(values):.0f} | {f'+{over:.0f}' if name in list(contestants)[1:] else ''} |"
+        )
     table = "\n".join(lines)
     print(table)
     if args.write:
-        marked = r"(<!-- overhead -->\n).*?(\n<!-- /overhead -->)"
-        text = re.sub(marked, lambda found: found[1] + table + found[2], args.write.read_text(), flags=re.DOTALL)
+        marked = r"(<!-- overhead -->\n).*?(<!-- /overhead -->)"
+        text = re.sub(marked, lambda found: found[1] + table + "\n" + found[2], args.write.read_text(), flags=re.DOTALL)
         args.write.write_text(text)
 
 

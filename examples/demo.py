@@ -1,6 +1,6 @@
 """Pretrain SimCLR on handwritten digits without labels, then see what ten labels a class are worth.
 
-    python examples/demo.py [--seed 0] [overrides of the recipe simclr_digits]
+python examples/demo.py [--seed 0] [overrides of the recipe simclr_digits]
 """
 
 from __future__ import annotations

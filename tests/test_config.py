@@ -5,7 +5,14 @@ import functools
 import pytest
 import torch
 
-from stable_ssl import ConfigError, HardwareConfig, LoggerConfig, OptimConfig, SupervisedTrainer, instanciate_config
+from stable_ssl import (
+    ConfigError,
+    HardwareConfig,
+    LoggerConfig,
+    OptimConfig,
+    SupervisedTrainer,
+    instanciate_config,
+)
 from stable_ssl.config import parse_config
 from stable_ssl.nodes import build, check_nodes, describe
 
@@ -19,8 +26,18 @@ def problems_of(cls, **fields):
 def test_defaults_are_the_documented_ones():
     hardware, optim, logger = HardwareConfig(), OptimConfig(), LoggerConfig()
     assert (hardware.seed, hardware.device, hardware.precision, hardware.world_size) == (0, "auto", "fp32", 1)
-    assert (optim.epochs, optim.max_steps, optim.accumulation_steps, optim.nonfinite) == (1000, -1, 1, "raise")
-    assert (logger.level, logger.eval_every_epoch, logger.checkpoint_every_minutes, logger.checkpoint_keep) == (20, 1, 10, 2)
+    assert (optim.epochs, optim.max_steps, optim.accumulation_steps, optim.nonfinite) == (
+        1000,
+        -1,
+        1,
+        "raise",
+    )
+    assert (
+        logger.level,
+        logger.eval_every_epoch,
+        logger.checkpoint_every_minutes,
+        logger.checkpoint_keep,
+    ) == (20, 1, 10, 2)
 
 
 def test_float16_is_an_old_name_that_precision_overrides():
@@ -62,7 +79,10 @@ def test_what_is_right_is_converted_once():
 @pytest.mark.parametrize(
     ("node", "words"),
     [
-        ({"_target_": "stable_ssl.modules.load_bakbone"}, "has no 'load_bakbone'. Did you mean 'load_backbone'?"),
+        (
+            {"_target_": "stable_ssl.modules.load_bakbone"},
+            "has no 'load_bakbone'. Did you mean 'load_backbone'?",
+        ),
         ({"_target_": "stabel_ssl.MLP"}, "no module named 'stabel_ssl'"),
         ({"_target_": "stable_ssl.modules.MLP", "size": [1, 2]}, "x.size: MLP has no such argument"),
         ({"_target_": "stable_ssl.modules.MLP"}, "missing a required argument: 'sizes'"),
@@ -82,7 +102,10 @@ def test_nodes_are_built_as_hydra_builds_them():
 
     nodes = {
         "partial": {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.1},
-        "nested": {"_target_": "torch.nn.Sequential", "_args_": [{"_target_": "torch.nn.Linear", "_args_": [2, 3]}]},
+        "nested": {
+            "_target_": "torch.nn.Sequential",
+            "_args_": [{"_target_": "torch.nn.Linear", "_args_": [2, 3]}],
+        },
         "list": [{"_target_": "builtins.complex", "real": 1, "imag": 2}, 5],
     }
     ours, theirs = build(nodes, "x"), instantiate(nodes)
@@ -105,7 +128,9 @@ def test_live_objects_are_described_by_their_class_and_lists_of_them_as_one():
 
 def test_a_configuration_of_a_run_with_live_objects_says_to_run_the_script():
     with pytest.raises(ConfigError, match="run that code again"):
-        instanciate_config({"trainer": {"_target_": "stable_ssl.SupervisedTrainer", "data": {"train": "<live Loader>"}}})
+        instanciate_config(
+            {"trainer": {"_target_": "stable_ssl.SupervisedTrainer", "data": {"train": "<live Loader>"}}}
+        )
 
 
 def test_omegaconf_and_plain_dicts_give_the_same_trainer():

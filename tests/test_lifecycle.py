@@ -156,7 +156,10 @@ def test_a_stream_that_ends_inside_a_group_steps_with_the_real_mean(make_toy):
         trainer()
         return trainer
 
-    known, unknown = run({"train": [(x[i : i + 8], y[i : i + 8]) for i in (0, 8, 16)]}), run({"train": Stream()}, max_steps=4)
+    known, unknown = (
+        run({"train": [(x[i : i + 8], y[i : i + 8]) for i in (0, 8, 16)]}),
+        run({"train": Stream()}, max_steps=4),
+    )
     assert known.global_step == unknown.global_step == 2
     torch.testing.assert_close(weights(known), weights(unknown))
 
@@ -318,9 +321,7 @@ def test_channels_last_reaches_weights_and_images(make_toy):
 
     images = torch.utils.data.TensorDataset(torch.randn(16, 3, 8, 8), torch.zeros(16, dtype=torch.long))
     backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
-    make_toy(
-        Images, {"train": Loader(images, 8)}, {"backbone": backbone}, hardware={"channels_last": True}
-    )()
+    make_toy(Images, {"train": Loader(images, 8)}, {"backbone": backbone}, hardware={"channels_last": True})()
     assert backbone[0].weight.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -352,9 +353,7 @@ def test_metrics_see_predictions_and_labels_of_every_sample_once(make_toy):
 
     x, y = toy_dataset(21).tensors
     data = {"train": Loader(toy_dataset(), 8), "test": Loader(toy_dataset(21), 8)}
-    trainer = make_toy(
-        data=data, logger={"metric": {"test": {"accuracy": MulticlassAccuracy(2, average="micro")}}}
-    )
+    trainer = make_toy(data=data, logger={"metric": {"test": {"accuracy": MulticlassAccuracy(2, average="micro")}}})
     trainer()
     with torch.no_grad():
         expected = (trainer.module["backbone"].eval()(x).argmax(1) == y).float().mean()
@@ -414,9 +413,16 @@ def test_every_mistake_is_named_at_once():
 def test_a_missing_required_module_is_named():
     from stable_ssl import JointEmbeddingTrainer
 
-    with pytest.raises(ConfigError, match="module.projector: missing; JointEmbeddingTrainer needs it. Did you mean 'projektor'"):
+    with pytest.raises(
+        ConfigError,
+        match="module.projector: missing; JointEmbeddingTrainer needs it. Did you mean 'projektor'",
+    ):
         JointEmbeddingTrainer(
-            {"train": [1]}, {"backbone": nn.Identity(), "projektor": nn.Identity()}, {}, {"optimizer": torch.optim.SGD}, {}
+            {"train": [1]},
+            {"backbone": nn.Identity(), "projektor": nn.Identity()},
+            {},
+            {"optimizer": torch.optim.SGD},
+            {},
         )
 
 
@@ -424,4 +430,8 @@ def test_one_view_where_two_are_needed_is_explained(make_toy):
     from stable_ssl import JointEmbeddingTrainer, NTXEntLoss
 
     with pytest.raises(DataError, match="needs two views of each image"):
-        make_toy(JointEmbeddingTrainer, module={"backbone": nn.Linear(8, 4), "projector": nn.Linear(4, 4)}, loss=NTXEntLoss())()
+        make_toy(
+            JointEmbeddingTrainer,
+            module={"backbone": nn.Linear(8, 4), "projector": nn.Linear(4, 4)},
+            loss=NTXEntLoss(),
+        )()

@@ -22,7 +22,12 @@ def rates(name, steps=100, **kwargs):
     return values
 
 
-ALL = ["LinearWarmup", "LinearWarmupCosineAnnealing", "LinearWarmupCyclicAnnealing", "LinearWarmupThreeStepsAnnealing"]
+ALL = [
+    "LinearWarmup",
+    "LinearWarmupCosineAnnealing",
+    "LinearWarmupCyclicAnnealing",
+    "LinearWarmupThreeStepsAnnealing",
+]
 
 
 @pytest.mark.parametrize("name", ALL)

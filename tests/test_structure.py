@@ -51,7 +51,9 @@ def test_a_room_imports_only_what_it_may(path):
         return
     for name in imports(path):
         target = name.split(".")[0]
-        allowed = target == room or target == "__version__" or any(name == m or name.startswith(m + ".") for m in MAY[room])
+        allowed = (
+            target == room or target == "__version__" or any(name == m or name.startswith(m + ".") for m in MAY[room])
+        )
         assert allowed, f"{path.relative_to(SOURCE)} imports {name}"
 
 

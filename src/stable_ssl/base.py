@@ -25,7 +25,6 @@ from .exceptions import (
     BreakStep,
     CheckpointError,
     ConfigError,
-    DataError,
     NanError,
     Preempted,
 )
@@ -33,7 +32,14 @@ from .loggers import Console, RunLog, read_metrics
 from .loggers.collector import Collector
 from .optimizers import param_groups
 from .runtime.checkpoint import CheckpointStore
-from .runtime.device import describe_batch, first_tensor, place_module, resolve_device, to_device, use_deterministic
+from .runtime.device import (
+    describe_batch,
+    first_tensor,
+    place_module,
+    resolve_device,
+    to_device,
+    use_deterministic,
+)
 from .runtime.folder import RunFolder, config_differences
 from .runtime.precision import FiniteWatch, Precision, all_finite, resolve_precision
 from .runtime.preemption import StopRequest
@@ -105,6 +111,13 @@ class BaseTrainer(nn.Module):
     """
 
     required_modules: Mapping[str, type] = {}
+    # Nodes or live objects until `setup` builds them.
+    data: Any
+    module: Any
+    loss: Any
+    hardware: Any
+    optim: Any
+    logger: Any
 
     batch: Any = None
     batch_idx: int = 0
@@ -118,7 +131,7 @@ class BaseTrainer(nn.Module):
     latest_representations: Tensor | None = None
     latest_embeddings: Tensor | None = None
 
-    def __new__(cls, *args, **kwargs):
+    def __new__(cls, *args, **kwargs):  # noqa: D102
         # Kept for `checkpoint` and `get_config`, whatever a subclass does in its own constructor.
         trainer = super().__new__(cls)
         trainer.__dict__["_captured"] = (args, kwargs)
@@ -145,7 +158,10 @@ class BaseTrainer(nn.Module):
         self._phase, self._batches_done, self._num_backward = "fit", 0, 0
         self._logging, self._log_set, self._collected = False, "train", Collector()
         self._group_size, self._group_ends, self._bad_group = 1, True, False
-        self._data_wait, self._finite, self._log = 0.0, FiniteWatch(), None
+        self._data_wait, self._finite = 0.0, FiniteWatch()
+        self._log: Any = None
+        self._log_position: int | None = 0
+        self._saved_progress: dict[str, Any] | None = None
         self._skip_nonfinite = self.optim["nonfinite"] == "skip"
 
     def __call__(self) -> None:
@@ -221,7 +237,10 @@ class BaseTrainer(nn.Module):
         config = self.get_config()
         if earlier and (differences := config_differences(earlier["trainer"], config["trainer"])):
             raise ConfigError(
-                [f"'{self._folder.path}' holds a run with another configuration; nothing was done.", *differences]
+                [
+                    f"'{self._folder.path}' holds a run with another configuration; nothing was done.",
+                    *differences,
+                ]
             )
         self._folder.write_config(config)
 
@@ -246,7 +265,9 @@ class BaseTrainer(nn.Module):
         self._metrics = {name: self._build_metrics(name) for name in self._eval_sets}
         self._monitors = cfg.build(self.logger["monitor"], "logger.monitor")
         self.logger["monitor"] = self._monitors
-        self._teachers = [m.update_teacher for m in self.modules() if hasattr(m, "update_teacher")]
+        self._teachers: list[Callable[[], None]] = [
+            getattr(m, "update_teacher") for m in self.modules() if hasattr(m, "update_teacher")
+        ]  # noqa: B009
         self._stateful: dict[str, Any] = {
             f"monitor.{group}.{name}": monitor
             for group, monitors in self._monitors.items()
@@ -347,7 +368,10 @@ class BaseTrainer(nn.Module):
         self.setup()
         if self._is_finished:
             with self._console():
-                log.info("The run in '%s' is finished; a larger optim.epochs would go on with it.", self._folder.path)
+                log.info(
+                    "The run in '%s' is finished; a larger optim.epochs would go on with it.",
+                    self._folder.path,
+                )
             self._folder.release()
             return
         with self._running():
@@ -390,7 +414,11 @@ class BaseTrainer(nn.Module):
 
     def _fit_epoch(self) -> None:
         """Train on one epoch's mini-batches; `accumulation_steps` of them make an optimizer step."""
-        total, accumulation, log_every = self._num_batches, self.optim["accumulation_steps"], self.logger["log_every_step"]
+        total, accumulation, log_every = (
+            self._num_batches,
+            self.optim["accumulation_steps"],
+            self.logger["log_every_step"],
+        )
         self.optim["optimizer"].zero_grad(set_to_none=True)  # of a group that BreakEpoch cut short
         self._num_backward = 0
         step_seed = derive_seed(self.hardware["seed"], Stream.STEP, self.rank)
@@ -573,11 +601,20 @@ class BaseTrainer(nn.Module):
         self._next_save = self._last_save + 60 * self.logger["checkpoint_every_minutes"]
         self._save_every = self.logger["checkpoint_every_step"] or sys.maxsize
         self._log = RunLog(
-            folder.path, self.logger, self.optim["epochs"], self.get_config(), self.global_step, self._log_position
+            folder.path,
+            self.logger,
+            self.optim["epochs"],
+            self.get_config(),
+            self.global_step,
+            self._log_position,
         )
         folder.write_status("running", self._progress)
         if folder.is_chosen:
-            log.info("The run is in '%s'; start it again with logger.dump_path=%s to go on.", folder.path, folder.path)
+            log.info(
+                "The run is in '%s'; start it again with logger.dump_path=%s to go on.",
+                folder.path,
+                folder.path,
+            )
         try:
             with StopRequest(self.hardware["time_limit"]) as self._stop:
                 yield
@@ -628,12 +665,20 @@ class BaseTrainer(nn.Module):
         }
         facts = {
             "progress": self._progress,
-            "world": {"size": self.world_size, "device": str(self.device), "threads": torch.get_num_threads()},
+            "world": {
+                "size": self.world_size,
+                "device": str(self.device),
+                "threads": torch.get_num_threads(),
+            },
         }
         try:
             self._store.save(self.global_step, state, facts)
         except OSError as error:
-            log.error("The checkpoint of step %d could not be written, the one before it stands: %s", self.global_step, error)
+            log.error(
+                "The checkpoint of step %d could not be written, the one before it stands: %s",
+                self.global_step,
+                error,
+            )
         else:
             self._saved_progress = self._progress
             self._folder.write_status("running", self._progress)
@@ -642,7 +687,6 @@ class BaseTrainer(nn.Module):
 
     def _restore(self) -> None:
         """Go on from the newest valid checkpoint of the run's folder, if it has one."""
-        self._log_position, self._saved_progress = 0, None
         found = self._store.load_newest()
         if found is None:
             return
@@ -671,7 +715,9 @@ class BaseTrainer(nn.Module):
 
     def _save_weights(self, name: str) -> None:
         """Keep the weights of all modules for reading, as `weights/<name>.safetensors`."""
-        tensors = {key.removeprefix("module."): value for key, value in self.state_dict().items() if key.startswith("module.")}
+        tensors = {
+            key.removeprefix("module."): value for key, value in self.state_dict().items() if key.startswith("module.")
+        }
         tensors = {key: value for key, value in tensors.items() if isinstance(value, Tensor)}
         config = self.get_config()["trainer"]
         header = {"module": config.get("module"), "global_step": self.global_step, "epoch": self.epoch}
@@ -680,11 +726,11 @@ class BaseTrainer(nn.Module):
     def checkpoint(self, *args: Any, **kwargs: Any) -> DelayedSubmission:
         """Return the task that goes on with this run: submitit's protocol, called when the job is preempted.
 
-        What was learned is in the run's folder, so the task is only a fresh trainer made from the arguments of this one.
+        What was learned is in the run's folder, so the task is only a fresh trainer from the arguments of this one.
         """
         from submitit.helpers import DelayedSubmission
 
-        own_args, own_kwargs = self._captured
+        own_args, own_kwargs = vars(self)["_captured"]
         fresh = type(self)(*own_args, **own_kwargs)
         fresh._dump_path = self._dump_path
         return DelayedSubmission(fresh)
@@ -771,7 +817,11 @@ class BaseTrainer(nn.Module):
             self.log(name, value)
 
     def _write_training_record(self) -> None:
-        record: dict[str, Any] = {"global_step": self.global_step, "epoch": self.epoch, **self._collected.flush()}
+        record: dict[str, Any] = {
+            "global_step": self.global_step,
+            "epoch": self.epoch,
+            **self._collected.flush(),
+        }
         record["perf/time"] = round(time.time(), 3)
         record["perf/images_per_s"] = round(self._log.console.images_per_second, 1)
         record["perf/data_wait_s"] = round(self._data_wait, 6)
@@ -796,7 +846,7 @@ class BaseTrainer(nn.Module):
 
         A live object appears as its class name, in angle brackets.
         """
-        arguments = _by_name(type(self), *self._captured)
+        arguments = _by_name(type(self), *vars(self)["_captured"])
         arguments.update({name: fields for name, fields in self._fields.items() if name in arguments})
         if "logger" in arguments:
             arguments["logger"] = {key: value for key, value in arguments["logger"].items() if key != "dump_path"}
@@ -843,7 +893,6 @@ class BaseTrainer(nn.Module):
             else:
                 cfg.check_nodes(value, name, problems)
 
-
     def _check_watched_sets(self, sets: list[str], problems: list[str]) -> None:
         """Collect what is wrong with the metrics and monitors, which are configured by data set."""
         for field, valid in (("metric", [name for name in sets if name != "train"]), ("monitor", sets)):
@@ -867,7 +916,7 @@ def _count_images(indices: Any, batch: Any) -> int:
 
 def _by_name(cls: type, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return a constructor's arguments by name; those that it only passes on have BaseTrainer's names."""
-    signature = inspect.signature(cls.__init__)
+    signature = inspect.signature(cls.__init__)  # type: ignore[misc]
     arguments = dict(signature.bind(None, *args, **kwargs).arguments)
     del arguments["self"]
     passed_on = list(inspect.signature(BaseTrainer.__init__).parameters)[1:]

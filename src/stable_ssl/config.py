@@ -6,7 +6,15 @@ import logging
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from .exceptions import ConfigError
 from .nodes import build, check_nodes, describe, is_node, live_paths, locate, nearest, plain
@@ -271,8 +279,8 @@ def instanciate_config(config: Any) -> Any:
     Parameters
     ----------
     config
-        A dict or DictConfig with the key `trainer`, or the trainer's node itself. What is inside the node is built by the
-        trainer's `setup`.
+        A dict or DictConfig with the key `trainer`, or the trainer's node itself. What is inside it is built by
+        the trainer's `setup`.
 
     Raises
     ------
@@ -289,7 +297,7 @@ def instanciate_config(config: Any) -> Any:
     if live:
         raise ConfigError(
             [
-                "This configuration was written by a run that Python code started with live objects; run that code again.",
+                "This configuration is of a run that Python code started with live objects; run that code again.",
                 *(f"{path}: a live object." for path in live),
             ]
         )

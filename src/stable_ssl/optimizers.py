@@ -15,8 +15,8 @@ def param_groups(modules: Mapping[str, nn.Module], exclude_bias_norm: bool = Fal
     Parameters
     ----------
     exclude_bias_norm
-        Put one-dimensional parameters (biases, and scale and shift of normalisations) into a group of their own, without
-        weight decay and without LARS's scaling.
+        Put one-dimensional parameters (biases, and scale and shift of normalisations) into a group of their own,
+        without weight decay and without LARS's scaling.
 
     Returns
     -------
@@ -28,7 +28,7 @@ def param_groups(modules: Mapping[str, nn.Module], exclude_bias_norm: bool = Fal
         return [{"params": list(parameters.values())}] if parameters else []
     weights = [p for p in parameters.values() if p.ndim > 1]
     others = [p for p in parameters.values() if p.ndim <= 1]
-    groups = [{"params": weights}, {"params": others, "weight_decay": 0.0, "lars_exclude": True}]
+    groups: list[dict[str, Any]] = [{"params": weights}, {"params": others, "weight_decay": 0.0, "lars_exclude": True}]
     return [group for group in groups if group["params"]]
 
 
@@ -93,7 +93,7 @@ class LARS(torch.optim.Optimizer):
     def _step_group(self, group: dict[str, Any], params: list[Tensor]) -> None:
         directions: list[Tensor] = [p.grad for p in params]  # type: ignore[misc]
         if group["weight_decay"]:
-            decayed = torch._foreach_add(directions, params, alpha=group["weight_decay"])
+            decayed = list(torch._foreach_add(directions, params, alpha=group["weight_decay"]))
         else:
             decayed = directions
         if not group["lars_exclude"]:
@@ -101,9 +101,9 @@ class LARS(torch.optim.Optimizer):
             grads = torch.stack(torch._foreach_norm(directions))
             trust = group["eta"] * weights / (grads + group["weight_decay"] * weights + group["epsilon"])
             trust = torch.where((weights > 0) & (grads > 0), trust, torch.ones_like(trust))
-            decayed = torch._foreach_mul(decayed, list(trust.unbind()))
+            decayed = list(torch._foreach_mul(decayed, list(trust.unbind())))
         if group["momentum"]:
-            decayed = self._with_momentum(group, params, list(decayed))
+            decayed = self._with_momentum(group, params, decayed)
         torch._foreach_add_(params, decayed, alpha=-group["lr"])
 
     def _with_momentum(self, group: dict[str, Any], params: list[Tensor], steps: list[Tensor]) -> list[Tensor]:

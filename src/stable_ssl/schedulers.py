@@ -1,7 +1,7 @@
 """Learning-rate schedules: closed functions of the step, so that a resumed run is where it was.
 
-Each is a factor on the learning rate that its group was given. The first step has `start_factor`, the peak is 1, and the
-step after the last would have `end_lr`.
+Each is a factor on the learning rate that its group was given. The first step has `start_factor`, the peak is 1, and
+the step after the last would have `end_lr`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class _Schedule(LambdaLR):
         if not 0 <= peak <= total_steps:
             raise ValueError(f"peak_step: {peak_step} is neither a fraction nor a count up to total_steps.")
         bases = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
-        factors = [
+        factors: list[Callable[[int], float]] = [
             partial(_factor, total=total_steps, peak=peak, start=start_factor, end=end_lr / base, after=after)
             for base in bases
         ]
@@ -66,7 +66,7 @@ def _three_steps(progress: float, end: float, gamma: float) -> float:
 
 
 class LinearWarmup(_Schedule):
-    """Rises linearly from `start_factor` to the peak at `peak_step` (a fraction of the steps, or a count), and stays."""
+    """Rises linearly from `start_factor` to the peak at `peak_step` (a fraction of the steps, or a count); stays."""
 
     def __init__(self, optimizer: Optimizer, total_steps: int, start_factor: float = 0.01, peak_step: float = 0.1):
         super().__init__(optimizer, total_steps, start_factor, 0.0, peak_step, _constant)
@@ -88,7 +88,7 @@ class LinearWarmupCosineAnnealing(_Schedule):
 
 
 class LinearWarmupCyclicAnnealing(_Schedule):
-    """Rises linearly to the peak, then falls along `n_cycles` half cosines, each begun at `gamma` times the last's height."""
+    """Rises linearly to the peak, then falls along `n_cycles` half cosines, each `gamma` times as high as the last."""
 
     def __init__(
         self,

@@ -13,7 +13,12 @@ import pytest
 from stable_ssl.cli.compose import arithmetic, complete_override, recipe_names
 
 COMMAND = Path(sys.executable).with_name("stable-ssl")
-TINY = ["data.train.num_workers=0", "data.train.persistent_workers=false", "optim.epochs=1", "optim.max_steps=1"]
+TINY = [
+    "data.train.num_workers=0",
+    "data.train.persistent_workers=false",
+    "optim.epochs=1",
+    "optim.max_steps=1",
+]
 
 
 def run(*args, cwd):
@@ -154,7 +159,9 @@ def test_a_sweep_runs_each_point_in_a_folder_of_its_own(old_files):
 
 def test_a_signal_saves_and_has_its_status(old_files):
     process = subprocess.Popen(
-        [COMMAND, "train", "configs/child.yaml", "optim.epochs=100000"], cwd=old_files, stderr=subprocess.DEVNULL
+        [COMMAND, "train", "configs/child.yaml", "optim.epochs=100000"],
+        cwd=old_files,
+        stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 60
     while not (old_files / "run" / "metrics.jsonl").exists():

@@ -54,7 +54,13 @@ def parquet(tmp_path, request):
 @pytest.mark.parametrize("pattern", ["", "*.parquet"])
 def test_parquet_reads_images_and_labels_of_all_files(parquet, pattern):
     dataset = Parquet(parquet / pattern if pattern else parquet)
-    assert [int(image[0, 0, 0] * 255 + 0.5) for image, _ in (dataset[i] for i in range(5))] == [0, 10, 20, 30, 40]
+    assert [int(image[0, 0, 0] * 255 + 0.5) for image, _ in (dataset[i] for i in range(5))] == [
+        0,
+        10,
+        20,
+        30,
+        40,
+    ]
     assert [dataset[i][1] for i in range(5)] == [0, 1, 2, 3, 4]
 
 
@@ -101,6 +107,6 @@ def test_one_transform_gives_the_bare_view_and_several_a_list():
 
 
 def test_views_replace_the_image_of_a_sample():
-    (views, labels), = Loader([(torch.ones(2), 5)], 1, views=[lambda x: x, lambda x: -x])
+    ((views, labels),) = Loader([(torch.ones(2), 5)], 1, views=[lambda x: x, lambda x: -x])
     assert [view.tolist() for view in views] == [[[1, 1]], [[-1, -1]]]
     assert labels.tolist() == [5]

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import functools
 import multiprocessing
+import operator
 import os
 import random
 import signal
@@ -105,11 +107,13 @@ def test_ranks_share_one_global_order(num_samples, drop_last):
             one.bind(seed=3, rank=rank, world_size=world_size)
             assert len(one) == len(list(one.batches(1)))
             made.append([indices for indices, _ in one.batches(1)])
-        return [sum(parts, []) for parts in zip(*made, strict=True)]
+        return [functools.reduce(operator.iadd, parts, []) for parts in zip(*made, strict=True)]
 
     assert shares(1, 8) == shares(2, 4) == shares(4, 2)
     if not drop_last:
-        assert sorted(sum(shares(2, 4), [])) == list(range(num_samples))  # each once: nothing padded
+        assert sorted(functools.reduce(operator.iadd, shares(2, 4), [])) == list(
+            range(num_samples)
+        )  # each once: nothing padded
 
 
 SAMPLERS = {
@@ -127,7 +131,10 @@ def test_any_sampler_is_a_function_of_seed_and_epoch(make):
     def batches(epoch):
         torch.rand(3)
         options = make(20)
-        made = as_loader(DataLoader(Noise(), **({} if "batch_sampler" in options else {"batch_size": 6}), **options), "train")
+        made = as_loader(
+            DataLoader(Noise(), **({} if "batch_sampler" in options else {"batch_size": 6}), **options),
+            "train",
+        )
         made.bind(seed=3)
         return flat(made.batches(epoch))
 

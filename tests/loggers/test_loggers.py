@@ -157,7 +157,12 @@ def test_the_console_leaves_the_logger_as_it_was(tmp_path):
     console.step(8)
     console.end_epoch()
     console.close()
-    assert (list(logger.handlers), logger.level, logger.propagate, list(logging.getLogger().handlers)) == before
+    assert (
+        list(logger.handlers),
+        logger.level,
+        logger.propagate,
+        list(logging.getLogger().handlers),
+    ) == before
 
 
 def test_log_in_an_evaluation_is_the_sets_mean(make_toy):
@@ -178,4 +183,7 @@ def test_training_values_come_at_logging_steps_only_as_the_mean_of_the_group(mak
 
     trainer = make_toy(Logging, accumulation_steps=2, logger={"log_every_step": 2})
     trainer()
-    assert [(r["global_step"], r["train/place"]) for r in trainer.get_logs() if "train/place" in r] == [(2, 2.0), (4, 2.0)]
+    assert [(r["global_step"], r["train/place"]) for r in trainer.get_logs() if "train/place" in r] == [
+        (2, 2.0),
+        (4, 2.0),
+    ]

@@ -82,7 +82,12 @@ def test_a_preempted_run_ends_as_one_left_alone(make_toy, tmp_path, options, at_
 
 def test_workers_may_differ_when_a_run_goes_on(make_toy, tmp_path):
     def make(cls, name, num_workers):
-        train = {"_target_": "stable_ssl.data.Loader", "batch_size": 8, "shuffle": True, "num_workers": num_workers}
+        train = {
+            "_target_": "stable_ssl.data.Loader",
+            "batch_size": 8,
+            "shuffle": True,
+            "num_workers": num_workers,
+        }
         return make_toy(cls, {"train": {**train, "dataset": toy_dataset()}}, logger={"dump_path": tmp_path / name})
 
     alone = make(Toy, "alone", 0)
@@ -234,7 +239,9 @@ def test_a_run_killed_at_random_moments_ends_as_one_left_alone(tmp_path):
     def results(name):
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         records = [{k: v for k, v in json.loads(line).items() if not k.startswith("perf/")} for line in lines]
-        states = [torch.load(f, weights_only=True) for f in sorted((tmp_path / name / "checkpoints").glob("*/state.pt"))]
+        states = [
+            torch.load(f, weights_only=True) for f in sorted((tmp_path / name / "checkpoints").glob("*/state.pt"))
+        ]
         return records, states[-1]["modules"]
 
     (records, modules), (records_killed, modules_killed) = results("alone"), results("killed")

@@ -28,7 +28,10 @@ class Pairs(torch.utils.data.Dataset):
 def make_simclr(make_toy, tmp_path):
     def make(name, probes=False, monitor=None, **options):
         torch.manual_seed(0)
-        modules = {"backbone": nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.2)), "projector": nn.Linear(16, 4)}
+        modules = {
+            "backbone": nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.2)),
+            "projector": nn.Linear(16, 4),
+        }
         if probes:
             modules["backbone_classifier"] = nn.Sequential(nn.Dropout(0.5), nn.Linear(16, 2))
             modules["projector_classifier"] = nn.Linear(4, 2)
@@ -46,12 +49,20 @@ def own(trainer):
 
 @pytest.mark.parametrize("options", [{}, {"grad_max_norm": 0.01}, {"accumulation_steps": 2}])
 def test_weights_are_the_same_bits_with_and_without_probes_and_monitors(make_simclr, options):
-    without, watched = make_simclr("a", **options), make_simclr("b", True, {"train": {"rankme": RankMe(16)}}, **options)
+    without, watched = (
+        make_simclr("a", **options),
+        make_simclr("b", True, {"train": {"rankme": RankMe(16)}}, **options),
+    )
     without()
     watched()
     assert torch.equal(own(without), own(watched))
     record = watched.get_logs()[-1]
-    assert {"train/loss_ssl", "train/loss_backbone_classifier", "train/loss_projector_classifier", "train/rankme"} <= set(record)
+    assert {
+        "train/loss_ssl",
+        "train/loss_backbone_classifier",
+        "train/loss_projector_classifier",
+        "train/rankme",
+    } <= set(record)
     assert record["train/loss"] == record["train/loss_ssl"]
 
 

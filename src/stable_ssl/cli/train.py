@@ -26,7 +26,7 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     with importable(Path.cwd(), config_folder):
         if args.multirun:
             return _sweep(config_folder, name, overrides)
-        run(compose(source, overrides, folder))
+        run(compose(str(source), overrides, folder))
     return 0
 
 

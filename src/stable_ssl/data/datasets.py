@@ -25,7 +25,7 @@ def to_float_tensor(image: Image.Image) -> Any:
 class Digits(Dataset):
     """Scikit-learn's handwritten digits: 1,797 real grey images of 8 × 8 pixels, embedded in scikit-learn.
 
-    Source: E. Alpaydin and C. Kaynak, "Optical recognition of handwritten digits", UCI Machine Learning Repository, 1998.
+    Source: E. Alpaydin and C. Kaynak, "Optical recognition of handwritten digits", UCI repository, 1998.
 
     Parameters
     ----------
@@ -128,7 +128,7 @@ class Parquet(Dataset):
     def __getitem__(self, index: int) -> tuple[Any, int]:
         encoded = self._images[index].as_py()
         encoded = encoded["bytes"] if isinstance(encoded, dict) else encoded
-        image = Image.open(io.BytesIO(encoded))
+        image: Image.Image = Image.open(io.BytesIO(encoded))
         image = image if image.mode in ("L", "RGB") else image.convert("RGB")
         return self.transform(image), self.targets[index]
 

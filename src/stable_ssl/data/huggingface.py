@@ -57,7 +57,9 @@ class HuggingFaceDataset(Dataset):
             raise ConfigError("x: samples are tuples where both x and y are given, dicts where neither is.")
         if (Path(path) / "dataset_info.json").exists() or (Path(path) / "dataset_dict.json").exists():
             loaded = datasets.load_from_disk(path)
-            loaded = loaded[kwargs["split"]] if isinstance(loaded, datasets.DatasetDict) and "split" in kwargs else loaded
+            loaded = (
+                loaded[kwargs["split"]] if isinstance(loaded, datasets.DatasetDict) and "split" in kwargs else loaded
+            )
         else:
             loaded = datasets.load_dataset(path, *args, **kwargs)
         if isinstance(loaded, dict):

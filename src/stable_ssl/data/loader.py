@@ -165,7 +165,7 @@ class Loader:
             iterator._shutdown_workers()
 
     def _make_engine(self) -> DataLoader:
-        """Return torch's loader over samples that are asked for as (epoch, index): persistent workers know the epoch."""
+        """Return torch's loader, over samples asked for as (epoch, index): persistent workers know the epoch."""
         reader = _Reader(self.dataset, self.seed, self.name)
         collate = _Collate(self._collate, self.name, single=self.batch_size is None and self.batch_sampler is None)
         return DataLoader(reader, batch_sampler=_Entries(), collate_fn=collate, **self._options)
@@ -202,8 +202,8 @@ class Loader:
         """Draw an epoch from somebody's sampler, as a function of (seed, epoch)."""
         with preserved_generators():
             seed_generators(self.seed, Stream.ORDER, epoch)
-            inner = getattr(sampler, "sampler", None)
-            for part in (sampler, inner):
+            parts: list[Any] = [sampler, getattr(sampler, "sampler", None)]
+            for part in parts:
                 if isinstance(getattr(part, "generator", None), torch.Generator):
                     part.generator.manual_seed(derive_seed(self.seed, Stream.ORDER, epoch))
                 if hasattr(part, "set_epoch"):

@@ -59,7 +59,7 @@ def _rebuild(loader: DataLoader, name: str) -> Loader:
         options["prefetch_factor"] = None
     sampler = loader.sampler
     if isinstance(sampler, DistributedSampler):
-        order = {"shuffle": sampler.shuffle}
+        order: dict[str, Any] = {"shuffle": sampler.shuffle}
         said = "a DistributedSampler's: the sharing out is the trainer's"
     elif (shuffles := is_plain_order(sampler)) is not None:
         order = {"shuffle": shuffles}
@@ -122,7 +122,7 @@ class IterableLoader:
         self._is_positioned = False
         if skip:
             log.warning(
-                "data.%s: skipping the first %d batches; the same batches as before are not promised, since a %s has no "
+                "data.%s: skipping the first %d batches; the same ones as before are not promised, since a %s has no "
                 "state_dict.",
                 self.name,
                 skip,

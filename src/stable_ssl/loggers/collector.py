@@ -40,7 +40,7 @@ class Collector:
             if tensors:
                 tensors = [*tensors, *(tensors[0].new_tensor(v) for v in values if not isinstance(v, Tensor))]
                 on_device[name] = tensors[0].float() if len(tensors) == 1 else torch.stack(tensors).float().mean()
-            record[name] = 0.0 if tensors else sum(values) / len(values)  # type: ignore[arg-type]
+            record[name] = 0.0 if tensors else sum(values) / len(values)  # type: ignore[arg-type, assignment]
         self._values = {}
         if on_device:
             record.update(zip(on_device, torch.stack(list(on_device.values())).tolist(), strict=True))

@@ -30,7 +30,13 @@ class RunLog:
     """
 
     def __init__(
-        self, folder: Path, options: Any, num_epochs: int, config: dict[str, Any], step: int, position: int | None
+        self,
+        folder: Path,
+        options: Any,
+        num_epochs: int,
+        config: dict[str, Any],
+        step: int,
+        position: int | None,
     ):
         self.console = Console(folder / "console.log", options["level"], num_epochs)
         self._file = MetricsFile(folder / "metrics.jsonl")

@@ -27,7 +27,7 @@ class Tracker(Protocol):
 
 
 def open_trackers(
-    folder: Path, *, wandb: None | bool | dict[str, Any], tensorboard: bool, config: dict[str, Any], step: int
+    folder: Path, *, wandb: bool | dict[str, Any] | None, tensorboard: bool, config: dict[str, Any], step: int
 ) -> list[Tracker]:
     """Return the trackers that were asked for; one whose package is missing is left out, and a line says so.
 
@@ -52,9 +52,7 @@ def open_trackers(
         try:
             trackers.append(TensorBoardTracker(folder, step))
         except ImportError:
-            log.warning(
-                "logger.tensorboard: no package tensorboard (`pip install 'stable-ssl[tensorboard]'`): metrics.jsonl only."
-            )
+            log.warning("logger.tensorboard: no package (`pip install 'stable-ssl[tensorboard]'`): metrics.jsonl only.")
     return trackers
 
 

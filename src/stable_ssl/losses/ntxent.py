@@ -45,7 +45,7 @@ class NTXEntLoss(nn.Module):
         """
         if z_i.ndim != 2 or z_i.shape != z_j.shape:
             raise ValueError(
-                f"NTXEntLoss needs two embeddings of one shape (batch, dim), not {tuple(z_i.shape)}, {tuple(z_j.shape)}."
+                f"NTXEntLoss needs two embeddings of a shape (batch, dim), not {tuple(z_i.shape)}, {tuple(z_j.shape)}."
             )
         with torch.autocast(z_i.device.type, enabled=False):
             z_i, z_j = (all_gather(z if z.dtype == torch.float64 else z.float()) for z in (z_i, z_j))

@@ -65,9 +65,9 @@ def load_backbone(
 
 
 def _adapt_stem(network: nn.Module, name: str) -> None:
-    if not isinstance(getattr(network, "conv1", None), nn.Conv2d) or not hasattr(network, "maxpool"):
+    first = getattr(network, "conv1", None)
+    if not isinstance(first, nn.Conv2d) or not hasattr(network, "maxpool"):
         raise ValueError(f"low_resolution: {name} has no such form; the ResNets have.")
-    first = network.conv1
     network.conv1 = nn.Conv2d(first.in_channels, first.out_channels, 3, padding=1, bias=False)
     network.maxpool = nn.Identity()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Sequence
 
 from torch import nn
@@ -34,7 +35,7 @@ class MLP(nn.Sequential):
             near = [names[name] for name in difflib.get_close_matches(activation.lower(), names)]
             raise ValueError(f"activation: torch.nn has no module '{activation}'; near are {near}.")
         layers: list[nn.Module] = []
-        for width_in, width_out in zip(sizes[:-2], sizes[1:-1], strict=True):
+        for width_in, width_out in itertools.pairwise(sizes):
             layers.append(nn.Linear(width_in, width_out, bias=not batch_norm))
             if batch_norm:
                 layers.append(nn.BatchNorm1d(width_out))

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class Resnet9(nn.Module):
-    """Eight convolutions, two of the pairs with a shortcut, and a linear layer; quick to train on images of 16 px and up.
+    """Eight convolutions, two of the pairs with a shortcut, and a linear layer; quick to train at 16 px and up.
 
     Parameters
     ----------
@@ -19,7 +19,10 @@ class Resnet9(nn.Module):
     """
 
     def __init__(
-        self, num_classes: int | None = 10, in_channels: int = 3, widths: tuple[int, ...] = (64, 128, 256, 1028)
+        self,
+        num_classes: int | None = 10,
+        in_channels: int = 3,
+        widths: tuple[int, ...] = (64, 128, 256, 1028),
     ):
         super().__init__()
         stem, first, second, last = widths
@@ -48,5 +51,9 @@ class _Shortcut(nn.Sequential):
 
 
 def _convolution(channels_in: int, channels_out: int, pool: bool = False) -> nn.Sequential:
-    layers = [nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False), nn.BatchNorm2d(channels_out), nn.ReLU()]
+    layers = [
+        nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False),
+        nn.BatchNorm2d(channels_out),
+        nn.ReLU(),
+    ]
     return nn.Sequential(*layers, *([nn.MaxPool2d(2)] if pool else []))

@@ -1,8 +1,8 @@
 """Checkpoints that can be trusted: written whole or not at all, verified before use, loaded without running code.
 
-    checkpoints/step_00001200/
-        state.pt     the state, for `torch.load(weights_only=True)`
-        meta.json    written last: what made it, and size and checksum of the other file
+checkpoints/step_00001200/
+    state.pt     the state, for `torch.load(weights_only=True)`
+    meta.json    written last: what made it, and size and checksum of the other file
 """
 
 from __future__ import annotations
@@ -72,7 +72,12 @@ class CheckpointStore:
             if not self._read_back:
                 _load_state(part)
                 self._read_back = True
-            meta = {"format": FORMAT, "software": software(), **facts, "files": {"state.pt": _fingerprint(part / "state.pt")}}
+            meta = {
+                "format": FORMAT,
+                "software": software(),
+                **facts,
+                "files": {"state.pt": _fingerprint(part / "state.pt")},
+            }
             with open(part / "meta.json", "w") as file:
                 json.dump(meta, file, indent=1)
                 file.flush()

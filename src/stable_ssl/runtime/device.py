@@ -58,7 +58,7 @@ def use_deterministic(device: torch.device) -> None:
 def place_module(module: nn.Module, device: torch.device, channels_last: bool) -> None:
     """Move a module to a device, in place; with `channels_last`, lay out its convolutions' weights that way."""
     if channels_last:
-        module.to(device, memory_format=torch.channels_last)
+        module.to(device).to(memory_format=torch.channels_last)
     else:
         module.to(device)
 

@@ -88,7 +88,13 @@ class RunFolder:
 
     def write_status(self, status: str, progress: dict[str, Any]) -> None:
         """Write `status.json`: running, preempted, failed, stopped or finished."""
-        record = {"format": 1, "status": status, "progress": progress, "time": round(time.time(), 3), "pid": os.getpid()}
+        record = {
+            "format": 1,
+            "status": status,
+            "progress": progress,
+            "time": round(time.time(), 3),
+            "pid": os.getpid(),
+        }
         self._replace("status.json", json.dumps(record) + "\n")
 
     def _replace(self, name: str, text: str) -> None:
@@ -106,8 +112,10 @@ def choose_path(name: str) -> Path:
     if "hydra.core.hydra_config" in sys.modules:
         from hydra.core.hydra_config import HydraConfig
 
-        if HydraConfig.initialized() and HydraConfig.get().mode.name == "MULTIRUN":
-            return Path(HydraConfig.get().runtime.output_dir)
+        if HydraConfig.initialized():
+            hydra = HydraConfig.get()
+            if str(getattr(hydra.mode, "name", "")) == "MULTIRUN":
+                return Path(hydra.runtime.output_dir)
     job = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID")
     if job:
         task = os.environ.get("SLURM_ARRAY_TASK_ID")

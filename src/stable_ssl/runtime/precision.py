@@ -117,7 +117,7 @@ class FiniteWatch:
             self._losses.clear()
 
     def first_bad(self) -> tuple[int, float] | None:
-        """Return (step, loss) of the first loss that is not finite since the last call, or None. Waits for the device."""
+        """Return (step, loss) of the first loss since the last call that is not finite, or None. Waits for it."""
         if not self._steps:
             return None
         if self._losses:

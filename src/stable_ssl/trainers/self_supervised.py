@@ -76,7 +76,7 @@ class SelfSupervisedTrainer(BaseTrainer):
         return labels if isinstance(labels, Tensor) and labels.ndim == 1 and not labels.is_floating_point() else None
 
     def _fit_probes(self, labels: Tensor) -> None:
-        total = 0.0
+        total: Any = 0.0
         for name, probe in self.probes.items():
             features = getattr(self, self._FEATURES[name])
             scores = probe(features.detach().float())
