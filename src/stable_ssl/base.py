@@ -265,9 +265,8 @@ class BaseTrainer(nn.Module):
         self._metrics = {name: self._build_metrics(name) for name in self._eval_sets}
         self._monitors = cfg.build(self.logger["monitor"], "logger.monitor")
         self.logger["monitor"] = self._monitors
-        self._teachers: list[Callable[[], None]] = [
-            getattr(m, "update_teacher") for m in self.modules() if hasattr(m, "update_teacher")
-        ]  # noqa: B009
+        modules: list[Any] = list(self.modules())
+        self._teachers = [module.update_teacher for module in modules if hasattr(module, "update_teacher")]
         self._stateful: dict[str, Any] = {
             f"monitor.{group}.{name}": monitor
             for group, monitors in self._monitors.items()
