@@ -35,7 +35,7 @@ class MLP(nn.Sequential):
             near = [names[name] for name in difflib.get_close_matches(activation.lower(), names)]
             raise ValueError(f"activation: torch.nn has no module '{activation}'; near are {near}.")
         layers: list[nn.Module] = []
-        for width_in, width_out in itertools.pairwise(sizes):
+        for width_in, width_out in itertools.pairwise(sizes[:-1]):
             layers.append(nn.Linear(width_in, width_out, bias=not batch_norm))
             if batch_norm:
                 layers.append(nn.BatchNorm1d(width_out))
