@@ -6,6 +6,8 @@ import operator
 import os
 import random
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -286,3 +288,16 @@ def test_requests_that_make_no_sense_are_refused(dataset, options, words):
 def test_a_data_set_without_a_loader_is_explained():
     with pytest.raises(ConfigError, match=r"data.train: a data set \(Noise\) without a loader"):
         as_loader(Noise(), "train")
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_script_that_leaves_an_iterator_open_ends(persistent):
+    script = f"""
+import torch
+from stable_ssl.data import Loader
+data = torch.utils.data.TensorDataset(torch.arange(20))
+batches = Loader(data, 5, num_workers=2, persistent_workers={persistent}).batches(0)
+print(next(batches)[0])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "[0, 1, 2, 3, 4]\n"), done.stderr

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -143,6 +145,7 @@ class Loader:
             self._engine = self._make_engine()
         self._engine.batch_sampler.entries = [[(epoch, index) for index in indices] for indices in wanted]  # type: ignore
         batches = iter(self._engine)
+        _open_iterators.add(batches)
         for indices in wanted:
             try:
                 batch = next(batches)
@@ -299,6 +302,18 @@ class _WorkerInit:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
         if self.then is not None:
             self.then(worker_id)
+
+
+# Python ends the workers that are left at its exit by SIGTERM and waits for them; ours ignore that signal. So they are
+# ended before, by a function that runs earlier than Python's since it is registered later.
+_open_iterators: weakref.WeakSet = weakref.WeakSet()
+
+
+@atexit.register
+def _end_workers() -> None:
+    for iterator in list(_open_iterators):
+        if hasattr(iterator, "_shutdown_workers"):
+            iterator._shutdown_workers()
 
 
 def _find_seedable(holder: Any, depth: int = 0) -> Iterator[Any]:
