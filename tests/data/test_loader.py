@@ -291,13 +291,16 @@ def test_a_data_set_without_a_loader_is_explained():
 
 
 @pytest.mark.parametrize("persistent", [False, True])
-def test_a_script_that_leaves_an_iterator_open_ends(persistent):
+@pytest.mark.parametrize("end", ["keep = [batches]", "keep = [batches]; keep.append(keep); del keep, batches", "1 / 0"])
+def test_a_script_that_leaves_its_workers_ends(end, persistent):
     script = f"""
 import torch
 from stable_ssl.data import Loader
 data = torch.utils.data.TensorDataset(torch.arange(20))
 batches = Loader(data, 5, num_workers=2, persistent_workers={persistent}).batches(0)
-print(next(batches)[0])
+print(next(batches)[0], flush=True)
+{end}
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout) == (0, "[0, 1, 2, 3, 4]\n"), done.stderr
+    assert done.stdout == "[0, 1, 2, 3, 4]\n", done.stderr
+    assert ("ZeroDivisionError" in done.stderr) == (done.returncode != 0) == (end == "1 / 0"), done.stderr

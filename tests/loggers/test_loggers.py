@@ -154,8 +154,8 @@ def test_the_console_leaves_the_logger_as_it_was(tmp_path):
     before = (list(logger.handlers), logger.level, logger.propagate, list(logging.getLogger().handlers))
     console = Console(tmp_path / "console.log", 10, 1)
     console.begin_epoch(0, 3)
-    console.step(8)
-    console.end_epoch()
+    console.show(1, 8)
+    console.end_epoch(3)
     console.close()
     assert (
         list(logger.handlers),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import signal
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -146,26 +145,33 @@ class Loader:
         self._engine.batch_sampler.entries = [[(epoch, index) for index in indices] for indices in wanted]  # type: ignore
         batches = iter(self._engine)
         _open_iterators.add(batches)
-        for indices in wanted:
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error) and "DataLoader timed out" not in str(error):
-                    raise
-                raise DataError(
-                    f"data.{self.name}: a worker process died or hung while batches from the one of samples "
-                    f"{_some(indices)} on were read: {error}"
-                ) from error
-            yield indices, batch
+        try:
+            for indices in wanted:
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    return
+                except RuntimeError as error:
+                    if "DataLoader worker" not in str(error) and "DataLoader timed out" not in str(error):
+                        raise
+                    raise DataError(
+                        f"data.{self.name}: a worker process died or hung while batches from the one of samples "
+                        f"{_some(indices)} on were read: {error}"
+                    ) from error
+                yield indices, batch
+        finally:
+            if not self._options["persistent_workers"]:
+                _end_workers(batches)
 
     def close(self) -> None:
         """End the worker processes."""
         engine, self._engine = getattr(self, "_engine", None), None
         iterator = getattr(engine, "_iterator", None)
         if iterator is not None:
-            iterator._shutdown_workers()
+            _end_workers(iterator)
+
+    def __del__(self) -> None:
+        self.close()
 
     def _make_engine(self) -> DataLoader:
         """Return torch's loader, over samples asked for as (epoch, index): persistent workers know the epoch."""
@@ -304,16 +310,22 @@ class _WorkerInit:
             self.then(worker_id)
 
 
-# Python ends the workers that are left at its exit by SIGTERM and waits for them; ours ignore that signal. So they are
-# ended before, by a function that runs earlier than Python's since it is registered later.
-_open_iterators: weakref.WeakSet = weakref.WeakSet()
+# Torch and Python end workers that do not answer by SIGTERM, which ours ignore, and wait for them. So ours are always
+# told to end while their queues work: before their iterator is garbage, which this set prevents, and before Python's
+# own function at its exit, which runs later since it was registered earlier.
+_open_iterators: set[Any] = set()
+
+
+def _end_workers(iterator: Any) -> None:
+    _open_iterators.discard(iterator)
+    if hasattr(iterator, "_shutdown_workers"):
+        iterator._shutdown_workers()
 
 
 @atexit.register
-def _end_workers() -> None:
+def _end_all_workers() -> None:
     for iterator in list(_open_iterators):
-        if hasattr(iterator, "_shutdown_workers"):
-            iterator._shutdown_workers()
+        _end_workers(iterator)
 
 
 def _find_seedable(holder: Any, depth: int = 0) -> Iterator[Any]:

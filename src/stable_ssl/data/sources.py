@@ -114,7 +114,8 @@ class IterableLoader:
         """Yield (None, batch) from batch `start` of an epoch on."""
         seed_generators(self.seed, Stream.ORDER, epoch)
         if isinstance(self.source, list | tuple):
-            yield from ((None, batch) for batch in self.source[start:])
+            for batch in self.source[start:]:
+                yield None, batch
             return
         if hasattr(self.source, "set_epoch"):
             self.source.set_epoch(epoch)

@@ -62,11 +62,10 @@ class Console:
         self._task: Any = None
         self._is_live = self._rich.is_terminal and not self._rich.is_dumb_terminal and level <= logging.INFO
         self._shown: dict[str, float] = {}
-        self._what, self._total, self._done, self._epoch = "", 0, 0, 0
-        self._counted, self._images = 0, 0
-        self._rate_start = (time.perf_counter(), 0, 0)
+        self._what, self._total, self._done, self._epoch, self._batch_size = "", 0, 0, 0, 0
+        self._rate_start = (time.perf_counter(), 0)
         self._batches_per_s = self.images_per_second = 0.0
-        self._next = 0.0
+        self.due = 0.0
         self._line_due = time.perf_counter() + 1.0
 
     def begin_epoch(self, epoch: int, num_batches: int, done: int = 0) -> None:
@@ -74,9 +73,9 @@ class Console:
         self._epoch = epoch
         self._begin(f"epoch {epoch + 1}/{self._num_epochs}", num_batches, done)
 
-    def end_epoch(self) -> None:
-        """End the epoch; plain output gets a line where the last is old enough."""
-        self._redraw(time.perf_counter())
+    def end_epoch(self, done: int) -> None:
+        """End the epoch after `done` batches; plain output gets a line where the last is old enough."""
+        self.show(done)
         self._hide()
 
     def begin_evaluation(self, set_name: str, num_batches: int | None) -> None:
@@ -89,14 +88,31 @@ class Console:
         if results:
             log.info("epoch %d  %s", min(self._epoch + 1, self._num_epochs), _compact(results))
 
-    def step(self, num_images: int) -> None:
-        """Count a mini-batch. Called for each: cheap where there is nothing to draw."""
-        self._done += 1
-        self._counted += 1
-        self._images += num_images
+    def show(self, done: int, batch_size: int = 0) -> None:
+        """Show that `done` batches are over, and how fast. To be called when the clock has reached `due`.
+
+        Parameters
+        ----------
+        done
+            Batches of the epoch, or of the evaluation set.
+        batch_size
+            Images in a batch; 0: as many as at the last call.
+        """
         now = time.perf_counter()
-        if now >= self._next:
-            self._redraw(now)
+        self.due = now + SECONDS_BETWEEN_REDRAWS
+        self._done, self._batch_size = done, batch_size or self._batch_size
+        begun, batches = self._rate_start
+        if now - begun > 0.5:
+            self._batches_per_s = (done - batches) / (now - begun)
+            self.images_per_second = self._batches_per_s * self._batch_size
+            if now - begun > 10:  # the rate of late
+                self._rate_start = (now, done)
+        if self._task is not None:
+            self._bar.update(self._task, completed=done, shown=self._summary())
+            self._bar.refresh()
+        elif not self._is_live and now >= self._line_due:
+            self._line_due = now + SECONDS_BETWEEN_LINES
+            log.info("%s  step %d/%d  %s", self._what, done, self._total, self._summary())
 
     def metrics(self, record: dict[str, Any]) -> None:
         """Take the newest logged values."""
@@ -118,7 +134,7 @@ class Console:
 
     def _begin(self, what: str, total: int, done: int) -> None:
         self._what, self._total, self._done = what, total, done
-        self._rate_start = (time.perf_counter(), self._counted, self._images)
+        self._rate_start = (time.perf_counter(), done)
         if self._is_live:
             self._bar.start()
             self._task = self._bar.add_task(what, total=total or None, completed=done, shown="")
@@ -128,21 +144,6 @@ class Console:
             self._bar.remove_task(self._task)
             self._bar.stop()
             self._task = None
-
-    def _redraw(self, now: float) -> None:
-        self._next = now + SECONDS_BETWEEN_REDRAWS
-        begun, batches, images = self._rate_start
-        if now - begun > 0.5:
-            self._batches_per_s = (self._counted - batches) / (now - begun)
-            self.images_per_second = (self._images - images) / (now - begun)
-            if now - begun > 10:  # the rate of late
-                self._rate_start = (now, self._counted, self._images)
-        if self._task is not None:
-            self._bar.update(self._task, completed=self._done, shown=self._summary())
-            self._bar.refresh()
-        elif not self._is_live and now >= self._line_due:
-            self._line_due = now + SECONDS_BETWEEN_LINES
-            log.info("%s  step %d/%d  %s", self._what, self._done, self._total, self._summary())
 
     def _summary(self) -> str:
         parts = [_compact({name: self._shown[name] for name in ("loss", "probe") if name in self._shown})]
