@@ -451,7 +451,7 @@ class BaseTrainer(nn.Module):
             if ends:
                 state["stepped"] = True
                 state["global_step"] = self.global_step + 1
-            try:
+            try:  # noqa: SIM105 (a context costs a microsecond)
                 self.after_fit_step()
             except BreakStep:
                 pass
