@@ -373,6 +373,16 @@ def test_weights_are_kept_at_the_asked_frequency_and_at_the_end(make_toy):
     assert all(torch.equal(kept[key], own[key]) for key in own)
 
 
+def test_full_states_are_kept_beside_the_newest_checkpoints(make_toy):
+    trainer = make_toy(
+        epochs=5, logger={"checkpoint_frequency": 2, "checkpoint_model_only": False, "checkpoint_keep": 1}
+    )
+    trainer()
+    per_epoch = trainer.global_step // 5
+    steps = [int(folder.name[5:]) for folder in (trainer.folder / "checkpoints").iterdir()]
+    assert sorted(steps) == [2 * per_epoch, 4 * per_epoch, 5 * per_epoch]
+
+
 def test_module_init_starts_from_the_weights_of_a_run(make_toy, tmp_path):
     first = make_toy(logger={"save_final_model": True})
     first()

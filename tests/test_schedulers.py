@@ -92,3 +92,16 @@ def test_a_resumed_schedule_goes_on_exactly(name):
 def test_a_peak_after_the_end_is_refused():
     with pytest.raises(ValueError, match="peak_step: 30"):
         rates("LinearWarmup", total_steps=20, peak_step=30)
+
+
+def test_a_group_with_rate_zero_stays_there():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.0)
+    schedule = schedulers.LinearWarmupCosineAnnealing(optimizer, total_steps=4, end_lr=0.1)
+    optimizer.step()
+    schedule.step()
+    assert schedule.get_last_lr() == [0.0]
+
+
+def test_cycles_begin_where_they_are_due():
+    decay = schedulers.CosineDecayer(total_steps=100, n_cycles=100, gamma=0.9)
+    assert [decay(step) for step in range(100)] == pytest.approx([0.9**step for step in range(100)])

@@ -578,7 +578,7 @@ class BaseTrainer(nn.Module):
             self._save_weights(f"epoch_{number:04d}")
         self.epoch, self._phase = number, "fit"
         if keep_every and number % keep_every == 0 and not self.logger["checkpoint_model_only"]:
-            self._save()
+            self._save(kept=True)
         if self._stop.pending:
             self._save_and_leave()
 
@@ -654,19 +654,19 @@ class BaseTrainer(nn.Module):
             "phase": self._phase,
         }
 
-    def _save(self) -> None:
-        """Write a checkpoint of the boundary at hand, unless the newest one is of it already."""
+    def _save(self, kept: bool = False) -> None:
+        """Write a checkpoint of the boundary at hand, unless the newest one is of it already; `kept`, for ever."""
         if self._progress == self._saved_progress:
             return
         self._check_losses()
         if not all_finite([p for module in self.optimized_modules().values() for p in module.parameters()]):
             raise NanError(f"A weight is not finite at step {self.global_step}; the checkpoint before it stands.")
-        kept = {id(value) for value in self.state_dict(keep_vars=True).values()}
+        persistent = {id(value) for value in self.state_dict(keep_vars=True).values()}
         state = {
             "progress": self._progress,
             "modules": self.state_dict(),
             # Those that are not persistent for others are part of the state all the same.
-            "buffers": {name: buffer for name, buffer in self.named_buffers() if id(buffer) not in kept},
+            "buffers": {name: buffer for name, buffer in self.named_buffers() if id(buffer) not in persistent},
             "parts": {name: part.state_dict() for name, part in self._stateful.items()},
             "log_position": self._log.position(),
         }
@@ -679,7 +679,7 @@ class BaseTrainer(nn.Module):
             },
         }
         try:
-            self._store.save(self.global_step, state, facts)
+            self._store.save(self.global_step, state, facts, kept)
         except OSError as error:
             log.error(
                 "The checkpoint of step %d could not be written, the one before it stands: %s",

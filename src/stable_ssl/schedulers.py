@@ -14,6 +14,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 
+_ROUNDING = 1e-9  # 29 / 100 * 100 is a little less than 29
+
+
 class _Schedule(LambdaLR):
     """Warms up linearly, then follows `after(progress)` with progress in [0, 1] from the peak to the end."""
 
@@ -33,7 +36,14 @@ class _Schedule(LambdaLR):
             raise ValueError(f"peak_step: {peak_step} is neither a fraction nor a count up to total_steps.")
         bases = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
         factors: list[Callable[[int], float]] = [
-            partial(_factor, total=total_steps, peak=peak, start=start_factor, end=end_lr / base, after=after)
+            partial(
+                _factor,
+                total=total_steps,
+                peak=peak,
+                start=start_factor,
+                end=end_lr / base if base else 0.0,
+                after=after,
+            )
             for base in bases
         ]
         super().__init__(optimizer, factors)
@@ -54,7 +64,7 @@ def _cosine(progress: float, end: float) -> float:
 
 
 def _cyclic(progress: float, end: float, cycles: int, gamma: float) -> float:
-    cycle = min(int(progress * cycles), cycles - 1)
+    cycle = min(int(progress * cycles + _ROUNDING), cycles - 1)
     within = progress * cycles - cycle
     return end + (1 - end) * gamma**cycle * (1 + math.cos(math.pi * within)) / 2
 
@@ -62,7 +72,7 @@ def _cyclic(progress: float, end: float, cycles: int, gamma: float) -> float:
 def _three_steps(progress: float, end: float, gamma: float) -> float:
     if progress >= 1:
         return end
-    return max(gamma ** int(progress * 4), end)
+    return max(gamma ** int(progress * 4 + _ROUNDING), end)
 
 
 class LinearWarmup(_Schedule):

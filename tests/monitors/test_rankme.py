@@ -36,3 +36,13 @@ def test_looks_at_the_newest_and_resumes_with_them():
 def test_a_trainer_without_embeddings_is_told():
     with pytest.raises(ValueError, match="latest_embeddings"):
         RankMe().on_step(SimpleNamespace(latest_embeddings=None))
+
+
+def test_before_the_first_step_there_is_nothing_to_compute():
+    assert RankMe().compute(None) is None
+
+
+def test_views_may_come_as_a_list_and_zeros_have_rank_one():
+    monitor = RankMe()
+    monitor.on_step(SimpleNamespace(latest_embeddings=[torch.zeros(3, 4), torch.zeros(3, 4)]))
+    assert monitor.compute(None) == pytest.approx(1, rel=1e-3)

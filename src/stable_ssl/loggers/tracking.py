@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import netrc
 import os
 import secrets
 from pathlib import Path
@@ -68,7 +67,7 @@ class WandbTracker:
             options["id"] = known["id"]
         remembered.write_text(json.dumps({"id": options["id"]}) + "\n")
         mode = os.environ.get("WANDB_MODE")
-        if mode is None and not _has_login():
+        if mode is None and wandb.api.api_key is None:
             mode = "offline"
             log.warning("logger.wandb: not logged in, so the run is kept offline; `wandb sync` sends it later.")
         options.setdefault("dir", str(folder))
@@ -114,12 +113,3 @@ class TensorBoardTracker:
     def close(self, status: str) -> None:
         """Write everything."""
         self._writer.close()
-
-
-def _has_login() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False

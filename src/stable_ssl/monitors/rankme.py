@@ -38,12 +38,15 @@ class RankMe(Monitor):
         newest = trainer.latest_embeddings
         if newest is None:
             raise ValueError(f"RankMe needs latest_embeddings, which {type(trainer).__name__} does not set.")
+        newest = torch.cat(list(newest)) if isinstance(newest, list | tuple) else newest
         self._held.append(newest.detach()[-self.limit :])
         while sum(len(held) for held in self._held[1:]) >= self.limit:
             del self._held[0]
 
-    def compute(self, trainer: BaseTrainer) -> float:
-        """Return the effective rank of the embeddings held."""
+    def compute(self, trainer: BaseTrainer) -> float | None:
+        """Return the effective rank of the embeddings held; None where there are none yet."""
+        if not self._held:
+            return None
         return self.rankme(torch.cat(self._held)[-self.limit :], self.epsilon)
 
     @staticmethod
@@ -51,7 +54,7 @@ class RankMe(Monitor):
     def rankme(x: Tensor, epsilon: float = 1e-7) -> float:
         """Return the effective rank of embeddings (samples, dim)."""
         singular = torch.linalg.svdvals(x.float())
-        p = singular / singular.sum() + epsilon
+        p = singular / singular.sum().clamp(min=torch.finfo(torch.float32).tiny) + epsilon
         return float(torch.exp(-(p * p.log()).sum()))
 
     def state_dict(self) -> dict[str, Any]:

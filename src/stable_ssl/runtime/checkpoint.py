@@ -41,7 +41,7 @@ class CheckpointStore:
         self.keep = keep
         self._read_back = False
 
-    def save(self, step: int, state: dict[str, Any], facts: dict[str, Any]) -> Path:
+    def save(self, step: int, state: dict[str, Any], facts: dict[str, Any], kept: bool = False) -> Path:
         """Write one checkpoint, durable when this returns, and delete the oldest beyond `keep`.
 
         Parameters
@@ -52,6 +52,8 @@ class CheckpointStore:
             Tensors, numbers, strings and containers of them.
         facts
             What `meta.json` says beside software and files.
+        kept
+            Never delete this one.
 
         Raises
         ------
@@ -75,6 +77,7 @@ class CheckpointStore:
             meta = {
                 "format": FORMAT,
                 "software": software(),
+                "kept": kept,
                 **facts,
                 "files": {"state.pt": _fingerprint(part / "state.pt")},
             }
@@ -83,13 +86,17 @@ class CheckpointStore:
                 file.flush()
                 os.fsync(file.fileno())
             sync_folder(part)
-            self._delete(final)
+            replaced = self.folder / f".{final.name}.old"
+            if final.exists():  # `load_newest` looks at this one too, should we end between the two renames
+                final.rename(replaced)
             part.rename(final)
             sync_folder(self.folder)
+            self._delete(replaced)
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
             raise
-        for old in self._newest_first()[self.keep :]:
+        deletable = [folder for folder in self._newest_first() if not _is_kept(folder)]
+        for old in deletable[self.keep :]:
             self._delete(old)
         return final
 
@@ -119,12 +126,20 @@ class CheckpointStore:
         return None
 
     def _newest_first(self) -> list[Path]:
-        return sorted(self.folder.glob("step_*"), key=lambda folder: int(folder.name[5:]), reverse=True)
+        folders = [*self.folder.glob("step_*[0-9]"), *self.folder.glob(".step_*[0-9].old")]
+        return sorted(folders, key=lambda folder: (int(folder.stem.split("_")[1]), not folder.suffix), reverse=True)
 
     def _delete(self, folder: Path) -> None:
         """Delete metadata first, so that a deletion cut short leaves nothing that looks valid."""
         (folder / "meta.json").unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_kept(folder: Path) -> bool:
+    try:
+        return json.loads((folder / "meta.json").read_text())["kept"]
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def software() -> dict[str, str]:

@@ -1,0 +1,76 @@
+"""A checkpoint is whole or it is not there, wherever the process ends while it is written."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from stable_ssl.runtime.checkpoint import CheckpointStore
+
+SAVE = """
+import os, shutil, sys
+from pathlib import Path
+from stable_ssl.runtime.checkpoint import CheckpointStore
+
+folder, step, ends_at = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+calls = 0
+
+def counted(name, function):
+    def call(*args, **kwargs):
+        global calls
+        calls += 1
+        if calls == ends_at:
+            print(name, flush=True)
+            os._exit(9)
+        return function(*args, **kwargs)
+    return call
+
+os.fsync = counted("fsync", os.fsync)
+Path.rename = counted("rename", Path.rename)
+Path.unlink = counted("unlink", Path.unlink)
+shutil.rmtree = counted("rmtree", shutil.rmtree)
+CheckpointStore(Path(folder), keep=1).save(step, {"value": "new"}, {})
+"""
+
+
+def save_until(folder, step, call):
+    """Save in a process that ends right before its `call`-th file operation; say which, or "" if there are fewer."""
+    done = subprocess.run(
+        [sys.executable, "-c", SAVE, str(folder), str(step), str(call)], capture_output=True, text=True
+    )
+    assert done.returncode in (0, 9), done.stderr
+    assert (done.returncode == 9) == bool(done.stdout)
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("step", [1, 2], ids=["replacing", "beside"])
+def test_a_process_that_ends_between_two_file_operations_leaves_one_whole_checkpoint(tmp_path, step):
+    died_at = []
+    for call in range(1, 30):
+        folder = tmp_path / str(call)
+        CheckpointStore(folder, keep=1).save(1, {"value": "old"}, {})
+        died_at.append(save_until(folder, step, call))
+        found = CheckpointStore(folder, keep=1).load_newest()
+        assert found is not None
+        assert found[1]["value"] in ("old", "new")
+        if not died_at[-1]:
+            break
+        # The next save is not bothered by what was left.
+        CheckpointStore(folder, keep=1).save(3, {"value": "next"}, {})
+        assert CheckpointStore(folder, keep=1).load_newest()[1] == {"value": "next"}
+    assert died_at[-1] == ""
+    assert found[1]["value"] == "new"
+    assert {"fsync", "rename", "unlink", "rmtree"} <= set(died_at)
+
+
+@pytest.mark.parametrize("missing", ["meta.json", "state.pt"])
+def test_a_checkpoint_without_one_of_its_files_is_passed_over(tmp_path, missing, caplog):
+    store = CheckpointStore(tmp_path, keep=2)
+    store.save(1, {"value": 1}, {})
+    newest = store.save(2, {"value": 2}, {})
+    os.unlink(newest / missing)
+    assert store.load_newest()[1] == {"value": 1}
+    assert missing in caplog.text
