@@ -13,7 +13,6 @@ from functools import partial
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-
 _ROUNDING = 1e-9  # 29 / 100 * 100 is a little less than 29
 
 

@@ -35,7 +35,8 @@ def load_backbone(
         Of torchvision's model, by name.
     low_resolution
         For images of 64 px and less: a ResNet begins with a 3 × 3 convolution of stride 1, and without max-pooling
-        (Chen et al., "A simple framework for contrastive learning", ICML 2020, appendix B.9). `resnet9` and `ConvMixer` are made for such images as they are.
+        (Chen et al., "A simple framework for contrastive learning", ICML 2020, appendix B.9).
+        `resnet9` and `ConvMixer` are made for such images as they are.
     return_feature_dim
         Return (network, width of the representation).
     **kwargs
