@@ -75,7 +75,7 @@ class Console:
 
     def end_epoch(self, done: int) -> None:
         """End the epoch after `done` batches; plain output gets a line where the last is old enough."""
-        self.show(done)
+        self.show(done, ends=True)
         self._hide()
 
     def begin_evaluation(self, set_name: str, num_batches: int | None) -> None:
@@ -88,7 +88,7 @@ class Console:
         if results:
             log.info("epoch %d  %s", min(self._epoch + 1, self._num_epochs), _compact(results))
 
-    def show(self, done: int, batch_size: int = 0) -> None:
+    def show(self, done: int, batch_size: int = 0, ends: bool = False) -> None:
         """Show that `done` batches are over, and how fast. To be called when the clock has reached `due`.
 
         Parameters
@@ -97,12 +97,14 @@ class Console:
             Batches of the epoch, or of the evaluation set.
         batch_size
             Images in a batch; 0: as many as at the last call.
+        ends
+            This was the last: short as it was, its speed is that of the epoch.
         """
         now = time.perf_counter()
         self.due = now + SECONDS_BETWEEN_REDRAWS
         self._done, self._batch_size = done, batch_size or self._batch_size
         begun, batches = self._rate_start
-        if now - begun > 0.5:
+        if now - begun > 0.5 or (ends and done > batches):
             self._batches_per_s = (done - batches) / (now - begun)
             self.images_per_second = self._batches_per_s * self._batch_size
             if now - begun > 10:  # the rate of late

@@ -1,0 +1,62 @@
+"""What only a GPU shows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import Toy, toy_dataset
+
+from stable_ssl.data import Loader
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+
+
+class Watched(Toy):
+    """Lets no step of the second half of its epoch wait for the device, but the last, which logs."""
+
+    num_watched = 0
+
+    def before_fit_step(self):
+        if self.batch_idx == 19:
+            torch.cuda.set_sync_debug_mode("error")
+        super().before_fit_step()
+
+    def after_fit_step(self):
+        super().after_fit_step()
+        type(self).num_watched += torch.cuda.get_sync_debug_mode() == 2
+        if self.batch_idx == 38:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_between_two_logging_steps_the_loop_does_not_wait_for_the_device(make_toy, precision):
+    Watched.num_watched = 0
+    try:
+        make_toy(
+            Watched,
+            {"train": Loader(toy_dataset(320), 8, pin_memory=True)},
+            epochs=1,
+            hardware={"device": "cuda", "precision": precision},
+            logger={"log_every_step": 40},
+        )()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert Watched.num_watched == 20
+
+
+def test_fp16_scales_the_loss_and_learns(make_toy):
+    trainer = make_toy(epochs=20, hardware={"device": "cuda", "precision": "fp16"})
+    trainer()
+    losses = [record["train/loss"] for record in trainer.get_logs() if "train/loss" in record]
+    assert losses[-1] < losses[0]
+    assert trainer._precision.scaler.get_scale() > 1
+    assert all(parameter.dtype == torch.float32 for parameter in trainer.parameters())
+
+
+def test_two_deterministic_runs_are_equal_to_the_bit(make_toy, tmp_path):
+    hardware = {"device": "cuda", "deterministic": True}
+    runs = [make_toy(hardware=hardware, logger={"dump_path": tmp_path / name}) for name in ("one", "other")]
+    for run in runs:
+        run()
+    for one, other in zip(*(run.parameters() for run in runs), strict=True):
+        assert torch.equal(one, other)
