@@ -11,7 +11,7 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "stable_ssl"
 LEAF = {"exceptions", "runtime.distributed", "runtime.seeding"}
-BASE = {"config", "data", "exceptions", "loggers", "optimizers", "runtime"}
+BASE = {"arguments", "config", "data", "exceptions", "loggers", "optimizers", "runtime"}
 MAY = {
     "exceptions": set(),
     "losses": LEAF,
@@ -21,6 +21,7 @@ MAY = {
     "runtime": {"exceptions"},
     "loggers": {"exceptions", "runtime"},
     "nodes": {"exceptions"},
+    "arguments": {"base", "nodes"},  # checked against what BaseTrainer has
     "config": {"exceptions", "nodes", "base"},  # makes a trainer of a configuration
     "data": {"augmentations", "exceptions", "runtime"},
     "base": BASE,

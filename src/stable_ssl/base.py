@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import inspect
 import logging
 import math
 import secrets
@@ -18,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from . import config as cfg
+from .arguments import arguments_by_name, check_arguments
 from .data import as_loader
 from .exceptions import (
     BreakAllEpochs,
@@ -33,8 +32,8 @@ from .loggers.collector import Collector
 from .optimizers import param_groups
 from .runtime.checkpoint import CheckpointStore
 from .runtime.device import (
+    count_images,
     describe_batch,
-    first_tensor,
     place_module,
     resolve_device,
     to_device,
@@ -143,7 +142,7 @@ class BaseTrainer(nn.Module):
         self.hardware = cfg.parse_config(cfg.HardwareConfig, hardware, "hardware", problems)
         self.optim = cfg.parse_config(cfg.OptimConfig, optim, "optim", problems)
         self.logger = cfg.parse_config(cfg.LoggerConfig, logger, "logger", problems)
-        self._check_arguments(data, module, loss, module_init, kwargs, problems)
+        check_arguments(self, data, module, loss, module_init or {}, kwargs, problems)
         if problems:
             raise ConfigError(problems)
         self.data, self.module, self.loss = data, module, loss
@@ -318,18 +317,12 @@ class BaseTrainer(nn.Module):
         optim = self.optim
         self._num_batches = self._count_batches()
         optim["total_steps"] = optim["epochs"] * math.ceil(self._num_batches / optim["accumulation_steps"])
-        optimizer = cfg.build(_partial(optim["optimizer"]), "optim.optimizer")
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            groups = param_groups(self.optimized_modules(), optim["exclude_bias_norm"])
-            if not groups:
-                raise ConfigError("module: no module has a trainable parameter.")
-            optimizer = optimizer(groups)
+        groups = param_groups(self.optimized_modules(), optim["exclude_bias_norm"])
+        optimizer = cfg.build_optimizer(optim["optimizer"], groups)
         optim["optimizer"] = self._stateful["optimizer"] = optimizer
         if optim["scheduler"] is not None:
-            schedule = cfg.build(_partial(optim["scheduler"]), "optim.scheduler")
-            if _lacks_total_steps(schedule):
-                schedule = functools.partial(schedule, total_steps=optim["total_steps"])
-            optim["scheduler"] = self._stateful["scheduler"] = schedule(optimizer)
+            scheduler = cfg.build_scheduler(optim["scheduler"], optimizer, optim["total_steps"])
+            optim["scheduler"] = self._stateful["scheduler"] = scheduler
         if self._skip_nonfinite or self._precision.scaler:
             why = "fp16" if self._precision.scaler else "optim.nonfinite=skip"
             log.info("The loop waits for the device once a step: %s needs it.", why)
@@ -438,7 +431,7 @@ class BaseTrainer(nn.Module):
             now = clock()
             state["_data_wait"] += now - asked
             if now >= console.due:
-                console.show(batch_idx, _count_images(indices, batch))
+                console.show(batch_idx, count_images(indices, batch))
             seed_generators_in_turn(seed, self.global_step * accumulation + place)
             try:
                 self.before_fit_step()
@@ -760,7 +753,7 @@ class BaseTrainer(nn.Module):
                 self.batch_idx, self.indices, self.batch = batch_idx, indices, batch
                 seed_generators(self.hardware["seed"], Stream.EVAL, batch_idx, self.rank)
                 if time.perf_counter() >= console.due:
-                    console.show(batch_idx, _count_images(indices, batch))
+                    console.show(batch_idx, count_images(indices, batch))
                 with contextlib.suppress(BreakStep):
                     self.before_eval_step()
                     self._eval_step(name_loader)
@@ -854,7 +847,7 @@ class BaseTrainer(nn.Module):
 
         A live object appears as its class name, in angle brackets.
         """
-        arguments = _by_name(type(self), *vars(self)["_captured"])
+        arguments = arguments_by_name(type(self), *vars(self)["_captured"])
         arguments.update({name: fields for name, fields in self._fields.items() if name in arguments})
         if "logger" in arguments:
             arguments["logger"] = {key: value for key, value in arguments["logger"].items() if key != "dump_path"}
@@ -863,89 +856,3 @@ class BaseTrainer(nn.Module):
         if cls.__module__ == "__main__" or "<locals>" in target:
             target = f"<live {cls.__name__}>"
         return {"trainer": {"_target_": target, **cfg.describe(arguments)}}
-
-    def _check_arguments(self, data, module, loss, module_init, attributes, problems: list[str]) -> None:
-        """Collect what is wrong with the arguments, before anything is built."""
-        shapeless = [name for name, value in (("data", data), ("module", module)) if not isinstance(value, Mapping)]
-        if shapeless:
-            problems.extend(f"{name}: expected a dict of names." for name in shapeless)
-            return
-        for name, value in (("data", data), ("module", module), ("loss", loss)):
-            cfg.check_nodes(value, name, problems)
-        sets = [name for name in data if not name.startswith("_")]
-        if self.optim is not None:
-            for name in ("optimizer", "scheduler"):
-                cfg.check_nodes(self.optim[name], f"optim.{name}", problems, partial=True)
-            if "train" in sets and self.optim["optimizer"] is None:
-                problems.append("optim.optimizer: missing; a run that trains needs one.")
-        if self.logger is not None:
-            self._check_watched_sets(sets, problems)
-        if not sets:
-            problems.append("data: no data set. `train` is trained on, any other name is evaluated on.")
-        problems += [
-            f"module.{name}: missing; {type(self).__name__} needs it{cfg.nearest(name, list(module))}"
-            for name in self.required_modules
-            if name not in module
-        ]
-        problems += [
-            f"module_init.{name}: no such module{cfg.nearest(name, list(module))}"
-            for name in (module_init or {})
-            if name not in module
-        ]
-        own = ["data", "module", "hardware", "optim", "logger", "loss", "module_init"]
-        for name, value in attributes.items():
-            if hasattr(BaseTrainer, name) or name in own:
-                problems.append(f"{name}: BaseTrainer uses this name itself; choose another.")
-            elif (hint := cfg.nearest(name, own)) != "." and not hasattr(type(self), name):
-                problems.append(f"{name}: unknown argument{hint}")
-            else:
-                cfg.check_nodes(value, name, problems)
-
-    def _check_watched_sets(self, sets: list[str], problems: list[str]) -> None:
-        """Collect what is wrong with the metrics and monitors, which are configured by data set."""
-        for field, valid in (("metric", [name for name in sets if name != "train"]), ("monitor", sets)):
-            cfg.check_nodes(self.logger[field], f"logger.{field}", problems)
-            for name, watched in self.logger[field].items():
-                if name not in valid:
-                    problems.append(f"logger.{field}.{name}: no such set in data{cfg.nearest(name, valid)}")
-                elif not isinstance(watched, Mapping) or "_target_" in watched:
-                    problems.append(f"logger.{field}.{name}: {watched!r} is not a dict of names.")
-
-
-def _count_images(indices: Any, batch: Any) -> int:
-    """Return how many samples a mini-batch has, from its first tensor where the indices are not known."""
-    if indices is not None:
-        return len(indices)
-    while type(batch) in (list, tuple) and batch:
-        batch = batch[0]
-    tensor = batch if isinstance(batch, Tensor) else first_tensor(batch)
-    return tensor.shape[0] if tensor is not None and tensor.ndim else 1
-
-
-def _by_name(cls: type, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return a constructor's arguments by name; those that it only passes on have BaseTrainer's names."""
-    signature = inspect.signature(cls.__init__)  # type: ignore[misc]
-    arguments = dict(signature.bind(None, *args, **kwargs).arguments)
-    del arguments["self"]
-    passed_on = list(inspect.signature(BaseTrainer.__init__).parameters)[1:]
-    for name, parameter in signature.parameters.items():
-        if parameter.kind is parameter.VAR_KEYWORD:
-            arguments.update(arguments.pop(name, {}))
-        elif parameter.kind is parameter.VAR_POSITIONAL:
-            arguments.update(zip(passed_on, arguments.pop(name, ()), strict=False))
-    return arguments
-
-
-def _partial(node: Any) -> Any:
-    """Return a node of an optimizer or schedule as one whose first arguments come later."""
-    return {**node, "_partial_": True} if isinstance(node, Mapping) and "_target_" in node else node
-
-
-def _lacks_total_steps(schedule: Callable) -> bool:
-    """Say whether a schedule has a parameter `total_steps` without a value."""
-    try:
-        parameter = inspect.signature(schedule).parameters.get("total_steps")
-    except ValueError:
-        return False
-    given = isinstance(schedule, functools.partial) and "total_steps" in schedule.keywords
-    return parameter is not None and not given

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import logging
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -19,11 +21,16 @@ from pydantic import (
 from .exceptions import ConfigError
 from .nodes import build, check_nodes, describe, is_node, live_paths, locate, nearest, plain
 
+if TYPE_CHECKING:
+    import torch
+
 __all__ = [
     "HardwareConfig",
     "LoggerConfig",
     "OptimConfig",
     "build",
+    "build_optimizer",
+    "build_scheduler",
     "check_nodes",
     "describe",
     "instanciate_config",
@@ -314,3 +321,45 @@ def instanciate_config(config: Any) -> Any:
     if problems:
         raise ConfigError(problems)
     return target(**arguments)
+
+
+def build_optimizer(node: Any, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """Return the optimizer that a node, or something to be called with parameter groups, makes; one that is, as it is.
+
+    Raises
+    ------
+    ConfigError
+        There is nothing to optimize.
+    """
+    made = build(_partial(node), "optim.optimizer")
+    if hasattr(made, "param_groups"):
+        return made
+    if not groups:
+        raise ConfigError("module: no module has a trainable parameter.")
+    return made(groups)
+
+
+def build_scheduler(node: Any, optimizer: torch.optim.Optimizer, total_steps: int) -> Any:
+    """Return the schedule that a node, or something to be called with the optimizer, makes.
+
+    One that needs `total_steps` and was not given it gets the run's.
+    """
+    schedule = build(_partial(node), "optim.scheduler")
+    if _lacks_total_steps(schedule):
+        schedule = functools.partial(schedule, total_steps=total_steps)
+    return schedule(optimizer)
+
+
+def _partial(node: Any) -> Any:
+    """Return a node of an optimizer or schedule as one whose first arguments come later."""
+    return {**node, "_partial_": True} if isinstance(node, Mapping) and "_target_" in node else node
+
+
+def _lacks_total_steps(schedule: Callable) -> bool:
+    """Say whether a schedule has a parameter `total_steps` without a value."""
+    try:
+        parameter = inspect.signature(schedule).parameters.get("total_steps")
+    except ValueError:
+        return False
+    given = isinstance(schedule, functools.partial) and "total_steps" in schedule.keywords
+    return parameter is not None and not given

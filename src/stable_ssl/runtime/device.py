@@ -84,12 +84,20 @@ def to_device(batch: Any, device: torch.device, channels_last: bool = False) -> 
     return batch
 
 
-def first_tensor(batch: Any) -> Tensor | None:
+def _first_tensor(batch: Any) -> Tensor | None:
     """Return the first tensor of a nested batch, None where there is none."""
     if isinstance(batch, Tensor):
         return batch
     values = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, list | tuple) else ()
-    return next((found for value in values if (found := first_tensor(value)) is not None), None)
+    return next((found for value in values if (found := _first_tensor(value)) is not None), None)
+
+
+def count_images(indices: Any, batch: Any) -> int:
+    """Return how many samples a mini-batch has, from its first tensor where their indices are not known."""
+    if indices is not None:
+        return len(indices)
+    tensor = _first_tensor(batch)
+    return tensor.shape[0] if tensor is not None and tensor.ndim else 1
 
 
 def describe_batch(batch: Any) -> str:

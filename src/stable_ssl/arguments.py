@@ -1,0 +1,89 @@
+"""The arguments of a trainer's constructor: what is wrong with them, and which is which."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from .nodes import check_nodes, nearest
+
+if TYPE_CHECKING:
+    from .base import BaseTrainer
+
+
+def check_arguments(
+    trainer: BaseTrainer, data: Any, module: Any, loss: Any, module_init: Any, attributes: Any, problems: list[str]
+) -> None:
+    """Collect what is wrong with a trainer's arguments, before anything is built.
+
+    Parameters
+    ----------
+    trainer
+        Whose `hardware`, `optim` and `logger` are parsed already, or None where they could not be.
+    data, module, loss, module_init, attributes
+        As given; `attributes` are the arguments that BaseTrainer does not know.
+    problems
+        Gets one sentence for each.
+    """
+    from .base import BaseTrainer  # which imports this
+
+    shapeless = [name for name, value in (("data", data), ("module", module)) if not isinstance(value, Mapping)]
+    if shapeless:
+        problems.extend(f"{name}: expected a dict of names." for name in shapeless)
+        return
+    for name, value in (("data", data), ("module", module), ("loss", loss)):
+        check_nodes(value, name, problems)
+    sets = [name for name in data if not name.startswith("_")]
+    if trainer.optim is not None:
+        for name in ("optimizer", "scheduler"):
+            check_nodes(trainer.optim[name], f"optim.{name}", problems, partial=True)
+        if "train" in sets and trainer.optim["optimizer"] is None:
+            problems.append("optim.optimizer: missing; a run that trains needs one.")
+    if trainer.logger is not None:
+        _check_watched_sets(trainer.logger, sets, problems)
+    if not sets:
+        problems.append("data: no data set. `train` is trained on, any other name is evaluated on.")
+    problems += [
+        f"module.{name}: missing; {type(trainer).__name__} needs it{nearest(name, list(module))}"
+        for name in trainer.required_modules
+        if name not in module
+    ]
+    problems += [
+        f"module_init.{name}: no such module{nearest(name, list(module))}" for name in module_init if name not in module
+    ]
+    own = ["data", "module", "hardware", "optim", "logger", "loss", "module_init"]
+    for name, value in attributes.items():
+        if hasattr(BaseTrainer, name) or name in own:
+            problems.append(f"{name}: BaseTrainer uses this name itself; choose another.")
+        elif (hint := nearest(name, own)) != "." and not hasattr(type(trainer), name):
+            problems.append(f"{name}: unknown argument{hint}")
+        else:
+            check_nodes(value, name, problems)
+
+
+def _check_watched_sets(logger: Mapping, sets: list[str], problems: list[str]) -> None:
+    """Collect what is wrong with the metrics and monitors, which are configured by data set."""
+    for field, valid in (("metric", [name for name in sets if name != "train"]), ("monitor", sets)):
+        check_nodes(logger[field], f"logger.{field}", problems)
+        for name, watched in logger[field].items():
+            if name not in valid:
+                problems.append(f"logger.{field}.{name}: no such set in data{nearest(name, valid)}")
+            elif not isinstance(watched, Mapping) or "_target_" in watched:
+                problems.append(f"logger.{field}.{name}: {watched!r} is not a dict of names.")
+
+
+def arguments_by_name(cls: type, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return a constructor's arguments by name; those that it only passes on have BaseTrainer's names."""
+    from .base import BaseTrainer
+
+    signature = inspect.signature(cls.__init__)  # type: ignore[misc]
+    arguments = dict(signature.bind(None, *args, **kwargs).arguments)
+    del arguments["self"]
+    passed_on = list(inspect.signature(BaseTrainer.__init__).parameters)[1:]
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            arguments.update(arguments.pop(name, {}))
+        elif parameter.kind is parameter.VAR_POSITIONAL:
+            arguments.update(zip(passed_on, arguments.pop(name, ()), strict=False))
+    return arguments
