@@ -589,6 +589,7 @@ class BaseTrainer(nn.Module):
         """At a step boundary, after a signal or at the time limit: save, and end the run."""
         log.warning("Stopping at step %d because of %s.", self.global_step, self._stop.reason)
         self._save()
+        self._store.wait()
         self._stop.leave()
 
     # What is on disk --------------------------------------------------------------------------------------------------
@@ -632,6 +633,7 @@ class BaseTrainer(nn.Module):
             for name, loader in self.data.items():
                 if not name.startswith("_"):
                     loader.close()
+            self._store.wait()
             folder.write_status(status, self._progress)
             self._log.close(status)
             self._log = None
@@ -649,6 +651,8 @@ class BaseTrainer(nn.Module):
 
     def _save(self, kept: bool = False) -> None:
         """Write a checkpoint of the boundary at hand, unless the newest one is of it already; `kept`, for ever."""
+        if not self._store.wait():
+            self._saved_progress = None
         if self._progress == self._saved_progress:
             return
         self._check_losses()
@@ -671,17 +675,9 @@ class BaseTrainer(nn.Module):
                 "threads": torch.get_num_threads(),
             },
         }
-        try:
-            self._store.save(self.global_step, state, facts, kept)
-        except OSError as error:
-            log.error(
-                "The checkpoint of step %d could not be written, the one before it stands: %s",
-                self.global_step,
-                error,
-            )
-        else:
-            self._saved_progress = self._progress
-            self._folder.write_status("running", self._progress)
+        self._store.save(self.global_step, state, facts, kept)
+        self._saved_progress = self._progress
+        self._folder.write_status("running", self._progress)
         self._last_save = time.monotonic()
         self._next_save = self._last_save + 60 * self.logger["checkpoint_every_minutes"]
 

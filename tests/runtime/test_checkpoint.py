@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from stable_ssl.runtime.checkpoint import CheckpointStore
 
@@ -32,7 +33,9 @@ os.fsync = counted("fsync", os.fsync)
 Path.rename = counted("rename", Path.rename)
 Path.unlink = counted("unlink", Path.unlink)
 shutil.rmtree = counted("rmtree", shutil.rmtree)
-CheckpointStore(Path(folder), keep=1).save(step, {"value": "new"}, {})
+store = CheckpointStore(Path(folder), keep=1)
+store.save(step, {"value": "new"}, {})
+store.wait()
 """
 
 
@@ -70,7 +73,23 @@ def test_a_process_that_ends_between_two_file_operations_leaves_one_whole_checkp
 def test_a_checkpoint_without_one_of_its_files_is_passed_over(tmp_path, missing, caplog):
     store = CheckpointStore(tmp_path, keep=2)
     store.save(1, {"value": 1}, {})
-    newest = store.save(2, {"value": 2}, {})
-    os.unlink(newest / missing)
+    store.save(2, {"value": 2}, {})
+    store.wait()
+    os.unlink(tmp_path / "step_00000002" / missing)
     assert store.load_newest()[1] == {"value": 1}
     assert missing in caplog.text
+
+
+def test_what_changes_while_a_checkpoint_is_written_is_not_in_it(tmp_path):
+    store = CheckpointStore(tmp_path)
+    weight = torch.zeros(1 << 22)
+    for step in range(1, 6):
+        weight += 1
+        store.save(step, {"modules": {"weight": weight}, "parts": [(weight, "text")]}, {})
+        weight += 1000
+        weight -= 1000
+    weight.fill_(-1)
+    assert store.wait()
+    _, state, _ = store.load_newest()
+    assert (state["modules"]["weight"] == 5).all()
+    assert (state["parts"][0][0] == 5).all()

@@ -13,10 +13,12 @@ import logging
 import os
 import platform
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..exceptions import CheckpointError
 
@@ -40,9 +42,13 @@ class CheckpointStore:
         self.folder = folder
         self.keep = keep
         self._read_back = False
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._writing: tuple[int, Future] | None = None
 
-    def save(self, step: int, state: dict[str, Any], facts: dict[str, Any], kept: bool = False) -> Path:
-        """Write one checkpoint, durable when this returns, and delete the oldest beyond `keep`.
+    def save(self, step: int, state: dict[str, Any], facts: dict[str, Any], kept: bool = False) -> None:
+        """Copy a state to host memory, and write it as a checkpoint in the background.
+
+        The first one is waited for, and read back.
 
         Parameters
         ----------
@@ -59,9 +65,29 @@ class CheckpointStore:
         ------
         CheckpointError
             The state can't be loaded again (found by reading the first one back).
-        OSError
-            It could not be written; what was there before still is.
         """
+        self.wait()
+        self._writing = step, self._writer.submit(self._write, step, on_host(state), facts, kept)
+        if not self._read_back:
+            self.wait()
+
+    def wait(self) -> bool:
+        """Wait until the checkpoint being written is durable; False, and a line in the log, where it could not be.
+
+        What was there before it still is then.
+        """
+        if self._writing is None:
+            return True
+        (step, future), self._writing = self._writing, None
+        try:
+            future.result()
+        except OSError as error:
+            log.error("The checkpoint of step %d could not be written, the one before it stands: %s", step, error)
+            return False
+        return True
+
+    def _write(self, step: int, state: dict[str, Any], facts: dict[str, Any], kept: bool) -> None:
+        """Write one checkpoint, durable when this returns, and delete the oldest beyond `keep`."""
         final = self.folder / f"step_{step:08d}"
         part = self.folder / f".{final.name}.part"
         shutil.rmtree(part, ignore_errors=True)
@@ -98,7 +124,6 @@ class CheckpointStore:
         deletable = [folder for folder in self._newest_first() if not _is_kept(folder)]
         for old in deletable[self.keep :]:
             self._delete(old)
-        return final
 
     def load_newest(self) -> tuple[Path, dict[str, Any], dict[str, Any]] | None:
         """Return (folder, state, meta) of the newest checkpoint that verifies; None where there is none at all.
@@ -133,6 +158,17 @@ class CheckpointStore:
         """Delete metadata first, so that a deletion cut short leaves nothing that looks valid."""
         (folder / "meta.json").unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def on_host(state: Any) -> Any:
+    """Return a copy of a nested state that nobody else changes, its tensors in host memory."""
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: on_host(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(on_host(value) for value in state)
+    return state
 
 
 def _is_kept(folder: Path) -> bool:
