@@ -243,6 +243,97 @@ def test_break_epoch_goes_on_with_the_next_epoch(make_toy):
     assert trainer.fitted == [(0, 0), (1, 0), (1, 1), (1, 2)]
 
 
+def test_break_epoch_after_a_step_keeps_its_record_and_its_checkpoint(make_toy):
+    trainer = make_toy(breaking(BreakEpoch, "after_fit_step"), logger={"log_every_step": 2, "checkpoint_every_step": 2})
+    trainer()
+    assert trainer.fitted == [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]
+    assert [r["global_step"] for r in trainer.get_logs() if "train/loss" in r] == [2, 4]
+    assert (trainer.folder / "checkpoints" / "step_00000004").is_dir()
+
+
+def test_break_epoch_inside_a_group_logs_nothing_of_it(make_toy):
+    data = {"train": Loader(toy_dataset(), 8), "test": Loader(toy_dataset(8), 8)}
+    trainer = make_toy(breaking(BreakEpoch, "before_fit_step"), data, accumulation_steps=2)
+    trainer()
+    assert [r["global_step"] for r in trainer.get_logs()] == [1, 2]
+
+
+def test_hooks_that_forget_super_lose_nothing(make_toy):
+    class Bare(Toy):
+        modes = ()
+
+        def before_fit_epoch(self):
+            pass
+
+        def before_fit_step(self):
+            self.modes = (*self.modes, self.module["backbone"].training)
+
+        def after_fit_step(self):
+            pass
+
+        def before_eval(self):
+            self.modes = (*self.modes, self.module["backbone"].training)
+
+    data = {"train": Loader(toy_dataset(), 8), "test": Loader(toy_dataset(8), 8)}
+    trainer = make_toy(Bare, data, logger={"monitor": {"train": {"steps": Steps()}}})
+    trainer()
+    assert trainer.modes == (True, True, True, False, True, True, True, False)
+    assert trainer.get_logs()[-1].get("train/steps", trainer._train_monitors["steps"].seen) == 6
+
+
+class Steps:
+    seen = 0
+
+    def on_step(self, trainer):
+        self.seen += 1
+
+    def compute(self, trainer):
+        return self.seen
+
+    def state_dict(self):
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state):
+        self.seen = state["seen"]
+
+
+def test_what_gives_batches_only_once_is_found_out(make_toy):
+    batches = ((torch.randn(8, 8), torch.zeros(8, dtype=torch.long)) for _ in range(3))
+    with pytest.raises(DataError, match="gave no batch in epoch 1"):
+        make_toy(data={"train": batches}, max_steps=3)()
+
+
+def test_a_poisoned_running_statistic_is_never_checkpointed(make_toy):
+    class Poisoned(Toy):
+        def compute_loss(self):
+            if self.global_step == 3:
+                self.batch[0][0] = float("nan")
+            return super().compute_loss()
+
+    trainer = make_toy(Poisoned, nonfinite="skip", logger={"checkpoint_every_step": 1})
+    with pytest.raises(NanError, match="running statistic"):
+        trainer()
+    assert not (trainer.folder / "checkpoints" / "step_00000004").exists()
+
+
+def test_a_module_begins_the_same_whatever_stands_beside_it(make_toy):
+    node = {"_target_": "torch.nn.Linear", "in_features": 8, "out_features": 2}
+    one = make_toy(module={"backbone": node})
+    other = make_toy(module={"head": dict(node), "backbone": node}, logger={"dump_path": "unused"})
+    one.setup()
+    other.module = {"head": dict(node), "backbone": node}
+    assert torch.equal(other._build_modules()["backbone"].weight, one.module["backbone"].weight)
+
+
+@pytest.mark.parametrize("name", ["loss_fn", "data_dir", "log_dir"])
+def test_attributes_may_have_names_a_little_like_the_constructors(make_toy, name):
+    class Named(Toy):
+        pass
+
+    trainer = make_toy()
+    assert getattr(Named(*trainer._captured[0], **{name: 3}), name) == 3
+
+
 def test_break_all_epochs_ends_training_without_after_fit(make_toy):
     class Stopping(breaking(BreakAllEpochs, "before_fit_step")):
         def after_fit(self):

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from .base import BaseTrainer
 
 
+_MEANT = {"optimizer": ". Did you mean 'optim'?", "dataset": ". Did you mean 'data'?"}
+
+
 def check_arguments(
     trainer: BaseTrainer, data: Any, module: Any, loss: Any, module_init: Any, attributes: Any, problems: list[str]
 ) -> None:
@@ -56,8 +59,8 @@ def check_arguments(
     for name, value in attributes.items():
         if hasattr(BaseTrainer, name) or name in own:
             problems.append(f"{name}: BaseTrainer uses this name itself; choose another.")
-        elif (hint := nearest(name, own)) != "." and not hasattr(type(trainer), name):
-            problems.append(f"{name}: unknown argument{hint}")
+        elif (meant := _MEANT.get(name) or nearest(name, own, 0.8)) != "." and not hasattr(type(trainer), name):
+            problems.append(f"{name}: unknown argument{meant}")
         else:
             check_nodes(value, name, problems)
 

@@ -8,6 +8,7 @@ import math
 import secrets
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from .exceptions import (
     BreakStep,
     CheckpointError,
     ConfigError,
+    DataError,
     NanError,
     Preempted,
 )
@@ -69,8 +71,9 @@ class BaseTrainer(nn.Module):
                                after_eval
         after_fit            (evaluates)
 
-    Without a set named `train`, it evaluates only. `BreakStep`, `BreakEpoch` and `BreakAllEpochs` may be raised in
-    any of the training hooks.
+    Without a set named `train`, it evaluates only. `BreakStep` may be raised in the hooks of a step, `BreakEpoch` in
+    these and in `before_fit_epoch`, `BreakAllEpochs` in any of training. A hook that is overridden need not call the
+    one of this class.
 
     Parameters
     ----------
@@ -153,7 +156,7 @@ class BaseTrainer(nn.Module):
         # As configured: `setup` puts what it builds in the place of some fields.
         self._fields = {name: dict(getattr(self, name)) for name in ("hardware", "optim", "logger")}
         self._dump_path = self.logger["dump_path"]
-        self._is_set_up = self._is_finished = False
+        self._is_set_up = self._is_finished = self._has_ended = False
         self._phase, self._batches_done, self._num_backward = "fit", 0, 0
         self._logging, self._log_set, self._collected = False, "train", Collector()
         self._group_size, self._group_ends, self._bad_group = 1, True, False
@@ -208,6 +211,7 @@ class BaseTrainer(nn.Module):
         self._dump_path = self._folder.path
         try:
             with self._console():
+                self._store = CheckpointStore(self._folder.path / "checkpoints", self.logger["checkpoint_keep"])
                 self._claim_folder()
                 self.device = resolve_device(self.hardware["device"])
                 self.hardware["precision"] = resolve_precision(self.hardware["precision"], self.device)
@@ -228,7 +232,8 @@ class BaseTrainer(nn.Module):
 
     def _claim_folder(self) -> None:
         """Refuse to go on with a run that was configured otherwise, and write down the configuration."""
-        earlier = self._folder.config
+        # A run that failed before its first checkpoint has nothing that another configuration could spoil.
+        earlier = None if self._store.is_empty() else self._folder.config
         if self.hardware["seed"] is None:
             seed = earlier["trainer"]["hardware"]["seed"] if earlier else secrets.randbits(31)
             self.hardware["seed"] = self._fields["hardware"]["seed"] = seed
@@ -253,7 +258,7 @@ class BaseTrainer(nn.Module):
         self._build_data()
         self._must_move = self.device.type != "cpu" or self.hardware["channels_last"]
         place_module(self, self.device, self.hardware["channels_last"])
-        for name, source in self.module_init.items():
+        for name, source in self.module_init.items() if self._store.is_empty() else ():
             load_weights(source, self.module[name], name)
         if self.hardware["compile"]:
             # In place: the module stays the user's object, and its parameters keep their names.
@@ -276,15 +281,14 @@ class BaseTrainer(nn.Module):
         }
         if "train" in self.data:
             self._build_optimization()
-        self._store = CheckpointStore(self._folder.path / "checkpoints", self.logger["checkpoint_keep"])
 
     def _seeded_build(self, node: Any, path: str) -> Any:
         """Build under a seed of its own, so that initial weights depend on nothing else that is configured."""
-        seed_generators(self.hardware["seed"], Stream.BUILD)
+        seed_generators(self.hardware["seed"], Stream.BUILD, zlib.crc32(path.encode()))
         return cfg.build(node, path)
 
     def _build_modules(self) -> nn.ModuleDict:
-        modules = self._seeded_build(self.module, "module")
+        modules = {name: self._seeded_build(node, f"module.{name}") for name, node in self.module.items()}
         problems = [
             f"module.{name}: a {type(module).__name__}, not a torch.nn.Module."
             for name, module in modules.items()
@@ -361,6 +365,10 @@ class BaseTrainer(nn.Module):
             The loss or a weight is not finite.
         """
         self.setup()
+        if self._has_ended:
+            raise RuntimeError(
+                "The run of this trainer has ended; a new trainer with the same dump_path goes on with it."
+            )
         if self._is_finished:
             with self._console():
                 log.info(
@@ -389,9 +397,12 @@ class BaseTrainer(nn.Module):
         while self.epoch < self.optim["epochs"]:
             seed_generators(self.hardware["seed"], Stream.EPOCH, self.epoch)
             if self._phase == "fit":
-                with contextlib.suppress(BreakEpoch):
+                self.train()
+                try:
                     self.before_fit_epoch()
                     self._fit_epoch()
+                except BreakEpoch:
+                    self._drop_group()
                 self.after_fit_epoch()
                 self._end_training_epoch()
             self._end_epoch()
@@ -401,8 +412,7 @@ class BaseTrainer(nn.Module):
             self._save_weights(name if isinstance(name, str) else "final")
 
     def before_fit_epoch(self) -> None:
-        """Run before each epoch; puts all modules in training mode."""
-        self.train()
+        """Run before each epoch, with all modules in training mode; does nothing."""
 
     def after_fit_epoch(self) -> None:
         """Run after each epoch's training, before its evaluation; does nothing."""
@@ -411,7 +421,6 @@ class BaseTrainer(nn.Module):
         """Train on one epoch's mini-batches; `accumulation_steps` of them make an optimizer step."""
         total, accumulation = self._num_batches, self.optim["accumulation_steps"]
         log_every = self.logger["log_every_step"]
-        self._clear_gradients()  # of a group that BreakEpoch cut short
         seed = derive_seed(self.hardware["seed"], Stream.STEP, self.rank)
         # `nn.Module.__setattr__` costs more than a microsecond a name; writing here does not.
         state, clock, console = vars(self), time.perf_counter, self._log.console
@@ -425,6 +434,11 @@ class BaseTrainer(nn.Module):
             asked = clock()
             indices, batch = next(batches, _NO_BATCH)
             if batch is ...:
+                if batch_idx == 0:
+                    raise DataError(
+                        f"data.train gave no batch in epoch {self.epoch}. What can be gone through only once, as a "
+                        "generator, does not make epochs."
+                    )
                 break
             ends = place + 1 == self._group_size
             state.update(indices=indices, batch=batch, batch_idx=batch_idx, stepped=False, _group_ends=ends)
@@ -432,6 +446,8 @@ class BaseTrainer(nn.Module):
             state["_data_wait"] += now - asked
             if now >= console.due:
                 console.show(batch_idx, count_images(indices, batch))
+            if self._must_move:
+                state["batch"] = to_device(batch, self.device, self.hardware["channels_last"])
             seed_generators_in_turn(seed, self.global_step * accumulation + place)
             try:
                 self.before_fit_step()
@@ -441,27 +457,35 @@ class BaseTrainer(nn.Module):
                     state["_batches_done"] = batch_idx + 1
                     continue
                 self._optimizer_step()  # with the gradients of the rest of the group
-            if ends:
-                state["stepped"] = True
-                state["global_step"] = self.global_step + 1
-            try:  # noqa: SIM105 (a context costs a microsecond)
-                self.after_fit_step()
-            except BreakStep:
-                pass
-            state["_batches_done"] = batch_idx + 1
-            if ends:
-                self._end_group()
+            self._finish_batch(batch_idx, ends)
         if self._num_backward:  # a stream ended inside a group
             self._optimizer_step()
+            self._finish_batch(self.batch_idx, ends=True)
+
+    def _finish_batch(self, batch_idx: int, ends: bool) -> None:
+        """Count a mini-batch, and the optimizer step where it ended a group."""
+        state, request = vars(self), None
+        if ends:
             state.update(stepped=True, global_step=self.global_step + 1)
+            self._follow()
+        try:
             self.after_fit_step()
+        except (BreakStep, BreakEpoch) as raised:
+            request = raised
+        state["_batches_done"] = batch_idx + 1
+        if ends:
             self._end_group()
-        console.end_epoch(self._batches_done)
+        if isinstance(request, BreakEpoch):
+            raise request
+
+    def _drop_group(self) -> None:
+        """Forget what an epoch that was cut short had begun."""
+        self._clear_gradients()
+        self._collected.flush()
+        self._logging = False
 
     def before_fit_step(self) -> None:
-        """Run before each training step; moves the mini-batch to the device."""
-        if self._must_move:
-            self.batch = to_device(self.batch, self.device, self.hardware["channels_last"])
+        """Run before each training step, with the mini-batch on the device; does nothing."""
 
     def _fit_step(self) -> None:
         """Forward and backward of one mini-batch; on the last of its group, the optimizer step too."""
@@ -471,15 +495,19 @@ class BaseTrainer(nn.Module):
         if self._skip_nonfinite and not torch.isfinite(loss):
             log.warning("Step %d is skipped: its loss is %s.", self.global_step + 1, loss.item())
             self._bad_group = True
-        self._precision.backward(loss / self._group_size if self._group_size > 1 else loss)
+        self._backward(loss)
         vars(self)["_num_backward"] += 1
         if self._group_ends:
             self._optimizer_step()
 
+    def _backward(self, loss: Tensor) -> None:
+        self._precision.backward(loss / self._group_size if self._group_size > 1 else loss)
+
     def after_fit_step(self) -> None:
-        """Run after each training step; after an optimizer step, teachers follow and monitors look."""
-        if not self.stepped:
-            return
+        """Run after each training step, when teachers have followed and monitors have looked; does nothing."""
+
+    def _follow(self) -> None:
+        """After an optimizer step, teachers follow and monitors look."""
         for update_teacher in self._teachers:
             update_teacher()
         for name, monitor in self._train_monitors.items():
@@ -556,9 +584,12 @@ class BaseTrainer(nn.Module):
 
     def _end_training_epoch(self) -> None:
         """Between an epoch's training and its evaluation."""
+        self._log.console.end_epoch(self._batches_done)
         self._check_losses()
         self._phase, self._batches_done = "evaluate", 0
-        if time.monotonic() - self._last_save >= SECONDS_BETWEEN_EPOCH_SAVES:
+        if self._stop.pending:
+            self._save_and_leave()
+        if self._saved_progress is None or time.monotonic() - self._last_save >= SECONDS_BETWEEN_EPOCH_SAVES:
             self._save()
 
     def _end_epoch(self) -> None:
@@ -578,7 +609,7 @@ class BaseTrainer(nn.Module):
     def _check_losses(self) -> None:
         """Read the losses since the last look; under nonfinite=raise, a bad one ends the run."""
         bad = self._finite.first_bad()
-        if bad and not self._skip_nonfinite and not self._precision.scaler:
+        if bad and not self._skip_nonfinite:
             step, value = bad
             raise NanError(
                 f"The loss of step {step} is {value}. The newest checkpoint is from before it; "
@@ -633,6 +664,7 @@ class BaseTrainer(nn.Module):
             for name, loader in self.data.items():
                 if not name.startswith("_"):
                     loader.close()
+            self._has_ended = not self._is_finished
             self._store.wait()
             folder.write_status(status, self._progress)
             self._log.close(status)
@@ -656,8 +688,11 @@ class BaseTrainer(nn.Module):
         if self._progress == self._saved_progress:
             return
         self._check_losses()
-        if not all_finite([p for module in self.optimized_modules().values() for p in module.parameters()]):
-            raise NanError(f"A weight is not finite at step {self.global_step}; the checkpoint before it stands.")
+        if not all_finite([value for module in self.optimized_modules().values() for value in _learned(module)]):
+            raise NanError(
+                f"A weight or running statistic is not finite at step {self.global_step}; "
+                "the checkpoint before it stands."
+            )
         persistent = {id(value) for value in self.state_dict(keep_vars=True).values()}
         state = {
             "progress": self._progress,
@@ -692,11 +727,16 @@ class BaseTrainer(nn.Module):
             log.warning("Going on with %d threads instead of %d: results may differ in the last bits.", threads, then)
         load_strictly(self, state["modules"], f"'{path}' does not fit this model")
         buffers = dict(self.named_buffers())
-        for name, value in state["buffers"].items():
-            buffers[name].copy_(value)
+        name = ""
         try:
+            for name, value in state["buffers"].items():
+                if name in buffers:  # else it is made, as it was then, when it is first needed
+                    buffers[name].copy_(value)
             for name, part in self._stateful.items():
-                part.load_state_dict(state["parts"][name])
+                if name in state["parts"] or not name.startswith(("monitor.", "scaler")):
+                    part.load_state_dict(state["parts"][name])
+                else:
+                    log.info("%s begins here: the checkpoint is of a run without it.", name)
         except (KeyError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"'{path}' does not fit this run: {name}: {error!r}") from error
         progress = state["progress"]
@@ -736,6 +776,7 @@ class BaseTrainer(nn.Module):
     @torch.no_grad()
     def _evaluate(self) -> None:
         """Evaluate on every set but `train`."""
+        self.eval()
         self.before_eval()
         epoch = min(self.epoch, self.optim["epochs"] - 1)
         for name_loader in self._eval_sets:
@@ -746,7 +787,8 @@ class BaseTrainer(nn.Module):
             console = self._log.console
             console.begin_evaluation(name_loader, len(loader) if hasattr(loader, "__len__") else None)
             for batch_idx, (indices, batch) in enumerate(loader.batches(0)):
-                self.batch_idx, self.indices, self.batch = batch_idx, indices, batch
+                self.batch_idx, self.indices = batch_idx, indices
+                self.batch = to_device(batch, self.device, self.hardware["channels_last"]) if self._must_move else batch
                 seed_generators(self.hardware["seed"], Stream.EVAL, batch_idx, self.rank)
                 if time.perf_counter() >= console.due:
                     console.show(batch_idx, count_images(indices, batch))
@@ -769,16 +811,13 @@ class BaseTrainer(nn.Module):
         self.after_eval()
 
     def before_eval(self) -> None:
-        """Run before evaluation; puts all modules in evaluation mode."""
-        self.eval()
+        """Run before evaluation, with all modules in evaluation mode; does nothing."""
 
     def after_eval(self) -> None:
         """Run after evaluation; does nothing."""
 
     def before_eval_step(self) -> None:
-        """Run before each evaluation step; moves the mini-batch to the device."""
-        if self._must_move:
-            self.batch = to_device(self.batch, self.device, self.hardware["channels_last"])
+        """Run before each evaluation step, with the mini-batch on the device; does nothing."""
 
     def _eval_step(self, name_loader: str) -> None:
         """Give `predict()` and the labels to the metrics of the set."""
@@ -852,3 +891,11 @@ class BaseTrainer(nn.Module):
         if cls.__module__ == "__main__" or "<locals>" in target:
             target = f"<live {cls.__name__}>"
         return {"trainer": {"_target_": target, **cfg.describe(arguments)}}
+
+
+def _learned(module: nn.Module) -> Iterator[Tensor]:
+    """Yield a module's parameters, and the running statistics of its normalisation."""
+    yield from module.parameters()
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._NormBase):
+            yield from part.buffers()

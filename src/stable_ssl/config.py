@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -51,7 +52,7 @@ def _not_bool(value: Any) -> Any:
 def _max_steps(value: Any) -> Any:
     if isinstance(value, float) and 0 < value < 1:
         return value
-    if float(value) != int(value) or (value < 1 and value != -1):
+    if not math.isfinite(value) or float(value) != int(value) or (value < 1 and value != -1):
         raise ValueError("expected -1, a count of at least 1, or a fraction in (0, 1)")
     return int(value)
 
@@ -62,6 +63,8 @@ def _level(value: Any) -> int:
         if value.upper() not in names:
             raise ValueError(f"expected a number or one of {', '.join(names)}")
         return names[value.upper()]
+    if not isinstance(value, int | str) or isinstance(value, bool):
+        raise ValueError("expected a number or a name such as INFO")
     return int(value)
 
 
@@ -70,7 +73,7 @@ def _wandb(value: Any) -> Any:
         unknown = [key for key in value if key not in WANDB_KEYS]
         if unknown:
             raise ValueError(f"unknown key '{unknown[0]}'{nearest(unknown[0], WANDB_KEYS)}")
-    elif value not in (None, True, False):
+    elif value is not None and not isinstance(value, bool):
         raise ValueError("expected true, false, none or a dict")
     return value or None if not isinstance(value, Mapping) else dict(value)
 
@@ -336,7 +339,7 @@ def build_optimizer(node: Any, groups: list[dict[str, Any]]) -> torch.optim.Opti
         return made
     if not groups:
         raise ConfigError("module: no module has a trainable parameter.")
-    return made(groups)
+    return _called(made, "optim.optimizer", groups)
 
 
 def build_scheduler(node: Any, optimizer: torch.optim.Optimizer, total_steps: int) -> Any:
@@ -347,7 +350,16 @@ def build_scheduler(node: Any, optimizer: torch.optim.Optimizer, total_steps: in
     schedule = build(_partial(node), "optim.scheduler")
     if _lacks_total_steps(schedule):
         schedule = functools.partial(schedule, total_steps=total_steps)
-    return schedule(optimizer)
+    return _called(schedule, "optim.scheduler", optimizer)
+
+
+def _called(function: Callable, path: str, argument: Any) -> Any:
+    try:
+        return function(argument)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
 
 
 def _partial(node: Any) -> Any:
@@ -356,7 +368,7 @@ def _partial(node: Any) -> Any:
 
 
 def _lacks_total_steps(schedule: Callable) -> bool:
-    """Say whether a schedule has a parameter `total_steps` without a value."""
+    """Say whether a schedule has a parameter `total_steps` that was not given."""
     try:
         parameter = inspect.signature(schedule).parameters.get("total_steps")
     except ValueError:

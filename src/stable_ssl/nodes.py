@@ -28,9 +28,9 @@ _EXTRAS = {
 }
 
 
-def nearest(name: str, valid: Iterable[str]) -> str:
+def nearest(name: str, valid: Iterable[str], cutoff: float = 0.6) -> str:
     """Return ". Did you mean …?" for the valid name most like `name`, or a full stop where none is."""
-    found = difflib.get_close_matches(name, [str(option) for option in valid], n=1, cutoff=0.6)
+    found = difflib.get_close_matches(name, [str(option) for option in valid], n=1, cutoff=cutoff)
     return f". Did you mean '{found[0]}'?" if found else "."
 
 

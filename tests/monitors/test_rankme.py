@@ -46,3 +46,7 @@ def test_views_may_come_as_a_list_and_zeros_have_rank_one():
     monitor = RankMe()
     monitor.on_step(SimpleNamespace(latest_embeddings=[torch.zeros(3, 4), torch.zeros(3, 4)]))
     assert monitor.compute(None) == pytest.approx(1, rel=1e-3)
+
+
+def test_embeddings_that_are_not_finite_do_not_end_the_run():
+    assert np.isnan(RankMe.rankme(torch.tensor([[1.0, float("inf")], [0.0, 1.0]])))

@@ -171,10 +171,117 @@ def test_with_no_valid_checkpoint_it_stops_instead_of_starting_over(make_toy):
         make_toy()()
 
 
+def test_a_damaged_checkpoint_does_not_push_out_the_valid_ones(make_toy):
+    from stable_ssl.runtime.checkpoint import CheckpointStore
+
+    trainer = make_toy(logger={"checkpoint_every_step": 1, "checkpoint_keep": 2})
+    trainer()
+    folder = trainer.folder / "checkpoints"
+    (folder / "step_00000006" / "state.pt").write_bytes(b"damaged")
+    store = CheckpointStore(folder, keep=1)
+    path, state, _ = store.load_newest()
+    assert path.name == "step_00000005"
+    store.save(5, state, {})
+    assert store.wait()
+    assert CheckpointStore(folder).load_newest()[0].name == "step_00000005"
+    assert (folder / "invalid_step_00000006" / "state.pt").read_bytes() == b"damaged"
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_may_be_configured_anew(make_toy):
+    with pytest.raises(ConfigError, match="optim.optimizer: ValueError: Invalid learning rate"):
+        make_toy(optimizer=functools.partial(torch.optim.SGD, lr=-1.0))()
+    make_toy(optimizer=functools.partial(torch.optim.SGD, lr=0.1), epochs=1)()
+
+
+def test_a_monitor_may_be_added_when_a_run_goes_on(make_toy):
+    class Counting:
+        def on_step(self, trainer):
+            pass
+
+        def compute(self, trainer):
+            return 1.0
+
+        def state_dict(self):
+            return {}
+
+        def load_state_dict(self, state):
+            pass
+
+    make_toy(epochs=1)()
+    trainer = make_toy(epochs=2, logger={"monitor": {"train": {"counting": Counting()}}})
+    trainer()
+    assert [r["global_step"] for r in trainer.get_logs() if "train/counting" in r] == [4, 5, 6]
+
+
+def test_a_trainer_whose_run_ended_can_not_be_launched_again(make_toy):
+    trainer = make_toy(stopping(2))
+    with pytest.raises(Preempted):
+        trainer()
+    before = trainer.get_logs()
+    with pytest.raises(RuntimeError, match="a new trainer"):
+        trainer.launch()
+    assert trainer.get_logs() == before
+
+
+def test_a_signal_in_the_first_evaluation_finds_a_checkpoint(make_toy):
+    class Stopping(Toy):
+        armed = True
+
+        def before_eval_step(self):
+            if type(self).armed:
+                type(self).armed = False
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    data = {"train": Loader(toy_dataset(), 8), "test": Loader(toy_dataset(16, seed=1), 8)}
+    stopped = make_toy(Stopping, data)
+    with pytest.raises(Preempted):
+        stopped()
+    again = make_toy(Stopping, data)
+    again.setup()
+    assert (again.global_step, again.epoch) == (3, 0)
+    again()
+    alone = make_toy(Stopping, data, logger={"dump_path": again.folder.parent / "alone"})
+    alone()
+    assert_same_ending(ending(again), ending(alone))
+
+
+class NoisyStream:
+    """Draws its batches from the global generator, and knows where it is."""
+
+    position = 0
+
+    def __len__(self):
+        return 4
+
+    def __iter__(self):
+        while self.position < 4:
+            self.position += 1
+            yield torch.randn(8, 8), torch.randint(2, (8,))
+        self.position = 0
+
+    def state_dict(self):
+        return {"position": self.position}
+
+    def load_state_dict(self, state):
+        self.position = state["position"]
+
+
+@pytest.mark.parametrize("at_step", [2, 4, 7])
+def test_a_stateful_stream_resumes_exactly(make_toy, tmp_path, at_step):
+    alone = make_toy(Toy, {"train": NoisyStream()}, logger={"dump_path": tmp_path / "alone"})
+    alone()
+    cls = stopping(at_step)
+    with pytest.raises(Preempted):
+        make_toy(cls, {"train": NoisyStream()})()
+    again = make_toy(cls, {"train": NoisyStream()})
+    again()
+    assert_same_ending(ending(again), ending(alone))
+
+
 def test_a_malicious_pickle_is_not_executed(make_toy, tmp_path):
     import hashlib
 
-    trainer = make_toy()
+    trainer = make_toy(logger={"checkpoint_keep": 1})
     trainer()
     (folder,) = (trainer._folder.path / "checkpoints").iterdir()
     proof = tmp_path / "executed"

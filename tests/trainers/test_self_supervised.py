@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from stable_ssl import JointEmbeddingTrainer, NTXEntLoss, SupervisedTrainer
+from stable_ssl import BreakStep, ConfigError, JointEmbeddingTrainer, NTXEntLoss, SupervisedTrainer
 from stable_ssl.data import Digits, Loader
 from stable_ssl.monitors import RankMe
 
@@ -26,7 +26,7 @@ class Pairs(torch.utils.data.Dataset):
 
 @pytest.fixture
 def make_simclr(make_toy, tmp_path):
-    def make(name, probes=False, monitor=None, **options):
+    def make(name, probes=False, monitor=None, cls=JointEmbeddingTrainer, **options):
         torch.manual_seed(0)
         modules = {
             "backbone": nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.2)),
@@ -36,7 +36,7 @@ def make_simclr(make_toy, tmp_path):
             modules["backbone_classifier"] = nn.Sequential(nn.Dropout(0.5), nn.Linear(16, 2))
             modules["projector_classifier"] = nn.Linear(4, 2)
         return make_toy(
-            JointEmbeddingTrainer, {"train": Loader(Pairs(), 8, shuffle=True)}, modules, loss=NTXEntLoss(),
+            cls, {"train": Loader(Pairs(), 8, shuffle=True)}, modules, loss=NTXEntLoss(),
             logger={"dump_path": tmp_path / name, "monitor": monitor or {}}, **options,
         )  # fmt: skip
 
@@ -98,3 +98,50 @@ def test_supervised_training_learns_digits(make_toy):
     )  # fmt: skip
     trainer()
     assert trainer.get_logs()[-1]["test/accuracy"] > 0.93
+
+
+def test_a_left_out_batch_leaves_no_gradient_of_a_probe_behind(make_simclr):
+    seen = []
+
+    class Skipping(JointEmbeddingTrainer):
+        def before_fit_step(self):
+            seen.append([p.grad is None for p in self._probe_parameters()])
+            if self.batch_idx == 1:
+                raise BreakStep
+
+    trainer = make_simclr("run", True, accumulation_steps=2, cls=Skipping)
+    trainer()
+    assert all(all(none) for none in seen[::2])
+    assert len(seen) == 8
+
+
+def test_labels_below_zero_are_left_out(make_simclr):
+    trainer = make_simclr("run", True, epochs=1)
+    trainer.setup()
+    trainer.latest_representations = torch.randn(8, 16)
+    trainer.latest_embeddings = torch.randn(8, 4)
+    trainer.eval()
+    labels = torch.tensor([0, -1, 1, -2])
+    expected = sum(
+        nn.functional.cross_entropy(trainer.module[f"{name}_classifier"](features)[[0, 2, 4, 6]], labels[[0, 2, 0, 2]])
+        for name, features in (
+            ("backbone", trainer.latest_representations),
+            ("projector", trainer.latest_embeddings),
+        )
+    )
+    assert trainer._probe_loss(labels).item() == pytest.approx(expected.item())
+    assert trainer._probe_loss(torch.full((4,), -1)).item() == 0.0
+
+
+def test_metrics_without_the_probe_that_predicts_are_refused_at_the_start(make_toy):
+    data = {"train": Loader(Pairs(), 8), "test": Loader(Pairs(), 8)}
+    modules = {"backbone": nn.Linear(8, 16), "projector": nn.Linear(16, 4)}
+    metric = {"test": {"accuracy": {"_target_": "torchmetrics.classification.MulticlassAccuracy", "num_classes": 2}}}
+    with pytest.raises(ConfigError, match="module.backbone_classifier"):
+        make_toy(JointEmbeddingTrainer, data, modules, loss=NTXEntLoss(), logger={"metric": metric}).setup()
+
+
+def test_a_missing_loss_is_named_at_the_start(make_toy):
+    modules = {"backbone": nn.Linear(8, 16), "projector": nn.Linear(16, 4)}
+    with pytest.raises(ConfigError, match="loss: JointEmbeddingTrainer needs"):
+        make_toy(JointEmbeddingTrainer, {"train": Loader(Pairs(), 8)}, modules).setup()

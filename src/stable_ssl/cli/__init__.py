@@ -15,7 +15,7 @@ def main(argv: list[str] | None = None) -> int:
     0: finished, or stopped by BreakAllEpochs. 1: failed. 2: bad request. 75: time limit. 128 + n: saved after signal n.
     """
     argv = sys.argv[1:] if argv is None else argv
-    if any(argument.split("=")[0] in OLD_FORM for argument in argv):
+    if argv[:1] != ["train"] and any(argument.split("=")[0] in OLD_FORM for argument in argv):
         argv = ["train", *argv]
     parser = make_parser()
     args, rest = parser.parse_known_args(argv)

@@ -95,7 +95,7 @@ def complete_override(text: str, keys: set[str], groups: set[str]) -> str:
         return text
     prefix, key, value = match[1] or "", match[2], match[3] or ""
     first = re.split(r"[./@]", key)[0]
-    if first == "hydra" or first in groups or key in groups:
+    if first == "hydra" or re.split("@", key)[0] in groups:  # a group's name has slashes, never dots
         return text
     if first not in keys and "trainer" in keys:
         key = f"trainer.{key}"

@@ -65,11 +65,10 @@ class HuggingFaceDataset(Dataset):
         if isinstance(loaded, dict):
             raise ConfigError(f"split: missing; '{path}' has {list(loaded)}.")
         columns = loaded.column_names
-        missing = [c for c in (x, y, *(rename_columns or ()), *(remove_columns or ())) if c and c not in columns]
-        if missing:
-            raise ConfigError(f"'{path}' has no column {missing}; it has {columns}.")
+        _require(columns, [*(rename_columns or ()), *(remove_columns or ())], path)
         loaded = loaded.rename_columns(dict(rename_columns)) if rename_columns else loaded
         self.dataset = loaded.remove_columns(list(remove_columns)) if remove_columns else loaded
+        _require(self.dataset.column_names, [column for column in (x, y) if column], path)
         self.x, self.y, self.add_index = x, y, add_index
         self.transform = transform if transform is not None else (to_float_tensor if x else {})
         if x is None and not isinstance(self.transform, Mapping):
@@ -87,3 +86,9 @@ class HuggingFaceDataset(Dataset):
         if self.add_index:
             sample["index"] = index
         return sample
+
+
+def _require(columns: list[str], wanted: list[str], path: str) -> None:
+    missing = [column for column in wanted if column not in columns]
+    if missing:
+        raise ConfigError(f"'{path}' has no column {missing}; it has {columns}.")

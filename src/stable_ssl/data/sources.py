@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +14,7 @@ from ..exceptions import ConfigError
 from ..runtime.seeding import Stream, seed_generators
 from .loader import Loader, is_plain_order
 
+_END = object()
 log = logging.getLogger("stable_ssl")
 
 
@@ -112,11 +114,11 @@ class IterableLoader:
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[None, Any]]:
         """Yield (None, batch) from batch `start` of an epoch on."""
-        seed_generators(self.seed, Stream.ORDER, epoch)
         if isinstance(self.source, list | tuple):
             for batch in self.source[start:]:
                 yield None, batch
             return
+        seed_generators(self.seed, Stream.ORDER, epoch)
         if hasattr(self.source, "set_epoch"):
             self.source.set_epoch(epoch)
         skip = 0 if self._is_positioned else start
@@ -129,8 +131,15 @@ class IterableLoader:
                 skip,
                 type(self.source).__name__,
             )
-        for position, batch in enumerate(self.source):
-            if position >= skip:
+        batches, length = iter(self.source), len(self.source) if hasattr(self.source, "__len__") else None
+        for position in itertools.count(start - skip):
+            seed_generators(self.seed, Stream.SAMPLE, epoch, position)
+            batch = next(batches, _END)
+            if batch is _END:
+                return
+            if position + 1 == length:
+                next(batches, _END)  # the source ends its epoch before its state may be saved
+            if position >= start:
                 yield None, batch
 
     def close(self) -> None:

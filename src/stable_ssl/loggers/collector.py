@@ -38,10 +38,13 @@ class Collector:
         for name, values in self._values.items():
             tensors = [value for value in values if isinstance(value, Tensor)]
             if tensors:
-                tensors = [*tensors, *(tensors[0].new_tensor(v) for v in values if not isinstance(v, Tensor))]
-                on_device[name] = tensors[0].float() if len(tensors) == 1 else torch.stack(tensors).float().mean()
+                device = max(tensors, key=lambda tensor: tensor.device.type != "cpu").device
+                both = [torch.as_tensor(value, dtype=torch.float32, device=device) for value in values]
+                on_device[name] = both[0] if len(both) == 1 else torch.stack(both).mean()
             record[name] = 0.0 if tensors else sum(values) / len(values)  # type: ignore[arg-type, assignment]
         self._values = {}
         if on_device:
-            record.update(zip(on_device, torch.stack(list(on_device.values())).tolist(), strict=True))
+            device = max(on_device.values(), key=lambda tensor: tensor.device.type != "cpu").device
+            together = torch.stack([value.to(device) for value in on_device.values()])
+            record.update(zip(on_device, together.tolist(), strict=True))
         return record

@@ -53,7 +53,7 @@ class Console:
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=16),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[count]}"),
             TextColumn("{task.fields[shown]}", markup=False),
             console=self._rich,
             auto_refresh=False,
@@ -110,11 +110,11 @@ class Console:
             if now - begun > 10:  # the rate of late
                 self._rate_start = (now, done)
         if self._task is not None:
-            self._bar.update(self._task, completed=done, shown=self._summary())
+            self._bar.update(self._task, completed=done, count=self._count(), shown=self._summary())
             self._bar.refresh()
         elif not self._is_live and now >= self._line_due:
             self._line_due = now + SECONDS_BETWEEN_LINES
-            log.info("%s  step %d/%d  %s", self._what, done, self._total, self._summary())
+            log.info("%s  step %s  %s", self._what, self._count(), self._summary())
 
     def metrics(self, record: dict[str, Any]) -> None:
         """Take the newest logged values."""
@@ -139,13 +139,16 @@ class Console:
         self._rate_start = (time.perf_counter(), done)
         if self._is_live:
             self._bar.start()
-            self._task = self._bar.add_task(what, total=total or None, completed=done, shown="")
+            self._task = self._bar.add_task(what, total=total or None, completed=done, count=self._count(), shown="")
 
     def _hide(self) -> None:
         if self._task is not None:
             self._bar.remove_task(self._task)
             self._bar.stop()
             self._task = None
+
+    def _count(self) -> str:
+        return f"{self._done}/{self._total}" if self._total else str(self._done)
 
     def _summary(self) -> str:
         parts = [_compact({name: self._shown[name] for name in ("loss", "probe") if name in self._shown})]

@@ -47,12 +47,15 @@ class RankMe(Monitor):
         """Return the effective rank of the embeddings held; None where there are none yet."""
         if not self._held:
             return None
-        return self.rankme(torch.cat(self._held)[-self.limit :], self.epsilon)
+        device = self._held[-1].device  # those of before a restart are in host memory
+        return self.rankme(torch.cat([held.to(device) for held in self._held])[-self.limit :], self.epsilon)
 
     @staticmethod
     @torch.no_grad()
     def rankme(x: Tensor, epsilon: float = 1e-7) -> float:
-        """Return the effective rank of embeddings (samples, dim)."""
+        """Return the effective rank of embeddings (samples, dim); NaN where one of them is not finite."""
+        if not x.isfinite().all():
+            return float("nan")
         singular = torch.linalg.svdvals(x.float())
         p = singular / singular.sum().clamp(min=torch.finfo(torch.float32).tiny) + epsilon
         return float(torch.exp(-(p * p.log()).sum()))

@@ -128,27 +128,38 @@ class CheckpointStore:
     def load_newest(self) -> tuple[Path, dict[str, Any], dict[str, Any]] | None:
         """Return (folder, state, meta) of the newest checkpoint that verifies; None where there is none at all.
 
-        One that does not verify is reported, and the one before it is used.
+        One that does not verify is reported and put aside, as `invalid_step_…`, and the one before it is used.
 
         Raises
         ------
         CheckpointError
             There are checkpoints, and none of them is valid.
         """
-        folders = self._newest_first()
-        reasons = []
-        for folder in folders:
+        reasons: dict[Path, str] = {}
+        for folder in self._newest_first():
             try:
                 meta = _verify(folder)
-                return folder, _load_state(folder), meta
+                state = _load_state(folder)
             except CheckpointError as error:
                 log.error("%s", error)
-                reasons.append(str(error))
+                reasons[folder] = str(error)
+                continue
+            for invalid in reasons:  # or they would count among the newest
+                aside = self.folder / f"invalid_{invalid.name.lstrip('.')}"
+                shutil.rmtree(aside, ignore_errors=True)
+                invalid.rename(aside)
+            return folder, state, meta
         if reasons:
             raise CheckpointError(
-                "\n".join([f"None of the checkpoints in '{self.folder}' is valid; not starting over.", *reasons])
+                "\n".join(
+                    [f"None of the checkpoints in '{self.folder}' is valid; not starting over.", *reasons.values()]
+                )
             )
         return None
+
+    def is_empty(self) -> bool:
+        """Whether nothing was saved yet, valid or not."""
+        return not self._newest_first()
 
     def _newest_first(self) -> list[Path]:
         folders = [*self.folder.glob("step_*[0-9]"), *self.folder.glob(".step_*[0-9].old")]

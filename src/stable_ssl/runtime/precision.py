@@ -66,15 +66,14 @@ class Precision:
         Returns
         -------
         bool
-            False where the step was left out because a gradient is not finite and `skip_nonfinite` is set.
+            False where the step was left out because a gradient is not finite and `skip_nonfinite` is set. With fp16
+            the scaler leaves such steps out by itself, and does not say so: asking would cost a wait.
         """
         if self.scaler:
             self.scaler.unscale_(optimizer)
         if grad_scale != 1.0 or self.grad_max_norm is not None or self.skip_nonfinite:
             grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
             if grads and not self._prepare(grads, grad_scale):
-                if self.scaler:
-                    self.scaler.update()
                 return False
         if self.scaler:
             self.scaler.step(optimizer)

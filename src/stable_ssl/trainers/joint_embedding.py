@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..exceptions import DataError
+from ..exceptions import ConfigError, DataError
 from ..runtime.device import describe_batch
 from .self_supervised import SelfSupervisedTrainer
 
@@ -18,6 +18,13 @@ class JointEmbeddingTrainer(SelfSupervisedTrainer):
     """
 
     required_modules = {"backbone": nn.Module, "projector": nn.Module}
+
+    def _build(self) -> None:
+        super()._build()
+        if "train" in self.data and not callable(self.loss):
+            raise ConfigError(
+                f"loss: {type(self).__name__} needs one that is called with two embeddings, as NTXEntLoss."
+            )
 
     def forward(self, images: Tensor) -> Tensor:
         """Return representations, (batch, dim)."""

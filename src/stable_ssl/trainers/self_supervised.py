@@ -32,6 +32,7 @@ class SelfSupervisedTrainer(BaseTrainer):
     See `BaseTrainer` for the others.
     """
 
+    _probe_optimizer: torch.optim.Optimizer | None = None
     probe_optimizer: Any = functools.partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.0)
 
     _FEATURES = {"backbone_classifier": "latest_representations", "projector_classifier": "latest_embeddings"}
@@ -56,17 +57,49 @@ class SelfSupervisedTrainer(BaseTrainer):
             optimizer = build(self.probe_optimizer, "probe_optimizer")
             self._stateful["probe_optimizer"] = self._probe_optimizer = optimizer(parameters)
 
+    def _build(self) -> None:
+        super()._build()
+        predicts = type(self).predict is SelfSupervisedTrainer.predict
+        watched = [name for name, metrics in self._metrics.items() if metrics]
+        if predicts and watched and "backbone_classifier" not in self.probes:
+            raise ConfigError(
+                f"logger.metric.{watched[0]}: metrics need predictions, which come from module.backbone_classifier; "
+                "there is none."
+            )
+
     def predict(self) -> Tensor:
         """Return the backbone probe's class scores for the batch at hand, (batch, classes)."""
         images = self.batch[0]
         images = images[0] if isinstance(images, list | tuple) else images
         return self.module["backbone_classifier"](self.forward(images))
 
-    def _fit_step(self) -> None:
-        """Take the method's step, then the probes'."""
-        super()._fit_step()
-        if self.probes and self._labels is not None:
-            self._fit_probes(self._labels)
+    def _backward(self, loss: Tensor) -> None:
+        """Add the method's gradients, then the probes'."""
+        super()._backward(loss)
+        if self._probe_optimizer is not None and self._labels is not None:
+            (self._probe_loss(self._labels) / self._group_size).backward()
+
+    def _optimizer_step(self) -> None:
+        """Take the probes' step, unless the method's loss was not finite, then the method's."""
+        if self._probe_optimizer is not None and not self._bad_group:
+            # As for the method, a group that lost mini-batches is put right.
+            gradients = [p.grad for p in self._probe_parameters() if p.grad is not None]
+            if self._num_backward != self._group_size and gradients:
+                torch._foreach_mul_(gradients, self._group_size / self._num_backward)
+            self._probe_optimizer.step()
+        super()._optimizer_step()
+
+    def _clear_gradients(self) -> None:
+        super()._clear_gradients()
+        for parameter in self._probe_parameters():
+            parameter.grad = None
+
+    def _probe_parameters(self) -> list[nn.Parameter]:
+        return (
+            [p for group in self._probe_optimizer.param_groups for p in group["params"]]
+            if self._probe_optimizer
+            else []
+        )
 
     @property
     def _labels(self) -> Tensor | None:
@@ -75,18 +108,19 @@ class SelfSupervisedTrainer(BaseTrainer):
         labels = self.batch[1] if labelled else None
         return labels if isinstance(labels, Tensor) and labels.ndim == 1 and not labels.is_floating_point() else None
 
-    def _fit_probes(self, labels: Tensor) -> None:
+    def _probe_loss(self, labels: Tensor) -> Tensor:
+        """Return the sum of the probes' losses for the batch at hand, and log each."""
         total: Any = 0.0
         for name, probe in self.probes.items():
             features = getattr(self, self._FEATURES[name])
             scores = probe(features.detach().float())
             targets = labels.repeat(len(scores) // len(labels))
-            loss = nn.functional.cross_entropy(scores, targets, ignore_index=-1)
+            labelled = targets >= 0
+            count = labelled.sum().clamp(min=1)
+            losses = nn.functional.cross_entropy(scores, targets.clamp(min=0), reduction="none")
+            loss = torch.where(labelled, losses, 0.0).sum() / count
             self.log(f"loss_{name}", loss)
             if self._logging:
-                self.log(f"accuracy_{name}", (scores.argmax(1) == targets).float().mean())
+                self.log(f"accuracy_{name}", ((scores.argmax(1) == targets) & labelled).sum() / count)
             total = total + loss
-        (total / self._group_size).backward()
-        if self._group_ends:
-            self._probe_optimizer.step()
-            self._probe_optimizer.zero_grad(set_to_none=True)
+        return total
