@@ -1,4 +1,5 @@
-"""What the loop costs: the same tiny model trained by a plain PyTorch loop, by this library and by Lightning.
+"""What the loop costs: the same tiny model trained by a plain PyTorch loop, with and without
+seeding, by this library and by Lightning.
 
     python benchmarks/overhead.py [--rounds 7] [--steps 2000] [--write README.md]
 
@@ -49,12 +50,14 @@ class InMemory:
         return iter(self.batches)
 
 
-def time_plain(batches: list) -> float:
+def time_plain(batches: list, before_step=None) -> float:
     network = model()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
     logged = []
     start = time.perf_counter()
     for step, (x, y) in enumerate(batches, 1):
+        if before_step:
+            before_step(step)
         loss = nn.functional.cross_entropy(network(x), y)
         loss.backward()
         optimizer.step()
@@ -62,6 +65,13 @@ def time_plain(batches: list) -> float:
         if step % LOG_EVERY == 0:
             logged.append(loss.item())
     return time.perf_counter() - start
+
+
+def time_seeding(batches: list) -> float:
+    """The plain loop, with what exact resume needs: Python's, NumPy's and torch's generators seeded at each step."""
+    from stable_ssl.runtime.seeding import seed_generators_in_turn
+
+    return time_plain(batches, lambda step: seed_generators_in_turn(1 << 60, step))
 
 
 def time_ours(batches: list) -> float:
@@ -134,7 +144,12 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     batches = make_batches(args.steps)
-    contestants = {"plain PyTorch loop": time_plain, "stable-ssl": time_ours, "Lightning": time_lightning}
+    contestants = {
+        "plain PyTorch loop": time_plain,
+        "plain loop, generators seeded": time_seeding,
+        "stable-ssl": time_ours,
+        "Lightning": time_lightning,
+    }
     microseconds: dict[str, list[float]] = {name: [] for name in contestants}
     for measure in contestants.values():
         measure(batches[:200])  # warm-up
