@@ -1,0 +1,169 @@
+"""Kills a small run at random moments, resumes it each time, and looks whether it ends as one left alone.
+
+    python benchmarks/chaos.py [--kills 100] [--workers 0] [--seed 0]
+
+SIGKILL and SIGTERM by turns of a coin; one kill in ten hits while the process still starts. Each is checked to have
+hit. The run trains a small network with dropout, batch-norm, a schedule, accumulation and an evaluation each epoch, and
+saves every 25 steps. Exit status 1 unless the endings are the same to the bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from stable_ssl.runtime.checkpoint import CheckpointStore
+
+RUN = """
+import functools, logging, sys
+import torch
+from torch import nn
+from stable_ssl import SupervisedTrainer
+from stable_ssl.data import Loader
+from torchmetrics.classification import MulticlassAccuracy
+
+folder, workers, beat = sys.argv[1], int(sys.argv[2]), open(sys.argv[3], "w")
+
+class Samples(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1000
+
+    def __getitem__(self, index):
+        x = torch.randn(8, generator=torch.Generator().manual_seed(index))
+        return x + 0.1 * torch.randn(8), int(x[0] > 0)
+
+class Beating(SupervisedTrainer):
+    def after_fit_step(self):
+        beat.seek(0)
+        beat.write(f"{self.global_step}\\n")
+        beat.flush()
+
+Beating(
+    data={"train": Loader(Samples(), 5, shuffle=True, num_workers=workers), "test": Loader(Samples(), 100)},
+    module={"backbone": {"_target_": "stable_ssl.modules.MLP", "sizes": [8, 32, 2]}, "drop": nn.Dropout(0.2)},
+    hardware={"device": "cpu"},
+    optim={
+        "optimizer": {"_target_": "torch.optim.AdamW", "lr": 1e-3},
+        "scheduler": {"_target_": "stable_ssl.schedulers.LinearWarmupCosineAnnealing"},
+        "epochs": 30,
+        "accumulation_steps": 2,
+        "grad_max_norm": 1.0,
+    },
+    logger={
+        "dump_path": folder,
+        "level": logging.ERROR,
+        "checkpoint_every_step": 25,
+        "metric": {"test": {"accuracy": MulticlassAccuracy(2)}},
+    },
+)()
+"""
+
+
+def start(folder: Path, workers: int, beat: Path) -> subprocess.Popen:
+    beat.write_text("")
+    command = [sys.executable, "-c", RUN, str(folder), str(workers), str(beat)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_a_step(process: subprocess.Popen, beat: Path) -> None:
+    while process.poll() is None and not beat.read_text().endswith("\n"):
+        time.sleep(0.002)
+
+
+def newest_step(folder: Path) -> int:
+    return max((int(path.name[5:]) for path in folder.glob("checkpoints/step_*")), default=0)
+
+
+def ending(folder: Path) -> tuple[dict, list[str]]:
+    """Return the last checkpoint's state, and the records of the log without `perf/`."""
+    _, state, _ = CheckpointStore(folder / "checkpoints").load_newest()  # type: ignore[misc]
+    del state["log_position"]  # in bytes, some of which are of `perf/`
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    records = [{k: v for k, v in json.loads(line).items() if not k.startswith("perf/")} for line in lines]
+    return state, [json.dumps(record) for record in records]
+
+
+def same(one, other) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    chance = random.Random(args.seed)
+    root = Path(tempfile.mkdtemp(prefix="chaos_"))
+    beat = root / "beat"
+
+    process = start(root / "alone", args.workers, beat)
+    begun = time.monotonic()
+    wait_for_a_step(process, beat)
+    start_up = time.monotonic() - begun
+    begun = time.monotonic()
+    assert process.wait() == 0, process.stderr.read()
+    # So that about two thirds of the run are done when the last kill comes.
+    mean_life = (time.monotonic() - begun) * 0.67 / args.kills
+
+    hits = {signal.SIGKILL: 0, signal.SIGTERM: 0}
+    lost: list[int] = []
+    missed = in_start_up = 0
+    folder = root / "killed"
+    while sum(hits.values()) < args.kills:
+        process = start(folder, args.workers, beat)
+        signum = chance.choice(list(hits))
+        early = chance.random() < 0.1
+        if early:
+            signum = signal.SIGKILL  # nobody listens for SIGTERM yet
+            time.sleep(chance.uniform(0, start_up))
+        else:
+            wait_for_a_step(process, beat)
+            time.sleep(chance.uniform(0, 2 * mean_life))
+        process.send_signal(signum)
+        _, complaint = process.communicate()
+        if process.returncode == 0:
+            missed += 1
+            break
+        expected = -signum if signum == signal.SIGKILL else 128 + signum
+        assert process.returncode == expected, (process.returncode, complaint)
+        hits[signum] += 1
+        in_start_up += early
+        step = int(beat.read_text() or 0)
+        lost.append(max(step - newest_step(folder), 0) if step else 0)
+        print(f"\r{sum(hits.values())} kills, step {step}  ", end="", file=sys.stderr, flush=True)
+    process = start(folder, args.workers, beat)
+    process.communicate()
+    assert process.returncode == 0
+
+    (state, log), (expected_state, expected_log) = ending(folder), ending(root / "alone")
+    is_same = same(state, expected_state) and log == expected_log
+    print(
+        f"\n\n| workers | kills that hit | SIGKILL | SIGTERM | while starting | steps lost to a kill (median, most) | "
+        f"steps of the run | same ending to the bit |\n|---|---|---|---|---|---|---|---|\n"
+        f"| {args.workers} | {sum(hits.values())} | {hits[signal.SIGKILL]} | {hits[signal.SIGTERM]} | {in_start_up} | "
+        f"{statistics.median(lost)}, {max(lost)} | {state['progress']['global_step']} | {'yes' if is_same else 'NO'} |"
+    )
+    if not is_same:
+        print(f"Look at {root}.")
+    return 0 if is_same else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
