@@ -173,9 +173,30 @@ def test_a_signal_saves_and_has_its_status(old_files):
     assert list((old_files / "run" / "checkpoints").iterdir())
 
 
+def test_resume_goes_on_with_the_newest_unfinished_run(tmp_path):
+    options = ["hardware.device=cpu", "hardware.time_limit=0.0001"]  # stops at the first step boundary
+    for name in ("first", "second"):
+        done = run("train", "supervised_digits", *TINY, *options, f"logger.dump_path=runs/{name}", cwd=tmp_path)
+        assert done.returncode == 75, done.stderr
+    resumed = run("resume", "hardware.time_limit=null", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    status = {n: json.loads((tmp_path / "runs" / n / "status.json").read_text())["status"] for n in ("first", "second")}
+    assert status == {"first": "preempted", "second": "finished"}
+    assert run("resume", "runs/first", "hardware.time_limit=null", cwd=tmp_path).returncode == 0
+    none = run("resume", cwd=tmp_path)
+    assert (none.returncode, none.stderr) == (
+        2,
+        "stable-ssl: resume: no unfinished run in 'runs'; give a run's folder.\n",
+    )
+    wrong = run("resume", "runs/first", "optim.accumulation_steps=2", cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert "optim.accumulation_steps: the run in the folder has 1, this one 2." in wrong.stderr
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
+        ("data.train.batch_size=2", "++trainer.data.train.batch_size=2"),
         ("optim.epochs=2", "++trainer.optim.epochs=2"),
         ("trainer.optim.epochs=2", "++trainer.optim.epochs=2"),
         ("+optim.new=1", "+trainer.optim.new=1"),
@@ -186,7 +207,7 @@ def test_a_signal_saves_and_has_its_status(old_files):
     ],
 )
 def test_overrides_may_leave_out_the_trainer(text, expected):
-    assert complete_override(text, {"trainer", "view"}, {"backbone"}) == expected
+    assert complete_override(text, {"trainer", "view"}, {"backbone", "data"}) == expected
 
 
 def test_eval_is_arithmetic_only():

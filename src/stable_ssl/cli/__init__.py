@@ -57,6 +57,9 @@ def make_parser() -> argparse.ArgumentParser:
     train.add_argument("-m", "--multirun", action="store_true", help="a sweep: key=1,2 gives two runs")
     for short, option in (("-cp", "--config-path"), ("-cd", "--config-dir"), ("-cn", "--config-name")):
         train.add_argument(short, option, help=argparse.SUPPRESS)
+    resume = commands.add_parser("resume", help="go on with a run")
+    resume.add_argument("run", nargs="?", metavar="RUN", help="its folder; else the newest unfinished one in runs/")
+    resume.add_argument("overrides", nargs="*", help="of what may differ: data.train.num_workers=4 optim.epochs=200")
     recipes = commands.add_parser("recipes", help="what there is to train")
     recipes.add_argument("action", nargs="?", choices=["show"], help="show NAME prints the whole configuration")
     recipes.add_argument("name", nargs="?")
@@ -64,6 +67,6 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _commands():
-    from . import recipes, train
+    from . import recipes, resume, train
 
-    return {"train": train.main, "recipes": recipes.main}
+    return {"train": train.main, "resume": resume.main, "recipes": recipes.main}

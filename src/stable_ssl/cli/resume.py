@@ -1,0 +1,45 @@
+"""`stable-ssl resume`: go on with a run from its newest valid checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from ..exceptions import ConfigError
+from .compose import compose, importable
+from .train import run
+
+
+def main(args: argparse.Namespace, rest: list[str]) -> int:
+    """Go on with the run in a folder, or with the newest one under `runs/` that did not come to its end."""
+    given, overrides = args.run, [*args.overrides, *rest]
+    if given and "=" in given and not Path(given).exists():
+        given, overrides = None, [given, *overrides]
+    folder = Path(given) if given else newest_unfinished(Path("runs"))
+    config_file = folder / "config.yaml"
+    if not config_file.is_file():
+        raise ConfigError(f"resume: '{folder}' holds no run: it has no config.yaml.")
+    with importable(Path.cwd()):
+        config = compose(str(config_file), overrides)
+        config["trainer"]["logger"]["dump_path"] = str(folder)
+        run(config)
+    return 0
+
+
+def newest_unfinished(runs: Path) -> Path:
+    """Return the run that was last active, of those that are running, preempted or failed by their status.
+
+    Raises
+    ------
+    ConfigError
+        There is none.
+    """
+    found = []
+    for path in runs.glob("*/status.json"):
+        status = json.loads(path.read_text())
+        if status["status"] not in ("finished", "stopped"):
+            found.append((status["time"], path.parent))
+    if not found:
+        raise ConfigError(f"resume: no unfinished run in '{runs}'; give a run's folder.")
+    return max(found)[1]
