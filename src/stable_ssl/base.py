@@ -629,8 +629,7 @@ class BaseTrainer(nn.Module):
     def _running(self) -> Iterator[None]:
         """Open the logs and listen for signals; on the way out, close them and say how the run ended."""
         folder, status = self._folder, "failed"
-        self._last_save = time.monotonic()
-        self._next_save = self._last_save + 60 * self.logger["checkpoint_every_minutes"]
+        self._schedule_save()
         self._save_every = self.logger["checkpoint_every_step"] or sys.maxsize
         self._log = RunLog(
             folder.path,
@@ -693,6 +692,12 @@ class BaseTrainer(nn.Module):
                 f"A weight or running statistic is not finite at step {self.global_step}; "
                 "the checkpoint before it stands."
             )
+        try:
+            log_position = self._log.position()
+        except OSError as error:
+            log.error("No checkpoint of step %d, since metrics.jsonl can't be written: %s", self.global_step, error)
+            self._schedule_save()
+            return
         persistent = {id(value) for value in self.state_dict(keep_vars=True).values()}
         state = {
             "progress": self._progress,
@@ -700,7 +705,7 @@ class BaseTrainer(nn.Module):
             # Those that are not persistent for others are part of the state all the same.
             "buffers": {name: buffer for name, buffer in self.named_buffers() if id(buffer) not in persistent},
             "parts": {name: part.state_dict() for name, part in self._stateful.items()},
-            "log_position": self._log.position(),
+            "log_position": log_position,
         }
         facts = {
             "progress": self._progress,
@@ -713,6 +718,9 @@ class BaseTrainer(nn.Module):
         self._store.save(self.global_step, state, facts, kept)
         self._saved_progress = self._progress
         self._folder.write_status("running", self._progress)
+        self._schedule_save()
+
+    def _schedule_save(self) -> None:
         self._last_save = time.monotonic()
         self._next_save = self._last_save + 60 * self.logger["checkpoint_every_minutes"]
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -97,6 +98,7 @@ def test_wandb_offline_keeps_values_and_its_id_over_a_restart(tmp_path, offline)
     handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     ids = []
     for step in (1, 2):
+        time.sleep(1.1 * (step - 1))  # W&B names an offline run's folder by the second
         (tracker,) = open_trackers(tmp_path, wandb={"project": "p"}, tensorboard=False, config={"a": 1}, step=step)
         assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
         ids.append(tracker._run.id)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 from ..exceptions import CheckpointError
+
+_MANY = 1 << 16  # bytes
 
 
 class MetricsFile:
@@ -19,17 +22,31 @@ class MetricsFile:
 
     def __init__(self, path: Path):
         self.path = path
-        self._file = open(path, "ab")  # noqa: SIM115 (open as long as the run)
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (open as long as the run)
+        self._pending = bytearray()
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append a record. It is on disk after `position` or `close`, or when the buffer is full."""
-        self._file.write(json.dumps(record).encode() + b"\n")
+        """Append a record. It is on disk after `position` or `close`, or when many are pending."""
+        self._pending += json.dumps(record).encode() + b"\n"
+        if len(self._pending) > _MANY:
+            with contextlib.suppress(OSError):  # a full disk may have room later; `position` says so else
+                self._write()
 
     def position(self) -> int:
-        """Return the length in bytes, with everything on disk; a checkpoint remembers it."""
-        self._file.flush()
+        """Return the length in bytes, with everything on disk; a checkpoint remembers it.
+
+        Raises
+        ------
+        OSError
+            Not everything could be written; what could not is kept, for the next time.
+        """
+        self._write()
         os.fsync(self._file.fileno())
         return self._file.tell()
+
+    def _write(self) -> None:
+        while self._pending:
+            del self._pending[: self._file.write(self._pending)]
 
     def cut_back(self, position: int) -> None:
         """Forget what came after `position`, a half-written line included.
@@ -49,8 +66,10 @@ class MetricsFile:
 
     def close(self) -> None:
         """Write everything and close the file."""
-        self.position()
-        self._file.close()
+        try:
+            self.position()
+        finally:
+            self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from .console import Console
 from .jsonl import MetricsFile
 from .tracking import open_trackers
+
+log = logging.getLogger("stable_ssl")
 
 
 class RunLog:
@@ -61,7 +64,10 @@ class RunLog:
 
     def close(self, status: str) -> None:
         """Close everything; `status` is finished, stopped, preempted or failed."""
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError as error:
+            log.error("The last records of metrics.jsonl could not be written: %s", error)
         for tracker in self._trackers:
             tracker.close(status)
         self.console.close()

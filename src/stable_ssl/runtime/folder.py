@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import re
 import sys
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..exceptions import ConfigError
+
+log = logging.getLogger("stable_ssl")
 
 # What may differ when a run goes on: it does not change what is learned. `*` stands for any name.
 _FREE = (
@@ -95,7 +98,10 @@ class RunFolder:
             "time": round(time.time(), 3),
             "pid": os.getpid(),
         }
-        self._replace("status.json", json.dumps(record) + "\n")
+        try:
+            self._replace("status.json", json.dumps(record) + "\n")
+        except OSError as error:  # a full disk is no reason to end a run
+            log.error("status.json could not be written: %s", error)
 
     def _replace(self, name: str, text: str) -> None:
         part = self.path / f".{name}.part"

@@ -1,0 +1,142 @@
+"""What can go wrong around a run: each test makes it go wrong, and asserts that it did."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+import torch
+from conftest import Toy, toy_dataset
+from torch import nn
+
+from stable_ssl import CheckpointError, ConfigError, DataError
+from stable_ssl.data import Loader
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of one megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(make_toy, small_disk):
+    class Filling(Toy):
+        def after_fit_step(self):
+            filler = small_disk / "filler"
+            if self.global_step == 4:
+                self._store.wait()
+                filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - 100))
+            if self.global_step == 5:
+                filler.unlink()
+
+    trainer = make_toy(Filling, logger={"dump_path": small_disk / "run", "checkpoint_every_step": 1, "level": 40})
+    trainer()
+    said = (trainer.folder / "console.log").read_text()
+    assert "No checkpoint of step 4" in said or "The checkpoint of step 4 could not be written" in said
+    assert "No space left on device" in said
+    assert trainer.global_step == 6
+    assert [record["global_step"] for record in trainer.get_logs()] == [1, 2, 3, 4, 5, 6]
+    assert sorted(p.name for p in (trainer.folder / "checkpoints").iterdir()) == ["step_00000005", "step_00000006"]
+    alone = make_toy()
+    alone()
+    assert all(map(torch.equal, trainer.parameters(), alone.parameters()))
+
+
+def test_a_folder_that_can_not_be_written_is_refused_at_the_start(make_toy, small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    with pytest.raises(ConfigError, match="logger.dump_path: .* can't be written: .*Read-only file system"):
+        make_toy(logger={"dump_path": small_disk / "run"}).setup()
+
+
+HOLDER = """
+import sys, time
+from stable_ssl.runtime.folder import RunFolder
+folder = RunFolder(sys.argv[1], "holder")
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_second_process_in_one_folder_is_refused_until_the_first_is_gone(make_toy, tmp_path):
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path / "run"], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(ConfigError, match="another process is running in"):
+        make_toy().setup()
+    holder.kill()
+    assert holder.wait() == -signal.SIGKILL
+    make_toy()()
+
+
+def test_a_checkpoint_of_another_model_is_refused_with_every_mismatch(make_toy):
+    make_toy()()
+    other = {"backbone": nn.Sequential(nn.Linear(8, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 2))}
+    with pytest.raises(CheckpointError) as caught:
+        make_toy(module=other, epochs=3).setup()
+    for name in ("module.backbone.0.weight", "module.backbone.1.running_mean", "module.backbone.4.weight"):
+        assert name in str(caught.value)
+
+
+def test_a_forged_folder_without_metadata_is_passed_over(make_toy):
+    trainer = make_toy(logger={"checkpoint_every_step": 2})
+    trainer()
+    checkpoints = trainer.folder / "checkpoints"
+    shutil.copytree(checkpoints / "step_00000006", checkpoints / "step_00000099")
+    (checkpoints / "step_00000099" / "meta.json").unlink()
+    again = make_toy(epochs=3, logger={"level": 40})
+    again()
+    assert again.global_step == 9
+    assert "step_00000099' is not a whole checkpoint" in (again.folder / "console.log").read_text()
+
+
+class Deadly(torch.utils.data.Dataset):
+    def __len__(self):
+        return 24
+
+    def __getitem__(self, index):
+        if index == 13 and torch.utils.data.get_worker_info() is not None:
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return toy_dataset()[index]
+
+
+def test_a_killed_worker_ends_the_run_and_keeps_its_last_state(make_toy):
+    trainer = make_toy(
+        data={"train": Loader(Deadly(), 4, num_workers=1, prefetch_factor=1)}, logger={"checkpoint_every_step": 1}
+    )
+    with pytest.raises(DataError, match="a worker process died .* samples"):
+        trainer()
+    assert trainer._folder.status["status"] == "failed"
+    kept = make_toy(data={"train": Loader(toy_dataset(), 4)})
+    kept.setup()
+    assert kept.global_step == trainer.global_step >= 1
+
+
+def test_an_error_of_a_run_has_status_1_and_closes_its_log(tmp_path):
+    script = """
+    import functools, sys, torch
+    from stable_ssl import SupervisedTrainer
+    from torch import nn
+
+    batches = [(torch.randn(4, 8), torch.zeros(4, dtype=torch.long)) for _ in range(3)]
+    batches[2] = (torch.randn(4, 7), batches[2][1])
+    SupervisedTrainer({"train": batches}, {"backbone": nn.Linear(8, 2)}, {"device": "cpu"},
+        {"optimizer": functools.partial(torch.optim.SGD, lr=0.1)}, {"dump_path": sys.argv[1]})()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), tmp_path], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert "used batch 2 of epoch 0: (float32 (4, 7), int64 (4,))" in done.stderr
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
