@@ -4,10 +4,8 @@ import json
 import logging
 import math
 import os
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -93,17 +91,29 @@ def wandb_records(folder):
     return found
 
 
+RESTARTED = """
+import signal, sys
+from pathlib import Path
+from stable_ssl.loggers import open_trackers
+
+handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+step = int(sys.argv[2])
+(tracker,) = open_trackers(Path(sys.argv[1]), wandb={"project": "p"}, tensorboard=False, config={"a": 1}, step=step)
+assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
+tracker.log({"global_step": step, "train/loss": step / 2}, step)
+tracker.close("preempted" if step == 1 else "finished")
+print(tracker._run.id)
+"""
+
+
 def test_wandb_offline_keeps_values_and_its_id_over_a_restart(tmp_path, offline):
     pytest.importorskip("wandb")
-    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
-    ids = []
-    for step in (1, 2):
-        time.sleep(1.1 * (step - 1))  # W&B names an offline run's folder by the second
-        (tracker,) = open_trackers(tmp_path, wandb={"project": "p"}, tensorboard=False, config={"a": 1}, step=step)
-        assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
-        ids.append(tracker._run.id)
-        tracker.log({"global_step": step, "train/loss": step / 2}, step)
-        tracker.close("preempted" if step == 1 else "finished")
+    ids = [
+        subprocess.run(
+            [sys.executable, "-c", RESTARTED, tmp_path, str(step)], capture_output=True, text=True, check=True
+        ).stdout.split()[-1]
+        for step in (1, 2)
+    ]
     assert ids[0] == ids[1] == json.loads((tmp_path / "wandb.json").read_text())["id"]
     values = {(r["global_step"], r["train/loss"]) for r in wandb_records(tmp_path)}
     assert values == {(1, 0.5), (2, 1.0)}
