@@ -9,7 +9,7 @@ import torch
 from conftest import Toy, toy_backbone, toy_dataset
 from torch import nn
 
-from stable_ssl import BreakAllEpochs, BreakEpoch, BreakStep, ConfigError, DataError, NanError
+from stable_ssl import BaseTrainer, BreakAllEpochs, BreakEpoch, BreakStep, ConfigError, DataError, NanError
 from stable_ssl.data import Loader
 
 HOOKS = (
@@ -536,3 +536,63 @@ def test_one_view_where_two_are_needed_is_explained(make_toy):
             module={"backbone": nn.Linear(8, 4), "projector": nn.Linear(4, 4)},
             loss=NTXEntLoss(),
         )()
+
+
+class Plain(BaseTrainer):
+    """Implements nothing."""
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"cls": Plain}, r"Plain does not implement compute_loss\(\), which training needs"),
+        ({"loss": nn.CrossEntropyLoss}, "loss: a class, CrossEntropyLoss; make an object of it"),
+        (
+            {"optimizer": torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)},
+            "optim.optimizer: has none of the parameters",
+        ),
+        ({"optimizer": lambda p: [torch.optim.SGD(p, lr=0.1)]}, "optim.optimizer: makes a list, not an optimizer"),
+        ({"optimizer": "AdamW"}, "optim.optimizer: TypeError: 'str' object is not callable"),
+        ({"scheduler": functools.partial(torch.optim.lr_scheduler.StepLR)}, "optim.scheduler: TypeError: .*step_size"),
+        ({"logger": {"monitor": {"train": {"m": len}}}}, r"logger.monitor.train.m: a builtin.* has no on_step\(\)"),
+        ({"logger": {"metric": {"test": {"m": dict}}}, "data": True}, "logger.metric.test.m: .* is a class"),
+        (
+            {"data": True, "cls": Plain, "logger": {"metric": {"test": {"m": 1}}}},
+            r"predict\(\), which logger.metric needs",
+        ),
+    ],
+)
+def test_a_mistake_is_found_before_training_and_named(make_toy, options, words):
+    if options.get("data"):
+        options = {**options, "data": {"test": Loader(toy_dataset(), 8)}}
+    with pytest.raises(ConfigError, match=words):
+        make_toy(**options).setup()
+
+
+def test_parameters_that_no_optimizer_has_are_named(make_toy):
+    class Tempered(Toy):
+        def compute_loss(self):
+            return super().compute_loss() * self.temperature
+
+    plain = make_toy()
+    trainer = Tempered(*plain._captured[0], temperature=nn.Parameter(torch.ones(())))
+    trainer.logger["level"] = 20
+    trainer()
+    assert "No optimizer has temperature" in (trainer.folder / "console.log").read_text()
+
+
+def test_a_metric_that_can_not_take_the_predictions_is_named(make_toy):
+    from torchmetrics.classification import MulticlassAccuracy
+
+    data = {"test": Loader(toy_dataset(), 8)}
+    with pytest.raises((ValueError, RuntimeError), match="preds|class|shape") as caught:
+        make_toy(data=data, logger={"metric": {"test": {"accuracy": MulticlassAccuracy(5)}}})()
+    assert "logger.metric.test.accuracy took predictions float32 (8, 2)" in caught.value.__notes__[0]
+
+
+def test_a_constructor_may_call_itself_anything(make_toy):
+    class Odd(Toy):
+        def __init__(this, *args, margin=1, **kwargs):
+            super().__init__(*args, **kwargs)
+
+    assert make_toy(Odd).get_config()["trainer"]["optim"]["epochs"] == 2

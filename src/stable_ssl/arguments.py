@@ -43,8 +43,12 @@ def check_arguments(
             check_nodes(trainer.optim[name], f"optim.{name}", problems, partial=True)
         if "train" in sets and trainer.optim["optimizer"] is None:
             problems.append("optim.optimizer: missing; a run that trains needs one.")
+    if "train" in sets and type(trainer).compute_loss is BaseTrainer.compute_loss:
+        problems.append(f"{type(trainer).__name__} does not implement compute_loss(), which training needs.")
+    if isinstance(loss, type):
+        problems.append(f"loss: a class, {loss.__name__}; make an object of it.")
     if trainer.logger is not None:
-        _check_watched_sets(trainer.logger, sets, problems)
+        _check_watched_sets(trainer, sets, problems)
     if not sets:
         problems.append("data: no data set. `train` is trained on, any other name is evaluated on.")
     problems += [
@@ -65,11 +69,16 @@ def check_arguments(
             check_nodes(value, name, problems)
 
 
-def _check_watched_sets(logger: Mapping, sets: list[str], problems: list[str]) -> None:
+def _check_watched_sets(trainer: BaseTrainer, sets: list[str], problems: list[str]) -> None:
     """Collect what is wrong with the metrics and monitors, which are configured by data set."""
+    from .base import BaseTrainer
+
+    logger = trainer.logger
     for field, valid in (("metric", [name for name in sets if name != "train"]), ("monitor", sets)):
         check_nodes(logger[field], f"logger.{field}", problems)
         for name, watched in logger[field].items():
+            if field == "metric" and watched and type(trainer).predict is BaseTrainer.predict:
+                problems.append(f"{type(trainer).__name__} does not implement predict(), which logger.metric needs.")
             if name not in valid:
                 problems.append(f"logger.{field}.{name}: no such set in data{nearest(name, valid)}")
             elif not isinstance(watched, Mapping) or "_target_" in watched:
@@ -82,7 +91,7 @@ def arguments_by_name(cls: type, args: tuple, kwargs: dict[str, Any]) -> dict[st
 
     signature = inspect.signature(cls.__init__)  # type: ignore[misc]
     arguments = dict(signature.bind(None, *args, **kwargs).arguments)
-    del arguments["self"]
+    del arguments[next(iter(signature.parameters))]  # self
     passed_on = list(inspect.signature(BaseTrainer.__init__).parameters)[1:]
     for name, parameter in signature.parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:

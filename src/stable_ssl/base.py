@@ -271,6 +271,8 @@ class BaseTrainer(nn.Module):
         self._metrics = {name: self._build_metrics(name) for name in self._eval_sets}
         self._monitors = cfg.build(self.logger["monitor"], "logger.monitor")
         self.logger["monitor"] = self._monitors
+        for name, monitors in self._monitors.items():
+            _require_methods(monitors, ("on_step", "compute", "state_dict"), f"logger.monitor.{name}")
         self._train_monitors = self._monitors.get("train", {})
         modules: list[Any] = list(self.modules())
         self._teachers = [module.update_teacher for module in modules if hasattr(module, "update_teacher")]
@@ -281,6 +283,7 @@ class BaseTrainer(nn.Module):
         }
         if "train" in self.data:
             self._build_optimization()
+            self._look_for_untrained()
 
     def _seeded_build(self, node: Any, path: str) -> Any:
         """Build under a seed of its own, so that initial weights depend on nothing else that is configured."""
@@ -315,6 +318,7 @@ class BaseTrainer(nn.Module):
 
     def _build_metrics(self, set_name: str) -> dict[str, Any]:
         metrics = cfg.build(self.logger["metric"].get(set_name, {}), f"logger.metric.{set_name}")
+        _require_methods(metrics, ("update", "compute", "reset"), f"logger.metric.{set_name}")
         return {name: metric.to(self.device) if hasattr(metric, "to") else metric for name, metric in metrics.items()}
 
     def _build_optimization(self) -> None:
@@ -334,6 +338,21 @@ class BaseTrainer(nn.Module):
             self._stateful["scaler"] = self._precision.scaler
         if hasattr(self.data["train"], "state_dict"):
             self._stateful["data"] = self.data["train"]
+
+    def _look_for_untrained(self) -> None:
+        """Say which trainable parameters no optimizer has; refuse an optimizer that has none of them."""
+        optimized = {
+            id(parameter)
+            for part in self._stateful.values()
+            for group in getattr(part, "param_groups", ())
+            for parameter in group["params"]
+        }
+        trainable = {name: id(p) for name, p in self.named_parameters() if p.requires_grad}
+        left_out = [name for name, key in trainable.items() if key not in optimized]
+        if len(left_out) == len(trainable):
+            raise ConfigError("optim.optimizer: has none of the parameters of module and loss.")
+        if left_out:
+            log.warning("No optimizer has %s: only those of module and loss are trained.", ", ".join(left_out))
 
     def _count_batches(self) -> int:
         """Return the mini-batches of an epoch; for a stream without a length, the most that it may have."""
@@ -833,8 +852,15 @@ class BaseTrainer(nn.Module):
         if metrics:
             with self._precision.autocast:
                 predictions = self._described(self.predict)
-            for metric in metrics.values():
-                metric.update(predictions.float(), self.batch[1])
+            for name, metric in metrics.items():
+                try:
+                    metric.update(predictions.float(), self.batch[1])
+                except Exception as error:
+                    error.add_note(
+                        f"While logger.metric.{name_loader}.{name} took predictions {describe_batch(predictions)} and "
+                        f"labels {describe_batch(self.batch[1])}."
+                    )
+                    raise
         for monitor in self._monitors.get(name_loader, {}).values():
             monitor.on_eval(self)
 
@@ -907,3 +933,16 @@ def _learned(module: nn.Module) -> Iterator[Tensor]:
     for part in module.modules():
         if isinstance(part, nn.modules.batchnorm._NormBase):
             yield from part.buffers()
+
+
+def _require_methods(parts: Mapping[str, Any], methods: tuple[str, ...], path: str) -> None:
+    problems = [
+        f"{path}.{name}: {part!r} is a class; make an object of it."
+        if isinstance(part, type)
+        else f"{path}.{name}: a {type(part).__name__} has no {method}()."
+        for name, part in parts.items()
+        for method in methods
+        if isinstance(part, type) or not callable(getattr(part, method, None))
+    ]
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))

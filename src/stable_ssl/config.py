@@ -339,7 +339,10 @@ def build_optimizer(node: Any, groups: list[dict[str, Any]]) -> torch.optim.Opti
         return made
     if not groups:
         raise ConfigError("module: no module has a trainable parameter.")
-    return _called(made, "optim.optimizer", groups)
+    made = _called(made, "optim.optimizer", groups)
+    if not hasattr(made, "param_groups"):
+        raise ConfigError(f"optim.optimizer: makes a {type(made).__name__}, not an optimizer.")
+    return made
 
 
 def build_scheduler(node: Any, optimizer: torch.optim.Optimizer, total_steps: int) -> Any:

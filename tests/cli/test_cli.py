@@ -173,6 +173,19 @@ def test_a_signal_saves_and_has_its_status(old_files):
     assert list((old_files / "run" / "checkpoints").iterdir())
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("trainer:\n  a: [1\n", "is not YAML"), ("data:\n  a: 1\n", "has no key 'trainer'")],
+)
+def test_a_file_that_is_no_configuration_is_refused(tmp_path, text, words):
+    (tmp_path / "file.yaml").write_text(text)
+    for more in ([], ["-m", "optim.epochs=1,2"]):
+        done = run("train", "file.yaml", *more, cwd=tmp_path)
+        assert done.returncode == 2
+        assert words in done.stderr
+        assert "Traceback" not in done.stderr
+
+
 def test_resume_goes_on_with_the_newest_unfinished_run(tmp_path):
     options = ["hardware.device=cpu", "hardware.time_limit=0.0001"]  # stops at the first step boundary
     for name in ("first", "second"):

@@ -57,7 +57,7 @@ def compose(source: str, overrides: Iterable[str] = (), folder: str | None = Non
 
     with composer(*find(source, folder)) as (composed, complete):
         config = composed([*complete(overrides)])
-        container: Any = OmegaConf.to_container(_trainer_of(config), resolve=True, throw_on_missing=True)
+        container: Any = OmegaConf.to_container(config.trainer, resolve=True, throw_on_missing=True)
         return {"trainer": container}
 
 
@@ -69,6 +69,7 @@ def composer(folder: Path, name: str) -> Iterator[tuple[Any, Any]]:
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     OmegaConf.register_new_resolver("eval", arithmetic, replace=True)
     try:
@@ -78,8 +79,10 @@ def composer(folder: Path, name: str) -> Iterator[tuple[Any, Any]]:
                 return hydra.compose(name, overrides=[*overrides, SEARCH_PATH])
 
             groups = set(GlobalHydra.instance().config_loader().list_groups(""))
-            keys = {str(key) for key in composed([])}
+            keys = {str(key) for key in _with_trainer(composed([]))}
             yield composed, lambda overrides: [complete_override(text, keys, groups) for text in overrides]
+    except YAMLError as error:
+        raise ConfigError(f"'{name}' is not YAML: {' '.join(str(error).split())}") from error
     except (HydraException, OmegaConfBaseException) as error:
         cause = f" {error.__cause__}" if error.__cause__ is not None and str(error.__cause__) not in str(error) else ""
         raise ConfigError(f"'{name}' does not compose: {error}{cause}") from error
@@ -104,10 +107,12 @@ def complete_override(text: str, keys: set[str], groups: set[str]) -> str:
     return f"{prefix}{key}{value}"
 
 
-def _trainer_of(config: Any) -> Any:
+def _with_trainer(config: Any) -> Any:
     if "trainer" not in config:
-        raise ConfigError(f"The configuration has no key 'trainer'; it has {list(config)}.")
-    return config.trainer
+        raise ConfigError(
+            f"The configuration has no key 'trainer', under which all else stands; it has {list(config)}."
+        )
+    return config
 
 
 @contextmanager

@@ -74,8 +74,12 @@ class Loader:
         for method in ("__len__", "__getitem__"):
             if not hasattr(dataset, method):
                 raise ConfigError(f"dataset: a {type(dataset).__name__} has no {method}; pass a stream as it is.")
-        if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
+        if batch_size is not None and (not _is_count(batch_size) or batch_size < 1):
             raise ConfigError(f"batch_size: {batch_size!r} is not a count of at least 1.")
+        if not _is_count(num_workers):
+            raise ConfigError(f"num_workers: {num_workers!r} is not a count.")
+        if views is not None and not all(map(callable, [views] if callable(views) else views)):
+            raise ConfigError(f"views: {views!r} is neither a transform nor a list of them.")
         if len(dataset) == 0:
             raise ConfigError(f"dataset: this {type(dataset).__name__} is empty.")
         if shuffle and (sampler is not None or batch_sampler is not None):
@@ -353,6 +357,10 @@ def _path_of(dataset: Any, index: int) -> str | None:
             entry = entries[index]
             return str(entry[0] if isinstance(entry, list | tuple) else entry)
     return None
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _some(indices: list[int]) -> str:
