@@ -48,9 +48,13 @@ class Beating(SupervisedTrainer):
         beat.write(f"{self.global_step}\\n")
         beat.flush()
 
+torch.set_num_threads(1)  # more would only wait for each other
+torch.manual_seed(0)
 Beating(
     data={"train": Loader(Samples(), 5, shuffle=True, num_workers=workers), "test": Loader(Samples(), 100)},
-    module={"backbone": {"_target_": "stable_ssl.modules.MLP", "sizes": [8, 32, 2]}, "drop": nn.Dropout(0.2)},
+    module={"backbone": nn.Sequential(
+        nn.Linear(8, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.2), nn.Linear(32, 2)
+    )},
     hardware={"device": "cpu"},
     optim={
         "optimizer": {"_target_": "torch.optim.AdamW", "lr": 1e-3},

@@ -78,7 +78,7 @@ class Loader:
             raise ConfigError(f"batch_size: {batch_size!r} is not a count of at least 1.")
         if not _is_count(num_workers):
             raise ConfigError(f"num_workers: {num_workers!r} is not a count.")
-        if views is not None and not all(map(callable, [views] if callable(views) else views)):
+        if not (views is None or callable(views) or (isinstance(views, Sequence) and all(map(callable, views)))):
             raise ConfigError(f"views: {views!r} is neither a transform nor a list of them.")
         if len(dataset) == 0:
             raise ConfigError(f"dataset: this {type(dataset).__name__} is empty.")
