@@ -24,6 +24,7 @@ _HOME = {
     "ConfigError": "exceptions",
     "DataError": "exceptions",
     "NanError": "exceptions",
+    "PeerError": "exceptions",
     "Preempted": "exceptions",
 }
 _ROOMS = (

@@ -30,9 +30,9 @@ from .exceptions import (
     Preempted,
 )
 from .loggers import Console, RunLog, read_metrics
-from .loggers.collector import Collector
+from .loggers.collector import Collector, pooled
 from .optimizers import param_groups
-from .runtime.checkpoint import CheckpointStore
+from .runtime.checkpoint import CheckpointStore, digest, on_host
 from .runtime.device import (
     count_images,
     describe_batch,
@@ -43,9 +43,10 @@ from .runtime.device import (
 )
 from .runtime.folder import RunFolder, config_differences
 from .runtime.precision import FiniteWatch, Precision, all_finite, resolve_precision
-from .runtime.preemption import StopRequest
+from .runtime.preemption import StopRequest, StopWaiting
 from .runtime.seeding import Stream, derive_seed, seed_generators, seed_generators_in_turn
 from .runtime.weights import load_strictly, load_weights, save_weights
+from .runtime.world import World
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
@@ -157,9 +158,10 @@ class BaseTrainer(nn.Module):
         self._fields = {name: dict(getattr(self, name)) for name in ("hardware", "optim", "logger")}
         self._dump_path = self.logger["dump_path"]
         self._is_set_up = self._is_finished = self._has_ended = False
+        self._world: Any = None
         self._phase, self._batches_done, self._num_backward = "fit", 0, 0
         self._logging, self._log_set, self._collected = False, "train", Collector()
-        self._group_size, self._group_ends, self._bad_group = 1, True, False
+        self._group_size, self._group_ends, self._bad_group, self._grad_scale = 1, True, False, 1.0
         self._data_wait, self._finite = 0.0, FiniteWatch()
         self._log: Any = None
         self._log_position: int | None = 0
@@ -207,33 +209,50 @@ class BaseTrainer(nn.Module):
         """
         if self._is_set_up:
             return
-        self._folder = RunFolder(self._dump_path, type(self).__name__)
-        self._dump_path = self._folder.path
+        hardware = self.hardware
+        self._world = World(hardware["world_size"] if "world_size" in hardware.model_fields_set else None)
+        self.rank, self.world_size = self._world.rank, self._world.size
+        hardware["world_size"] = self._fields["hardware"]["world_size"] = self.world_size
         try:
+            self._folder = self._world.from_main(lambda: RunFolder(self._dump_path, type(self).__name__))
+            self._dump_path = self._folder.path
             with self._console():
                 self._store = CheckpointStore(self._folder.path / "checkpoints", self.logger["checkpoint_keep"])
-                self._claim_folder()
-                self.device = resolve_device(self.hardware["device"])
-                self.hardware["precision"] = resolve_precision(self.hardware["precision"], self.device)
-                if self.hardware["deterministic"]:
+                hardware["seed"], self._is_new = self._world.from_main(self._claim_folder)
+                self._fields["hardware"]["seed"] = hardware["seed"]
+                self.device = resolve_device(hardware["device"], self._world.local_rank)
+                hardware["precision"] = resolve_precision(hardware["precision"], self.device)
+                if hardware["deterministic"]:
                     use_deterministic(self.device)
                 self._build()
                 self._restore()
-        except BaseException:
-            self._folder.release()
+        except BaseException as error:
+            self._world.fail(error)
+            self._leave()
             raise
         self._is_set_up = True
 
-    def _console(self) -> contextlib.closing[Console]:
-        """Show messages outside of a run too, and keep them with the run's."""
-        return contextlib.closing(
-            Console(self._folder.path / "console.log", self.logger["level"], self.optim["epochs"])
-        )
+    def _leave(self) -> None:
+        """Let others have the folder, and the other ranks go."""
+        self._world.leave()
+        if hasattr(self, "_folder"):
+            self._folder.release()
 
-    def _claim_folder(self) -> None:
-        """Refuse to go on with a run that was configured otherwise, and write down the configuration."""
+    def _console(self) -> Console:
+        """Show messages outside of a run too, and keep them with the run's."""
+        return Console(self._folder.path, self.logger["level"], self.optim["epochs"], self.rank)
+
+    def _claim_folder(self) -> tuple[int, bool]:
+        """Refuse to go on with a run that was configured otherwise, and write down the configuration.
+
+        Returns
+        -------
+        seed, is_new
+            The run's seed, and whether it has no checkpoint yet.
+        """
         # A run that failed before its first checkpoint has nothing that another configuration could spoil.
-        earlier = None if self._store.is_empty() else self._folder.config
+        is_new = self._store.is_empty()
+        earlier = None if is_new else self._folder.config
         if self.hardware["seed"] is None:
             seed = earlier["trainer"]["hardware"]["seed"] if earlier else secrets.randbits(31)
             self.hardware["seed"] = self._fields["hardware"]["seed"] = seed
@@ -247,6 +266,7 @@ class BaseTrainer(nn.Module):
                 ]
             )
         self._folder.write_config(config)
+        return self.hardware["seed"], is_new
 
     def _build(self) -> None:
         for name, value in self._attributes.items():
@@ -258,8 +278,9 @@ class BaseTrainer(nn.Module):
         self._build_data()
         self._must_move = self.device.type != "cpu" or self.hardware["channels_last"]
         place_module(self, self.device, self.hardware["channels_last"])
-        for name, source in self.module_init.items() if self._store.is_empty() else ():
+        for name, source in self.module_init.items() if self._is_new else ():
             load_weights(source, self.module[name], name)
+        self._world.copy_from_main([*self.parameters(), *self.buffers()])
         if self.hardware["compile"]:
             # In place: the module stays the user's object, and its parameters keep their names.
             mode = self.hardware["compile"] if isinstance(self.hardware["compile"], str) else None
@@ -304,6 +325,9 @@ class BaseTrainer(nn.Module):
         ]
         if problems:
             raise ConfigError(problems)
+        if self.world_size > 1 and self.device.type == "cuda":
+            # On other devices torch has none: there, running statistics are averaged at the end of each epoch.
+            modules = {name: nn.SyncBatchNorm.convert_sync_batchnorm(module) for name, module in modules.items()}
         return nn.ModuleDict(modules)
 
     def _build_data(self) -> None:
@@ -314,11 +338,17 @@ class BaseTrainer(nn.Module):
         self._eval_sets = [name for name in self.data if name != "train" and not name.startswith("_")]
         for name, loader in self.data.items():
             if not name.startswith("_"):
-                loader.bind(self.hardware["seed"], name, self.rank, self.world_size)
+                loader.bind(self.hardware["seed"], name, self.rank, self.world_size, is_even=name == "train")
 
     def _build_metrics(self, set_name: str) -> dict[str, Any]:
         metrics = cfg.build(self.logger["metric"].get(set_name, {}), f"logger.metric.{set_name}")
         _require_methods(metrics, ("update", "compute", "reset"), f"logger.metric.{set_name}")
+        alone = [name for name, metric in metrics.items() if not hasattr(metric, "sync")]
+        if alone and self.world_size > 1:
+            raise ConfigError(
+                f"logger.metric.{set_name}: {alone} can't be combined over {self.world_size} processes, since they are "
+                "no torchmetrics metrics."
+            )
         return {name: metric.to(self.device) if hasattr(metric, "to") else metric for name, metric in metrics.items()}
 
     def _build_optimization(self) -> None:
@@ -365,6 +395,7 @@ class BaseTrainer(nn.Module):
                     "data.train has no length: set optim.max_steps to the mini-batches that make an epoch."
                 ) from None
             return limit
+        available = min(available for (available,) in self._world.exchange(available))
         if available == 0:
             raise ConfigError("data.train has no batches.")
         if isinstance(limit, float):
@@ -394,7 +425,7 @@ class BaseTrainer(nn.Module):
                     "The run in '%s' is finished; a larger optim.epochs would go on with it.",
                     self._folder.path,
                 )
-            self._folder.release()
+            self._leave()
             return
         with self._running():
             if "train" not in self.data:
@@ -422,6 +453,8 @@ class BaseTrainer(nn.Module):
                     self._fit_epoch()
                 except BreakEpoch:
                     self._drop_group()
+                except StopWaiting:
+                    self._at_boundary(False)
                 self.after_fit_epoch()
                 self._end_training_epoch()
             self._end_epoch()
@@ -444,14 +477,21 @@ class BaseTrainer(nn.Module):
         # `nn.Module.__setattr__` costs more than a microsecond a name; writing here does not.
         state, clock, console = vars(self), time.perf_counter, self._log.console
         console.begin_epoch(self.epoch, total, self._batches_done)
-        batches = self.data["train"].batches(self.epoch, self._batches_done)
+        loader, stop = self.data["train"], self._stop
+        is_shared_stream = self.world_size > 1 and loader.is_stream
+        may_be_interrupted = self.world_size == 1 and not loader.is_stream
+        batches = loader.batches(self.epoch, self._batches_done)
         for batch_idx in range(self._batches_done, total):
             place = batch_idx % accumulation
             if place == 0:
                 state["_logging"] = (self.global_step + 1) % log_every == 0
                 state["_group_size"] = min(accumulation, total - batch_idx)
             asked = clock()
+            stop.is_idle = place == 0 and may_be_interrupted
             indices, batch = next(batches, _NO_BATCH)
+            stop.is_idle = False
+            if is_shared_stream and max(self._world.largest(batch is ...)):
+                batch = ...  # the epoch ends for all ranks when it ends for one
             if batch is ...:
                 if batch_idx == 0:
                     raise DataError(
@@ -464,7 +504,7 @@ class BaseTrainer(nn.Module):
             now = clock()
             state["_data_wait"] += now - asked
             if now >= console.due:
-                console.show(batch_idx, count_images(indices, batch))
+                console.show(batch_idx, count_images(indices, batch) * self.world_size)
             if self._must_move:
                 state["batch"] = to_device(batch, self.device, self.hardware["channels_last"])
             seed_generators_in_turn(seed, self.global_step * accumulation + place)
@@ -472,13 +512,13 @@ class BaseTrainer(nn.Module):
                 self.before_fit_step()
                 self._fit_step()
             except BreakStep:
-                if not (ends and self._num_backward):
+                # With the gradients of the rest of the group, if there are any.
+                if not (ends and self._optimizer_step()):
                     state["_batches_done"] = batch_idx + 1
                     continue
-                self._optimizer_step()  # with the gradients of the rest of the group
             self._finish_batch(batch_idx, ends)
-        if self._num_backward:  # a stream ended inside a group
-            self._optimizer_step()
+        # Where a stream ended inside a group.
+        if self._num_backward and self._optimizer_step():
             self._finish_batch(self.batch_idx, ends=True)
 
     def _finish_batch(self, batch_idx: int, ends: bool) -> None:
@@ -534,17 +574,35 @@ class BaseTrainer(nn.Module):
             if self._logging:
                 self._log_values(name, monitor.compute(self))
 
-    def _optimizer_step(self) -> None:
-        """Update the parameters with the gradients of a group, advance the schedule, and clear the gradients."""
+    def _optimizer_step(self) -> bool:
+        """Update the parameters with the gradients of a group; False where no rank has any."""
+        if self.world_size > 1:
+            self._sum_gradients()
+        if not self._num_backward:
+            return False
+        # The loss was divided by the planned size; a group that lost mini-batches is put right here.
+        self._apply_gradients(self._group_size * self.world_size / self._num_backward)
+        return True
+
+    def _sum_gradients(self) -> None:
+        """Over the ranks, unless one of them has a loss that is not finite; then all leave out the step."""
+        groups = [group for part in self._stateful.values() for group in getattr(part, "param_groups", ())]
+        parameters = [parameter for group in groups for parameter in group["params"]]
+        rows = self._world.exchange(self._num_backward, self._bad_group, *(p.grad is not None for p in parameters))
+        self._num_backward, num_bad, *num_gradients = map(sum, zip(*rows, strict=True))
+        self._bad_group = num_bad > 0
+        if self._num_backward and not self._bad_group:
+            self._world.sum_gradients(parameters, 1 / self.world_size, [count > 0 for count in num_gradients])
+
+    def _apply_gradients(self, scale: float) -> None:
+        """Update the parameters with `scale` times their gradients, advance the schedule, and clear the gradients."""
         optimizer, scheduler = self.optim["optimizer"], self.optim["scheduler"]
         if self._logging:
             self.log("lr", optimizer.param_groups[0]["lr"])
         if self._bad_group:
             self._bad_group = False
         else:
-            # The loss was divided by the planned size; a group that lost mini-batches is put right here.
-            taken = self._precision.step(optimizer, self._group_size / self._num_backward)
-            if not taken:
+            if not self._precision.step(optimizer, scale):
                 log.warning("Step %d is skipped: a gradient is not finite.", self.global_step + 1)
         self._clear_gradients()
         if scheduler is not None:
@@ -596,20 +654,29 @@ class BaseTrainer(nn.Module):
             self._check_losses()
             self._write_training_record()
             self._logging = False
-        if time.monotonic() >= self._next_save or self.global_step % self._save_every == 0:
+        self._at_boundary(time.monotonic() >= self._next_save or self.global_step % self._save_every == 0)
+
+    def _at_boundary(self, save_is_due: bool) -> None:
+        """Save when due, and stop when asked to: all ranks at the same step, whichever of them it was."""
+        stop = self._stop.code
+        if self.world_size > 1:
+            save_is_due, stop = self._world.largest(save_is_due, stop)
+        if save_is_due or stop:
             self._save()
-        if self._stop.pending:
-            self._save_and_leave()
+        if stop:
+            log.warning("Stopping at step %d because of %s.", self.global_step, self._stop.reason(stop))
+            self._store.wait()
+            self._stop.leave(stop)
 
     def _end_training_epoch(self) -> None:
         """Between an epoch's training and its evaluation."""
         self._log.console.end_epoch(self._batches_done)
         self._check_losses()
         self._phase, self._batches_done = "evaluate", 0
-        if self._stop.pending:
-            self._save_and_leave()
-        if self._saved_progress is None or time.monotonic() - self._last_save >= SECONDS_BETWEEN_EPOCH_SAVES:
-            self._save()
+        # From here on, there is one model.
+        self._world.average(list(_running_statistics(self)))
+        is_old = time.monotonic() - self._last_save >= SECONDS_BETWEEN_EPOCH_SAVES
+        self._at_boundary(self._saved_progress is None or is_old)
 
     def _end_epoch(self) -> None:
         """Evaluate and keep weights when due; the last epoch's evaluation is `after_fit`'s."""
@@ -622,25 +689,19 @@ class BaseTrainer(nn.Module):
         self.epoch, self._phase = number, "fit"
         if keep_every and number % keep_every == 0 and not self.logger["checkpoint_model_only"]:
             self._save(kept=True)
-        if self._stop.pending:
-            self._save_and_leave()
+        self._at_boundary(False)
 
     def _check_losses(self) -> None:
         """Read the losses since the last look; under nonfinite=raise, a bad one ends the run."""
         bad = self._finite.first_bad()
+        if self.world_size > 1:
+            bad = min((found for found in self._world.gather(bad) if found), default=None)
         if bad and not self._skip_nonfinite:
             step, value = bad
             raise NanError(
                 f"The loss of step {step} is {value}. The newest checkpoint is from before it; "
                 "optim.nonfinite=skip leaves such steps out."
             )
-
-    def _save_and_leave(self) -> None:
-        """At a step boundary, after a signal or at the time limit: save, and end the run."""
-        log.warning("Stopping at step %d because of %s.", self.global_step, self._stop.reason)
-        self._save()
-        self._store.wait()
-        self._stop.leave()
 
     # What is on disk --------------------------------------------------------------------------------------------------
 
@@ -657,7 +718,9 @@ class BaseTrainer(nn.Module):
             self.get_config(),
             self.global_step,
             self._log_position,
+            self.rank,
         )
+        self._world.on_lost = lambda: folder.write_status("failed", self._progress)
         folder.write_status("running", self._progress)
         if folder.is_chosen:
             log.info(
@@ -677,6 +740,7 @@ class BaseTrainer(nn.Module):
             raise
         except BaseException as error:
             log.error("The run failed at step %d: %s: %s", self.global_step, type(error).__name__, error)
+            self._world.fail(error)
             raise
         finally:
             for name, loader in self.data.items():
@@ -687,7 +751,7 @@ class BaseTrainer(nn.Module):
             folder.write_status(status, self._progress)
             self._log.close(status)
             self._log = None
-            folder.release()
+            self._leave()
 
     @property
     def _progress(self) -> dict[str, Any]:
@@ -703,29 +767,32 @@ class BaseTrainer(nn.Module):
         """Write a checkpoint of the boundary at hand, unless the newest one is of it already; `kept`, for ever."""
         if not self._store.wait():
             self._saved_progress = None
-        if self._progress == self._saved_progress:
+        # Rank 0 alone knows whether the last one is on disk.
+        if not max(self._world.largest(self._progress != self._saved_progress)):
             return
         self._check_losses()
-        if not all_finite([value for module in self.optimized_modules().values() for value in _learned(module)]):
+        learned = [value for module in self.optimized_modules().values() for value in _learned(module)]
+        if max(self._world.largest(not all_finite(learned))):
             raise NanError(
                 f"A weight or running statistic is not finite at step {self.global_step}; "
                 "the checkpoint before it stands."
             )
+        self._schedule_save()
         try:
             log_position = self._log.position()
         except OSError as error:
             log.error("No checkpoint of step %d, since metrics.jsonl can't be written: %s", self.global_step, error)
-            self._schedule_save()
+            log_position = None
+        if self.world_size > 1:
+            log_position = self._world.from_main(lambda: log_position)
+        if log_position is None:
             return
-        persistent = {id(value) for value in self.state_dict(keep_vars=True).values()}
-        state = {
-            "progress": self._progress,
-            "modules": self.state_dict(),
-            # Those that are not persistent for others are part of the state all the same.
-            "buffers": {name: buffer for name, buffer in self.named_buffers() if id(buffer) not in persistent},
-            "parts": {name: part.state_dict() for name, part in self._stateful.items()},
-            "log_position": log_position,
-        }
+        state = {"progress": self._progress, **self._state(), "log_position": log_position}
+        if self.world_size > 1:
+            state["ranks"] = self._world.gather(self._state_of_rank(state))
+        if not self._world.is_main:
+            self._saved_progress = self._progress
+            return
         facts = {
             "progress": self._progress,
             "world": {
@@ -737,7 +804,35 @@ class BaseTrainer(nn.Module):
         self._store.save(self.global_step, state, facts, kept)
         self._saved_progress = self._progress
         self._folder.write_status("running", self._progress)
-        self._schedule_save()
+
+    def _state(self) -> dict[str, Any]:
+        """Return all that influences the future, and is no function of the configuration."""
+        persistent = {id(value) for value in self.state_dict(keep_vars=True).values()}
+        return {
+            "modules": self.state_dict(),
+            # Those that are not persistent for others are part of the state all the same.
+            "buffers": {name: buffer for name, buffer in self.named_buffers() if id(buffer) not in persistent},
+            "parts": {name: part.state_dict() for name, part in self._stateful.items()},
+        }
+
+    def _state_of_rank(self, state: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """Return what this rank has of a state that rank 0 has not: running statistics, streams, embeddings."""
+        learned = {name for name, _ in self.named_parameters()}
+        common = {name for name, part in self._stateful.items() if not name.startswith(("monitor.", "data"))}
+        own = {
+            section: {name: on_host(value) for name, value in state[section].items() if name not in learned | common}
+            for section in ("modules", "buffers", "parts")
+        }
+        digests = {(section, name): digest(value) for section in own for name, value in own[section].items()}
+        those_of_main = self._world.gather(digests)[0]
+        return {
+            section: {
+                name: value
+                for name, value in own[section].items()
+                if digests[section, name] != those_of_main.get((section, name))
+            }
+            for section in own
+        }
 
     def _schedule_save(self) -> None:
         self._last_save = time.monotonic()
@@ -745,10 +840,20 @@ class BaseTrainer(nn.Module):
 
     def _restore(self) -> None:
         """Go on from the newest valid checkpoint of the run's folder, if it has one."""
-        found = self._store.load_newest()
+        found = self._world.from_main(self._store.load_newest)
         if found is None:
             return
         path, state, meta = found
+        if meta["world"]["size"] != self.world_size:
+            log.warning(
+                "Going on with %d processes instead of %d: the samples come in the same order, but results may differ "
+                "in the last bits, and what each process had of its own is lost.",
+                self.world_size,
+                meta["world"]["size"],
+            )
+        elif self.world_size > 1:
+            for section, values in state["ranks"][self.rank].items():
+                state[section].update(values)
         threads, then = torch.get_num_threads(), meta["world"]["threads"]
         if threads != then:
             log.warning("Going on with %d threads instead of %d: results may differ in the last bits.", threads, then)
@@ -778,6 +883,8 @@ class BaseTrainer(nn.Module):
 
     def _save_weights(self, name: str) -> None:
         """Keep the weights of all modules for reading, as `weights/<name>.safetensors`."""
+        if not self._world.is_main:
+            return
         tensors = {
             key.removeprefix("module."): value for key, value in self.state_dict().items() if key.startswith("module.")
         }
@@ -813,29 +920,47 @@ class BaseTrainer(nn.Module):
             self._logging, self._log_set = True, name_loader
             console = self._log.console
             console.begin_evaluation(name_loader, len(loader) if hasattr(loader, "__len__") else None)
-            for batch_idx, (indices, batch) in enumerate(loader.batches(0)):
+            for batch_idx, (indices, batch) in enumerate(self._evaluation_batches(loader)):
                 self.batch_idx, self.indices = batch_idx, indices
                 self.batch = to_device(batch, self.device, self.hardware["channels_last"]) if self._must_move else batch
                 seed_generators(self.hardware["seed"], Stream.EVAL, batch_idx, self.rank)
                 if time.perf_counter() >= console.due:
-                    console.show(batch_idx, count_images(indices, batch))
+                    console.show(batch_idx, count_images(indices, batch) * self.world_size)
                 with contextlib.suppress(BreakStep):
                     self.before_eval_step()
                     self._eval_step(name_loader)
                     self.after_eval_step()
-                if self._stop.pending:  # the checkpoint from before the evaluation stands
-                    log.warning("Stopping in the evaluation because of %s.", self._stop.reason)
-                    self._stop.leave()
-            for name, metric in metrics.items():
-                self._log_values(name, metric.compute())
-            for name, monitor in self._monitors.get(name_loader, {}).items():
-                self._log_values(name, monitor.compute(self))
-            results = self._collected.flush()
+            computed = {name: metric.compute() for name, metric in metrics.items()}
+            computed.update((name, m.compute(self)) for name, m in self._monitors.get(name_loader, {}).items())
+            for name, value in computed.items() if self._world.is_main else ():  # they are of all ranks already
+                self._log_values(name, value)
+            results = self._flush()
             self._logging, self._log_set = False, "train"
             console.end_evaluation(results)
             if results:
                 self._log.write({"global_step": self.global_step, "epoch": epoch, **results})
         self.after_eval()
+
+    def _evaluation_batches(self, loader: Any) -> Iterator[tuple[Any, Any]]:
+        """Yield this rank's batches of an evaluation set, of which others may have more; leave when asked to stop."""
+        batches, stop = loader.batches(0), self._stop
+        while True:
+            stop.is_idle = self.world_size == 1
+            try:
+                found = next(batches, None)
+            except StopWaiting:
+                found = None
+            stop.is_idle = False
+            has_more, code = found is not None, stop.code
+            if self.world_size > 1:
+                has_more, code = self._world.largest(has_more, code)
+            if code:  # the checkpoint from before the evaluation stands
+                log.warning("Stopping in the evaluation because of %s.", stop.reason(code))
+                stop.leave(code)
+            if found is not None:
+                yield found
+            elif not has_more:
+                return
 
     def before_eval(self) -> None:
         """Run before evaluation, with all modules in evaluation mode; does nothing."""
@@ -886,11 +1011,16 @@ class BaseTrainer(nn.Module):
         elif value is not None:
             self.log(name, value)
 
+    def _flush(self) -> dict[str, float]:
+        """Return the mean over all ranks of each name that was logged, and forget them."""
+        counts, means = self._collected.counts, self._collected.flush()
+        return means if self.world_size == 1 else pooled(self._world.gather((means, counts)))
+
     def _write_training_record(self) -> None:
         record: dict[str, Any] = {
             "global_step": self.global_step,
             "epoch": self.epoch,
-            **self._collected.flush(),
+            **self._flush(),
         }
         record["perf/time"] = round(time.time(), 3)
         record["perf/images_per_s"] = round(self._log.console.images_per_second, 1)
@@ -930,9 +1060,13 @@ class BaseTrainer(nn.Module):
 def _learned(module: nn.Module) -> Iterator[Tensor]:
     """Yield a module's parameters, and the running statistics of its normalisation."""
     yield from module.parameters()
+    yield from _running_statistics(module)
+
+
+def _running_statistics(module: nn.Module) -> Iterator[Tensor]:
     for part in module.modules():
         if isinstance(part, nn.modules.batchnorm._NormBase):
-            yield from part.buffers()
+            yield from (buffer for buffer in part.buffers() if buffer.is_floating_point())
 
 
 def _require_methods(parts: Mapping[str, Any], methods: tuple[str, ...], path: str) -> None:

@@ -119,9 +119,10 @@ class HardwareConfig(_Config):
     float16
         Old name for precision "fp16"; a given `precision` wins.
     world_size
-        Processes of the run. This version trains on one device.
+        Processes of the run, one a device; what torchrun or Slurm started, where it is not given. Where nothing
+        started any, the others are started on this machine.
     strategy
-        How several share a model. This version knows "ddp" only.
+        How they share a model: "ddp", each has all of it, and gradients are averaged.
     compile
         Compile the modules: true, or a mode of `torch.compile`.
     channels_last
@@ -137,7 +138,7 @@ class HardwareConfig(_Config):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     float16: bool = False
     world_size: Count = 1
-    strategy: Literal["ddp", "fsdp"] = "ddp"
+    strategy: Literal["ddp"] = "ddp"
     compile: bool | Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = False
     channels_last: bool = False
     deterministic: bool = False
@@ -145,8 +146,6 @@ class HardwareConfig(_Config):
 
     @model_validator(mode="after")
     def _settle(self) -> HardwareConfig:
-        if self.world_size != 1 or self.strategy != "ddp":
-            raise ValueError("this version trains on one device: world_size 1, strategy 'ddp'")
         if self.float16 and "precision" not in self.model_fields_set:
             self.precision = "fp16"
         return self

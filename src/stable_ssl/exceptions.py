@@ -25,6 +25,10 @@ class CheckpointError(Exception):
     """A checkpoint, weights file or run folder that can't be used; says which and why."""
 
 
+class PeerError(Exception):
+    """Another process of the run failed, is gone, or did not come."""
+
+
 class ConfigError(Exception):
     """A request that can't be carried out as it is written.
 

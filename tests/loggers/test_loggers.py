@@ -164,7 +164,7 @@ def test_plain_output_does_not_flood_and_is_kept(make_toy, capsys):
 def test_the_console_leaves_the_logger_as_it_was(tmp_path):
     logger = logging.getLogger("stable_ssl")
     before = (list(logger.handlers), logger.level, logger.propagate, list(logging.getLogger().handlers))
-    console = Console(tmp_path / "console.log", 10, 1)
+    console = Console(tmp_path, 10, 1)
     console.begin_epoch(0, 3)
     console.show(1, 8)
     console.end_epoch(3)

@@ -52,6 +52,8 @@ class Loader:
         The arguments contradict each other, or there is nothing to load.
     """
 
+    is_stream = False
+
     def __init__(
         self,
         dataset: Any,
@@ -112,10 +114,23 @@ class Loader:
         self._engine: DataLoader | None = None
         self.bind(seed=0)
 
-    def bind(self, seed: int, name: str = "data", rank: int = 0, world_size: int = 1) -> None:
-        """Fix what the batches depend on: the run's seed and this process's share; `name` is for messages."""
+    def bind(self, seed: int, name: str = "data", rank: int = 0, world_size: int = 1, *, is_even: bool = False) -> None:
+        """Fix what the batches depend on.
+
+        Parameters
+        ----------
+        seed
+            The run's.
+        name
+            For messages.
+        rank, world_size
+            This process, of how many.
+        is_even
+            Give all ranks as many batches, of one size: training needs that. Of an epoch's last samples, up to
+            `world_size` - 1 are left out then; without it every sample comes once.
+        """
         self.close()
-        self.seed, self.name, self.rank, self.world_size = seed, name, rank, world_size
+        self.seed, self.name, self.rank, self.world_size, self._is_even = seed, name, rank, world_size, is_even
 
     @property
     def num_samples(self) -> int:
@@ -123,13 +138,13 @@ class Loader:
         return len(self.dataset) if self.sampler is None else len(self.sampler)
 
     def __len__(self) -> int:
-        """Return the batches of an epoch, for each rank."""
+        """Return the batches of an epoch, for this rank."""
         if self.batch_sampler is not None:
-            return -(-len(self.batch_sampler) // self.world_size)
-        if self.batch_size is None:
-            return -(-self.num_samples // self.world_size)
-        whole, rest = divmod(self.num_samples, self.batch_size * self.world_size)
-        return whole + (rest > 0 and not self.drop_last)
+            # The first ranks have those that are left over.
+            left_over = 0 if self._is_even else self.world_size - 1 - self.rank
+            return (len(self.batch_sampler) + left_over) // self.world_size
+        whole, rest = divmod(self.num_samples, (self.batch_size or 1) * self.world_size)
+        return whole + (not self.drop_last and len(self._share(range(rest))) > 0)
 
     def __iter__(self) -> Iterator[Any]:
         """Yield the batches of epoch 0."""
@@ -190,7 +205,9 @@ class Loader:
         """
         if self.batch_sampler is not None:
             drawn = [list(batch) for batch in self._draw(self.batch_sampler, epoch)]
-            return drawn[self.rank :: self.world_size]
+            return drawn[
+                self.rank : len(drawn) // self.world_size * self.world_size if self._is_even else None : self.world_size
+            ]
         order = self._order(epoch)
         size = (self.batch_size or 1) * self.world_size
         pieces = []
@@ -198,10 +215,14 @@ class Loader:
             whole = order[first : first + size]
             if len(whole) < size and self.drop_last:
                 break
-            # A short last batch is shared out evenly, with nothing repeated.
-            cuts = [len(whole) * rank // self.world_size for rank in (self.rank, self.rank + 1)]
-            pieces.append(whole[cuts[0] : cuts[1]])
-        return pieces
+            pieces.append(self._share(whole))
+        return [piece for piece in pieces if piece]
+
+    def _share(self, whole: Any) -> Any:
+        """Return this rank's piece of a global batch, with nothing repeated."""
+        usable = len(whole) // self.world_size * self.world_size if self._is_even else len(whole)
+        first, end = (usable * rank // self.world_size for rank in (self.rank, self.rank + 1))
+        return whole[first:end]
 
     def _order(self, epoch: int) -> list[int]:
         if self.sampler is not None:

@@ -91,6 +91,7 @@ class IterableLoader:
         self.source = source
         self.name = name
         self.seed = 0
+        self.is_stream = not isinstance(source, list | tuple)
         self._stateful = hasattr(source, "state_dict") and hasattr(source, "load_state_dict")
         self._is_positioned = False
         if self._stateful:
@@ -100,9 +101,20 @@ class IterableLoader:
         if hasattr(source, "__len__") and len(source) == 0:
             raise ConfigError(f"data.{name}: empty.")
 
-    def bind(self, seed: int, name: str, rank: int = 0, world_size: int = 1) -> None:
-        """Fix the run's seed; sharing out over ranks is the source's own business."""
+    def bind(self, seed: int, name: str, rank: int = 0, world_size: int = 1, *, is_even: bool = False) -> None:
+        """Fix the run's seed, and share out a list over the ranks; a stream must do that itself."""
         self.seed, self.name = seed, name
+        if world_size > 1 and self.is_stream:
+            log.warning(
+                "data.%s: a %s is not shared out: each of the %d processes goes through all that it gives. It can tell "
+                "them apart by torch.distributed.get_rank().",
+                name,
+                type(self.source).__name__,
+                world_size,
+            )
+        elif world_size > 1:
+            usable = len(self.source) // world_size * world_size if is_even else len(self.source)
+            self.source = self.source[rank:usable:world_size]
 
     def __len__(self) -> int:
         """Return the batches of an epoch; TypeError where the source does not know."""
@@ -114,7 +126,7 @@ class IterableLoader:
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[None, Any]]:
         """Yield (None, batch) from batch `start` of an epoch on."""
-        if isinstance(self.source, list | tuple):
+        if not self.is_stream:
             for batch in self.source[start:]:
                 yield None, batch
             return

@@ -31,6 +31,11 @@ class Collector:
             raise TypeError(f"'{name}' can't be logged: a {type(value).__name__}, not a number.")
         self._values.setdefault(name, []).append(value)
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many values each name has."""
+        return {name: len(values) for name, values in self._values.items()}
+
     def flush(self) -> dict[str, float]:
         """Return the mean of each name, in the order in which they came, and forget them. Waits for the device once."""
         on_device: dict[str, Tensor] = {}
@@ -48,3 +53,10 @@ class Collector:
             together = torch.stack([value.to(device) for value in on_device.values()])
             record.update(zip(on_device, together.tolist(), strict=True))
         return record
+
+
+def pooled(parts: list[tuple[dict[str, float], dict[str, int]]]) -> dict[str, float]:
+    """Return the mean of each name over all values that went into several (means, counts)."""
+    names = dict.fromkeys(name for means, _ in parts for name in means)
+    totals = {name: sum(means[name] * counts[name] for means, counts in parts if name in means) for name in names}
+    return {name: total / sum(counts.get(name, 0) for _, counts in parts) for name, total in totals.items()}

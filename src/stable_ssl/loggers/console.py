@@ -25,26 +25,30 @@ class Console:
 
     Parameters
     ----------
-    path
-        The file.
+    folder
+        Where the file is: `console.log`, or `console_rank1.log` of rank 1.
     level
         Least severe messages that are shown.
     num_epochs
         How many epochs the run has in all, for the time left.
+    rank
+        Number of this process. Those above 0 show errors alone, and no bar: what rank 0 shows is enough.
     """
 
-    def __init__(self, path: Path, level: int, num_epochs: int):
+    def __init__(self, folder: Path, level: int, num_epochs: int, rank: int = 0):
         self._rich = RichConsole()
         self._num_epochs = num_epochs
         self._level = log.level
         self._propagate = log.propagate
-        to_file = logging.FileHandler(path)
+        to_file = logging.FileHandler(folder / (f"console_rank{rank}.log" if rank else "console.log"))
         to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         to_screen = RichHandler(
             console=self._rich, show_path=False, show_time=False, markup=False, highlighter=None, keywords=[]
         )
         if not self._rich.is_terminal:
             to_screen = logging.StreamHandler()  # type: ignore[assignment]
+        if rank:
+            to_screen.setLevel(max(level, logging.ERROR))
         self._to_file, self._handlers = to_file, [to_file, to_screen]
         log.setLevel(level)
         for handler in self._handlers:
@@ -60,13 +64,21 @@ class Console:
             transient=True,
         )
         self._task: Any = None
-        self._is_live = self._rich.is_terminal and not self._rich.is_dumb_terminal and level <= logging.INFO
+        self._is_live = (
+            self._rich.is_terminal and not self._rich.is_dumb_terminal and level <= logging.INFO and not rank
+        )
         self._shown: dict[str, float] = {}
         self._what, self._total, self._done, self._epoch, self._batch_size = "", 0, 0, 0, 0
         self._rate_start = (time.perf_counter(), 0)
         self._batches_per_s = self.images_per_second = 0.0
         self.due = 0.0
         self._line_due = time.perf_counter() + 1.0
+
+    def __enter__(self) -> Console:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
 
     def begin_epoch(self, epoch: int, num_batches: int, done: int = 0) -> None:
         """Begin epoch `epoch` (from 0), of which `done` batches are over already."""

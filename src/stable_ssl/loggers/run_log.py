@@ -8,7 +8,7 @@ from typing import Any
 
 from .console import Console
 from .jsonl import MetricsFile
-from .tracking import open_trackers
+from .tracking import Tracker, open_trackers
 
 log = logging.getLogger("stable_ssl")
 
@@ -30,6 +30,8 @@ class RunLog:
         Global step from which the run goes on.
     position
         Length in bytes that `metrics.jsonl` is cut back to; None leaves all of it.
+    rank
+        Number of this process. Those above 0 have a console only.
     """
 
     def __init__(
@@ -40,8 +42,13 @@ class RunLog:
         config: dict[str, Any],
         step: int,
         position: int | None,
+        rank: int = 0,
     ):
-        self.console = Console(folder / "console.log", options["level"], num_epochs)
+        self.console = Console(folder, options["level"], num_epochs, rank)
+        self._file = None
+        self._trackers: list[Tracker] = []
+        if rank > 0:
+            return
         self._file = MetricsFile(folder / "metrics.jsonl")
         if position is not None:
             self._file.cut_back(position)
@@ -51,7 +58,8 @@ class RunLog:
 
     def write(self, record: dict[str, Any]) -> None:
         """Write one record: numbers by name, `global_step` and `epoch` among them."""
-        self._file.log(record)
+        if self._file:
+            self._file.log(record)
         self.console.metrics(record)
         for tracker in self._trackers:
             tracker.log(record, record["global_step"])
@@ -60,12 +68,13 @@ class RunLog:
         """Return the length of `metrics.jsonl` in bytes, all of it on disk, as is what the trackers have."""
         for tracker in self._trackers:
             tracker.flush()
-        return self._file.position()
+        return self._file.position() if self._file else 0
 
     def close(self, status: str) -> None:
         """Close everything; `status` is finished, stopped, preempted or failed."""
         try:
-            self._file.close()
+            if self._file:
+                self._file.close()
         except OSError as error:
             log.error("The last records of metrics.jsonl could not be written: %s", error)
         for tracker in self._trackers:

@@ -20,6 +20,7 @@ log = logging.getLogger("stable_ssl")
 _FREE = (
     "logger.**",
     "hardware.device",
+    "hardware.world_size",
     "hardware.time_limit",
     "data.*.num_workers",
     "data.*.prefetch_factor",
@@ -33,7 +34,7 @@ _FREE = (
 
 
 class RunFolder:
-    """A run's folder, held by one process group at a time.
+    """A run's folder, held by one process group at a time: by its rank 0, whose copies elsewhere write nothing.
 
     Parameters
     ----------
@@ -63,9 +64,13 @@ class RunFolder:
             self._lock.close()
             raise ConfigError(f"logger.dump_path: another process is running in '{self.path}'.") from error
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_lock": None}
+
     def release(self) -> None:
         """Let another process have the folder."""
-        self._lock.close()
+        if self._lock:
+            self._lock.close()
 
     @property
     def config(self) -> dict[str, Any] | None:
@@ -91,6 +96,8 @@ class RunFolder:
 
     def write_status(self, status: str, progress: dict[str, Any]) -> None:
         """Write `status.json`: running, preempted, failed, stopped or finished."""
+        if self._lock is None:
+            return
         record = {
             "format": 1,
             "status": status,
@@ -137,8 +144,11 @@ def choose_path(name: str) -> Path:
 def config_differences(old: Any, new: Any, path: str = "") -> list[str]:
     """List what keeps a run with configuration `old` from going on under `new`, one sentence a key.
 
-    Workers, logging, paths and a larger `optim.epochs` may differ.
+    Workers, logging, paths and a larger `optim.epochs` may differ, as may the number of processes where their batches
+    together are as large as before: then the samples come in the same order.
     """
+    if not path:
+        old, new = _with_global_batches(old), _with_global_batches(new)
     if _is_free(path) or (path == "optim.epochs" and _at_least(new, old)):
         return []
     if isinstance(old, dict) and isinstance(new, dict):
@@ -151,6 +161,21 @@ def config_differences(old: Any, new: Any, path: str = "") -> list[str]:
     if old == new:
         return []
     return [f"{path}: the run in the folder has {old!r}, this one {new!r}."]
+
+
+def _with_global_batches(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a trainer's configuration with each batch size multiplied by the number of processes."""
+    world_size = config.get("hardware", {}).get("world_size", 1)
+    data = {
+        name: {
+            **{key: value for key, value in loader.items() if key != "batch_size"},
+            "batch_size x hardware.world_size": (loader.get("batch_size") or 1) * world_size,
+        }
+        if isinstance(loader, dict) and "_target_" in loader
+        else loader
+        for name, loader in config.get("data", {}).items()
+    }
+    return {**config, "data": data}
 
 
 def _at_least(new: Any, old: Any) -> bool:

@@ -15,11 +15,15 @@ TIME_LIMIT_STATUS = 75  # EX_TEMPFAIL: the job is to be started again
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
 
 
+class StopWaiting(BaseException):
+    """The run was asked to stop while it waited for data."""
+
+
 class StopRequest:
     """Notes that the run was asked to stop; the loop looks at it at step boundaries.
 
-    While it is installed, a signal only sets `signum`: saving happens at a boundary, never inside a step. A second
-    Ctrl-C raises KeyboardInterrupt at once.
+    While it is installed, a signal only sets `signum`: saving happens at a boundary, never inside a step. Where
+    `is_idle` is set it raises StopWaiting too. A second Ctrl-C raises KeyboardInterrupt at once.
 
     Parameters
     ----------
@@ -29,6 +33,7 @@ class StopRequest:
 
     def __init__(self, time_limit: float | None = None):
         self.signum: int | None = None
+        self.is_idle = False  # the run waits, and whatever it waits for may be dropped
         self.deadline = float("inf") if time_limit is None else time.monotonic() + 60 * time_limit
         self._kept: dict[int, Any] = {}
         self._pid = os.getpid()
@@ -52,19 +57,24 @@ class StopRequest:
         if signum == signal.SIGINT and self.signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.signum = signum
+        if self.is_idle:
+            self.is_idle = False
+            raise StopWaiting
 
     @property
-    def pending(self) -> bool:
-        """Whether to stop at the next boundary."""
-        return self.signum is not None or time.monotonic() >= self.deadline
+    def code(self) -> int:
+        """What asked this process to stop at the next boundary: a signal's number, 75 for the time limit, or 0."""
+        if self.signum is not None:
+            return self.signum
+        return TIME_LIMIT_STATUS if time.monotonic() >= self.deadline else 0
 
-    @property
-    def reason(self) -> str:
-        """What asked for it, for messages."""
-        return "the time limit" if self.signum is None else signal.Signals(self.signum).name
+    @staticmethod
+    def reason(code: int) -> str:
+        """Return the words for a code."""
+        return "the time limit" if code == TIME_LIMIT_STATUS else signal.Signals(code).name
 
-    def leave(self) -> None:
-        """End the run, after its state was saved.
+    def leave(self, code: int) -> None:
+        """End the run because of `code`, which may be another rank's, after its state was saved.
 
         A handler that somebody else had installed for this signal is called first: submitit's requeues the job,
         Python's own raises KeyboardInterrupt on Ctrl-C.
@@ -74,9 +84,9 @@ class StopRequest:
         Preempted
             With status 128 + the signal's number, or 75 for the time limit.
         """
-        if self.signum is None:
+        if code == TIME_LIMIT_STATUS:
             raise Preempted(TIME_LIMIT_STATUS)
-        kept = self._kept.get(self.signum)
+        kept = self._kept.get(code)
         if callable(kept):
-            kept(self.signum, None)
-        raise Preempted(128 + self.signum)
+            kept(code, None)
+        raise Preempted(128 + code)

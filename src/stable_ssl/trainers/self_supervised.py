@@ -79,15 +79,14 @@ class SelfSupervisedTrainer(BaseTrainer):
         if self._probe_optimizer is not None and self._labels is not None:
             (self._probe_loss(self._labels) / self._group_size).backward()
 
-    def _optimizer_step(self) -> None:
+    def _apply_gradients(self, scale: float) -> None:
         """Take the probes' step, unless the method's loss was not finite, then the method's."""
         if self._probe_optimizer is not None and not self._bad_group:
-            # As for the method, a group that lost mini-batches is put right.
             gradients = [p.grad for p in self._probe_parameters() if p.grad is not None]
-            if self._num_backward != self._group_size and gradients:
-                torch._foreach_mul_(gradients, self._group_size / self._num_backward)
+            if scale != 1.0 and gradients:
+                torch._foreach_mul_(gradients, scale)
             self._probe_optimizer.step()
-        super()._optimizer_step()
+        super()._apply_gradients(scale)
 
     def _clear_gradients(self) -> None:
         super()._clear_gradients()

@@ -1,0 +1,384 @@
+"""The processes of a run: how they find each other, agree on what to do, and end together."""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..exceptions import ConfigError, PeerError
+
+log = logging.getLogger("stable_ssl")
+
+SECONDS_TO_JOIN = 600.0
+SECONDS_TO_LEAVE = 30.0
+SECONDS_BETWEEN_BEATS = 2.0
+MISSED_BEATS = 10  # of a process that counts as gone: others end within 30 s, and a long pause is survived
+BUCKET = 1 << 23  # gradient values that are summed together
+
+
+@dataclass(frozen=True)
+class Place:
+    """A process among those that were started together."""
+
+    launcher: str
+    rank: int
+    local_rank: int
+    size: int
+
+
+def find_place() -> Place | None:
+    """Return this process's place among those of torchrun, submitit or Slurm's srun; None where none started it."""
+    env = os.environ
+    if "RANK" in env and "WORLD_SIZE" in env:
+        return Place("torchrun", int(env["RANK"]), int(env.get("LOCAL_RANK", env["RANK"])), int(env["WORLD_SIZE"]))
+    if "SUBMITIT_EXECUTOR" in env:
+        import submitit
+
+        job = submitit.JobEnvironment()
+        return Place("submitit", job.global_rank, job.local_rank, job.num_tasks)
+    # Not SLURM_NTASKS: a batch script has it too, and is one process however many tasks its job may start.
+    if int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        return Place("srun", int(env["SLURM_PROCID"]), int(env["SLURM_LOCALID"]), int(env["SLURM_STEP_NUM_TASKS"]))
+    return None
+
+
+class World:
+    """The processes of one run. With one process, there is nothing to agree on.
+
+    Parameters
+    ----------
+    wanted
+        How many there are to be; None takes what the launcher started. Without a launcher, the others are started
+        here, on this machine, by the command line that started this process.
+
+    Attributes
+    ----------
+    rank, local_rank, size
+        Number of this process, its number on its machine, and how many there are.
+    is_main
+        Whether this is the process that writes: rank 0.
+
+    Raises
+    ------
+    ConfigError
+        The launcher started another number, or the others can't be started.
+    PeerError
+        Some did not come.
+    """
+
+    def __init__(self, wanted: int | None = None):
+        place = _started or find_place()
+        if place is None:
+            place = _start_others(wanted) if wanted is not None and wanted > 1 else Place("", 0, 0, 1)
+        elif wanted not in (None, place.size):
+            raise ConfigError(
+                f"hardware.world_size: {wanted}, but {place.launcher} started {place.size} "
+                f"process{'es' if place.size > 1 else ''}. Make the two agree, or leave hardware.world_size out."
+            )
+        self.rank, self.local_rank, self.size = place.rank, place.local_rank, place.size
+        self.is_main = self.rank == 0
+        self.on_lost: Callable[[], None] = lambda: None
+        if self.size > 1:
+            self._join(place)
+
+    def _join(self, place: Place) -> None:
+        if dist.is_initialized():
+            raise ConfigError("torch.distributed has a process group already; leave it to the trainer to make one.")
+        # One store serves all runs of these processes, each under a prefix.
+        self._prefix = f"run{next(_runs)}"
+        self._store = dist.PrefixStore(self._prefix, _connect(place))
+        self._peers = [rank for rank in range(self.size) if rank != self.rank]
+        self._store.set(f"beat{self.rank}", "0")
+        missing = self._await("beat", SECONDS_TO_JOIN)
+        if missing:
+            raise PeerError(f"Of {self.size} processes, ranks {missing} did not come.")
+        # A client of its own: the main one may be held by a process that waits.
+        store = dist.PrefixStore(self._prefix, _connect(place).clone())
+        self._watch = _Watch(store, self.rank, self._peers, lambda: self.on_lost())
+        self._watch.start()
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=self._store, rank=self.rank, world_size=self.size)
+        self._host_group: Any = dist.new_group(backend="gloo")
+
+    def _await(self, what: str, seconds: float) -> list[int]:
+        """Wait until the others have set a key, and return those that have not in time or at all."""
+        deadline = time.monotonic() + seconds
+        while True:
+            missing = [rank for rank in self._peers if not self._store.check([f"{what}{rank}"])]
+            ended = [rank for rank in missing if rank <= len(_children) and _children[rank - 1].poll() is not None]
+            if not missing or ended or time.monotonic() > deadline:
+                return ended or missing
+            time.sleep(0.02)
+
+    # What the processes tell each other -------------------------------------------------------------------------------
+
+    def exchange(self, *numbers: int) -> list[list[int]]:
+        """Return the whole numbers that each rank gave, rank by rank."""
+        if self.size == 1:
+            return [list(numbers)]
+        own = torch.tensor(numbers, dtype=torch.int64)
+        rows = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(rows, own, group=self._host_group)
+        return [row.tolist() for row in rows]
+
+    def largest(self, *numbers: int) -> list[int]:
+        """Return the largest of each number over the ranks."""
+        return [max(column) for column in zip(*self.exchange(*numbers), strict=True)]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return what each rank gave, rank by rank; anything that can be pickled."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self._host_group)
+        return values
+
+    def from_main(self, function: Callable[[], Any]) -> Any:
+        """Return what a function returns on rank 0, where alone it is called; its error is raised on all ranks."""
+        if self.size == 1:
+            return function()
+        outcome: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                outcome[0] = function()
+            except Exception as error:
+                outcome[1] = error
+        dist.broadcast_object_list(outcome, 0, group=self._host_group)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
+
+    # Tensors ----------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def copy_from_main(self, tensors: Sequence[Tensor]) -> None:
+        """Give tensors the values that they have on rank 0."""
+        for tensor in tensors if self.size > 1 else ():
+            data = tensor.detach().reshape(-1).contiguous().view(torch.uint8)
+            dist.broadcast(data, 0, group=self._group_of(tensor))
+            tensor.copy_(data.view(tensor.dtype).view(tensor.shape))
+
+    @torch.no_grad()
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Give tensors their mean over the ranks."""
+        for tensor in tensors if self.size > 1 else ():
+            total = tensor.contiguous()
+            dist.all_reduce(total, group=self._group_of(tensor))
+            tensor.copy_(total.div_(self.size))
+
+    @torch.no_grad()
+    def sum_gradients(self, parameters: Sequence[nn.Parameter], scale: float, has_gradient: Sequence[bool]) -> None:
+        """Replace gradients by `scale` times their sum over the ranks.
+
+        The buckets that are summed together depend on the parameters alone. (Those of DistributedDataParallel are laid
+        out anew after the first step, and with more than two ranks the order of a sum depends on its place in them: a
+        run that goes on would differ in the last bits.)
+
+        Parameters
+        ----------
+        parameters
+            The same on all ranks, in the same order.
+        has_gradient
+            For each parameter, whether any rank has a gradient; one that has none then counts as zero.
+        """
+        sums: list[tuple[list[nn.Parameter], Tensor, Any]] = []
+        for bucket in _buckets([p for p, has in zip(parameters, has_gradient, strict=True) if has]):
+            for parameter in bucket:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+            flat = torch.cat([_gradient(parameter).reshape(-1) for parameter in bucket])
+            sums.append((bucket, flat, dist.all_reduce(flat, group=self._group_of(flat), async_op=True)))
+        for bucket, flat, work in sums:
+            work.wait()
+            parts = flat.mul_(scale).split([parameter.numel() for parameter in bucket])
+            views = [part.view(parameter.shape) for part, parameter in zip(parts, bucket, strict=True)]
+            torch._foreach_copy_([_gradient(parameter) for parameter in bucket], views)
+
+    def _group_of(self, tensor: Tensor) -> Any:
+        return self._host_group if tensor.device.type == "cpu" else None
+
+    # The end ----------------------------------------------------------------------------------------------------------
+
+    def fail(self, error: BaseException) -> None:
+        """Tell the others that this process failed, so that they end too.
+
+        Raises
+        ------
+        PeerError
+            Another failed first; what happened here is a consequence.
+        """
+        if self.size == 1:
+            return
+        self._watch.stop()
+        try:
+            words = f"Rank {self.rank} failed: {type(error).__name__}: {error}"
+            first = self._store.compare_set("failed", "", words).decode()
+        except RuntimeError:
+            first = "Rank 0 is gone."
+        if not first.startswith(f"Rank {self.rank} "):
+            raise PeerError(f"{first} The other ranks end with it.") from None
+
+    def leave(self) -> None:
+        """Leave the run, when the others are about to; the trainer after this one may make another."""
+        if self.size == 1:
+            return
+        self._watch.stop()
+        try:
+            if not self._store.check(["failed"]):
+                self._store.set(f"left{self.rank}", "")
+                # Rank 0 keeps the store, and with Slurm the first to exit may end all: so nobody goes before the rest.
+                self._await("left", SECONDS_TO_LEAVE)
+        except RuntimeError:
+            pass  # rank 0 saw all of them, and went
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+class _Watch(threading.Thread):
+    """Ends this process when another of the run has failed or is gone.
+
+    The main thread may wait for the other in a collective then, where nothing else can reach it.
+    """
+
+    def __init__(self, store: dist.Store, rank: int, peers: list[int], on_lost: Callable[[], None]):
+        super().__init__(name="watch", daemon=True)
+        self._store, self._rank, self._peers, self._on_lost = store, rank, peers, on_lost
+        self._stopped = threading.Event()
+        self._lock = threading.Lock()
+
+    def run(self) -> None:
+        last, missed = [b""] * len(self._peers), [0] * len(self._peers)
+        for beat in itertools.count(1):
+            if self._stopped.wait(SECONDS_BETWEEN_BEATS):
+                return
+            try:
+                self._store.set(f"beat{self._rank}", str(beat))
+                if self._store.check(["failed"]):
+                    # The main thread gets a moment to find that out by itself, and to close its files.
+                    time.sleep(SECONDS_BETWEEN_BEATS)
+                    return self._end(self._store.get("failed").decode())
+                beats = self._store.multi_get([f"beat{rank}" for rank in self._peers])
+            except RuntimeError:
+                return self._end("Rank 0 is gone.")
+            # Counted in own beats, so that a machine that was suspended does not take itself for left alone.
+            missed = [0 if new != old else n + 1 for new, old, n in zip(beats, last, missed, strict=True)]
+            last = beats
+            gone = [rank for rank, n in zip(self._peers, missed, strict=True) if n >= MISSED_BEATS]
+            if gone:
+                return self._end(f"Rank {gone[0]} is gone.")
+
+    def stop(self) -> None:
+        """End the thread; not while it is ending the process."""
+        with self._lock:
+            self._stopped.set()
+
+    def _end(self, why: str) -> None:
+        with self._lock:
+            if self._stopped.is_set():
+                return
+            log.error("%s Rank %d ends with it.", why, self._rank)
+            self._on_lost()
+            sys.stderr.flush()
+            sys.stdout.flush()
+            os._exit(1)
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
+
+
+def _buckets(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Divide parameters into groups of one kind, of up to `BUCKET` values each."""
+    buckets: dict[tuple, list[nn.Parameter]] = {}
+    sizes: dict[tuple, int] = {}
+    for parameter in parameters:
+        kind = (parameter.dtype, parameter.device)
+        sizes[kind] = sizes.get(kind, 0) + parameter.numel()
+        buckets.setdefault((*kind, sizes[kind] // BUCKET), []).append(parameter)
+    return list(buckets.values())
+
+
+# How processes find each other ----------------------------------------------------------------------------------------
+
+_runs = itertools.count()
+_store: dist.TCPStore | None = None
+_started: Place | None = None  # where this process started the others
+_children: list[subprocess.Popen] = []
+
+
+def _connect(place: Place) -> dist.TCPStore:
+    """Return the store that all processes share; rank 0, or torchrun's agent, keeps it."""
+    global _store
+    if _store is None:
+        host, port = _address()
+        keeps = place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        _store = dist.TCPStore(host, port, place.size, is_master=keeps, wait_for_workers=False)
+    return _store
+
+
+def _address() -> tuple[str, int]:
+    """Return where rank 0 can be reached: what the launcher says, or what the job's nodes and number give."""
+    host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    if host is None:
+        import submitit
+
+        job = submitit.JobEnvironment()
+        host = job.hostnames[0]
+        try:
+            socket.getaddrinfo(host, None)
+        except OSError:  # a node's name need not be a host's
+            host = os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")
+    if port is None:
+        # Jobs on one machine get ports of their own, and a requeued one another than before.
+        names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT", "SUBMITIT_LOCAL_JOB_ID")
+        key = " ".join(os.environ.get(name, "") for name in names)
+        port = str(20000 + zlib.crc32(key.encode()) % 40000)
+    return host, int(port)
+
+
+def _start_others(size: int) -> Place:
+    """Start the other processes of this machine by the command line of this one, and keep their store."""
+    global _store, _started
+    if hasattr(sys, "ps1") or "ipykernel" in sys.modules or sys.argv[0] in ("", "-"):
+        raise ConfigError(
+            f"hardware.world_size: {size} processes run one script, and there is none here (a notebook or a prompt). "
+            "Put the code into a file and run that."
+        )
+    _store = dist.TCPStore("127.0.0.1", 0, size, is_master=True, wait_for_workers=False)
+    _started = Place("this process", 0, 0, size)
+    env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_store.port), "WORLD_SIZE": str(size)}
+    if "OMP_NUM_THREADS" not in env:
+        threads = max(1, len(os.sched_getaffinity(0)) // size)
+        torch.set_num_threads(threads)
+        env["OMP_NUM_THREADS"] = str(threads)
+    log.info("Starting %d more processes on this machine: %s.", size - 1, " ".join(sys.orig_argv))
+    for rank in range(1, size):
+        own = {**env, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        _children.append(subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=own))
+    return _started
+
+
+@atexit.register
+def _end_others() -> None:
+    deadline = time.monotonic() + SECONDS_TO_LEAVE
+    for child in _children:
+        try:
+            child.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            child.kill()
