@@ -221,6 +221,8 @@ class BaseTrainer(nn.Module):
                 hardware["seed"], self._is_new = self._world.from_main(self._claim_folder)
                 self._fields["hardware"]["seed"] = hardware["seed"]
                 self.device = resolve_device(hardware["device"], self._world.local_rank)
+                if self.world_size > 1:
+                    log.info("%d processes train together, each on a %s of its own.", self.world_size, self.device.type)
                 hardware["precision"] = resolve_precision(hardware["precision"], self.device)
                 if hardware["deterministic"]:
                     use_deterministic(self.device)

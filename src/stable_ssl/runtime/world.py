@@ -120,7 +120,7 @@ class World:
         deadline = time.monotonic() + seconds
         while True:
             missing = [rank for rank in self._peers if not self._store.check([f"{what}{rank}"])]
-            ended = [rank for rank in missing if rank <= len(_children) and _children[rank - 1].poll() is not None]
+            ended = [rank for rank in missing if rank in _children and _children[rank].poll() is not None]
             if not missing or ended or time.monotonic() > deadline:
                 return ended or missing
             time.sleep(0.02)
@@ -319,7 +319,7 @@ def _buckets(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
 _runs = itertools.count()
 _store: dist.TCPStore | None = None
 _started: Place | None = None  # where this process started the others
-_children: list[subprocess.Popen] = []
+_children: dict[int, subprocess.Popen] = {}
 
 
 def _connect(place: Place) -> dist.TCPStore:
@@ -367,17 +367,16 @@ def _start_others(size: int) -> Place:
         threads = max(1, len(os.sched_getaffinity(0)) // size)
         torch.set_num_threads(threads)
         env["OMP_NUM_THREADS"] = str(threads)
-    log.info("Starting %d more processes on this machine: %s.", size - 1, " ".join(sys.orig_argv))
     for rank in range(1, size):
         own = {**env, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        _children.append(subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=own))
+        _children[rank] = subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=own)
     return _started
 
 
 @atexit.register
 def _end_others() -> None:
     deadline = time.monotonic() + SECONDS_TO_LEAVE
-    for child in _children:
+    for child in _children.values():
         try:
             child.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
