@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import Toy, toy_dataset
+from toys import Toy, toy_dataset
 
 from stable_ssl.data import Loader
 

@@ -6,8 +6,8 @@ import functools
 
 import pytest
 import torch
-from conftest import Toy, toy_backbone, toy_dataset
 from torch import nn
+from toys import Toy, toy_backbone, toy_dataset
 
 from stable_ssl import BaseTrainer, BreakAllEpochs, BreakEpoch, BreakStep, ConfigError, DataError, NanError
 from stable_ssl.data import Loader

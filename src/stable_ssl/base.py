@@ -932,6 +932,8 @@ class BaseTrainer(nn.Module):
                     self.before_eval_step()
                     self._eval_step(name_loader)
                     self.after_eval_step()
+            if self.world_size > 1:
+                self._fill_empty_states(metrics)
             computed = {name: metric.compute() for name, metric in metrics.items()}
             computed.update((name, m.compute(self)) for name, m in self._monitors.get(name_loader, {}).items())
             for name, value in computed.items() if self._world.is_main else ():  # they are of all ranks already
@@ -963,6 +965,17 @@ class BaseTrainer(nn.Module):
                 yield found
             elif not has_more:
                 return
+
+    def _fill_empty_states(self, metrics: Mapping[str, nn.Module]) -> None:
+        """Give metrics without a sample on this rank no samples of the right shape: torchmetrics can't gather nothing."""
+        parts: Any = [part for metric in metrics.values() for part in metric.modules()]
+        states = [state for part in parts if hasattr(part, "metric_state") for state in part.metric_state.values()]
+        lists = [state for state in states if isinstance(state, list)]
+        kinds = self._world.gather([(state[0].shape[1:], state[0].dtype) if state else None for state in lists])
+        for state, kinds_of_state in zip(lists, zip(*kinds, strict=True), strict=True):
+            known = next(filter(None, kinds_of_state), None)
+            if not state and known:
+                state.append(torch.empty((0, *known[0]), dtype=known[1], device=self.device))
 
     def before_eval(self) -> None:
         """Run before evaluation, with all modules in evaluation mode; does nothing."""

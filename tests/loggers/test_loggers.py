@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from conftest import Toy, toy_dataset
+from toys import Toy, toy_dataset
 
 from stable_ssl import CheckpointError
 from stable_ssl.data import Loader

@@ -12,8 +12,8 @@ import time
 
 import pytest
 import torch
-from conftest import Toy, toy_dataset
 from torch import nn
+from toys import Toy, toy_dataset
 
 from stable_ssl import CheckpointError, ConfigError, DataError
 from stable_ssl.data import Loader

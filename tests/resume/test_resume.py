@@ -13,7 +13,7 @@ import time
 
 import pytest
 import torch
-from conftest import Toy, toy_dataset
+from toys import Toy, toy_dataset
 
 from stable_ssl import CheckpointError, ConfigError, Preempted
 from stable_ssl.data import Loader
@@ -303,7 +303,7 @@ def test_a_malicious_pickle_is_not_executed(make_toy, tmp_path):
 KILLED = """
 import functools, sys, torch
 sys.path.insert(0, {tests!r})
-from conftest import Toy, toy_backbone, toy_dataset
+from toys import Toy, toy_backbone, toy_dataset
 from stable_ssl.data import Loader
 import time
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..runtime.distributed import all_gather
 from .monitor import Monitor
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ class RankMe(Monitor):
     Parameters
     ----------
     limit
-        How many of the newest embeddings it looks at; the paper finds that 25,600 are enough.
+        How many of each rank's newest embeddings it looks at; the paper finds that 25,600 are enough.
     epsilon
         ε.
     """
@@ -48,7 +49,8 @@ class RankMe(Monitor):
         if not self._held:
             return None
         device = self._held[-1].device  # those of before a restart are in host memory
-        return self.rankme(torch.cat([held.to(device) for held in self._held])[-self.limit :], self.epsilon)
+        held = torch.cat([held.to(device) for held in self._held])[-self.limit :]
+        return self.rankme(all_gather(held), self.epsilon)
 
     @staticmethod
     @torch.no_grad()

@@ -220,7 +220,7 @@ class World:
         Raises
         ------
         PeerError
-            Another failed first; what happened here is a consequence.
+            Another failed first, and the error here may be a consequence.
         """
         if self.size == 1:
             return
@@ -229,9 +229,9 @@ class World:
             words = f"Rank {self.rank} failed: {type(error).__name__}: {error}"
             first = self._store.compare_set("failed", "", words).decode()
         except RuntimeError:
-            first = "Rank 0 is gone."
-        if not first.startswith(f"Rank {self.rank} "):
-            raise PeerError(f"{first} The other ranks end with it.") from None
+            first = "Rank 0 is gone."  # or what keeps the store
+        if isinstance(error, RuntimeError) and not first.startswith(f"Rank {self.rank} "):
+            raise PeerError(first) from error
 
     def leave(self) -> None:
         """Leave the run, when the others are about to; the trainer after this one may make another."""
