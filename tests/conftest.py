@@ -6,6 +6,7 @@ import functools
 
 import pytest
 import torch
+from ranks import Ranks
 from toys import Toy, toy_backbone, toy_dataset
 
 from stable_ssl.data import Loader
@@ -23,3 +24,17 @@ def make_toy(tmp_path):
         return cls(data, module, {"device": "cpu", **(hardware or {})}, optim, logger, loss)
 
     return make
+
+
+@pytest.fixture
+def start_ranks():
+    """Return a function that starts ranks; those that a test left are killed."""
+    started = []
+
+    def start(function, *args, world_size=2):
+        started.append(Ranks(function, *args, world_size=world_size))
+        return started[-1]
+
+    yield start
+    for ranks in started:
+        ranks.join(0)

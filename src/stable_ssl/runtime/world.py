@@ -291,7 +291,7 @@ class _Watch(threading.Thread):
         with self._lock:
             if self._stopped.is_set():
                 return
-            log.error("%s Rank %d ends with it.", why, self._rank)
+            log.error("Rank %d ends too: %s", self._rank, why)
             self._on_lost()
             sys.stderr.flush()
             sys.stdout.flush()

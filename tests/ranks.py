@@ -8,8 +8,6 @@ import pickle
 import socket
 import traceback
 
-import pytest
-
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["stable_ssl.trainers", "torchmetrics.classification"])
 
@@ -32,16 +30,13 @@ def _run(function, args, rank, world_size, port, results):
         traceback.print_exc()
         results.put((rank, pickle.dumps(repr(error))))
         raise
-    finally:
-        results.close()
-        results.join_thread()
 
 
 class Ranks:
     """Processes that run a function together."""
 
     def __init__(self, function, *args, world_size=2):
-        self._results, port = CONTEXT.Queue(), _free_port()
+        self._results, port = CONTEXT.SimpleQueue(), _free_port()
         self.processes = [
             CONTEXT.Process(target=_run, args=(function, args, rank, world_size, port, self._results))
             for rank in range(world_size)
@@ -61,21 +56,9 @@ class Ranks:
 
     def results(self, timeout=60):
         """Return what the function returned, by rank, where all of them ended well."""
-        pickled = dict(self._results.get(timeout=timeout) for _ in self.processes)
-        found = {rank: pickle.loads(result) for rank, result in pickled.items()}
-        assert self.join(timeout) == [0] * len(self.processes), found
+        statuses, found = self.join(timeout), {}
+        while not self._results.empty():
+            rank, result = self._results.get()
+            found[rank] = pickle.loads(result)
+        assert statuses == [0] * len(self.processes), found
         return [found[rank] for rank in range(len(self.processes))]
-
-
-@pytest.fixture
-def start_ranks():
-    """Return a function that starts ranks; those that a test left are killed."""
-    started = []
-
-    def start(function, *args, world_size=2):
-        started.append(Ranks(function, *args, world_size=world_size))
-        return started[-1]
-
-    yield start
-    for ranks in started:
-        ranks.join(0)

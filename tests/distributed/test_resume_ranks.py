@@ -1,0 +1,178 @@
+"""A run of two ranks that was stopped or killed ends where one that was left alone ends; and no rank is left hanging."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import time
+
+import pytest
+import torch
+from toys import Toy, toy_backbone, toy_dataset
+
+from stable_ssl.data import Loader
+from stable_ssl.runtime.checkpoint import CheckpointStore
+
+
+class Embedding(Toy):
+    """Sets what RankMe looks at, and keeps a count of its own on each rank."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def compute_loss(self):
+        self.latest_embeddings = self.module["backbone"][0](self.batch[0])
+        self.seen += self.batch[0].sum()
+        return super().compute_loss()
+
+
+class Stopping(Embedding):
+    """Rank `who` gets a signal in the middle of step 4, or in the first evaluation."""
+
+    who, where, armed = 1, "train", True
+
+    def compute_loss(self):
+        if self.rank == self.who and self.where == "train" and self.global_step == 3:
+            self.stop()
+        return super().compute_loss()
+
+    def before_eval_step(self):
+        if self.rank == self.who and self.where == "evaluation" and self.epoch == 0:
+            self.stop()
+
+    def stop(self):
+        if type(self).armed:
+            type(self).armed = False
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def make(cls, folder, epochs=2):
+    from stable_ssl.monitors import RankMe
+
+    torch.manual_seed(0)
+    return cls(
+        {"train": Loader(toy_dataset(48), 4, shuffle=True), "test": Loader(toy_dataset(17, seed=1), 4)},
+        {"backbone": toy_backbone()},
+        {"device": "cpu"},
+        {
+            "optimizer": functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9),
+            "scheduler": functools.partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=6),
+            "epochs": epochs,
+            "accumulation_steps": 2,
+        },
+        {"dump_path": folder, "level": 30, "monitor": {"train": {"rankme": RankMe(limit=10)}}},
+    )
+
+
+def run(cls, folder):
+    trainer = make(cls, folder)
+    trainer()
+    return trainer.state_dict()
+
+
+def run_stopping(folder, who, where):
+    Stopping.armed, Stopping.who, Stopping.where = who is not None, who, where
+    trainer = make(Stopping, folder)
+    trainer()
+    return trainer.state_dict()
+
+
+def ending(folder):
+    _, state, _ = CheckpointStore(folder / "checkpoints").load_newest()
+    del state["log_position"]
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return state, [{k: v for k, v in json.loads(line).items() if not k.startswith("perf/")} for line in lines]
+
+
+def same(one, other):
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+@pytest.mark.parametrize("who", [0, 1])
+@pytest.mark.parametrize("where", ["train", "evaluation"])
+def test_ranks_stop_at_one_step_and_go_on_as_if_left_alone(start_ranks, tmp_path, who, where):
+    first, second = start_ranks(run_stopping, tmp_path / "alone", None, "").results()
+    assert not torch.equal(first["seen"], second["seen"])
+    assert start_ranks(run_stopping, tmp_path / "stopped", who, where).join() == [128 + signal.SIGTERM] * 2
+    status = json.loads((tmp_path / "stopped" / "status.json").read_text())
+    assert status["status"] == "preempted"
+    assert status["progress"]["global_step"] == (4 if where == "train" else 3)
+    both = start_ranks(run_stopping, tmp_path / "stopped", None, "").results()
+    for resumed, alone in zip(both, (first, second), strict=True):
+        assert same(dict(resumed), dict(alone))
+    (state, log), (expected, expected_log) = ending(tmp_path / "stopped"), ending(tmp_path / "alone")
+    assert same(state, expected)
+    assert log == expected_log
+
+
+def test_a_run_may_go_on_with_half_the_processes_and_batches_of_twice_the_size(start_ranks, tmp_path):
+    assert start_ranks(run_stopping, tmp_path, 0, "train").join() == [143, 143]
+    Stopping.armed = False
+    trainer = make(Stopping, tmp_path)
+    trainer.data["train"] = Loader(toy_dataset(48), 8, shuffle=True)
+    trainer()
+    assert trainer.global_step == 6
+    assert "Going on with 1 processes instead of 2" in (tmp_path / "console.log").read_text()
+
+
+class Failing(Embedding):
+    """On rank 1 something goes wrong, while rank 0 is where no collective tells it."""
+
+    how = "raise"
+
+    def before_fit_step(self):
+        if self.global_step < 2:
+            return
+        if self.rank == 1 and self.how == "raise":
+            raise ValueError("a mishap of rank 1")
+        if self.rank == 1 and self.how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.rank == 1 and self.how == "exit":
+            os._exit(0)
+        if self.rank == 0:
+            time.sleep(120)
+
+
+def fail(folder, how):
+    Failing.how = how
+    run(Failing, folder)
+
+
+@pytest.mark.parametrize(("how", "status", "seconds"), [("raise", 1, 10), ("kill", -9, 30)])
+def test_a_rank_that_fails_ends_the_others(start_ranks, tmp_path, how, status, seconds):
+    ranks = start_ranks(fail, tmp_path, how)
+    ranks.processes[1].join(60)
+    begun = time.monotonic()
+    assert ranks.join(seconds) == [1, status]
+    assert time.monotonic() - begun < seconds
+    assert json.loads((tmp_path / "status.json").read_text())["status"] == "failed"
+    said = (tmp_path / "console.log").read_text()
+    assert ("Rank 1 failed: ValueError: a mishap of rank 1" if how == "raise" else "Rank 1 is gone") in said
+
+
+class FailingInSetup(Embedding):
+    def _build_data(self):
+        if self.rank == 1:
+            raise FileNotFoundError("no data on this node")
+        super()._build_data()
+
+
+def test_a_rank_that_fails_while_setting_up_ends_the_others(start_ranks, tmp_path):
+    ranks = start_ranks(run, FailingInSetup, tmp_path)
+    begun = time.monotonic()
+    assert ranks.join(30) == [1, 1]
+    assert time.monotonic() - begun < 30
+
+
+def test_an_error_of_rank_0_while_it_claims_the_folder_is_everybodys(start_ranks, tmp_path):
+    (tmp_path / "file").touch()
+    assert start_ranks(run, Embedding, tmp_path / "file" / "run").join(30) == [1, 1]
