@@ -156,7 +156,7 @@ def test_a_rank_that_fails_ends_the_others(start_ranks, tmp_path, how, status, s
     assert time.monotonic() - begun < seconds
     assert json.loads((tmp_path / "status.json").read_text())["status"] == "failed"
     said = (tmp_path / "console.log").read_text()
-    assert ("Rank 1 failed: ValueError: a mishap of rank 1" if how == "raise" else "Rank 1 is gone") in said
+    assert ("rank 1 failed: ValueError: a mishap of rank 1" if how == "raise" else "rank 1 is gone") in said
 
 
 class FailingInSetup(Embedding):

@@ -226,11 +226,11 @@ class World:
             return
         self._watch.stop()
         try:
-            words = f"Rank {self.rank} failed: {type(error).__name__}: {error}"
+            words = f"rank {self.rank} failed: {type(error).__name__}: {error}"
             first = self._store.compare_set("failed", "", words).decode()
         except RuntimeError:
-            first = "Rank 0 is gone."  # or what keeps the store
-        if isinstance(error, RuntimeError) and not first.startswith(f"Rank {self.rank} "):
+            first = "rank 0 is gone."  # or what keeps the store
+        if isinstance(error, RuntimeError) and not first.startswith(f"rank {self.rank} "):
             raise PeerError(first) from error
 
     def leave(self) -> None:
@@ -274,13 +274,13 @@ class _Watch(threading.Thread):
                     return self._end(self._store.get("failed").decode())
                 beats = self._store.multi_get([f"beat{rank}" for rank in self._peers])
             except RuntimeError:
-                return self._end("Rank 0 is gone.")
+                return self._end("rank 0 is gone.")
             # Counted in own beats, so that a machine that was suspended does not take itself for left alone.
             missed = [0 if new != old else n + 1 for new, old, n in zip(beats, last, missed, strict=True)]
             last = beats
             gone = [rank for rank, n in zip(self._peers, missed, strict=True) if n >= MISSED_BEATS]
             if gone:
-                return self._end(f"Rank {gone[0]} is gone.")
+                return self._end(f"rank {gone[0]} is gone.")
 
     def stop(self) -> None:
         """End the thread; not while it is ending the process."""

@@ -1,0 +1,123 @@
+"""Processes that torchrun, or the run itself, starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+SCRIPT = """
+    import functools, sys, torch
+    from toys import Toy, toy_backbone, toy_dataset
+    from stable_ssl.data import Loader
+
+    class Failing(Toy):
+        def compute_loss(self):
+            if self.rank == 1 and self.global_step == 1 and len(sys.argv) > 2:
+                raise ValueError("a mishap of rank 1")
+            return super().compute_loss()
+
+    hardware = {"device": "cpu"}
+    if "RANK" not in __import__("os").environ or sys.argv[1].endswith("own"):
+        hardware["world_size"] = 2
+    trainer = Failing(
+        {"train": Loader(toy_dataset(), 4, shuffle=True)},
+        {"backbone": toy_backbone()},
+        hardware,
+        {"optimizer": functools.partial(torch.optim.SGD, lr=0.1), "epochs": 2},
+        {"dump_path": sys.argv[1]},
+    )
+    trainer()
+    sys.stdout.write(f"trained by rank {trainer.rank}\\n")
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(SCRIPT))
+
+    def start(*args, launcher=(sys.executable,)):
+        env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+        return subprocess.run(
+            [*launcher, str(script), *map(str, args)],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env=env,
+            cwd=tmp_path,
+        )
+
+    return start
+
+
+def steps(folder):
+    return [json.loads(line)["global_step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_script_starts_its_own_processes(start, tmp_path):
+    done = start(tmp_path / "own")
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.split("\n")) == ["", "trained by rank 0", "trained by rank 1"]
+    assert done.stderr.count("2 processes train together") == 1
+    assert steps(tmp_path / "own") == [1, 2, 3, 4, 5, 6]
+    assert "world_size: 2" in (tmp_path / "own" / "config.yaml").read_text()
+
+
+def test_the_error_of_a_rank_is_shown_and_the_status_is_1(start, tmp_path):
+    done = start(tmp_path / "own", "fail")
+    assert done.returncode == 1
+    assert 'raise ValueError("a mishap of rank 1")' in done.stderr
+    assert "rank 1 failed: ValueError: a mishap of rank 1" in done.stderr
+    assert steps(tmp_path / "own") == [1]
+
+
+def test_torchrun_starts_the_processes(start, tmp_path):
+    torchrun = Path(sys.executable).with_name("torchrun")
+    done = start(tmp_path / "torchrun", launcher=(torchrun, "--standalone", "--nproc-per-node=2"))
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.split("\n")) == ["", "trained by rank 0", "trained by rank 1"]
+    assert steps(tmp_path / "torchrun") == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_command_line_trains_on_several_processes(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "stable_ssl",
+        "train",
+        "supervised_digits",
+        "optim.epochs=1",
+        "optim.max_steps=2",
+        "hardware.world_size=2",
+        f"logger.dump_path={tmp_path / 'run'}",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert max(steps(tmp_path / "run")) == 2
+    again = subprocess.run(
+        [sys.executable, "-m", "stable_ssl", "resume", tmp_path / "run", "optim.epochs=2"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tmp_path,
+    )
+    assert again.returncode == 0, again.stderr
+    assert "2 processes train together" in again.stderr
+    assert max(steps(tmp_path / "run")) == 4
+
+
+def test_several_processes_need_a_script(tmp_path):
+    code = """
+    import sys
+    sys.ps1 = ">>> "
+    from stable_ssl.runtime.world import World
+    World(2)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60)
+    assert "hardware.world_size: 2 processes run one script, and there is none here" in done.stderr
