@@ -1,9 +1,10 @@
 """Kills a small run at random moments, resumes it each time, and looks whether it ends as one left alone.
 
-    python benchmarks/chaos.py [--kills 100] [--workers 0] [--seed 0]
+    python benchmarks/chaos.py [--kills 100] [--workers 0] [--ranks 1] [--seed 0]
 
 SIGKILL and SIGTERM by turns of a coin; one kill in ten hits while the process still starts. Each is checked to have
-hit. The run trains a small network with dropout, batch-norm, a schedule, accumulation and an evaluation each epoch, and
+hit. Of several ranks, rank 0 is hit or all of them, by another coin; the next start does not wait for those left over.
+The run trains a small network with dropout, batch-norm, a schedule, accumulation and an evaluation each epoch, and
 saves every 25 steps. Exit status 1 unless the endings are the same to the bit.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import signal
 import statistics
@@ -25,14 +27,15 @@ import torch
 from stable_ssl.runtime.checkpoint import CheckpointStore
 
 RUN = """
-import functools, logging, sys
+import functools, logging, os, sys
 import torch
 from torch import nn
 from stable_ssl import SupervisedTrainer
 from stable_ssl.data import Loader
 from torchmetrics.classification import MulticlassAccuracy
 
-folder, workers, beat = sys.argv[1], int(sys.argv[2]), open(sys.argv[3], "w")
+folder, workers, ranks = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+beat = open(sys.argv[4] if os.environ.get("RANK", "0") == "0" else os.devnull, "w")
 
 class Samples(torch.utils.data.Dataset):
     def __len__(self):
@@ -55,7 +58,7 @@ Beating(
     module={"backbone": nn.Sequential(
         nn.Linear(8, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.2), nn.Linear(32, 2)
     )},
-    hardware={"device": "cpu"},
+    hardware={"device": "cpu", "world_size": ranks},
     optim={
         "optimizer": {"_target_": "torch.optim.AdamW", "lr": 1e-3},
         "scheduler": {"_target_": "stable_ssl.schedulers.LinearWarmupCosineAnnealing"},
@@ -73,10 +76,13 @@ Beating(
 """
 
 
-def start(folder: Path, workers: int, beat: Path) -> subprocess.Popen:
-    beat.write_text("")
-    command = [sys.executable, "-c", RUN, str(folder), str(workers), str(beat)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+def start(folder: Path, args: argparse.Namespace, beat: Path) -> subprocess.Popen:
+    beat.unlink(missing_ok=True)  # a process left over may write to the one before
+    beat.touch()
+    command = [sys.executable, "-c", RUN, str(folder), str(args.workers), str(args.ranks), str(beat)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with open(folder.with_suffix(".stderr"), "w") as stderr:
+        return subprocess.Popen(command, stderr=stderr, env=env, start_new_session=True)
 
 
 def wait_for_a_step(process: subprocess.Popen, beat: Path) -> None:
@@ -111,27 +117,28 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     chance = random.Random(args.seed)
     root = Path(tempfile.mkdtemp(prefix="chaos_"))
     beat = root / "beat"
 
-    process = start(root / "alone", args.workers, beat)
+    process = start(root / "alone", args, beat)
     begun = time.monotonic()
     wait_for_a_step(process, beat)
     start_up = time.monotonic() - begun
     begun = time.monotonic()
-    assert process.wait() == 0, process.stderr.read()
-    # So that about two thirds of the run are done when the last kill comes.
-    mean_life = (time.monotonic() - begun) * 0.67 / args.kills
+    assert process.wait() == 0, (root / "alone.stderr").read_text()
+    # So that about half of the run is done when the last kill comes.
+    mean_life = (time.monotonic() - begun) * 0.5 / args.kills
 
     hits = {signal.SIGKILL: 0, signal.SIGTERM: 0}
     lost: list[int] = []
     missed = in_start_up = 0
     folder = root / "killed"
     while sum(hits.values()) < args.kills:
-        process = start(folder, args.workers, beat)
+        process = start(folder, args, beat)
         signum = chance.choice(list(hits))
         early = chance.random() < 0.1
         if early:
@@ -140,30 +147,36 @@ def main() -> int:
         else:
             wait_for_a_step(process, beat)
             time.sleep(chance.uniform(0, 2 * mean_life))
-        process.send_signal(signum)
-        _, complaint = process.communicate()
-        if process.returncode == 0:
+        if process.poll() is None and args.ranks > 1 and chance.random() < 0.5:
+            os.killpg(process.pid, signum)
+        else:
+            process.send_signal(signum)
+        if process.wait() == 0:
             missed += 1
             break
         expected = -signum if signum == signal.SIGKILL else 128 + signum
-        assert process.returncode == expected, (process.returncode, complaint)
+        assert process.returncode == expected, (process.returncode, folder.with_suffix(".stderr").read_text())
         hits[signum] += 1
         in_start_up += early
         step = int(beat.read_text() or 0)
         lost.append(max(step - newest_step(folder), 0) if step else 0)
         print(f"\r{sum(hits.values())} kills, step {step}  ", end="", file=sys.stderr, flush=True)
-    process = start(folder, args.workers, beat)
-    process.communicate()
-    assert process.returncode == 0
+    assert start(folder, args, beat).wait() == 0
 
     (state, log), (expected_state, expected_log) = ending(folder), ending(root / "alone")
     is_same = same(state, expected_state) and log == expected_log
-    print(
-        f"\n\n| workers | kills that hit | SIGKILL | SIGTERM | while starting | steps lost to a kill (median, most) | "
-        f"steps of the run | same ending to the bit |\n|---|---|---|---|---|---|---|---|\n"
-        f"| {args.workers} | {sum(hits.values())} | {hits[signal.SIGKILL]} | {hits[signal.SIGTERM]} | {in_start_up} | "
-        f"{statistics.median(lost)}, {max(lost)} | {state['progress']['global_step']} | {'yes' if is_same else 'NO'} |"
-    )
+    row = {
+        "ranks": args.ranks,
+        "workers": args.workers,
+        "kills that hit": sum(hits.values()),
+        "SIGKILL": hits[signal.SIGKILL],
+        "SIGTERM": hits[signal.SIGTERM],
+        "while starting": in_start_up,
+        "steps lost to a kill (median, most)": f"{statistics.median(lost)}, {max(lost)}",
+        "steps of the run": state["progress"]["global_step"],
+        "same ending to the bit": "yes" if is_same else "NO",
+    }
+    print("\n\n" + "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in (row, ["---"] * len(row), row.values())))
     if not is_same:
         print(f"Look at {root}.")
     return 0 if is_same else 1
