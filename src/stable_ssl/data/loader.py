@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.utils.data.dataloader import default_collate, default_convert
 
 from ..exceptions import ConfigError, DataError
 from ..runtime.device import describe_batch
+from ..runtime.preemption import StopWaiting
 from ..runtime.seeding import Stream, derive_seed, preserved_generators, seed_generators
 from .multi_view import MultiViewSampler
 
@@ -162,7 +164,7 @@ class Loader:
         if self._engine is None:
             self._engine = self._make_engine()
         self._engine.batch_sampler.entries = [[(epoch, index) for index in indices] for indices in wanted]  # type: ignore
-        batches = iter(self._engine)
+        self._iterator = batches = iter(self._engine)
         _open_iterators.add(batches)
         try:
             for indices in wanted:
@@ -179,13 +181,13 @@ class Loader:
                     ) from error
                 yield indices, batch
         finally:
-            if not self._options["persistent_workers"]:
+            # A worker that hangs is waited for: not before the run has saved.
+            if not self._options["persistent_workers"] and not isinstance(sys.exception(), StopWaiting):
                 _end_workers(batches)
 
     def close(self) -> None:
         """End the worker processes."""
-        engine, self._engine = getattr(self, "_engine", None), None
-        iterator = getattr(engine, "_iterator", None)
+        self._engine, iterator, self._iterator = None, getattr(self, "_iterator", None), None
         if iterator is not None:
             _end_workers(iterator)
 
@@ -345,6 +347,8 @@ def _end_workers(iterator: Any) -> None:
     _open_iterators.discard(iterator)
     if hasattr(iterator, "_shutdown_workers"):
         iterator._shutdown_workers()
+        for worker in iterator._workers:
+            worker.kill()
 
 
 @atexit.register
