@@ -1,6 +1,6 @@
 """Kills a small run at random moments, resumes it each time, and looks whether it ends as one left alone.
 
-    python benchmarks/chaos.py [--kills 100] [--workers 0] [--ranks 1] [--seed 0]
+    python benchmarks/chaos.py [--kills 100] [--workers 0] [--ranks 1] [--epochs 30] [--seed 0]
 
 SIGKILL and SIGTERM by turns of a coin; one kill in ten hits while the process still starts. Each is checked to have
 hit. Of several ranks, rank 0 is hit or all of them, by another coin; the next start does not wait for those left over.
@@ -62,7 +62,7 @@ Beating(
     optim={
         "optimizer": {"_target_": "torch.optim.AdamW", "lr": 1e-3},
         "scheduler": {"_target_": "stable_ssl.schedulers.LinearWarmupCosineAnnealing"},
-        "epochs": 30,
+        "epochs": int(sys.argv[5]),
         "accumulation_steps": 2,
         "grad_max_norm": 1.0,
     },
@@ -79,7 +79,7 @@ Beating(
 def start(folder: Path, args: argparse.Namespace, beat: Path) -> subprocess.Popen:
     beat.unlink(missing_ok=True)  # a process left over may write to the one before
     beat.touch()
-    command = [sys.executable, "-c", RUN, str(folder), str(args.workers), str(args.ranks), str(beat)]
+    command = [sys.executable, "-c", RUN, str(folder), str(args.workers), str(args.ranks), str(beat), str(args.epochs)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     with open(folder.with_suffix(".stderr"), "w") as stderr:
         return subprocess.Popen(command, stderr=stderr, env=env, start_new_session=True)
@@ -118,6 +118,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     chance = random.Random(args.seed)

@@ -967,7 +967,7 @@ class BaseTrainer(nn.Module):
                 return
 
     def _fill_empty_states(self, metrics: Mapping[str, nn.Module]) -> None:
-        """Give metrics without a sample on this rank no samples of the right shape: torchmetrics can't gather nothing."""
+        """Give metrics that saw nothing on this rank no samples of the right shape: torchmetrics can't gather none."""
         parts: Any = [part for metric in metrics.values() for part in metric.modules()]
         states = [state for part in parts if hasattr(part, "metric_state") for state in part.metric_state.values()]
         lists = [state for state in states if isinstance(state, list)]
