@@ -39,17 +39,17 @@ class Samples(Dataset):
 
 
 class Patient(SupervisedTrainer):
-    # In the first life of its job it waits, inside a step, for what will interrupt it.
+    # In the first life of its job it waits, inside each late step, for what will interrupt it.
     def before_fit(self):
         self.restart = os.environ.get("SLURM_RESTART_COUNT", "0")
         with open(self.folder / f"lives_{{self.rank}}", "a") as lives:
             lives.write(f"{{self.restart}} {{self.global_step}}\\n")
 
     def after_fit_step(self):
-        if self.global_step == {HELD_AT} and self.restart == "0" and "SLURM_JOB_ID" in os.environ:
+        if self.global_step >= {HELD_AT} and self.restart == "0" and "SLURM_JOB_ID" in os.environ:
             (self.folder / f"held_{{self.rank}}").touch()
             deadline = time.monotonic() + 300
-            while not self._stop.pending:
+            while not self._stop.code:
                 assert time.monotonic() < deadline, "nothing interrupted the run"
                 time.sleep(0.01)
 """
@@ -151,6 +151,13 @@ class Site:
         done = subprocess.run(command, cwd=self.path, env=_importing(env), capture_output=True, text=True, timeout=300)
         assert done.returncode == status, done.stderr
         return done.stdout if status == 0 else done.stderr
+
+    def start(self, cluster: Cluster, *args: str) -> subprocess.Popen:
+        """Start `stable-ssl`, for what does not end before its jobs do."""
+        return subprocess.Popen(
+            [str(COMMAND), *args], cwd=self.path, env=_importing(cluster.env), stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
 
     def submit(self, cluster: Cluster, *args: str) -> list[tuple[str, Path, Path]]:
         """Submit with `--slurm`; return each job's number, run folder and log."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from .cluster import poll
@@ -19,6 +21,7 @@ def test_a_preempted_run_is_requeued_and_ends_as_one_left_alone(cluster, site, a
     assert lives(folder) == ["0 0", f"1 {HELD_AT}"]
     assert f"Stopping at step {HELD_AT} because of SIGUSR2" in log.read_text()
     assert CHECKPOINT_CALLED in log.read_text()
+    assert "failed" not in log.read_text()
     assert same(ending(folder), alone)
 
 
@@ -75,7 +78,7 @@ def test_a_run_whose_node_fails_goes_on_from_its_newest_checkpoint_on_another(ow
 
 
 @pytest.mark.slow
-def test_a_run_that_gets_only_sigterm_saves_and_goes_on(silent_cluster, site, alone):
+def test_a_run_whose_preemption_is_announced_by_sigterm_only_is_requeued(silent_cluster, site, alone):
     ((job, folder, log),) = site.submit(silent_cluster)
     await_hold(silent_cluster, job, folder, log)
     silent_cluster.preempt()
@@ -83,8 +86,20 @@ def test_a_run_that_gets_only_sigterm_saves_and_goes_on(silent_cluster, site, al
     assert silent_cluster.restarts(job) == 1
     assert lives(folder) == ["0 0", f"1 {HELD_AT}"]
     assert f"Stopping at step {HELD_AT} because of SIGTERM" in log.read_text()
-    assert CHECKPOINT_CALLED not in log.read_text()
+    assert CHECKPOINT_CALLED in log.read_text()
     assert same(ending(folder), alone)
+
+
+@pytest.mark.slow
+def test_a_cancelled_run_saves_and_stays_ended(cluster, site):
+    ((job, folder, log),) = site.submit(cluster)
+    await_hold(cluster, job, folder, log)
+    cluster("scancel", job)
+    poll("the run to end", lambda: json.loads((folder / "status.json").read_text())["status"] == "preempted")
+    poll("the job to end", lambda: cluster.job(job)["JobState"] == "CANCELLED")
+    assert (folder / "checkpoints" / f"step_{HELD_AT:08d}" / "meta.json").exists()
+    assert CHECKPOINT_CALLED not in log.read_text()
+    assert cluster.restarts(job) == 0
 
 
 SCRIPT = """
@@ -127,3 +142,48 @@ def test_a_trainer_with_its_own_constructor_is_submitted_from_python_and_goes_on
     assert lives(folder) == ["0 0", f"1 {HELD_AT}"]
     assert CHECKPOINT_CALLED in log.read_text()
     assert same(ending(folder), ending(site.path / "alone"))
+
+
+@pytest.mark.slow
+def test_a_sweep_is_one_job_array_of_which_each_run_goes_on_by_itself(cluster, site, alone):
+    jobs = site.submit(cluster, "--multirun", "hardware.seed=0,1", "optim.epochs=range(4,5)")
+    first, second = jobs
+    assert [job.split("_")[1] for job, _, _ in jobs] == ["0", "1"]
+    assert len({job.split("_")[0] for job, _, _ in jobs}) == 1
+    for job, folder, log in jobs:
+        await_hold(cluster, job, folder, log)
+    cluster("scancel", "--signal=USR2", first[0])
+    cluster.await_end(first[0])
+    assert lives(second[1]) == ["0 0"]
+    cluster.preempt()
+    cluster.await_end(second[0])
+    for job, folder, _ in jobs:
+        assert cluster.restarts(job) == 1
+        assert lives(folder) == ["0 0", f"1 {HELD_AT}"]
+    assert same(ending(first[1]), alone)
+    assert not same(ending(second[1]), alone)
+
+
+@pytest.mark.slow
+def test_a_sweep_through_hydras_launcher_goes_on_where_a_job_of_it_is_preempted(cluster, site, alone):
+    sweep = site.start(
+        cluster, "train", "patient.yaml", "--multirun", "hardware.seed=0,1", "hydra/launcher=submitit_slurm",
+        "hydra.launcher.partition=low", "hydra.launcher.timeout_min=60", "hydra.sweep.dir=sweep",
+    )  # fmt: skip
+    try:
+        folders = [site.path / "sweep" / name for name in "01"]
+        for folder in folders:
+            poll("the sweep to train", lambda folder=folder: sweep.poll() is not None or (folder / "held_0").exists())
+            assert sweep.poll() is None, sweep.communicate()
+        (array,) = {line.split("_")[0] for line in cluster("squeue", "-h", "-o", "%i").split()}
+        cluster("scancel", "--signal=USR2", f"{array}_0")
+        cluster.await_end(f"{array}_0")
+        assert lives(folders[1]) == ["0 0"]
+        cluster.preempt()
+        assert sweep.wait(180) == 0, sweep.communicate()
+    finally:
+        sweep.kill()
+    for number, folder in enumerate(folders):
+        assert cluster.restarts(f"{array}_{number}") == 1
+        assert lives(folder) == ["0 0", f"1 {HELD_AT}"]
+    assert same(ending(folders[0]), alone)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import threading
 import time
 from types import FrameType
@@ -86,7 +87,32 @@ class StopRequest:
         """
         if code == TIME_LIMIT_STATUS:
             raise Preempted(TIME_LIMIT_STATUS)
+        if code == signal.SIGTERM and _must_ask_for_requeue():
+            code = signal.SIGUSR2
         kept = self._kept.get(code)
         if callable(kept):
-            kept(code, None)
+            try:
+                kept(code, None)
+            except SystemExit as end:  # submitit's way to end a job that it has requeued
+                raise Preempted(end.code) from None
         raise Preempted(128 + code)
+
+
+def _must_ask_for_requeue() -> bool:
+    """Say whether Slurm has only announced, by SIGTERM, that it will end this submitit job.
+
+    A job that ends by itself in the grace time of a preemption has failed, for Slurm, which requeues what it kills.
+    submitit asks for a requeue when it gets SIGUSR2, but many clusters send no other signal than SIGTERM.
+    """
+    env = os.environ
+    if env.get("SUBMITIT_EXECUTOR") != "slurm" or env.get("SLURM_PROCID", "0") != "0":
+        return False
+    try:
+        command = ["scontrol", "--oneliner", "show", "job", env["SLURM_JOB_ID"]]
+        job = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.split()
+    except (OSError, KeyError, subprocess.SubprocessError):
+        return False
+    # A job that was cancelled, or is requeued already, is not running any more.
+    return "JobState=RUNNING" in job and any(
+        field.startswith("PreemptTime=") and field != "PreemptTime=None" for field in job
+    )
