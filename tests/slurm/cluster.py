@@ -246,6 +246,9 @@ class Cluster:
         assert state not in ("FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "DEADLINE"), state
         return state == "COMPLETED"
 
+    def await_state(self, job_id: str, state: str) -> None:
+        poll(f"job {job_id} to be {state}", lambda: self.job(job_id)["JobState"] == state)
+
     def await_end(self, job_id: str) -> None:
         poll(f"job {job_id} to end", lambda: self.is_complete(job_id))
 

@@ -39,14 +39,18 @@ class Samples(Dataset):
 
 
 class Patient(SupervisedTrainer):
+    holds, fails_on_rank = True, None
+
     # In the first life of its job it waits, inside each late step, for what will interrupt it.
     def before_fit(self):
         self.restart = os.environ.get("SLURM_RESTART_COUNT", "0")
         with open(self.folder / f"lives_{{self.rank}}", "a") as lives:
             lives.write(f"{{self.restart}} {{self.global_step}}\\n")
+        if self.fails_on_rank == self.rank:
+            raise RuntimeError("as asked")
 
     def after_fit_step(self):
-        if self.global_step >= {HELD_AT} and self.restart == "0" and "SLURM_JOB_ID" in os.environ:
+        if self.holds and self.global_step >= {HELD_AT} and self.restart == "0" and "SLURM_JOB_ID" in os.environ:
             (self.folder / f"held_{{self.rank}}").touch()
             deadline = time.monotonic() + 300
             while not self._stop.code:
@@ -129,9 +133,14 @@ def site(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def alone(tmp_path_factory):
+def make_site(tmp_path_factory):
+    return lambda name: Site(tmp_path_factory.mktemp(name))
+
+
+@pytest.fixture(scope="session")
+def alone(make_site):
     """The ending of the run when it is left alone."""
-    site = Site(tmp_path_factory.mktemp("alone"))
+    site = make_site("alone")
     env = {k: v for k, v in os.environ.items() if not k.startswith("SLURM")}
     site.run("train", "patient.yaml", "logger.dump_path=run", env={**env, "OMP_NUM_THREADS": "1"})
     return ending(site.path / "run")

@@ -96,7 +96,7 @@ def test_a_cancelled_run_saves_and_stays_ended(cluster, site):
     await_hold(cluster, job, folder, log)
     cluster("scancel", job)
     poll("the run to end", lambda: json.loads((folder / "status.json").read_text())["status"] == "preempted")
-    poll("the job to end", lambda: cluster.job(job)["JobState"] == "CANCELLED")
+    cluster.await_state(job, "CANCELLED")
     assert (folder / "checkpoints" / f"step_{HELD_AT:08d}" / "meta.json").exists()
     assert CHECKPOINT_CALLED not in log.read_text()
     assert cluster.restarts(job) == 0
