@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import re
@@ -55,6 +56,7 @@ PreemptMode=REQUEUE
 {nodes}
 PartitionName=DEFAULT Nodes=ALL State=UP MaxTime=INFINITE DefaultTime=60 OverSubscribe=NO
 PartitionName=low Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
+PartitionName=low_at_once PriorityTier=1 PreemptMode=REQUEUE GraceTime=0
 PartitionName=high PriorityTier=10 PreemptMode=OFF
 """
 
@@ -107,7 +109,7 @@ class Cluster:
             there.sends_user_signal = "preempt_send_user_signal" in there("scontrol", "show", "config", timeout=10)
         except (OSError, subprocess.SubprocessError):
             return None
-        there.is_there = {"low", "high"} <= set(partitions) and there.sends_user_signal
+        there.is_there = {"low", "low_at_once", "high"} <= set(partitions) and there.sends_user_signal
         return there if there.is_there else None
 
     def __call__(self, *command: object, timeout: float = 60, **options) -> str:
@@ -180,7 +182,7 @@ class Cluster:
 
     def stop(self) -> None:
         if "slurmctld" in self._daemons:
-            self._answers(self.cancel_all)
+            self._answers(self.cancel)
         for process in reversed(self._daemons.values()):
             process.terminate()
             try:
@@ -188,35 +190,35 @@ class Cluster:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        for pid in self._processes():
-            os.kill(pid, signal.SIGKILL)
+        self._kill_processes()
         shutil.rmtree(self.root, ignore_errors=True)
 
-    def cancel_all(self) -> None:
-        self("scancel", "--user", getpass.getuser())
-        poll("the jobs to end", lambda: not self("squeue", "-h", "-o", "%i").strip(), 60)
+    def cancel(self, folder: Path | str = "/") -> None:
+        """End the jobs that were submitted from a folder."""
 
-    def _processes(self, node: str | None = None) -> list[int]:
-        """Return what runs of jobs of this cluster, or of one of its nodes: their environment says so."""
-        found = []
+        def left():
+            lines = self("squeue", "-h", "-o", "%i %Z").splitlines()
+            return [line.split()[0] for line in lines if Path(line.split(maxsplit=1)[1]).is_relative_to(folder)]
+
+        if jobs := left():
+            self("scancel", *jobs)
+            poll("the jobs to end", lambda: not left(), 60)
+
+    def _kill_processes(self, node: str | None = None) -> None:
+        """End what runs of jobs of this cluster, or of one of its nodes: their environment says that they do."""
         for entry in Path("/proc").glob("[0-9]*/environ"):
-            try:
-                env = entry.read_bytes().decode(errors="replace").split("\0")
-            except OSError:
-                continue
-            if f"SLURM_CONF={self.env['SLURM_CONF']}" in env and any(
-                text.startswith("SLURMD_NODENAME=") and node in (None, text.split("=")[1]) for text in env
-            ):
-                found.append(int(entry.parent.name))
-        return found
+            with contextlib.suppress(OSError):  # it has ended, or is somebody else's
+                env = dict(text.partition("=")[::2] for text in entry.read_bytes().decode(errors="replace").split("\0"))
+                is_ours = env.get("SLURM_CONF") == self.env["SLURM_CONF"] and "SLURMD_NODENAME" in env
+                if is_ours and node in (None, env["SLURMD_NODENAME"]):
+                    os.kill(int(entry.parent.name), signal.SIGKILL)
 
     def crash(self, node: str) -> None:
         """Let a node fail: all that runs on it is gone, and Slurm is told so (it would find out in minutes)."""
         daemon = self._daemons.pop(node)
         daemon.kill()
         daemon.wait()
-        for pid in self._processes(node):
-            os.kill(pid, signal.SIGKILL)
+        self._kill_processes(node)
         self("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
 
     def mend(self, node: str) -> None:

@@ -129,7 +129,10 @@ def _running(cluster: Cluster):
 
 @pytest.fixture
 def site(tmp_path):
-    return Site(tmp_path)
+    site = Site(tmp_path)
+    yield site
+    for cluster in site.clusters:  # of a test that failed, a job may still wait
+        cluster.cancel(site.path)
 
 
 @pytest.fixture(scope="session")
@@ -151,18 +154,20 @@ class Site:
 
     def __init__(self, path: Path):
         self.path = path
+        self.clusters: set[Cluster] = set()
         (path / "patient.py").write_text(PATIENT)
         (path / "patient.yaml").write_text(CONFIG)
 
-    def run(self, *args: str, env: dict[str, str], status: int = 0) -> str:
+    def run(self, *args: str, env: dict[str, str]) -> str:
         """Run `stable-ssl`, and return what it printed."""
         command = [str(COMMAND), *args]
         done = subprocess.run(command, cwd=self.path, env=_importing(env), capture_output=True, text=True, timeout=300)
-        assert done.returncode == status, done.stderr
-        return done.stdout if status == 0 else done.stderr
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     def start(self, cluster: Cluster, *args: str) -> subprocess.Popen:
         """Start `stable-ssl`, for what does not end before its jobs do."""
+        self.clusters.add(cluster)
         return subprocess.Popen(
             [str(COMMAND), *args], cwd=self.path, env=_importing(cluster.env), stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True,
@@ -170,12 +175,14 @@ class Site:
 
     def submit(self, cluster: Cluster, *args: str) -> list[tuple[str, Path, Path]]:
         """Submit with `--slurm`; return each job's number, run folder and log."""
+        self.clusters.add(cluster)
         said = self.run("train", "patient.yaml", "--slurm", "slurm.partition=low", *args, env=cluster.env)
         found = re.findall(r"job (\S+): the run will be in '(.+)',\n.* in '(.+)'", said)
         return [(job, self.path / folder, self.path / log) for job, folder, log in found]
 
     def script(self, cluster: Cluster, text: str) -> str:
         """Run Python on the login node, and return what it printed."""
+        self.clusters.add(cluster)
         (self.path / "script.py").write_text(text)
         done = subprocess.run(
             [sys.executable, "script.py"], cwd=self.path, env=_importing(cluster.env), capture_output=True, text=True,

@@ -91,6 +91,20 @@ def test_a_run_whose_preemption_is_announced_by_sigterm_only_is_requeued(silent_
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["cluster", "silent_cluster"])
+def test_a_run_that_is_preempted_without_grace_is_requeued(request, kind, site, alone):
+    cluster = request.getfixturevalue(kind)
+    ((job, folder, log),) = site.submit(cluster, "slurm.partition=low_at_once")
+    await_hold(cluster, job, folder, log)
+    cluster.preempt()
+    cluster.await_end(job)
+    assert cluster.restarts(job) == 1
+    assert lives(folder) == ["0 0", f"1 {HELD_AT}"]
+    assert "triggered an exception" not in log.read_text()  # of which who waits for the result would hear
+    assert same(ending(folder), alone)
+
+
+@pytest.mark.slow
 def test_a_cancelled_run_saves_and_stays_ended(cluster, site):
     ((job, folder, log),) = site.submit(cluster)
     await_hold(cluster, job, folder, log)
