@@ -159,7 +159,9 @@ def test_a_trainer_with_its_own_constructor_is_submitted_from_python_and_goes_on
 
 
 @pytest.mark.slow
-def test_a_sweep_is_one_job_array_of_which_each_run_goes_on_by_itself(cluster, site, alone):
+@pytest.mark.parametrize("kind", ["cluster", "silent_cluster"])
+def test_a_sweep_is_one_job_array_of_which_each_run_goes_on_by_itself(request, kind, site, alone):
+    cluster = request.getfixturevalue(kind)
     jobs = site.submit(cluster, "--multirun", "hardware.seed=0,1", "optim.epochs=range(4,5)")
     first, second = jobs
     assert [job.split("_")[1] for job, _, _ in jobs] == ["0", "1"]

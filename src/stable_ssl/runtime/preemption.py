@@ -88,7 +88,7 @@ class StopRequest:
         if code == TIME_LIMIT_STATUS:
             raise Preempted(TIME_LIMIT_STATUS)
         if code == signal.SIGTERM and _must_ask_for_requeue():
-            code = signal.SIGUSR2
+            code = signal.Signals["SIG" + os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2")]
         kept = self._kept.get(code)
         if callable(kept):
             try:
@@ -99,20 +99,20 @@ class StopRequest:
 
 
 def _must_ask_for_requeue() -> bool:
-    """Say whether Slurm has only announced, by SIGTERM, that it will end this submitit job.
+    """Say whether Slurm has announced, by SIGTERM, that it will preempt this submitit job.
 
-    A job that ends by itself in the grace time of a preemption has failed, for Slurm, which requeues what it kills.
-    submitit asks for a requeue when it gets SIGUSR2, but many clusters send no other signal than SIGTERM.
+    Slurm requeues what it ends; a job that ends by itself in the grace time has failed. submitit asks for a requeue
+    when it gets a signal of its own, but many clusters send none but SIGTERM.
     """
-    env = os.environ
-    if env.get("SUBMITIT_EXECUTOR") != "slurm" or env.get("SLURM_PROCID", "0") != "0":
+    number, rank = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_PROCID", "0")
+    if os.environ.get("SUBMITIT_EXECUTOR") != "slurm" or rank != "0":
         return False
     try:
-        command = ["scontrol", "--oneliner", "show", "job", env["SLURM_JOB_ID"]]
-        job = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.split()
-    except (OSError, KeyError, subprocess.SubprocessError):
+        command = ["scontrol", "--oneliner", "show", "job", number]
+        jobs = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
         return False
-    # A job that was cancelled, or is requeued already, is not running any more.
-    return "JobState=RUNNING" in job and any(
-        field.startswith("PreemptTime=") and field != "PreemptTime=None" for field in job
-    )
+    # The number of the last job of an array stands for all of it.
+    job = next((line for line in jobs if line.startswith(f"JobId={number} ")), "")
+    # One that was cancelled, or is requeued already, is not running any more.
+    return " JobState=RUNNING " in job and " PreemptTime=" in job and " PreemptTime=None " not in job
