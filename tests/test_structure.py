@@ -29,7 +29,7 @@ MAY = {
     "monitors": {"base", "exceptions", "losses", "modules", "runtime"},
     "utils": {"exceptions"},
     "recipes": set(),
-    "cli": {"config", "exceptions", "nodes"},
+    "cli": {"config", "exceptions", "nodes", "runtime"},
 }
 
 

@@ -51,10 +51,18 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"stable-ssl {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    train = commands.add_parser("train", help="a run, or a sweep of runs")
+    train = commands.add_parser(
+        "train",
+        help="a run, or a sweep of runs",
+        epilog="With --slurm, settings of the job are overrides too: slurm.partition=NAME slurm.time=MINUTES (60) "
+        "slurm.gpus=N (a node; 0) slurm.nodes=N (1) slurm.tasks=N (a node; as many as GPUs, at least 1) slurm.cpus=N "
+        "(a task) slurm.mem=GB (a node) slurm.folder=PATH (for logs; runs/slurm), and submitit's by their names, as "
+        "slurm.account=NAME. A job that is preempted or reaches its time limit is requeued, and goes on.",
+    )
     train.add_argument("source", nargs="?", metavar="RECIPE or FILE", help="a recipe's name, or a YAML file")
     train.add_argument("overrides", nargs="*", help="e.g. optim.epochs=20 hardware.seed=1")
     train.add_argument("-m", "--multirun", action="store_true", help="a sweep: key=1,2 gives two runs")
+    train.add_argument("--slurm", action="store_true", help="as a Slurm job; a sweep as a job array")
     for short, option in (("-cp", "--config-path"), ("-cd", "--config-dir"), ("-cn", "--config-name")):
         train.add_argument(short, option, help=argparse.SUPPRESS)
     resume = commands.add_parser("resume", help="go on with a run")

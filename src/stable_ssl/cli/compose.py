@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import operator
 import re
 import sys
@@ -53,12 +54,37 @@ def compose(source: str, overrides: Iterable[str] = (), folder: str | None = Non
     ConfigError
         The recipe is unknown, or does not compose.
     """
+    with composer(*find(source, folder)) as (composed, complete):
+        return resolved(composed([*complete(overrides)]))
+
+
+def compose_sweep(folder: Path, name: str, overrides: Iterable[str]) -> list[dict[str, Any]]:
+    """Return the resolved configuration of each combination of values.
+
+    Raises
+    ------
+    ConfigError
+        One does not compose.
+    """
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    with composer(folder, name) as (composed, complete):
+        parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+        choices = [
+            [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+            if override.is_sweep_override()
+            else [str(override.input_line)]
+            for override in parser.parse_overrides(complete(overrides))
+        ]
+        return [resolved(composed([*point])) for point in itertools.product(*choices)]
+
+
+def resolved(config: Any) -> dict[str, Any]:
+    """Return what a trainer is made of as plain dicts and lists, interpolations resolved."""
     from omegaconf import OmegaConf
 
-    with composer(*find(source, folder)) as (composed, complete):
-        config = composed([*complete(overrides)])
-        container: Any = OmegaConf.to_container(config.trainer, resolve=True, throw_on_missing=True)
-        return {"trainer": container}
+    return {"trainer": OmegaConf.to_container(config.trainer, resolve=True, throw_on_missing=True)}
 
 
 @contextmanager

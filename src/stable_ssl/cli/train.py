@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..exceptions import ConfigError
-from .compose import SEARCH_PATH, arithmetic, compose, composer, find, importable
+from . import slurm
+from .compose import SEARCH_PATH, arithmetic, compose, compose_sweep, composer, find, importable, resolved
 
 
 def main(args: argparse.Namespace, rest: list[str]) -> int:
@@ -23,10 +24,26 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     if source is not None and "=" in source:
         raise ConfigError(f"train: '{source}' is an override; name a recipe or file before it.")
     config_folder, name = find(source, folder)
-    with importable(Path.cwd(), config_folder):
-        if args.multirun:
+    settings = [text for text in overrides if text.startswith(slurm.PREFIX)]
+    overrides = [text for text in overrides if text not in settings]
+    if settings and not args.slurm:
+        raise ConfigError(f"train: '{settings[0]}' is about a Slurm job, which --slurm asks for.")
+    folders = (Path.cwd(), config_folder)
+    with importable(*folders):
+        if args.slurm:
+            hydras = [text for text in overrides if text.lstrip("+~").startswith(("hydra.", "hydra/"))]
+            if hydras:
+                raise ConfigError(f"train: '{hydras[0]}' has no effect with --slurm, which takes slurm.* instead.")
+            configs = (
+                compose_sweep(config_folder, name, overrides)
+                if args.multirun
+                else [compose(str(source), overrides, folder)]
+            )
+            slurm.submit(configs, name, settings, folders)
+        elif args.multirun:
             return _sweep(config_folder, name, overrides)
-        run(compose(str(source), overrides, folder))
+        else:
+            run(compose(str(source), overrides, folder))
     return 0
 
 
@@ -42,7 +59,7 @@ def _job(config: Any) -> None:
     from omegaconf import OmegaConf
 
     OmegaConf.register_new_resolver("eval", arithmetic, replace=True)
-    run({"trainer": OmegaConf.to_container(config.trainer, resolve=True, throw_on_missing=True)})
+    run(resolved(config))
 
 
 def _sweep(folder: Path, name: str, overrides: list[str]) -> int:

@@ -132,13 +132,18 @@ def choose_path(name: str) -> Path:
     job = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID")
     if job:
         task = os.environ.get("SLURM_ARRAY_TASK_ID")
-        return Path("runs", f"{name}_{job}" + (f"_{task}" if task else ""))
+        return job_path(name, f"{job}_{task}" if task else job)
     stamp = time.strftime("%Y%m%d_%H%M%S")
     path, count = Path("runs", f"{name}_{stamp}"), 1
     while path.exists():
         count += 1
         path = Path("runs", f"{name}_{stamp}_{count}")
     return path
+
+
+def job_path(name: str, job: str) -> Path:
+    """Return where a run goes inside a Slurm job; a job of an array is `<jobid>_<task>`."""
+    return Path("runs", f"{name}_{job}")
 
 
 def config_differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import threading
 import time
 from types import FrameType
@@ -86,7 +87,32 @@ class StopRequest:
         """
         if code == TIME_LIMIT_STATUS:
             raise Preempted(TIME_LIMIT_STATUS)
+        if code == signal.SIGTERM and _must_ask_for_requeue():
+            code = signal.Signals["SIG" + os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2")]
         kept = self._kept.get(code)
         if callable(kept):
-            kept(code, None)
+            try:
+                kept(code, None)
+            except SystemExit as end:  # submitit's way to end a job that it has requeued
+                raise Preempted(end.code) from None
         raise Preempted(128 + code)
+
+
+def _must_ask_for_requeue() -> bool:
+    """Say whether Slurm has announced, by SIGTERM, that it will preempt this submitit job.
+
+    Slurm requeues what it ends; a job that ends by itself in the grace time has failed. submitit asks for a requeue
+    when it gets a signal of its own, but many clusters send none but SIGTERM.
+    """
+    number, rank = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_PROCID", "0")
+    if os.environ.get("SUBMITIT_EXECUTOR") != "slurm" or rank != "0":
+        return False
+    try:
+        command = ["scontrol", "--oneliner", "show", "job", number]
+        jobs = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return False
+    # The number of the last job of an array stands for all of it.
+    job = next((line for line in jobs if line.startswith(f"JobId={number} ")), "")
+    # One that was cancelled, or is requeued already, is not running any more.
+    return " JobState=RUNNING " in job and " PreemptTime=" in job and " PreemptTime=None " not in job

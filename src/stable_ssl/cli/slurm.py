@@ -1,0 +1,160 @@
+"""`stable-ssl train --slurm`: a run, or each run of a sweep, as a Slurm job that is requeued until it is finished."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..exceptions import ConfigError
+from ..nodes import nearest
+from .compose import importable
+
+if TYPE_CHECKING:
+    from submitit.helpers import DelayedSubmission
+
+PREFIX = "slurm."
+SHORT = {
+    "time": "timeout_min",
+    "gpus": "gpus_per_node",
+    "tasks": "tasks_per_node",
+    "cpus": "cpus_per_task",
+    "mem": "mem_gb",
+}
+# What submitit knows by a name that all its clusters share, and the least that it can be; the rest is Slurm's alone.
+_LEAST = {"timeout_min": 1, "gpus_per_node": 0, "tasks_per_node": 1, "cpus_per_task": 1, "nodes": 1, "mem_gb": 0.001}
+# submitit counts preemptions of short jobs, and those near the time limit, as time-outs.
+MAX_TIMEOUTS = 1000
+
+
+class Run:
+    """What is submitted: a configuration, and how to go on with its run.
+
+    Where the run stands is in its folder, which a requeued job finds again; so nothing else needs to be kept.
+    """
+
+    def __init__(self, config: dict[str, Any], folders: Iterable[Path]):
+        self.config = config
+        self.folders = [*folders]
+
+    def __call__(self) -> None:
+        """Make the trainer and run it."""
+        from .train import run
+
+        with importable(*self.folders):
+            run(self.config)
+
+    def checkpoint(self) -> DelayedSubmission:
+        """Return the task that goes on with this run: submitit's protocol."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def submit(configs: list[dict[str, Any]], name: str, settings: list[str], folders: Iterable[Path]) -> None:
+    """Submit runs that differ in their configuration, several as one job array, and say where they will be.
+
+    Parameters
+    ----------
+    settings
+        Overrides that begin with `slurm.`.
+    folders
+        What `_target_` may import from.
+
+    Raises
+    ------
+    ConfigError
+        A setting or configuration is wrong, or Slurm takes no such job; nothing was submitted.
+    """
+    import submitit
+    from submitit.core.utils import FailedJobError
+
+    from ..config import instanciate_config
+    from ..runtime.folder import job_path
+
+    if shutil.which("sbatch") is None:
+        raise ConfigError("--slurm: there is no sbatch on the PATH; submit from a machine of the cluster.")
+    log_folder, parameters = read_settings(settings)
+    for config in configs:
+        _set_world_size(config["trainer"], parameters["nodes"] * parameters["tasks_per_node"])
+    names = [type(instanciate_config(config)).__name__ for config in configs]
+    given = [(config["trainer"].get("logger") or {}).get("dump_path") for config in configs]
+    shared = sorted({str(path) for path in given if path is not None and given.count(path) > 1})
+    if shared:
+        raise ConfigError(f"logger.dump_path: runs of the sweep would share '{shared[0]}'; leave it out.")
+    executor = submitit.AutoExecutor(log_folder, cluster="slurm", slurm_max_num_timeout=MAX_TIMEOUTS)
+    runs = [Run(config, folders) for config in configs]
+    try:
+        executor.update_parameters(**{"slurm_job_name": name, **parameters})
+        jobs = executor.submit_array(runs)
+    except FailedJobError as error:
+        raise ConfigError(f"--slurm: Slurm did not take the job: {error}") from error
+    for job, path, trainer in zip(jobs, given, names, strict=True):
+        print(f"job {job.job_id}: the run will be in '{path or job_path(trainer, job.job_id)}',")
+        print(f"    its messages in '{job.paths.stdout}'.")
+    print(f"To end {'them all' if len(jobs) > 1 else 'it'}: scancel {jobs[0].job_id.split('_')[0]}")
+
+
+def read_settings(texts: list[str]) -> tuple[str, dict[str, Any]]:
+    """Return the folder for submitit's files, and submitit's parameters, that `slurm.*` overrides ask for."""
+    from submitit import SlurmExecutor
+
+    known = {*SHORT, *_LEAST, *SlurmExecutor._valid_parameters(), "folder"} - {"ntasks_per_node", "num_gpus"}
+    folder, problems = "runs/slurm", []
+    shared: dict[str, Any] = {"timeout_min": 60, "nodes": 1, "stderr_to_stdout": True}
+    own: dict[str, Any] = {"srun_args": []}
+    for text in texts:
+        key = text.partition("=")[0]
+        name = SHORT.get(key.removeprefix(PREFIX), key.removeprefix(PREFIX))
+        value = _value(text)
+        if name not in known:
+            problems.append(f"{key}: unknown setting{nearest(name, known)}")
+        elif value in (None, ""):
+            continue
+        elif name in _LEAST:
+            kinds = (int, float) if name == "mem_gb" else (int,)
+            if type(value) not in kinds or value < _LEAST[name]:
+                expected = "number" if name == "mem_gb" else "whole number"
+                problems.append(f"{key}: {value!r} is not a {expected} of at least {_LEAST[name]}.")
+            shared[name] = value
+        elif name == "folder":
+            folder = str(value)
+        else:
+            own[name] = value
+    if problems:
+        raise ConfigError(problems)
+    shared.setdefault("tasks_per_node", max(1, shared.get("gpus_per_node", 1)))
+    # A task that fails would leave the others waiting for it until the time limit.
+    own["srun_args"] = [*_as_list(own["srun_args"]), "--kill-on-bad-exit=1"]
+    own.update({name: _as_list(own[name]) for name in ("setup", "teardown") if name in own})
+    return folder, {**shared, **{f"slurm_{name}": value for name, value in own.items()}}
+
+
+def _value(text: str) -> Any:
+    """Return the value of an override; as it stands where it is Slurm's own notation, as in `low,high` or `n[1-4]`."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except HydraException:
+        return text.partition("=")[2]
+    return text.partition("=")[2] if override.is_sweep_override() else override.value()
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _set_world_size(trainer: dict[str, Any], tasks: int) -> None:
+    """Let the run have as many processes as its job has tasks."""
+    hardware = trainer["hardware"] = dict(trainer.get("hardware") or {})
+    wanted = hardware.get("world_size")
+    if wanted is None and tasks > 1:
+        hardware["world_size"] = tasks
+    elif wanted not in (None, tasks):
+        raise ConfigError(
+            f"hardware.world_size: {wanted}, but slurm.nodes × slurm.tasks is {tasks}; make the two agree, or leave "
+            "hardware.world_size out."
+        )

@@ -1,0 +1,51 @@
+"""A run of two processes that Slurm interrupts ends, to the bit, where one left alone ends, on one node or on two."""
+
+from __future__ import annotations
+
+import pytest
+
+from .conftest import HELD_AT, SAVED_BEFORE, await_hold, ending, lives, same
+
+pytestmark = pytest.mark.slow
+# Half as many steps an epoch as with one process.
+EPOCHS = "optim.epochs=8"
+
+
+@pytest.fixture(scope="module")
+def two_alone(cluster, make_site):
+    """The ending of the run of two processes when it is left alone."""
+    ((job, folder, _),) = make_site("two_alone").submit(cluster, "slurm.tasks=2", EPOCHS, "holds=false")
+    cluster.await_end(job)
+    assert cluster.restarts(job) == 0
+    return ending(folder)
+
+
+@pytest.mark.parametrize("places", [["slurm.tasks=2"], ["slurm.nodes=2"]], ids=["one node", "two nodes"])
+def test_a_preempted_run_of_two_tasks_is_requeued_and_ends_as_one_left_alone(cluster, site, two_alone, places):
+    ((job, folder, log),) = site.submit(cluster, *places, EPOCHS)
+    await_hold(cluster, job, folder, log, ranks=2)
+    cluster.preempt()
+    cluster.await_end(job)
+    assert cluster.restarts(job) == 1
+    for rank in range(2):
+        assert lives(folder, rank) == ["0 0", f"1 {HELD_AT}"]
+    assert same(ending(folder), two_alone)
+
+
+def test_a_run_of_which_one_node_fails_ends_and_goes_on_from_its_newest_checkpoint(own_cluster, site, two_alone):
+    ((job, folder, log),) = site.submit(own_cluster, "slurm.nodes=2", EPOCHS)
+    await_hold(own_cluster, job, folder, log, ranks=2)
+    own_cluster.crash("n2")
+    own_cluster.mend("n2")
+    own_cluster.await_end(job)
+    assert own_cluster.restarts(job) == 1
+    for rank in range(2):
+        assert lives(folder, rank) == ["0 0", f"1 {SAVED_BEFORE}"]
+    assert same(ending(folder), two_alone)
+
+
+def test_a_task_that_fails_ends_the_job(cluster, site):
+    ((job, _, log),) = site.submit(cluster, "slurm.tasks=2", EPOCHS, "fails_on_rank=1")
+    cluster.await_state(job, "FAILED")
+    assert "RuntimeError: as asked" in (log.parent / f"{job}_1_log.out").read_text()
+    assert cluster.restarts(job) == 0
