@@ -131,8 +131,8 @@ def main() -> int:
     start_up = time.monotonic() - begun
     begun = time.monotonic()
     assert process.wait() == 0, (root / "alone.stderr").read_text()
-    # So that about half of the run is done when the last kill comes.
-    mean_life = (time.monotonic() - begun) * 0.5 / args.kills
+    duration = time.monotonic() - begun
+    num_steps = ending(root / "alone")[0]["progress"]["global_step"]
 
     hits = {signal.SIGKILL: 0, signal.SIGTERM: 0}
     lost: list[int] = []
@@ -147,7 +147,9 @@ def main() -> int:
             time.sleep(chance.uniform(0, start_up))
         else:
             wait_for_a_step(process, beat)
-            time.sleep(chance.uniform(0, 2 * mean_life))
+            # What is left of the run is enough for the kills that are left.
+            left = 1 - newest_step(folder) / num_steps
+            time.sleep(chance.uniform(0, 0.9 * duration * left / (args.kills - sum(hits.values()))))
         if process.poll() is None and args.ranks > 1 and chance.random() < 0.5:
             os.killpg(process.pid, signum)
         else:

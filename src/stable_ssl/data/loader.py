@@ -114,6 +114,7 @@ class Loader:
             "worker_init_fn": _WorkerInit(worker_init_fn),
         }
         self._engine: DataLoader | None = None
+        self._iterator: Any = None
         self.bind(seed=0)
 
     def bind(self, seed: int, name: str = "data", rank: int = 0, world_size: int = 1, *, is_even: bool = False) -> None:
