@@ -136,7 +136,7 @@ def main() -> int:
 
     hits = {signal.SIGKILL: 0, signal.SIGTERM: 0}
     lost: list[int] = []
-    missed = in_start_up = 0
+    in_start_up = 0
     folder = root / "killed"
     while sum(hits.values()) < args.kills:
         process = start(folder, args, beat)
@@ -155,7 +155,6 @@ def main() -> int:
         else:
             process.send_signal(signum)
         if process.wait() == 0:
-            missed += 1
             break
         expected = -signum if signum == signal.SIGKILL else 128 + signum
         assert process.returncode == expected, (process.returncode, folder.with_suffix(".stderr").read_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -10,6 +11,10 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import torch
+from toys import Toy, toy_backbone, toy_dataset
+
+from stable_ssl.data import Loader
 
 SCRIPT = """
     import functools, sys, torch
@@ -121,3 +126,22 @@ def test_several_processes_need_a_script(tmp_path):
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60)
     assert "hardware.world_size: 2 processes run one script, and there is none here" in done.stderr
+
+
+def test_submitit_starts_the_processes(tmp_path, monkeypatch):
+    import submitit
+
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+    executor = submitit.LocalExecutor(tmp_path / "logs")
+    executor.update_parameters(tasks_per_node=2, timeout_min=2)
+    trainer = Toy(
+        {"train": Loader(toy_dataset(), 4, shuffle=True)},
+        {"backbone": toy_backbone()},
+        {"device": "cpu"},
+        {"optimizer": functools.partial(torch.optim.SGD, lr=0.1), "epochs": 2},
+        {"dump_path": str(tmp_path / "run")},
+    )
+    job = executor.submit(trainer)
+    job.results()
+    assert steps(tmp_path / "run") == [1, 2, 3, 4, 5, 6]
+    assert "2 processes train together" in (tmp_path / "run" / "console.log").read_text()

@@ -13,10 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from toys import Toy, toy_dataset
+from toys import Toy, toy_backbone, toy_dataset
 
 from stable_ssl import CheckpointError, ConfigError, Preempted
 from stable_ssl.data import Loader
+from stable_ssl.losses import NTXEntLoss
+from stable_ssl.monitors import RankMe
+from stable_ssl.trainers import JointEmbeddingTrainer
 
 
 def ending(trainer):
@@ -78,6 +81,49 @@ def test_a_preempted_run_ends_as_one_left_alone(make_toy, tmp_path, options, at_
     assert again.global_step == at_step
     again()
     assert_same_ending(ending(alone), ending(again))
+
+
+@pytest.mark.parametrize("at_step", [1, 4])
+def test_a_self_supervised_run_with_probes_and_rankme_goes_on_as_if_left_alone(tmp_path, at_step):
+    x, y = toy_dataset().tensors
+    views = torch.utils.data.StackDataset(torch.utils.data.StackDataset(x, x + 0.1), y)
+
+    class Stopping(JointEmbeddingTrainer):
+        armed = False
+
+        def before_fit_step(self):
+            if type(self).armed and self.global_step + 1 == at_step:
+                type(self).armed = False
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def make(name):
+        modules = {
+            "backbone": toy_backbone(),
+            "projector": torch.nn.Linear(2, 4),
+            "backbone_classifier": torch.nn.Linear(2, 2),
+            "projector_classifier": torch.nn.Linear(4, 2),
+        }
+        return Stopping(
+            {"train": Loader(views, 8, shuffle=True)},
+            modules,
+            {"device": "cpu"},
+            {"optimizer": functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9), "epochs": 2},
+            {"dump_path": tmp_path / name, "level": 50, "monitor": {"train": {"rankme": RankMe(limit=20)}}},
+            NTXEntLoss(),
+        )
+
+    torch.manual_seed(0)
+    alone = make("alone")
+    alone()
+    Stopping.armed = True
+    with pytest.raises(Preempted):
+        make("stopped")()
+    again = make("stopped")
+    again()
+    assert again.global_step == 6
+    assert_same_ending(ending(alone), ending(again))
+    moments = [t._probe_optimizer.state_dict()["state"] for t in (alone, again)]
+    assert all(torch.equal(moments[0][i][k], moments[1][i][k]) for i in moments[0] for k in moments[0][i])
 
 
 def test_workers_may_differ_when_a_run_goes_on(make_toy, tmp_path):
