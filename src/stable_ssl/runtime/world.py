@@ -14,6 +14,7 @@ import time
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -99,19 +100,19 @@ class World:
     def _join(self, place: Place) -> None:
         if dist.is_initialized():
             raise ConfigError("torch.distributed has a process group already; leave it to the trainer to make one.")
-        # One store serves all runs of these processes, each under a prefix.
-        self._prefix = f"run{next(_runs)}"
-        self._store = dist.PrefixStore(self._prefix, _connect(place))
+        # One store serves all runs of these processes, and torchrun's also those that it starts after a failure.
+        prefix = f"stable_ssl/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_runs)}"
+        self._store = dist.PrefixStore(prefix, _connect(place))
         self._peers = [rank for rank in range(self.size) if rank != self.rank]
         self._store.set(f"beat{self.rank}", "0")
         missing = self._await("beat", SECONDS_TO_JOIN)
         if missing:
             raise PeerError(f"Of {self.size} processes, ranks {missing} did not come.")
         # A client of its own: the main one may be held by a process that waits.
-        store = dist.PrefixStore(self._prefix, _connect(place).clone())
+        store = dist.PrefixStore(prefix, _connect(place).clone())
         self._watch = _Watch(store, self.rank, self._peers, lambda: self.on_lost())
         self._watch.start()
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, store=self._store, rank=self.rank, world_size=self.size)
         self._host_group: Any = dist.new_group(backend="gloo")
 
@@ -170,7 +171,7 @@ class World:
         """Give tensors the values that they have on rank 0."""
         for tensor in tensors if self.size > 1 else ():
             data = tensor.detach().reshape(-1).contiguous().view(torch.uint8)
-            dist.broadcast(data, 0, group=self._group_of(tensor))
+            dist.broadcast(data, 0)
             tensor.copy_(data.view(tensor.dtype).view(tensor.shape))
 
     @torch.no_grad()
@@ -178,7 +179,7 @@ class World:
         """Give tensors their mean over the ranks."""
         for tensor in tensors if self.size > 1 else ():
             total = tensor.contiguous()
-            dist.all_reduce(total, group=self._group_of(tensor))
+            dist.all_reduce(total)
             tensor.copy_(total.div_(self.size))
 
     @torch.no_grad()
@@ -202,15 +203,12 @@ class World:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
             flat = torch.cat([_gradient(parameter).reshape(-1) for parameter in bucket])
-            sums.append((bucket, flat, dist.all_reduce(flat, group=self._group_of(flat), async_op=True)))
+            sums.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
         for bucket, flat, work in sums:
             work.wait()
             parts = flat.mul_(scale).split([parameter.numel() for parameter in bucket])
             views = [part.view(parameter.shape) for part, parameter in zip(parts, bucket, strict=True)]
             torch._foreach_copy_([_gradient(parameter) for parameter in bucket], views)
-
-    def _group_of(self, tensor: Tensor) -> Any:
-        return self._host_group if tensor.device.type == "cpu" else None
 
     # The end ----------------------------------------------------------------------------------------------------------
 
@@ -327,8 +325,9 @@ def _connect(place: Place) -> dist.TCPStore:
     global _store
     if _store is None:
         host, port = _address()
+        timeout = timedelta(seconds=SECONDS_TO_JOIN)
         keeps = place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-        _store = dist.TCPStore(host, port, place.size, is_master=keeps, wait_for_workers=False)
+        _store = dist.TCPStore(host, port, place.size, is_master=keeps, timeout=timeout, wait_for_workers=False)
     return _store
 
 
