@@ -749,7 +749,7 @@ class BaseTrainer(nn.Module):
                 if not name.startswith("_"):
                     loader.close()
             self._has_ended = not self._is_finished
-            self._store.wait()
+            self._store.close()
             folder.write_status(status, self._progress)
             self._log.close(status)
             self._log = None

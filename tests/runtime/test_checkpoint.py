@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +11,7 @@ import sys
 import pytest
 import torch
 
-from stable_ssl.runtime.checkpoint import CheckpointStore
+from stable_ssl.runtime.checkpoint import CheckpointStore, on_host
 
 SAVE = """
 import os, shutil, sys
@@ -93,3 +95,48 @@ def test_what_changes_while_a_checkpoint_is_written_is_not_in_it(tmp_path):
     _, state, _ = store.load_newest()
     assert (state["modules"]["weight"] == 5).all()
     assert (state["parts"][0][0] == 5).all()
+
+
+def test_a_copy_in_memory_that_is_used_again_is_that_of_a_new_one():
+    def state(step):
+        generator = torch.Generator().manual_seed(step)
+        weight = torch.randn(4, 3, 2, 2, generator=generator)
+        return {
+            "weight": torch.nn.Parameter(weight),
+            "laid out otherwise": weight.to(memory_format=torch.channels_last) if step % 2 else weight,
+            "half": weight.bfloat16(),
+            "transposed": weight.transpose(0, 1),
+            "slice": weight[:, 1],
+            "expanded": weight[:1].expand(4, 3, 2, 2),
+            "step": torch.tensor(float(step)),
+            "grows": [torch.full((step,), 1.0), (weight > 0, "text")] + [weight] * step,
+            "another type": weight.double() if step == 2 else weight,
+            **({"comes late": weight} if step > 1 else {}),
+            "empty": torch.empty(0),
+        }
+
+    earlier = None
+    for step in range(1, 4):
+        earlier, fresh = on_host(state(step), earlier), on_host(state(step))
+        for copy, new, original in zip(*map(tensors_of, (earlier, fresh, state(step))), strict=True):
+            assert torch.equal(copy, original)
+            assert (copy.dtype, copy.stride()) == (new.dtype, new.stride())
+            assert not copy.requires_grad
+    address = earlier["weight"].data_ptr()
+    assert on_host(state(4), earlier)["weight"].data_ptr() == address
+
+
+def tensors_of(state):
+    if isinstance(state, torch.Tensor):
+        return [state]
+    if isinstance(state, dict):
+        state = list(state.values())
+    return [tensor for value in state for tensor in tensors_of(value)] if isinstance(state, list | tuple) else []
+
+
+def test_the_checksum_is_that_of_the_file(tmp_path):
+    store = CheckpointStore(tmp_path)
+    store.save(1, {"weight": torch.randn(1 << 20), "text": "x" * 100_000}, {})
+    data = (tmp_path / "step_00000001" / "state.pt").read_bytes()
+    meta = json.loads((tmp_path / "step_00000001" / "meta.json").read_text())
+    assert meta["files"]["state.pt"] == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}

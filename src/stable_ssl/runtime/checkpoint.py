@@ -7,7 +7,9 @@ checkpoints/step_00001200/
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import logging
 import os
@@ -17,6 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -42,13 +45,14 @@ class CheckpointStore:
         self.folder = folder
         self.keep = keep
         self._read_back = False
+        self._copy: Any = None
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: tuple[int, Future] | None = None
 
     def save(self, step: int, state: dict[str, Any], facts: dict[str, Any], kept: bool = False) -> None:
         """Copy a state to host memory, and write it as a checkpoint in the background.
 
-        The first one is waited for, and read back.
+        The first one is waited for, and read back. The memory of the copy is kept for the next one, until `close`.
 
         Parameters
         ----------
@@ -67,7 +71,8 @@ class CheckpointStore:
             The state can't be loaded again (found by reading the first one back).
         """
         self.wait()
-        self._writing = step, self._writer.submit(self._write, step, on_host(state), facts, kept)
+        self._copy = on_host(state, self._copy)
+        self._writing = step, self._writer.submit(self._write, step, self._copy, facts, kept)
         if not self._read_back:
             self.wait()
 
@@ -86,6 +91,11 @@ class CheckpointStore:
             return False
         return True
 
+    def close(self) -> None:
+        """Wait for the checkpoint being written, and give up the host memory."""
+        self.wait()
+        self._copy = None
+
     def _write(self, step: int, state: dict[str, Any], facts: dict[str, Any], kept: bool) -> None:
         """Write one checkpoint, durable when this returns, and delete the oldest beyond `keep`."""
         final = self.folder / f"step_{step:08d}"
@@ -93,10 +103,11 @@ class CheckpointStore:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         try:
-            with open(part / "state.pt", "wb") as file:
+            with _HashingFile(part / "state.pt") as file:
                 torch.save(state, file)
                 file.flush()
                 os.fsync(file.fileno())
+                fingerprint = {"bytes": file.tell(), "sha256": file.sha256.hexdigest()}
             if not self._read_back:
                 _load_state(part)
                 self._read_back = True
@@ -105,7 +116,7 @@ class CheckpointStore:
                 "software": software(),
                 "kept": kept,
                 **facts,
-                "files": {"state.pt": _fingerprint(part / "state.pt")},
+                "files": {"state.pt": fingerprint},
             }
             with open(part / "meta.json", "w") as file:
                 json.dump(meta, file, indent=1)
@@ -171,14 +182,35 @@ class CheckpointStore:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def on_host(state: Any) -> Any:
-    """Return a copy of a nested state that nobody else changes, its tensors in host memory."""
+class _HashingFile(io.BufferedWriter):
+    """A file that knows the checksum of what was written to it, so that it need not be read again for that."""
+
+    def __init__(self, path: Path):
+        super().__init__(open(path, "wb", buffering=0))  # noqa: SIM115 (closed with this one)
+        self.sha256 = hashlib.sha256()
+
+    def write(self, data) -> int:
+        self.sha256.update(data)
+        return super().write(data)
+
+
+def on_host(state: Any, earlier: Any = None) -> Any:
+    """Return a copy of a nested state that nobody else changes, its tensors in host memory.
+
+    Tensors of `earlier`, a copy that is not needed any more, are overwritten where they fit: fresh memory costs more
+    than the copying.
+    """
     if isinstance(state, Tensor):
-        return state.detach().to("cpu", copy=True)
+        state = state.detach()
+        copy = earlier if _has_form(earlier, state) else torch.empty_like(state, device="cpu")
+        _overwrite(copy, state)
+        return copy
     if isinstance(state, dict):
-        return {key: on_host(value) for key, value in state.items()}
+        earlier = earlier if isinstance(earlier, dict) else {}
+        return {key: on_host(value, earlier.get(key)) for key, value in state.items()}
     if isinstance(state, list | tuple):
-        return type(state)(on_host(value) for value in state)
+        earlier = earlier if isinstance(earlier, list | tuple) and len(earlier) == len(state) else [None] * len(state)
+        return type(state)(on_host(value, before) for value, before in zip(state, earlier, strict=True))
     return state
 
 
@@ -201,6 +233,24 @@ def digest(value: Any) -> bytes:
     return found.digest()
 
 
+def _overwrite(copy: Tensor, tensor: Tensor) -> None:
+    if tensor.device.type == "cpu":
+        # torch's threads would wait for each other at every tensor, which takes ten times as long on shared cores.
+        with contextlib.suppress(TypeError, RuntimeError):  # a kind of tensor that NumPy lacks
+            numpy.copyto(copy.numpy(), tensor.numpy())
+            return
+    copy.copy_(tensor)
+
+
+def _has_form(candidate: Any, tensor: Tensor) -> bool:
+    """Whether `candidate` is a tensor that differs from `tensor` in device and values only."""
+    return (
+        type(candidate) is type(tensor)
+        and candidate.layout == tensor.layout == torch.strided
+        and (candidate.dtype, candidate.shape, candidate.stride()) == (tensor.dtype, tensor.shape, tensor.stride())
+    )
+
+
 def _is_kept(folder: Path) -> bool:
     try:
         return json.loads((folder / "meta.json").read_text())["kept"]
@@ -210,8 +260,6 @@ def _is_kept(folder: Path) -> bool:
 
 def software() -> dict[str, str]:
     """Return the versions that results depend on."""
-    import numpy
-
     from .. import __version__
 
     versions = {"stable_ssl": __version__, "torch": torch.__version__, "numpy": numpy.__version__}

@@ -134,9 +134,13 @@ class FiniteWatch:
 
 
 def all_finite(tensors: list[Tensor]) -> bool:
-    """Say whether every value of the floating-point tensors is finite. Waits for the device once."""
+    """Say whether every value of the floating-point tensors is finite. Waits for the device once, or twice."""
     floating = [tensor.detach() for tensor in tensors if tensor.is_floating_point()]
     if not floating:
         return True
-    # A sum of squares would overflow long before the largest finite number does.
-    return bool(torch.stack([norm.float() for norm in torch._foreach_norm(floating, float("inf"))]).isfinite().all())
+    # A sum of squares overflows long before the largest finite number does, but takes a tenth of the time on a CPU, and
+    # one that is finite has no other terms.
+    return any(
+        bool(torch.stack([norm.float() for norm in torch._foreach_norm(floating, order)]).isfinite().all())
+        for order in (2.0, float("inf"))
+    )
