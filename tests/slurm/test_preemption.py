@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from endings import ending, same
 
 from .cluster import poll
-from .conftest import HELD_AT, SAVED_BEFORE, await_hold, ending, lives, same
+from .conftest import HELD_AT, SAVED_BEFORE, await_hold, lives
 
 CHECKPOINT_CALLED = "Calling checkpoint method"
 

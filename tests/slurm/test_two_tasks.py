@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from endings import ending, same
 
-from .conftest import HELD_AT, SAVED_BEFORE, await_hold, ending, lives, same
+from .conftest import HELD_AT, SAVED_BEFORE, await_hold, lives
 
 pytestmark = pytest.mark.slow
 # Half as many steps an epoch as with one process.
