@@ -492,7 +492,7 @@ class BaseTrainer(nn.Module):
             stop.is_idle = place == 0 and may_be_interrupted
             indices, batch = next(batches, _NO_BATCH)
             stop.is_idle = False
-            if is_shared_stream and max(self._world.largest(batch is ...)):
+            if is_shared_stream and self._world.any(batch is ...):
                 batch = ...  # the epoch ends for all ranks when it ends for one
             if batch is ...:
                 if batch_idx == 0:
@@ -770,11 +770,11 @@ class BaseTrainer(nn.Module):
         if not self._store.wait():
             self._saved_progress = None
         # Rank 0 alone knows whether the last one is on disk.
-        if not max(self._world.largest(self._progress != self._saved_progress)):
+        if not self._world.any(self._progress != self._saved_progress):
             return
         self._check_losses()
         learned = [value for module in self.optimized_modules().values() for value in _learned(module)]
-        if max(self._world.largest(not all_finite(learned))):
+        if self._world.any(not all_finite(learned)):
             raise NanError(
                 f"A weight or running statistic is not finite at step {self.global_step}; "
                 "the checkpoint before it stands."

@@ -141,6 +141,10 @@ class World:
         """Return the largest of each number over the ranks."""
         return [max(column) for column in zip(*self.exchange(*numbers), strict=True)]
 
+    def any(self, is_so: bool) -> bool:
+        """Say whether something is so on any rank."""
+        return any(row[0] for row in self.exchange(is_so))
+
     def gather(self, value: Any) -> list[Any]:
         """Return what each rank gave, rank by rank; anything that can be pickled."""
         if self.size == 1:
