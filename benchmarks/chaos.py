@@ -94,6 +94,11 @@ def newest_step(folder: Path) -> int:
     return max((int(path.name[5:]) for path in folder.glob("checkpoints/step_*")), default=0)
 
 
+def is_finished(folder: Path) -> bool:
+    status = folder / "status.json"
+    return status.exists() and json.loads(status.read_text())["status"] == "finished"
+
+
 def ending(folder: Path) -> tuple[dict, list[str]]:
     """Return the last checkpoint's state, and the records of the log without `perf/`."""
     _, state, _ = CheckpointStore(folder / "checkpoints").load_newest()  # type: ignore[misc]
@@ -154,7 +159,7 @@ def main() -> int:
             os.killpg(process.pid, signum)
         else:
             process.send_signal(signum)
-        if process.wait() == 0:
+        if process.wait() == 0 or is_finished(folder):  # before the signal came
             break
         expected = -signum if signum == signal.SIGKILL else 128 + signum
         assert process.returncode == expected, (process.returncode, folder.with_suffix(".stderr").read_text())
