@@ -9,7 +9,7 @@ import secrets
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -345,7 +345,7 @@ class BaseTrainer(nn.Module):
     def _build_metrics(self, set_name: str) -> dict[str, Any]:
         metrics = cfg.build(self.logger["metric"].get(set_name, {}), f"logger.metric.{set_name}")
         _require_methods(metrics, ("update", "compute", "reset"), f"logger.metric.{set_name}")
-        alone = [name for name, metric in metrics.items() if not hasattr(metric, "sync")]
+        alone = [name for name, metric in metrics.items() if not _metric_states([metric])]
         if alone and self.world_size > 1:
             raise ConfigError(
                 f"logger.metric.{set_name}: {alone} can't be combined over {self.world_size} processes, since they are "
@@ -966,11 +966,9 @@ class BaseTrainer(nn.Module):
             elif not has_more:
                 return
 
-    def _fill_empty_states(self, metrics: Mapping[str, nn.Module]) -> None:
+    def _fill_empty_states(self, metrics: Mapping[str, Any]) -> None:
         """Give metrics that saw nothing on this rank no samples of the right shape: torchmetrics can't gather none."""
-        parts: Any = [part for metric in metrics.values() for part in metric.modules()]
-        states = [state for part in parts if hasattr(part, "metric_state") for state in part.metric_state.values()]
-        lists = [state for state in states if isinstance(state, list)]
+        lists = [state for state in _metric_states(metrics.values()) if isinstance(state, list)]
         kinds = self._world.gather([(state[0].shape[1:], state[0].dtype) if state else None for state in lists])
         for state, kinds_of_state in zip(lists, zip(*kinds, strict=True), strict=True):
             known = next(filter(None, kinds_of_state), None)
@@ -1076,6 +1074,12 @@ def _learned(module: nn.Module) -> Iterator[Tensor]:
     """Yield a module's parameters, and the running statistics of its normalisation."""
     yield from module.parameters()
     yield from _running_statistics(module)
+
+
+def _metric_states(metrics: Iterable[Any]) -> list[Any]:
+    """Return the states of torchmetrics metrics, and of those that they are made of."""
+    parts: Any = [part for metric in metrics if isinstance(metric, nn.Module) for part in metric.modules()]
+    return [state for part in parts if hasattr(part, "metric_state") for state in part.metric_state.values()]
 
 
 def _running_statistics(module: nn.Module) -> Iterator[Tensor]:

@@ -10,7 +10,8 @@ import math
 import pytest
 import torch
 from torch import nn
-from torchmetrics.classification import BinaryAUROC, MulticlassAccuracy
+from torchmetrics import MetricCollection
+from torchmetrics.classification import BinaryAUROC, MulticlassAccuracy, MulticlassF1Score
 from toys import Toy, toy_dataset
 
 from stable_ssl import ConfigError
@@ -272,7 +273,8 @@ class Counting:
 
 def counting(folder):
     data = {"train": toy_dataset(), "test": toy_dataset()}
-    logger = {"metric": {"test": {"mine": Counting()}}}
+    both = MetricCollection([MulticlassAccuracy(2), MulticlassF1Score(2)])
+    logger = {"metric": {"test": {"mine": Counting(), "both": both}}}
     try:
         train(Toy, folder, 4, data, {"backbone": linear(8, 2)}, {}, logger=logger)
     except ConfigError as error:
