@@ -39,6 +39,8 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
     if kind != "cuda":
         return torch.device(kind)
     index = int(name.split(":")[1]) if ":" in name and local_rank == 0 else local_rank
+    if torch.cuda.device_count() == 1 and ":" not in name:  # Slurm may show each process its own device only
+        index = 0
     if index >= torch.cuda.device_count():
         log.warning("hardware.device is '%s', but there are only %d: using cuda:0.", name, torch.cuda.device_count())
         index = 0
