@@ -195,16 +195,18 @@ def test_another_configuration_is_refused_and_listed(make_toy):
         make_toy(grad_max_norm=1.0)()
 
 
-def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(make_toy):
+@pytest.mark.parametrize("damage", ["a flipped bit", "truncated"])
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(make_toy, damage):
     trainer = make_toy(logger={"checkpoint_every_step": 1})
     trainer()
     newest = trainer._folder.path / "checkpoints" / "step_00000006" / "state.pt"
     damaged = bytearray(newest.read_bytes())
     damaged[len(damaged) // 2] ^= 1
-    newest.write_bytes(damaged)
+    newest.write_bytes(damaged if damage == "a flipped bit" else newest.read_bytes()[:-1])
     (trainer._folder.path / "status.json").unlink()
-    again = make_toy(logger={"checkpoint_every_step": 1})
+    again = make_toy(logger={"checkpoint_every_step": 1, "level": 40})
     again()
+    assert "step_00000006/state.pt' is damaged" in (again.folder / "console.log").read_text()
     assert_same_ending(ending(trainer), ending(again))
 
 
