@@ -227,6 +227,11 @@ class World:
         if self.size == 1:
             return
         self._watch.stop()
+        if "gloo" in str(error):
+            error.add_note(
+                "Either another process is gone, or the processes were at different places: a hook that raises "
+                "BreakEpoch or BreakAllEpochs must do so on all ranks."
+            )
         try:
             words = f"rank {self.rank} failed: {type(error).__name__}: {error}"
             first = self._store.compare_set("failed", "", words).decode()
