@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as dist_nn
 from torch import Tensor
 
 
@@ -19,4 +20,18 @@ def all_gather(x: Tensor) -> Tensor:
     Gradients flow back to every rank's rows, summed over ranks. Averaging the ranks' gradients, as data parallelism
     does, then gives the gradient of the loss of the whole batch, where each rank computes that loss.
     """
-    return x if world_size() == 1 else torch.cat(dist_nn.all_gather(x))
+    return x if world_size() == 1 else _AllGather.apply(x)
+
+
+class _AllGather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        rows = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
+        dist.all_gather(rows, x.contiguous())
+        return torch.cat(rows)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        total = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total.chunk(dist.get_world_size())[dist.get_rank()]
