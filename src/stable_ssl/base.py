@@ -229,8 +229,10 @@ class BaseTrainer(nn.Module):
                 self._build()
                 self._restore()
         except BaseException as error:
-            self._world.fail(error)
-            self._leave()
+            try:
+                self._world.fail(error)
+            finally:
+                self._leave()
             raise
         self._is_set_up = True
 
@@ -397,7 +399,7 @@ class BaseTrainer(nn.Module):
                     "data.train has no length: set optim.max_steps to the mini-batches that make an epoch."
                 ) from None
             return limit
-        available = min(available for (available,) in self._world.exchange(available))
+        available = -self._world.largest(-available)[0]
         if available == 0:
             raise ConfigError("data.train has no batches.")
         if isinstance(limit, float):
@@ -520,7 +522,7 @@ class BaseTrainer(nn.Module):
                     continue
             self._finish_batch(batch_idx, ends)
         # Where a stream ended inside a group.
-        if self._num_backward and self._optimizer_step():
+        if self._optimizer_step():
             self._finish_batch(self.batch_idx, ends=True)
 
     def _finish_batch(self, batch_idx: int, ends: bool) -> None:
@@ -590,8 +592,8 @@ class BaseTrainer(nn.Module):
         """Over the ranks, unless one of them has a loss that is not finite; then all leave out the step."""
         groups = [group for part in self._stateful.values() for group in getattr(part, "param_groups", ())]
         parameters = [parameter for group in groups for parameter in group["params"]]
-        rows = self._world.exchange(self._num_backward, self._bad_group, *(p.grad is not None for p in parameters))
-        self._num_backward, num_bad, *num_gradients = map(sum, zip(*rows, strict=True))
+        own = [self._num_backward, self._bad_group, *(p.grad is not None for p in parameters)]
+        self._num_backward, num_bad, *num_gradients = self._world.total(*own)
         self._bad_group = num_bad > 0
         if self._num_backward and not self._bad_group:
             self._world.sum_gradients(parameters, 1 / self.world_size, [count > 0 for count in num_gradients])
@@ -666,9 +668,13 @@ class BaseTrainer(nn.Module):
         if save_is_due or stop:
             self._save()
         if stop:
-            log.warning("Stopping at step %d because of %s.", self.global_step, self._stop.reason(stop))
-            self._store.wait()
-            self._stop.leave(stop)
+            self._end_run(stop, f"at step {self.global_step}")
+
+    def _end_run(self, code: int, where: str) -> None:
+        """Stop, when the newest checkpoint is durable: submitit's handler has the job killed."""
+        log.warning("Stopping %s because of %s.", where, self._stop.reason(code))
+        self._store.wait()
+        self._stop.leave(code)
 
     def _end_training_epoch(self) -> None:
         """Between an epoch's training and its evaluation."""
@@ -877,7 +883,7 @@ class BaseTrainer(nn.Module):
         self.global_step, self.epoch = progress["global_step"], progress["epoch"]
         self._batches_done, self._phase = progress["batches"], progress["phase"]
         self._log_position, self._saved_progress = state["log_position"], progress
-        if self._folder.status.get("status") == "finished":
+        if self._world.from_main(lambda: self._folder.status).get("status") == "finished":
             self._is_finished = self.epoch >= self.optim["epochs"]
             self._log_position = None  # all of it stands
         if not self._is_finished:
@@ -959,8 +965,7 @@ class BaseTrainer(nn.Module):
             if self.world_size > 1:
                 has_more, code = self._world.largest(has_more, code)
             if code:  # the checkpoint from before the evaluation stands
-                log.warning("Stopping in the evaluation because of %s.", stop.reason(code))
-                stop.leave(code)
+                self._end_run(code, "in the evaluation")
             if found is not None:
                 yield found
             elif not has_more:

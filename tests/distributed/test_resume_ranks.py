@@ -105,6 +105,29 @@ def test_a_run_may_go_on_with_half_the_processes_and_batches_of_twice_the_size(s
     assert "Going on with 1 processes instead of 2" in (tmp_path / "console.log").read_text()
 
 
+class SlowToLeave(Stopping):
+    """Rank 0 is long over its last checkpoint."""
+
+    def _end_run(self, code, where):
+        if self.rank == 0:
+            time.sleep(35)
+        super()._end_run(code, where)
+
+
+def run_slow_to_leave(folder):
+    SlowToLeave.armed, SlowToLeave.who, SlowToLeave.where = True, 1, "train"
+    run(SlowToLeave, folder)
+
+
+@pytest.mark.slow
+def test_ranks_wait_for_one_that_is_long_over_its_last_checkpoint(start_ranks, tmp_path):
+    ranks = start_ranks(run_slow_to_leave, tmp_path)
+    ranks.processes[1].join(30)
+    assert ranks.processes[1].is_alive()
+    assert ranks.join(30) == [128 + signal.SIGTERM] * 2
+    assert json.loads((tmp_path / "status.json").read_text())["status"] == "preempted"
+
+
 class Failing(Embedding):
     """On rank 1 something goes wrong, while rank 0 is where no collective tells it."""
 

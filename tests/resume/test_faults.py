@@ -54,6 +54,22 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(make_toy, small_disk):
     assert all(map(torch.equal, trainer.parameters(), alone.parameters()))
 
 
+def test_a_disk_that_fills_up_while_a_checkpoint_is_written_costs_that_one_only(make_toy, small_disk):
+    class Growing(Toy):
+        """Its state no longer fits on the disk for two steps."""
+
+        def after_fit_step(self):
+            self._store.wait()
+            self.register_buffer("ballast", torch.zeros(400_000 if self.global_step in (3, 4) else 1))
+
+    trainer = make_toy(Growing, logger={"dump_path": small_disk / "run", "checkpoint_every_step": 1, "level": 40})
+    trainer()
+    said = (trainer.folder / "console.log").read_text()
+    assert said.count("could not be written, the one before it stands: [Errno 28]") == 2
+    assert trainer.global_step == 6
+    assert trainer._store.load_newest()[0].name == "step_00000006"
+
+
 def test_a_folder_that_can_not_be_written_is_refused_at_the_start(make_toy, small_disk):
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     with pytest.raises(ConfigError, match="logger.dump_path: .* can't be written: .*Read-only file system"):

@@ -86,8 +86,12 @@ class CheckpointStore:
         (step, future), self._writing = self._writing, None
         try:
             future.result()
-        except OSError as error:
-            log.error("The checkpoint of step %d could not be written, the one before it stands: %s", step, error)
+        except (OSError, RuntimeError) as error:
+            # torch's writer of archives hides the disk's error behind one of its own.
+            cause = error if isinstance(error, OSError) else error.__context__
+            if not isinstance(cause, OSError):
+                raise
+            log.error("The checkpoint of step %d could not be written, the one before it stands: %s", step, cause)
             return False
         return True
 

@@ -107,7 +107,9 @@ class World:
         self._store.set(f"beat{self.rank}", "0")
         missing = self._await("beat", SECONDS_TO_JOIN)
         if missing:
-            raise PeerError(f"Of {self.size} processes, ranks {missing} did not come.")
+            ended = {rank: _children[rank].poll() for rank in missing if rank in _children}
+            how = f" Started as '{' '.join(sys.orig_argv)}' in '{_FOLDER}', they ended with {ended}." if ended else ""
+            raise PeerError(f"Of {self.size} processes, ranks {missing} did not come.{how}")
         # A client of its own: the main one may be held by a process that waits.
         store = dist.PrefixStore(prefix, _connect(place).clone())
         self._watch = _Watch(store, self.rank, self._peers, lambda: self.on_lost())
@@ -128,22 +130,24 @@ class World:
 
     # What the processes tell each other -------------------------------------------------------------------------------
 
-    def exchange(self, *numbers: int) -> list[list[int]]:
-        """Return the whole numbers that each rank gave, rank by rank."""
-        if self.size == 1:
-            return [list(numbers)]
-        own = torch.tensor(numbers, dtype=torch.int64)
-        rows = [torch.empty_like(own) for _ in range(self.size)]
-        dist.all_gather(rows, own, group=self._host_group)
-        return [row.tolist() for row in rows]
+    def total(self, *numbers: int) -> list[int]:
+        """Return the sum of each whole number over the ranks."""
+        return self._reduced(numbers, dist.ReduceOp.SUM)
 
     def largest(self, *numbers: int) -> list[int]:
-        """Return the largest of each number over the ranks."""
-        return [max(column) for column in zip(*self.exchange(*numbers), strict=True)]
+        """Return the largest of each whole number over the ranks."""
+        return self._reduced(numbers, dist.ReduceOp.MAX)
 
     def any(self, is_so: bool) -> bool:
         """Say whether something is so on any rank."""
-        return any(row[0] for row in self.exchange(is_so))
+        return self.largest(is_so)[0] > 0
+
+    def _reduced(self, numbers: Sequence[int], operation: Any) -> list[int]:
+        if self.size == 1:
+            return list(numbers)
+        values = torch.tensor(numbers, dtype=torch.int64)
+        dist.all_reduce(values, operation, group=self._host_group)
+        return values.tolist()
 
     def gather(self, value: Any) -> list[Any]:
         """Return what each rank gave, rank by rank; anything that can be pickled."""
@@ -241,18 +245,27 @@ class World:
             raise PeerError(first) from error
 
     def leave(self) -> None:
-        """Leave the run, when the others are about to; the trainer after this one may make another."""
+        """Leave the run together with the others; the trainer after this one may make another.
+
+        Rank 0 keeps the store, and with Slurm the first to exit may end all. So nobody goes before the rest is here or
+        gone; one that still writes, or asks for its requeue, is waited for.
+        """
         if self.size == 1:
             return
-        self._watch.stop()
+        self._watch.is_leaving = True
+        has_failed = True
         try:
-            if not self._store.check(["failed"]):
+            has_failed = self._store.check(["failed"])
+            if not has_failed:
                 self._store.set(f"left{self.rank}", "")
-                # Rank 0 keeps the store, and with Slurm the first to exit may end all: so nobody goes before the rest.
-                self._await("left", SECONDS_TO_LEAVE)
+                while self._watch.is_alive() and not set(self._await("left", 1.0)) <= self._watch.gone:
+                    if self._store.check(["failed"]):
+                        break
         except RuntimeError:
             pass  # rank 0 saw all of them, and went
-        if dist.is_initialized():
+        self._watch.stop()
+        # After a failure, NCCL may wait for ever for what the others will not do any more.
+        if dist.is_initialized() and not (has_failed and torch.cuda.is_available()):
             dist.destroy_process_group()
 
 
@@ -266,6 +279,8 @@ class _Watch(threading.Thread):
         super().__init__(name="watch", daemon=True)
         self._store, self._rank, self._peers, self._on_lost = store, rank, peers, on_lost
         self._stopped = threading.Event()
+        self.is_leaving = False  # then it still shows that this process is there, and ends it no more
+        self.gone: set[int] = set()
         self._lock = threading.Lock()
 
     def run(self) -> None:
@@ -285,9 +300,9 @@ class _Watch(threading.Thread):
             # Counted in own beats, so that a machine that was suspended does not take itself for left alone.
             missed = [0 if new != old else n + 1 for new, old, n in zip(beats, last, missed, strict=True)]
             last = beats
-            gone = [rank for rank, n in zip(self._peers, missed, strict=True) if n >= MISSED_BEATS]
-            if gone:
-                return self._end(f"rank {gone[0]} is gone.")
+            self.gone = {rank for rank, n in zip(self._peers, missed, strict=True) if n >= MISSED_BEATS}
+            if self.gone and not self.is_leaving:
+                return self._end(f"rank {min(self.gone)} is gone.")
 
     def stop(self) -> None:
         """End the thread; not while it is ending the process."""
@@ -296,10 +311,12 @@ class _Watch(threading.Thread):
 
     def _end(self, why: str) -> None:
         with self._lock:
-            if self._stopped.is_set():
+            if self._stopped.is_set() or self.is_leaving:
                 return
             log.error("Rank %d ends too: %s", self._rank, why)
             self._on_lost()
+            for child in _children.values():
+                child.kill()
             sys.stderr.flush()
             sys.stdout.flush()
             os._exit(1)
@@ -323,6 +340,8 @@ def _buckets(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
 
 # How processes find each other ----------------------------------------------------------------------------------------
 
+_FOLDER = os.getcwd()  # that the command line is meant for; a script may go elsewhere later
+_PARENT = "STABLE_SSL_PARENT"
 _runs = itertools.count()
 _store: dist.TCPStore | None = None
 _started: Place | None = None  # where this process started the others
@@ -333,6 +352,8 @@ def _connect(place: Place) -> dist.TCPStore:
     """Return the store that all processes share; rank 0, or torchrun's agent, keeps it."""
     global _store
     if _store is None:
+        if _PARENT in os.environ:
+            threading.Thread(target=_end_with_parent, args=(int(os.environ[_PARENT]),), daemon=True).start()
         host, port = _address()
         timeout = timedelta(seconds=SECONDS_TO_JOIN)
         keeps = place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
@@ -356,7 +377,7 @@ def _address() -> tuple[str, int]:
         # Jobs on one machine get ports of their own, and a requeued one another than before.
         names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT", "SUBMITIT_LOCAL_JOB_ID")
         key = " ".join(os.environ.get(name, "") for name in names)
-        port = str(20000 + zlib.crc32(key.encode()) % 40000)
+        port = str(20000 + zlib.crc32(key.encode()) % 12000)  # below those that systems give out themselves
     return host, int(port)
 
 
@@ -371,18 +392,26 @@ def _start_others(size: int) -> Place:
     _store = dist.TCPStore("127.0.0.1", 0, size, is_master=True, wait_for_workers=False)
     _started = Place("this process", 0, 0, size)
     env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_store.port), "WORLD_SIZE": str(size)}
+    env[_PARENT] = str(os.getpid())
     if "OMP_NUM_THREADS" not in env:
-        threads = max(1, len(os.sched_getaffinity(0)) // size)
+        threads = max(1, (os.cpu_count() or 1) // size)
         torch.set_num_threads(threads)
         env["OMP_NUM_THREADS"] = str(threads)
     for rank in range(1, size):
         own = {**env, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        _children[rank] = subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=own)
+        _children[rank] = subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=own, cwd=_FOLDER)
     return _started
 
 
+def _end_with_parent(parent: int) -> None:
+    """End this process when the one that started it is gone, whatever it waits for."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
+
+
 @atexit.register
-def _end_others() -> None:
+def _wait_for_others() -> None:
     deadline = time.monotonic() + SECONDS_TO_LEAVE
     for child in _children.values():
         try:
