@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 
 import pytest
 import torch
@@ -596,3 +597,19 @@ def test_a_constructor_may_call_itself_anything(make_toy):
             super().__init__(*args, **kwargs)
 
     assert make_toy(Odd).get_config()["trainer"]["optim"]["epochs"] == 2
+
+
+def test_one_loader_may_have_two_names(make_toy):
+    loader = Loader(toy_dataset(10), 4)
+    trainer = make_toy(data={"train": loader, "test": loader})
+    trainer()
+    assert (trainer.data["train"].name, trainer.data["test"].name) == ("train", "test")
+
+
+def test_logs_that_can_not_be_opened_end_the_run_and_let_the_folder_go(make_toy, tmp_path):
+    (tmp_path / "run" / "metrics.jsonl").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError):
+        make_toy()()
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "failed"
+    (tmp_path / "run" / "metrics.jsonl").rmdir()
+    make_toy()()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import math
 import secrets
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from . import config as cfg
 from .arguments import arguments_by_name, check_arguments
-from .data import as_loader
+from .data import as_loader, length_of
 from .exceptions import (
     BreakAllEpochs,
     BreakEpoch,
@@ -41,7 +42,7 @@ from .runtime.device import (
     to_device,
     use_deterministic,
 )
-from .runtime.folder import RunFolder, config_differences
+from .runtime.folder import RunFolder, config_differences, differences
 from .runtime.precision import FiniteWatch, Precision, all_finite, resolve_precision
 from .runtime.preemption import StopRequest, StopWaiting
 from .runtime.seeding import Stream, derive_seed, seed_generators, seed_generators_in_turn
@@ -55,6 +56,7 @@ log = logging.getLogger("stable_ssl")
 
 SECONDS_BETWEEN_EPOCH_SAVES = 60.0
 _NO_BATCH = (None, ...)
+_BREAKS = (BreakStep, BreakEpoch, BreakAllEpochs)
 
 
 class BaseTrainer(nn.Module):
@@ -73,8 +75,9 @@ class BaseTrainer(nn.Module):
         after_fit            (evaluates)
 
     Without a set named `train`, it evaluates only. `BreakStep` may be raised in the hooks of a step, `BreakEpoch` in
-    these and in `before_fit_epoch`, `BreakAllEpochs` in any of training. A hook that is overridden need not call the
-    one of this class.
+    these and in `before_fit_epoch`, `BreakAllEpochs` in any of training; of several processes, one is enough, but in
+    `compute_loss` and in an evaluation all must raise it. A hook that is overridden need not call the one of this
+    class.
 
     Parameters
     ----------
@@ -164,6 +167,8 @@ class BaseTrainer(nn.Module):
         self._group_size, self._group_ends, self._bad_group, self._grad_scale = 1, True, False, 1.0
         self._data_wait, self._finite = 0.0, FiniteWatch()
         self._log: Any = None
+        self._stop: Any = None
+        self._agreed: Exception | None = None
         self._log_position: int | None = 0
         self._saved_progress: dict[str, Any] | None = None
         self._skip_nonfinite = self.optim["nonfinite"] == "skip"
@@ -220,7 +225,8 @@ class BaseTrainer(nn.Module):
                 self._store = CheckpointStore(self._folder.path / "checkpoints", self.logger["checkpoint_keep"])
                 hardware["seed"], self._is_new = self._world.from_main(self._claim_folder)
                 self._fields["hardware"]["seed"] = hardware["seed"]
-                self.device = resolve_device(hardware["device"], self._world.local_rank)
+                self._compare_ranks()
+                self.device = resolve_device(hardware["device"], self._world.local_rank, self.world_size)
                 if self.world_size > 1:
                     log.info("%d processes train together, each on a %s of its own.", self.world_size, self.device.type)
                 hardware["precision"] = resolve_precision(hardware["precision"], self.device)
@@ -271,6 +277,17 @@ class BaseTrainer(nn.Module):
             )
         self._folder.write_config(config)
         return self.hardware["seed"], is_new
+
+    def _compare_ranks(self) -> None:
+        """Refuse to train with processes that were told something else, or are at another trainer of their script."""
+        configs = self._world.gather(self.get_config()["trainer"])
+        for rank, config in enumerate(configs):
+            found = [
+                f"{path}: {ours!r} on rank 0, {its!r} there." for path, ours, its in differences(configs[0], config)
+            ]
+            if found:
+                what = f"Rank {rank} has another configuration than rank 0, or is at another trainer of its script."
+                raise ConfigError([what, *found])
 
     def _build(self) -> None:
         for name, value in self._attributes.items():
@@ -335,10 +352,13 @@ class BaseTrainer(nn.Module):
         return nn.ModuleDict(modules)
 
     def _build_data(self) -> None:
-        built = cfg.build(self.data, "data")
-        self.data = {
-            name: source if name.startswith("_") else as_loader(source, name) for name, source in built.items()
-        }
+        self.data = cfg.build(self.data, "data")
+        bound: set[int] = set()
+        for name, source in self.data.items():
+            if not name.startswith("_"):
+                # One that has two names is bound twice.
+                self.data[name] = as_loader(copy.copy(source) if id(source) in bound else source, name)
+                bound.add(id(source))
         self._eval_sets = [name for name in self.data if name != "train" and not name.startswith("_")]
         for name, loader in self.data.items():
             if not name.startswith("_"):
@@ -390,14 +410,12 @@ class BaseTrainer(nn.Module):
 
     def _count_batches(self) -> int:
         """Return the mini-batches of an epoch; for a stream without a length, the most that it may have."""
-        limit = self.optim["max_steps"]
-        try:
-            available = len(self.data["train"])
-        except TypeError:
+        limit, available = self.optim["max_steps"], length_of(self.data["train"])
+        if available is None:
             if not isinstance(limit, int) or limit < 0:
                 raise ConfigError(
                     "data.train has no length: set optim.max_steps to the mini-batches that make an epoch."
-                ) from None
+                )
             return limit
         available = -self._world.largest(-available)[0]
         if available == 0:
@@ -435,7 +453,7 @@ class BaseTrainer(nn.Module):
             if "train" not in self.data:
                 self._evaluate()
                 return
-            self.before_fit()
+            self._together("before_fit")
             self._fit()
             self.after_fit()
 
@@ -453,13 +471,14 @@ class BaseTrainer(nn.Module):
             if self._phase == "fit":
                 self.train()
                 try:
-                    self.before_fit_epoch()
+                    self._together("before_fit_epoch")
                     self._fit_epoch()
-                except BreakEpoch:
+                except BreakEpoch as request:
+                    self._meet(request)
                     self._drop_group()
                 except StopWaiting:
                     self._at_boundary(False)
-                self.after_fit_epoch()
+                self._together("after_fit_epoch")
                 self._end_training_epoch()
             self._end_epoch()
         self._save()
@@ -513,9 +532,10 @@ class BaseTrainer(nn.Module):
                 state["batch"] = to_device(batch, self.device, self.hardware["channels_last"])
             seed_generators_in_turn(seed, self.global_step * accumulation + place)
             try:
-                self.before_fit_step()
+                self._together("before_fit_step")
                 self._fit_step()
-            except BreakStep:
+            except BreakStep as request:
+                self._meet(request)
                 # With the gradients of the rest of the group, if there are any.
                 if not (ends and self._optimizer_step()):
                     state["_batches_done"] = batch_idx + 1
@@ -532,14 +552,35 @@ class BaseTrainer(nn.Module):
             state.update(stepped=True, global_step=self.global_step + 1)
             self._follow()
         try:
-            self.after_fit_step()
+            self._together("after_fit_step")
         except (BreakStep, BreakEpoch) as raised:
             request = raised
-        state["_batches_done"] = batch_idx + 1
+        state["_batches_done"] = self._num_batches if isinstance(request, BreakEpoch) else batch_idx + 1
         if ends:
             self._end_group()
         if isinstance(request, BreakEpoch):
             raise request
+
+    def _together(self, name: str) -> None:
+        """Run a hook of training; what it breaks off on one rank is broken off on all."""
+        hook = getattr(self, name)
+        if self.world_size == 1 or getattr(hook, "__func__", None) is getattr(BaseTrainer, name):
+            return hook()
+        own: Exception | None = None
+        try:
+            hook()
+        except _BREAKS as request:
+            own = request
+        number = next((number for number, kind in enumerate(_BREAKS, 1) if isinstance(own, kind)), 0)
+        (largest,) = self._world.largest(number)
+        if largest:
+            self._agreed = own if own and number == largest else _BREAKS[largest - 1]("Another process asked for it.")
+            raise self._agreed
+
+    def _meet(self, request: Exception) -> None:
+        """Where a rank breaks off by itself, the others would wait for it for ever: see that they do so too."""
+        if self.world_size > 1 and request is not self._agreed:
+            self._world.meet(f"{type(request).__name__} was raised in compute_loss or in an evaluation")
 
     def _drop_group(self) -> None:
         """Forget what an epoch that was cut short had begun."""
@@ -662,7 +703,7 @@ class BaseTrainer(nn.Module):
 
     def _at_boundary(self, save_is_due: bool) -> None:
         """Save when due, and stop when asked to: all ranks at the same step, whichever of them it was."""
-        stop = self._stop.code
+        stop = self._stop.request
         if self.world_size > 1:
             save_is_due, stop = self._world.largest(save_is_due, stop)
         if save_is_due or stop:
@@ -670,11 +711,11 @@ class BaseTrainer(nn.Module):
         if stop:
             self._end_run(stop, f"at step {self.global_step}")
 
-    def _end_run(self, code: int, where: str) -> None:
+    def _end_run(self, request: int, where: str) -> None:
         """Stop, when the newest checkpoint is durable: submitit's handler has the job killed."""
-        log.warning("Stopping %s because of %s.", where, self._stop.reason(code))
+        log.warning("Stopping %s because of %s.", where, self._stop.reason(request))
         self._store.wait()
-        self._stop.leave(code)
+        self._stop.end_run(request)
 
     def _end_training_epoch(self) -> None:
         """Between an epoch's training and its evaluation."""
@@ -719,47 +760,59 @@ class BaseTrainer(nn.Module):
         folder, status = self._folder, "failed"
         self._schedule_save()
         self._save_every = self.logger["checkpoint_every_step"] or sys.maxsize
-        self._log = RunLog(
-            folder.path,
-            self.logger,
-            self.optim["epochs"],
-            self.get_config(),
-            self.global_step,
-            self._log_position,
-            self.rank,
-        )
         self._world.on_lost = lambda: folder.write_status("failed", self._progress)
-        folder.write_status("running", self._progress)
-        if folder.is_chosen:
-            log.info(
-                "The run is in '%s'; start it again with logger.dump_path=%s to go on.",
-                folder.path,
-                folder.path,
-            )
         try:
+            self._log = RunLog(
+                folder.path,
+                self.logger,
+                self.optim["epochs"],
+                self.get_config(),
+                self.global_step,
+                self._log_position,
+                self.rank,
+            )
+            folder.write_status("running", self._progress)
+            if folder.is_chosen:
+                log.info("The run is in '%s'; start it again with logger.dump_path=%s to go on.", *[folder.path] * 2)
             with StopRequest(self.hardware["time_limit"]) as self._stop:
-                yield
-            status, self._is_finished = "finished", True
-        except BreakAllEpochs as request:
-            status = "stopped"
-            log.info("Training was stopped at step %d. %s", self.global_step, request)
-        except (Preempted, KeyboardInterrupt):
-            status = "preempted"
-            raise
+                try:
+                    yield
+                    status = "finished"
+                except BreakAllEpochs as request:
+                    self._meet(request)
+                    status = "stopped"
+                    log.info("Training was stopped at step %d. %s", self.global_step, request)
+            self._is_finished = status == "finished"
         except BaseException as error:
-            log.error("The run failed at step %d: %s: %s", self.global_step, type(error).__name__, error)
-            self._world.fail(error)
+            if isinstance(error, Preempted | KeyboardInterrupt):
+                status = "preempted"
+            else:
+                log.error("The run failed at step %d: %s: %s", self.global_step, type(error).__name__, error)
+            if self._stop is None or not self._stop.has_ended_run:
+                self._world.fail(error)
             raise
         finally:
-            for name, loader in self.data.items():
-                if not name.startswith("_"):
-                    loader.close()
             self._has_ended = not self._is_finished
+            try:
+                self._close(status)
+            except BaseException as error:
+                self._world.fail(error)
+                raise
+            finally:
+                self._leave()
+
+    def _close(self, status: str) -> None:
+        """End what works for the run, and write down how it ended."""
+        for name, loader in self.data.items():
+            if not name.startswith("_"):
+                loader.close()
+        try:
             self._store.close()
-            folder.write_status(status, self._progress)
-            self._log.close(status)
-            self._log = None
-            self._leave()
+            self._folder.write_status(status, self._progress)
+        finally:
+            if self._log:
+                self._log.close(status)
+                self._log = None
 
     @property
     def _progress(self) -> dict[str, Any]:
@@ -808,10 +861,17 @@ class BaseTrainer(nn.Module):
                 "device": str(self.device),
                 "threads": torch.get_num_threads(),
             },
+            "epoch": self._size_of_epoch,
         }
         self._store.save(self.global_step, state, facts, kept)
         self._saved_progress = self._progress
         self._folder.write_status("running", self._progress)
+
+    @property
+    def _size_of_epoch(self) -> dict[str, Any]:
+        """What the place in an epoch is counted in; the configuration does not tell where a loader is a live object."""
+        batch_size = getattr(self.data["train"], "batch_size", None)
+        return {"batches": self._num_batches, "batch_size": batch_size and batch_size * self.world_size}
 
     def _state(self) -> dict[str, Any]:
         """Return all that influences the future, and is no function of the configuration."""
@@ -852,6 +912,12 @@ class BaseTrainer(nn.Module):
         if found is None:
             return
         path, state, meta = found
+        if "train" in self.data and meta["epoch"] != self._size_of_epoch:
+            raise ConfigError(
+                f"'{path}' is of a run with other data; nothing was done. An epoch had {meta['epoch']['batches']} "
+                f"mini-batches of {meta['epoch']['batch_size']} samples over all processes, and now has "
+                f"{self._size_of_epoch['batches']} of {self._size_of_epoch['batch_size']}."
+            )
         if meta["world"]["size"] != self.world_size:
             log.warning(
                 "Going on with %d processes instead of %d: the samples come in the same order, but results may differ "
@@ -927,7 +993,7 @@ class BaseTrainer(nn.Module):
                 metric.reset()
             self._logging, self._log_set = True, name_loader
             console = self._log.console
-            console.begin_evaluation(name_loader, len(loader) if hasattr(loader, "__len__") else None)
+            console.begin_evaluation(name_loader, length_of(loader))
             for batch_idx, (indices, batch) in enumerate(self._evaluation_batches(loader)):
                 self.batch_idx, self.indices = batch_idx, indices
                 self.batch = to_device(batch, self.device, self.hardware["channels_last"]) if self._must_move else batch
@@ -961,11 +1027,11 @@ class BaseTrainer(nn.Module):
             except StopWaiting:
                 found = None
             stop.is_idle = False
-            has_more, code = found is not None, stop.code
+            has_more, request = found is not None, stop.request
             if self.world_size > 1:
-                has_more, code = self._world.largest(has_more, code)
-            if code:  # the checkpoint from before the evaluation stands
-                self._end_run(code, "in the evaluation")
+                has_more, request = self._world.largest(has_more, request)
+            if request:  # the checkpoint from before the evaluation stands
+                self._end_run(request, "in the evaluation")
             if found is not None:
                 yield found
             elif not has_more:

@@ -304,3 +304,22 @@ print(next(batches)[0], flush=True)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.stdout == "[0, 1, 2, 3, 4]\n", done.stderr
     assert ("ZeroDivisionError" in done.stderr) == (done.returncode != 0) == (end == "1 / 0"), done.stderr
+
+
+def test_batches_of_a_batch_sampler_are_of_one_size_on_all_ranks_in_training():
+    class Uneven(torch.utils.data.Sampler):
+        def __iter__(self):
+            return iter([[0, 1, 2], [3], [4, 5], [6, 7, 8], [9]])
+
+        def __len__(self):
+            return 5
+
+    def shares(is_even):
+        loaders = [Loader(list(range(10)), batch_sampler=Uneven()) for _ in range(2)]
+        for rank, made in enumerate(loaders):
+            made.bind(0, rank=rank, world_size=2, is_even=is_even)
+            assert len(made) == len(list(made.batches(0)))
+        return [[indices for indices, _ in made.batches(0)] for made in loaders]
+
+    assert shares(True) == [[[0], [4, 5]], [[3], [6, 7]]]
+    assert shares(False) == [[[0, 1, 2], [4, 5], [9]], [[3], [6, 7, 8]]]

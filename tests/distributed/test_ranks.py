@@ -6,6 +6,7 @@ import functools
 import itertools
 import json
 import math
+import os
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import BinaryAUROC, MulticlassAccuracy, MulticlassF1Score
 from toys import Toy, toy_dataset
 
+import stable_ssl.runtime.world
 from stable_ssl import ConfigError
 from stable_ssl.data import Loader
 from stable_ssl.losses import NTXEntLoss
@@ -143,7 +145,13 @@ def test_ranks_share_out_one_global_order():
 
 
 class Uneven(Toy):
-    """Rank 1 leaves out a mini-batch, and a whole group."""
+    """Rank 1 leaves out a mini-batch, and a whole group; so does rank 0, which does not ask for it."""
+
+    def compute_loss(self):
+        loss = super().compute_loss()
+        # In step with the other rank only where both compute a loss.
+        torch.distributed.all_reduce(torch.zeros(()))
+        return loss
 
     def before_fit_step(self):
         from stable_ssl import BreakStep
@@ -158,10 +166,80 @@ def leaving_out(folder):
     return train(Uneven, folder, 4, data, {"backbone": linear(8, 16, 2)}, {"accumulation_steps": 2})
 
 
-def test_a_mini_batch_that_one_rank_leaves_out_leaves_the_ranks_equal(start_ranks, tmp_path):
+def test_a_mini_batch_that_one_rank_leaves_out_is_left_out_by_all(start_ranks, tmp_path):
     (first, steps), (second, _) = start_ranks(leaving_out, tmp_path).results()
-    assert steps == 4
+    assert steps == 3
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+class Breaking(Toy):
+    """One rank breaks off in a hook, where the other would wait for it in the next collective."""
+
+    def ask(self, hook):
+        is_there = "step" not in hook or self.batch_idx == 2
+        if (self.rank, hook, self.epoch) == (self.who, self.where, 0) and is_there:
+            raise self.what("enough")
+
+    def before_fit_epoch(self):
+        self.ask("before_fit_epoch")
+
+    def before_fit_step(self):
+        self.ask("before_fit_step")
+
+    def after_fit_step(self):
+        self.ask("after_fit_step")
+
+    def after_fit_epoch(self):
+        self.ask("after_fit_epoch")
+
+    def compute_loss(self):
+        self.ask("compute_loss_step")
+        return super().compute_loss()
+
+    def after_eval(self):
+        self.ask("after_eval")
+
+
+def breaking(folder, who, where, what):
+    stable_ssl.runtime.world.SECONDS_TO_MEET = 3.0
+    Breaking.who, Breaking.where, Breaking.what = who, where, getattr(stable_ssl, what)
+    torch.manual_seed(0)
+    data = {"train": toy_dataset(32), "test": toy_dataset(8)}
+    state, steps = train(Breaking, folder, 4, data, {"backbone": linear(8, 16, 2)}, {}, logger={"level": 30})
+    return state, steps, json.loads((folder / "status.json").read_text())["status"]
+
+
+@pytest.mark.parametrize(
+    ("who", "where", "what", "expected"),
+    [
+        (0, "before_fit_epoch", "BreakEpoch", (4, "finished")),
+        (1, "before_fit_step", "BreakEpoch", (6, "finished")),
+        (0, "after_fit_step", "BreakEpoch", (7, "finished")),
+        (1, "after_fit_step", "BreakStep", (8, "finished")),
+        (0, "before_fit_step", "BreakAllEpochs", (2, "stopped")),
+        (1, "after_fit_step", "BreakAllEpochs", (3, "stopped")),
+        (0, "after_fit_epoch", "BreakAllEpochs", (4, "stopped")),
+    ],
+)
+def test_what_one_rank_breaks_off_in_a_hook_all_break_off(start_ranks, tmp_path, who, where, what, expected):
+    (first, *ending), (second, *_) = start_ranks(breaking, tmp_path, who, where, what).results()
+    assert tuple(ending) == expected
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("where", "what"),
+    [
+        ("compute_loss_step", "BreakStep"),
+        ("compute_loss_step", "BreakEpoch"),
+        ("after_eval", "BreakAllEpochs"),
+    ],
+)
+def test_what_must_be_broken_off_on_all_ranks_and_is_not_ends_the_run(start_ranks, tmp_path, where, what):
+    assert start_ranks(breaking, tmp_path, 1, where, what).join() == [1, 1]
+    said = (tmp_path / "console_rank1.log").read_text()
+    assert f"{what} was raised in compute_loss or in an evaluation on rank 1, but not on ranks [0]" in said
+    assert json.loads((tmp_path / "status.json").read_text())["status"] == "failed"
 
 
 class Stream(torch.utils.data.IterableDataset):
@@ -248,6 +326,21 @@ def wanting(folder, world_size):
 def test_a_world_size_that_contradicts_the_launcher_is_refused(start_ranks, tmp_path):
     said = start_ranks(wanting, tmp_path, 3).results()
     assert all("hardware.world_size: 3, but torchrun started 2 processes" in words for words in said)
+
+
+def different(folder):
+    rank = int(os.environ["RANK"])
+    try:
+        train(Toy, folder, 4, {"train": toy_dataset()}, {"backbone": linear(8, 2)}, {"epochs": 2 + rank})
+    except ConfigError as error:
+        return str(error)
+
+
+def test_ranks_with_different_configurations_are_refused(start_ranks, tmp_path):
+    said = start_ranks(different, tmp_path).results()
+    assert said[0] == said[1]
+    assert "Rank 1 has another configuration than rank 0" in said[0]
+    assert "optim.epochs: 2 on rank 0, 3 there." in said[0]
 
 
 def two_trainers(folder):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 import torch
 from toys import Toy, toy_backbone, toy_dataset
 
-from stable_ssl import CheckpointError, ConfigError, Preempted
+from stable_ssl import BreakEpoch, CheckpointError, ConfigError, Preempted
 from stable_ssl.data import Loader
 from stable_ssl.losses import NTXEntLoss
 from stable_ssl.monitors import RankMe
@@ -359,3 +360,33 @@ def test_a_run_killed_at_random_moments_ends_as_one_left_alone(tmp_path, ranks):
     assert [cell.strip() for cell in row[:2]] == [str(ranks), "1"]
     assert int(row[2]) >= 2  # a run that ended before the last kill was not hit by it
     assert row[-1].strip() == "yes"
+
+
+def test_a_live_loader_with_other_batches_is_refused(make_toy, tmp_path):
+    with pytest.raises(Preempted):
+        make_toy(stopping(2))()
+    with pytest.raises(ConfigError, match="3 mini-batches of 8 samples over all processes, and now has 6 of 4"):
+        make_toy(stopping(2), {"train": Loader(toy_dataset(), 4, shuffle=True)})()
+
+
+def test_an_epoch_that_was_broken_off_after_a_save_stays_broken_off(make_toy, tmp_path):
+    class Short(stopping(1)):
+        def after_fit_step(self):
+            if self.batch_idx == 1:
+                raise BreakEpoch
+
+    options = {"checkpoint_every_step": 1, "checkpoint_keep": 99}
+    Short.armed = False
+    alone = make_toy(Short, logger={"dump_path": tmp_path / "alone", **options})
+    alone()
+    assert alone.global_step == 4
+    # As if it had been killed right after the save of step 2.
+    folder = tmp_path / "killed"
+    shutil.copytree(alone.folder, folder)
+    for path in (folder / "checkpoints").iterdir():
+        if path.name > "step_00000002":
+            shutil.rmtree(path)
+    (folder / "status.json").write_text(json.dumps({"status": "running"}))
+    again = make_toy(Short, logger={"dump_path": folder, **options})
+    again()
+    assert_same_ending(ending(again), ending(alone))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -153,3 +154,33 @@ def test_skipped_steps_and_a_state_of_its_own_are_survived(make_toy, tmp_path, a
     states = [{k: v for k, v in t.state_dict().items() if torch.is_tensor(v)} for t in (again, alone)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert ending(again)[2] == ending(alone)[2]
+
+
+class Stream(torch.utils.data.IterableDataset):
+    """Has no length, and is read by torch's own loader."""
+
+    def __iter__(self):
+        yield from map(toy_dataset().__getitem__, range(20))
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_signal_to_all_processes_leaves_a_torch_loaders_workers_alone(make_toy, tmp_path, persistent):
+    class Shot(Toy):
+        def before_fit_step(self):
+            if (self.epoch, self.batch_idx) == (1, 1):
+                self.workers = set(multiprocessing.active_children()) - others
+                for process in self.workers:
+                    os.kill(process.pid, signal.SIGTERM)
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    others = set(multiprocessing.active_children())
+    data = {
+        "train": torch.utils.data.DataLoader(Stream(), 4, num_workers=1, persistent_workers=persistent),
+        "test": torch.utils.data.DataLoader(Stream(), 4),
+    }
+    trainer = make_toy(Shot, data, max_steps=5)
+    with pytest.raises(Preempted):
+        trainer()
+    assert len(trainer.workers) == 1
+    assert not any(worker.is_alive() for worker in trainer.workers)
+    assert trainer.global_step == 7

@@ -4,7 +4,7 @@ from .datasets import Digits, ImageFolder, Parquet
 from .huggingface import HuggingFaceDataset
 from .loader import Loader
 from .multi_view import MultiViewSampler
-from .sources import IterableLoader, as_loader
+from .sources import IterableLoader, as_loader, length_of
 
 __all__ = [
     "Digits",
@@ -15,4 +15,5 @@ __all__ = [
     "MultiViewSampler",
     "Parquet",
     "as_loader",
+    "length_of",
 ]

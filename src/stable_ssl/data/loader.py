@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -18,6 +16,7 @@ from ..runtime.device import describe_batch
 from ..runtime.preemption import StopWaiting
 from ..runtime.seeding import Stream, derive_seed, preserved_generators, seed_generators
 from .multi_view import MultiViewSampler
+from .workers import WorkerInit, end_workers, keep_open
 
 
 class Loader:
@@ -111,7 +110,7 @@ class Loader:
             "persistent_workers": persistent_workers,
             "multiprocessing_context": multiprocessing_context,
             "prefetch_factor": prefetch_factor,
-            "worker_init_fn": _WorkerInit(worker_init_fn),
+            "worker_init_fn": WorkerInit(worker_init_fn),
         }
         self._engine: DataLoader | None = None
         self._iterator: Any = None
@@ -166,7 +165,7 @@ class Loader:
             self._engine = self._make_engine()
         self._engine.batch_sampler.entries = [[(epoch, index) for index in indices] for indices in wanted]  # type: ignore
         self._iterator = batches = iter(self._engine)
-        _open_iterators.add(batches)
+        keep_open(batches)
         try:
             for indices in wanted:
                 try:
@@ -184,13 +183,13 @@ class Loader:
         finally:
             # A worker that hangs is waited for: not before the run has saved.
             if not self._options["persistent_workers"] and not isinstance(sys.exception(), StopWaiting):
-                _end_workers(batches)
+                end_workers(batches)
 
     def close(self) -> None:
         """End the worker processes."""
         self._engine, iterator, self._iterator = None, getattr(self, "_iterator", None), None
         if iterator is not None:
-            _end_workers(iterator)
+            end_workers(iterator)
 
     def __del__(self) -> None:
         self.close()
@@ -208,9 +207,10 @@ class Loader:
         """
         if self.batch_sampler is not None:
             drawn = [list(batch) for batch in self._draw(self.batch_sampler, epoch)]
-            return drawn[
-                self.rank : len(drawn) // self.world_size * self.world_size if self._is_even else None : self.world_size
-            ]
+            if not self._is_even:
+                return drawn[self.rank :: self.world_size]
+            groups = [drawn[at : at + self.world_size] for at in range(0, len(drawn), self.world_size)]
+            return [group[self.rank][: min(map(len, group))] for group in groups if len(group) == self.world_size]
         order = self._order(epoch)
         size = (self.batch_size or 1) * self.world_size
         pieces = []
@@ -323,39 +323,6 @@ class _Collate:
                 f"data.{self.name}: these samples make no batch: {'; '.join(kinds[:4])}. They must be tensors, arrays "
                 f"or numbers of one shape: add a transform, or a collate_fn. {type(error).__name__}: {error}"
             ) from error
-
-
-class _WorkerInit:
-    """Leaves it to the main process to decide when a worker ends, then calls the user's own function."""
-
-    def __init__(self, then: Callable[[int], None] | None):
-        self.then = then
-
-    def __call__(self, worker_id: int) -> None:
-        for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-        if self.then is not None:
-            self.then(worker_id)
-
-
-# Torch and Python end workers that do not answer by SIGTERM, which ours ignore, and wait for them. So ours are always
-# told to end while their queues work: before their iterator is garbage, which this set prevents, and before Python's
-# own function at its exit, which runs later since it was registered earlier.
-_open_iterators: set[Any] = set()
-
-
-def _end_workers(iterator: Any) -> None:
-    _open_iterators.discard(iterator)
-    if hasattr(iterator, "_shutdown_workers"):
-        iterator._shutdown_workers()
-        for worker in iterator._workers:
-            worker.kill()
-
-
-@atexit.register
-def _end_all_workers() -> None:
-    for iterator in list(_open_iterators):
-        _end_workers(iterator)
 
 
 def _find_seedable(holder: Any, depth: int = 0) -> Iterator[Any]:

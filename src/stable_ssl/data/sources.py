@@ -13,6 +13,7 @@ from torch.utils.data.distributed import DistributedSampler
 from ..exceptions import ConfigError
 from ..runtime.seeding import Stream, seed_generators
 from .loader import Loader, is_plain_order
+from .workers import WorkerInit, end_workers, keep_open
 
 _END = object()
 log = logging.getLogger("stable_ssl")
@@ -94,11 +95,14 @@ class IterableLoader:
         self.is_stream = not isinstance(source, list | tuple)
         self._stateful = hasattr(source, "state_dict") and hasattr(source, "load_state_dict")
         self._is_positioned = False
+        self._iterator: Any = None
+        if isinstance(source, DataLoader) and not isinstance(source.worker_init_fn, WorkerInit):
+            source.worker_init_fn = WorkerInit(source.worker_init_fn)
         if self._stateful:
             # Present only where they mean something: the trainer asks for what can be saved.
             self.state_dict = source.state_dict
             self.load_state_dict = self._load_state_dict
-        if hasattr(source, "__len__") and len(source) == 0:
+        if length_of(source) == 0:
             raise ConfigError(f"data.{name}: empty.")
 
     def bind(self, seed: int, name: str, rank: int = 0, world_size: int = 1, *, is_even: bool = False) -> None:
@@ -143,7 +147,12 @@ class IterableLoader:
                 skip,
                 type(self.source).__name__,
             )
-        batches, length = iter(self.source), len(self.source) if hasattr(self.source, "__len__") else None
+        if not getattr(self.source, "persistent_workers", False):
+            end_workers(self._iterator)
+        self._iterator = batches = iter(self.source)
+        if isinstance(self.source, DataLoader):
+            keep_open(batches)
+        length = length_of(self.source)
         for position in itertools.count(start - skip):
             seed_generators(self.seed, Stream.SAMPLE, epoch, position)
             batch = next(batches, _END)
@@ -155,4 +164,16 @@ class IterableLoader:
                 yield None, batch
 
     def close(self) -> None:
-        """Nothing to end: the source's workers are its own."""
+        """End the worker processes of a torch loader."""
+        end_workers(self._iterator)
+        self._iterator = None
+        if isinstance(self.source, DataLoader):
+            self.source._iterator = None
+
+
+def length_of(source: Any) -> int | None:
+    """Return the batches of an epoch; None where the source does not know."""
+    try:
+        return len(source)
+    except (TypeError, NotImplementedError):
+        return None

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..exceptions import ConfigError
+
 log = logging.getLogger("stable_ssl")
 
 
-def resolve_device(name: str, local_rank: int = 0) -> torch.device:
+def resolve_device(name: str, local_rank: int = 0, world_size: int = 1) -> torch.device:
     """Turn a configured device name into one that this machine has.
 
     Parameters
@@ -21,13 +23,24 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
         "auto" (cuda, else mps, else cpu), "cpu", "mps", "cuda", or "cuda:N".
     local_rank
         Index of this process on its machine; a process on a CUDA machine takes the device of that index.
+    world_size
+        How many processes train together. Several need a device each, which "cuda:N" and "mps" can't give.
 
     Returns
     -------
     torch.device
         With an index where it is a CUDA device. The CPU, after a warning, where the one asked for is missing.
+
+    Raises
+    ------
+    ConfigError
+        Several processes have less than a device each.
     """
     kind = name.split(":")[0]
+    if world_size > 1 and name not in ("auto", "cuda", "cpu"):
+        raise ConfigError(f"hardware.device: '{name}' is one device, and {world_size} processes need one each.")
+    if kind == "auto" and world_size > 1:
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
     if kind == "auto":
         kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if kind == "cuda" and not torch.cuda.is_available():
@@ -41,6 +54,11 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
     index = int(name.split(":")[1]) if ":" in name and local_rank == 0 else local_rank
     if torch.cuda.device_count() == 1 and ":" not in name:  # Slurm may show each process its own device only
         index = 0
+    if index >= torch.cuda.device_count() and world_size > 1:
+        raise ConfigError(
+            f"hardware.world_size: process {local_rank} of this machine would need device {index} of the "
+            f"{torch.cuda.device_count()} there are. Start one process a device, or set hardware.device=cpu."
+        )
     if index >= torch.cuda.device_count():
         log.warning("hardware.device is '%s', but there are only %d: using cuda:0.", name, torch.cuda.device_count())
         index = 0

@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -146,26 +147,26 @@ def job_path(name: str, job: str) -> Path:
     return Path("runs", f"{name}_{job}")
 
 
-def config_differences(old: Any, new: Any, path: str = "") -> list[str]:
+def config_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """List what keeps a run with configuration `old` from going on under `new`, one sentence a key.
 
     Workers, logging, paths and a larger `optim.epochs` may differ, as may the number of processes where their batches
     together are as large as before: then the samples come in the same order.
     """
-    if not path:
-        old, new = _with_global_batches(old), _with_global_batches(new)
-    if _is_free(path) or (path == "optim.epochs" and _at_least(new, old)):
-        return []
+    return [
+        f"{path}: the run in the folder has {before!r}, this one {now!r}."
+        for path, before, now in differences(_with_global_batches(old), _with_global_batches(new))
+        if not _is_free(path) and not (path == "optim.epochs" and _at_least(now, before))
+    ]
+
+
+def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield (key, old value, new value) for each difference between two nested configurations."""
     if isinstance(old, dict) and isinstance(new, dict):
-        keys = [*old, *(key for key in new if key not in old)]
-        return [
-            line
-            for key in keys
-            for line in config_differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
-        ]
-    if old == new:
-        return []
-    return [f"{path}: the run in the folder has {old!r}, this one {new!r}."]
+        for key in dict.fromkeys([*old, *new]):
+            yield from differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+    elif old != new:
+        yield path, old, new
 
 
 def _with_global_batches(config: dict[str, Any]) -> dict[str, Any]:

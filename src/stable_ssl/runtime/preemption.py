@@ -13,7 +13,9 @@ from typing import Any
 from ..exceptions import Preempted
 
 TIME_LIMIT_STATUS = 75  # EX_TEMPFAIL: the job is to be started again
-_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
+# What may ask for a stop, by rising urgency: of several processes' requests the largest holds. submitit requeues on
+# signals of its own, which must not go under in a SIGTERM to another process.
+_REASONS: tuple[int, ...] = (0, TIME_LIMIT_STATUS, signal.SIGTERM, signal.SIGUSR2, signal.SIGUSR1, signal.SIGINT)
 
 
 class StopWaiting(BaseException):
@@ -23,28 +25,32 @@ class StopWaiting(BaseException):
 class StopRequest:
     """Notes that the run was asked to stop; the loop looks at it at step boundaries.
 
-    While it is installed, a signal only sets `signum`: saving happens at a boundary, never inside a step. Where
+    While it is installed, the first signal is only noted: saving happens at a boundary, never inside a step. Where
     `is_idle` is set it raises StopWaiting too. A second Ctrl-C raises KeyboardInterrupt at once.
 
     Parameters
     ----------
     time_limit
-        Minutes from now after which `pending` becomes true; None: no limit.
+        Minutes from now after which `request` says so; None: no limit.
+
+    Attributes
+    ----------
+    has_ended_run : bool
+        Whether `end_run` was called.
     """
 
     def __init__(self, time_limit: float | None = None):
         self.signum: int | None = None
         self.is_idle = False  # the run waits, and whatever it waits for may be dropped
+        self.has_ended_run = False
         self.deadline = float("inf") if time_limit is None else time.monotonic() + 60 * time_limit
         self._kept: dict[int, Any] = {}
         self._pid = os.getpid()
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            for name in _SIGNALS:
-                number = getattr(signal, name, None)
-                if number is not None:
-                    self._kept[number] = signal.signal(number, self._note)
+            for number in _REASONS[2:]:
+                self._kept[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -57,25 +63,25 @@ class StopRequest:
             return
         if signum == signal.SIGINT and self.signum == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signum = signum
+        self.signum = self.signum or signum
         if self.is_idle:
             self.is_idle = False
             raise StopWaiting
 
     @property
-    def code(self) -> int:
-        """What asked this process to stop at the next boundary: a signal's number, 75 for the time limit, or 0."""
+    def request(self) -> int:
+        """What asked this process to stop at the next boundary: a number for `end_run`; 0: nothing did."""
         if self.signum is not None:
-            return self.signum
-        return TIME_LIMIT_STATUS if time.monotonic() >= self.deadline else 0
+            return _REASONS.index(self.signum)
+        return int(time.monotonic() >= self.deadline)
 
     @staticmethod
-    def reason(code: int) -> str:
-        """Return the words for a code."""
-        return "the time limit" if code == TIME_LIMIT_STATUS else signal.Signals(code).name
+    def reason(request: int) -> str:
+        """Return the words for a request."""
+        return "the time limit" if request == 1 else signal.Signals(_REASONS[request]).name
 
-    def leave(self, code: int) -> None:
-        """End the run because of `code`, which may be another rank's, after its state was saved.
+    def end_run(self, request: int) -> None:
+        """End the run because of `request`, which may be another rank's, after its state was saved.
 
         A handler that somebody else had installed for this signal is called first: submitit's requeues the job,
         Python's own raises KeyboardInterrupt on Ctrl-C.
@@ -85,8 +91,10 @@ class StopRequest:
         Preempted
             With status 128 + the signal's number, or 75 for the time limit.
         """
-        if code == TIME_LIMIT_STATUS:
+        self.has_ended_run = True
+        if request == 1:
             raise Preempted(TIME_LIMIT_STATUS)
+        code = _REASONS[request]
         if code == signal.SIGTERM and _must_ask_for_requeue():
             code = signal.Signals["SIG" + os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2")]
         kept = self._kept.get(code)

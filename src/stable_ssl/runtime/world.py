@@ -26,6 +26,7 @@ from ..exceptions import ConfigError, PeerError
 log = logging.getLogger("stable_ssl")
 
 SECONDS_TO_JOIN = 600.0
+SECONDS_TO_MEET = 20.0
 SECONDS_TO_LEAVE = 30.0
 SECONDS_BETWEEN_BEATS = 2.0
 MISSED_BEATS = 10  # of a process that counts as gone: others end within 30 s, and a long pause is survived
@@ -94,6 +95,7 @@ class World:
         self.rank, self.local_rank, self.size = place.rank, place.local_rank, place.size
         self.is_main = self.rank == 0
         self.on_lost: Callable[[], None] = lambda: None
+        self._meetings = itertools.count()
         if self.size > 1:
             self._join(place)
 
@@ -172,6 +174,19 @@ class World:
             raise outcome[1]
         return outcome[0]
 
+    def meet(self, why: str) -> None:
+        """Wait for the others to come here.
+
+        Raises
+        ------
+        PeerError
+            They do not: `why` happened on some ranks only.
+        """
+        number = next(self._meetings)
+        self._store.set(f"met{number}.{self.rank}", "")
+        if missing := self._await(f"met{number}.", SECONDS_TO_MEET):
+            raise PeerError(f"{why} on rank {self.rank}, but not on ranks {missing}: there it must be raised on all.")
+
     # Tensors ----------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -232,10 +247,7 @@ class World:
             return
         self._watch.stop()
         if "gloo" in str(error):
-            error.add_note(
-                "Either another process is gone, or the processes were at different places: a hook that raises "
-                "BreakEpoch or BreakAllEpochs must do so on all ranks."
-            )
+            error.add_note("Either another process is gone, or the processes did different things.")
         try:
             words = f"rank {self.rank} failed: {type(error).__name__}: {error}"
             first = self._store.compare_set("failed", "", words).decode()
@@ -261,8 +273,12 @@ class World:
                 while self._watch.is_alive() and not set(self._await("left", 1.0)) <= self._watch.gone:
                     if self._store.check(["failed"]):
                         break
+            self._watch.stop()
+            self._store.set(f"bye{self.rank}", "")
+            if self.is_main:  # the store goes with it
+                self._await("bye", SECONDS_BETWEEN_BEATS)
         except RuntimeError:
-            pass  # rank 0 saw all of them, and went
+            pass  # rank 0 is gone
         self._watch.stop()
         # After a failure, NCCL may wait for ever for what the others will not do any more.
         if dist.is_initialized() and not (has_failed and torch.cuda.is_available()):
@@ -308,6 +324,8 @@ class _Watch(threading.Thread):
         """End the thread; not while it is ending the process."""
         with self._lock:
             self._stopped.set()
+        if self.ident and self is not threading.current_thread():
+            self.join(SECONDS_BETWEEN_BEATS)
 
     def _end(self, why: str) -> None:
         with self._lock:
