@@ -10,7 +10,7 @@ import secrets
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +32,9 @@ from .exceptions import (
 )
 from .loggers import Console, RunLog, read_metrics
 from .loggers.collector import Collector, pooled
+from .loggers.metrics import check_metrics, fill_empty_states, require_methods
 from .optimizers import param_groups
-from .runtime.checkpoint import CheckpointStore, digest, on_host
+from .runtime.checkpoint import CheckpointStore
 from .runtime.device import (
     count_images,
     describe_batch,
@@ -43,9 +44,17 @@ from .runtime.device import (
     use_deterministic,
 )
 from .runtime.folder import RunFolder, config_differences, differences
-from .runtime.precision import FiniteWatch, Precision, all_finite, resolve_precision
+from .runtime.precision import (
+    FiniteWatch,
+    Precision,
+    all_finite,
+    learned_values,
+    resolve_precision,
+    running_statistics,
+)
 from .runtime.preemption import StopRequest, StopWaiting
 from .runtime.seeding import Stream, derive_seed, seed_generators, seed_generators_in_turn
+from .runtime.shares import gather_shares, take_share
 from .runtime.weights import load_strictly, load_weights, save_weights
 from .runtime.world import World
 
@@ -238,11 +247,11 @@ class BaseTrainer(nn.Module):
             try:
                 self._world.fail(error)
             finally:
-                self._leave()
+                self._let_go()
             raise
         self._is_set_up = True
 
-    def _leave(self) -> None:
+    def _let_go(self) -> None:
         """Let others have the folder, and the other ranks go."""
         self._world.leave()
         if hasattr(self, "_folder"):
@@ -310,11 +319,16 @@ class BaseTrainer(nn.Module):
         self._precision = Precision(
             self.hardware["precision"], self.device, self.optim["grad_max_norm"], self._skip_nonfinite
         )
-        self._metrics = {name: self._build_metrics(name) for name in self._eval_sets}
+        self._metrics = {}
+        for name in self._eval_sets:
+            path = f"logger.metric.{name}"
+            metrics = cfg.build(self.logger["metric"].get(name, {}), path)
+            check_metrics(metrics, path, self.world_size)
+            self._metrics[name] = {key: m.to(self.device) if hasattr(m, "to") else m for key, m in metrics.items()}
         self._monitors = cfg.build(self.logger["monitor"], "logger.monitor")
         self.logger["monitor"] = self._monitors
         for name, monitors in self._monitors.items():
-            _require_methods(monitors, ("on_step", "compute", "state_dict"), f"logger.monitor.{name}")
+            require_methods(monitors, ("on_step", "compute", "state_dict"), f"logger.monitor.{name}")
         self._train_monitors = self._monitors.get("train", {})
         modules: list[Any] = list(self.modules())
         self._teachers = [module.update_teacher for module in modules if hasattr(module, "update_teacher")]
@@ -363,17 +377,6 @@ class BaseTrainer(nn.Module):
         for name, loader in self.data.items():
             if not name.startswith("_"):
                 loader.bind(self.hardware["seed"], name, self.rank, self.world_size, is_even=name == "train")
-
-    def _build_metrics(self, set_name: str) -> dict[str, Any]:
-        metrics = cfg.build(self.logger["metric"].get(set_name, {}), f"logger.metric.{set_name}")
-        _require_methods(metrics, ("update", "compute", "reset"), f"logger.metric.{set_name}")
-        alone = [name for name, metric in metrics.items() if not _metric_states([metric])]
-        if alone and self.world_size > 1:
-            raise ConfigError(
-                f"logger.metric.{set_name}: {alone} can't be combined over {self.world_size} processes, since they are "
-                "no torchmetrics metrics."
-            )
-        return {name: metric.to(self.device) if hasattr(metric, "to") else metric for name, metric in metrics.items()}
 
     def _build_optimization(self) -> None:
         optim = self.optim
@@ -447,7 +450,7 @@ class BaseTrainer(nn.Module):
                     "The run in '%s' is finished; a larger optim.epochs would go on with it.",
                     self._folder.path,
                 )
-            self._leave()
+            self._let_go()
             return
         with self._running():
             if "train" not in self.data:
@@ -723,7 +726,7 @@ class BaseTrainer(nn.Module):
         self._check_losses()
         self._phase, self._batches_done = "evaluate", 0
         # From here on, there is one model.
-        self._world.average(list(_running_statistics(self)))
+        self._world.average(list(running_statistics(self)))
         is_old = time.monotonic() - self._last_save >= SECONDS_BETWEEN_EPOCH_SAVES
         self._at_boundary(self._saved_progress is None or is_old)
 
@@ -799,7 +802,7 @@ class BaseTrainer(nn.Module):
                 self._world.fail(error)
                 raise
             finally:
-                self._leave()
+                self._let_go()
 
     def _close(self, status: str) -> None:
         """End what works for the run, and write down how it ended."""
@@ -832,7 +835,7 @@ class BaseTrainer(nn.Module):
         if not self._world.any(self._progress != self._saved_progress):
             return
         self._check_losses()
-        learned = [value for module in self.optimized_modules().values() for value in _learned(module)]
+        learned = [value for module in self.optimized_modules().values() for value in learned_values(module)]
         if self._world.any(not all_finite(learned)):
             raise NanError(
                 f"A weight or running statistic is not finite at step {self.global_step}; "
@@ -850,7 +853,8 @@ class BaseTrainer(nn.Module):
             return
         state = {"progress": self._progress, **self._state(), "log_position": log_position}
         if self.world_size > 1:
-            state["ranks"] = self._world.gather(self._state_of_rank(state))
+            parts = {name for name in self._stateful if not name.startswith(("monitor.", "data"))}
+            state["ranks"] = gather_shares(self._world, state, parts.union(name for name, _ in self.named_parameters()))
         if not self._world.is_main:
             self._saved_progress = self._progress
             return
@@ -883,25 +887,6 @@ class BaseTrainer(nn.Module):
             "parts": {name: part.state_dict() for name, part in self._stateful.items()},
         }
 
-    def _state_of_rank(self, state: dict[str, Any]) -> dict[str, dict[str, Any]]:
-        """Return what this rank has of a state that rank 0 has not: running statistics, streams, embeddings."""
-        learned = {name for name, _ in self.named_parameters()}
-        common = {name for name, part in self._stateful.items() if not name.startswith(("monitor.", "data"))}
-        own = {
-            section: {name: on_host(value) for name, value in state[section].items() if name not in learned | common}
-            for section in ("modules", "buffers", "parts")
-        }
-        digests = {(section, name): digest(value) for section in own for name, value in own[section].items()}
-        those_of_main = self._world.gather(digests)[0]
-        return {
-            section: {
-                name: value
-                for name, value in own[section].items()
-                if digests[section, name] != those_of_main.get((section, name))
-            }
-            for section in own
-        }
-
     def _schedule_save(self) -> None:
         self._last_save = time.monotonic()
         self._next_save = self._last_save + 60 * self.logger["checkpoint_every_minutes"]
@@ -926,8 +911,7 @@ class BaseTrainer(nn.Module):
                 meta["world"]["size"],
             )
         elif self.world_size > 1:
-            for section, values in state["ranks"][self.rank].items():
-                state[section].update(values)
+            take_share(state, self.rank)
         threads, then = torch.get_num_threads(), meta["world"]["threads"]
         if threads != then:
             log.warning("Going on with %d threads instead of %d: results may differ in the last bits.", threads, then)
@@ -1005,7 +989,7 @@ class BaseTrainer(nn.Module):
                     self._eval_step(name_loader)
                     self.after_eval_step()
             if self.world_size > 1:
-                self._fill_empty_states(metrics)
+                fill_empty_states(metrics, self._world.gather)
             computed = {name: metric.compute() for name, metric in metrics.items()}
             computed.update((name, m.compute(self)) for name, m in self._monitors.get(name_loader, {}).items())
             for name, value in computed.items() if self._world.is_main else ():  # they are of all ranks already
@@ -1036,15 +1020,6 @@ class BaseTrainer(nn.Module):
                 yield found
             elif not has_more:
                 return
-
-    def _fill_empty_states(self, metrics: Mapping[str, Any]) -> None:
-        """Give metrics that saw nothing on this rank no samples of the right shape: torchmetrics can't gather none."""
-        lists = [state for state in _metric_states(metrics.values()) if isinstance(state, list)]
-        kinds = self._world.gather([(state[0].shape[1:], state[0].dtype) if state else None for state in lists])
-        for state, kinds_of_state in zip(lists, zip(*kinds, strict=True), strict=True):
-            known = next(filter(None, kinds_of_state), None)
-            if not state and known:
-                state.append(torch.empty((0, *known[0]), dtype=known[1], device=self.device))
 
     def before_eval(self) -> None:
         """Run before evaluation, with all modules in evaluation mode; does nothing."""
@@ -1139,34 +1114,3 @@ class BaseTrainer(nn.Module):
         if cls.__module__ == "__main__" or "<locals>" in target:
             target = f"<live {cls.__name__}>"
         return {"trainer": {"_target_": target, **cfg.describe(arguments)}}
-
-
-def _learned(module: nn.Module) -> Iterator[Tensor]:
-    """Yield a module's parameters, and the running statistics of its normalisation."""
-    yield from module.parameters()
-    yield from _running_statistics(module)
-
-
-def _metric_states(metrics: Iterable[Any]) -> list[Any]:
-    """Return the states of torchmetrics metrics, and of those that they are made of."""
-    parts: Any = [part for metric in metrics if isinstance(metric, nn.Module) for part in metric.modules()]
-    return [state for part in parts if hasattr(part, "metric_state") for state in part.metric_state.values()]
-
-
-def _running_statistics(module: nn.Module) -> Iterator[Tensor]:
-    for part in module.modules():
-        if isinstance(part, nn.modules.batchnorm._NormBase):
-            yield from (buffer for buffer in part.buffers() if buffer.is_floating_point())
-
-
-def _require_methods(parts: Mapping[str, Any], methods: tuple[str, ...], path: str) -> None:
-    problems = [
-        f"{path}.{name}: {part!r} is a class; make an object of it."
-        if isinstance(part, type)
-        else f"{path}.{name}: a {type(part).__name__} has no {method}()."
-        for name, part in parts.items()
-        for method in methods
-        if isinstance(part, type) or not callable(getattr(part, method, None))
-    ]
-    if problems:
-        raise ConfigError(list(dict.fromkeys(problems)))

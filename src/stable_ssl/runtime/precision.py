@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 log = logging.getLogger("stable_ssl")
 
@@ -144,3 +145,16 @@ def all_finite(tensors: list[Tensor]) -> bool:
         bool(torch.stack([norm.float() for norm in torch._foreach_norm(floating, order)]).isfinite().all())
         for order in (2.0, float("inf"))
     )
+
+
+def learned_values(module: nn.Module) -> Iterator[Tensor]:
+    """Yield a module's parameters, and the running statistics of its normalisation."""
+    yield from module.parameters()
+    yield from running_statistics(module)
+
+
+def running_statistics(module: nn.Module) -> Iterator[Tensor]:
+    """Yield the running means and variances of a module's batch normalisation."""
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._NormBase):
+            yield from (buffer for buffer in part.buffers() if buffer.is_floating_point())

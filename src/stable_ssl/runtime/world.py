@@ -1,20 +1,14 @@
-"""The processes of a run: how they find each other, agree on what to do, and end together."""
+"""The processes of a run: how they agree on what to do, and end together."""
 
 from __future__ import annotations
 
-import atexit
 import itertools
 import logging
 import os
-import socket
-import subprocess
 import sys
 import threading
 import time
-import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -22,41 +16,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..exceptions import ConfigError, PeerError
+from . import launchers
 
 log = logging.getLogger("stable_ssl")
 
-SECONDS_TO_JOIN = 600.0
 SECONDS_TO_MEET = 20.0
-SECONDS_TO_LEAVE = 30.0
 SECONDS_BETWEEN_BEATS = 2.0
 MISSED_BEATS = 10  # of a process that counts as gone: others end within 30 s, and a long pause is survived
 BUCKET = 1 << 23  # gradient values that are summed together
 
-
-@dataclass(frozen=True)
-class Place:
-    """A process among those that were started together."""
-
-    launcher: str
-    rank: int
-    local_rank: int
-    size: int
-
-
-def find_place() -> Place | None:
-    """Return this process's place among those of torchrun, submitit or Slurm's srun; None where none started it."""
-    env = os.environ
-    if "RANK" in env and "WORLD_SIZE" in env:
-        return Place("torchrun", int(env["RANK"]), int(env.get("LOCAL_RANK", env["RANK"])), int(env["WORLD_SIZE"]))
-    if "SUBMITIT_EXECUTOR" in env:
-        import submitit
-
-        job = submitit.JobEnvironment()
-        return Place("submitit", job.global_rank, job.local_rank, job.num_tasks)
-    # Not SLURM_NTASKS: a batch script has it too, and is one process however many tasks its job may start.
-    if int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        return Place("srun", int(env["SLURM_PROCID"]), int(env["SLURM_LOCALID"]), int(env["SLURM_STEP_NUM_TASKS"]))
-    return None
+_runs = itertools.count()
 
 
 class World:
@@ -84,9 +53,11 @@ class World:
     """
 
     def __init__(self, wanted: int | None = None):
-        place = _started or find_place()
+        place = launchers.started or launchers.find_place()
         if place is None:
-            place = _start_others(wanted) if wanted is not None and wanted > 1 else Place("", 0, 0, 1)
+            place = (
+                launchers.start_others(wanted) if wanted is not None and wanted > 1 else launchers.Place("", 0, 0, 1)
+            )
         elif wanted not in (None, place.size):
             raise ConfigError(
                 f"hardware.world_size: {wanted}, but {place.launcher} started {place.size} "
@@ -99,21 +70,25 @@ class World:
         if self.size > 1:
             self._join(place)
 
-    def _join(self, place: Place) -> None:
+    def _join(self, place: launchers.Place) -> None:
         if dist.is_initialized():
             raise ConfigError("torch.distributed has a process group already; leave it to the trainer to make one.")
         # One store serves all runs of these processes, and torchrun's also those that it starts after a failure.
         prefix = f"stable_ssl/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_runs)}"
-        self._store = dist.PrefixStore(prefix, _connect(place))
+        self._store = dist.PrefixStore(prefix, launchers.connect(place))
         self._peers = [rank for rank in range(self.size) if rank != self.rank]
         self._store.set(f"beat{self.rank}", "0")
-        missing = self._await("beat", SECONDS_TO_JOIN)
+        missing = self._await("beat", launchers.SECONDS_TO_JOIN)
         if missing:
-            ended = {rank: _children[rank].poll() for rank in missing if rank in _children}
-            how = f" Started as '{' '.join(sys.orig_argv)}' in '{_FOLDER}', they ended with {ended}." if ended else ""
+            ended = {rank: launchers.children[rank].poll() for rank in missing if rank in launchers.children}
+            how = (
+                f" Started as '{' '.join(sys.orig_argv)}' in '{launchers.FOLDER}', they ended with {ended}."
+                if ended
+                else ""
+            )
             raise PeerError(f"Of {self.size} processes, ranks {missing} did not come.{how}")
         # A client of its own: the main one may be held by a process that waits.
-        store = dist.PrefixStore(prefix, _connect(place).clone())
+        store = dist.PrefixStore(prefix, launchers.connect(place).clone())
         self._watch = _Watch(store, self.rank, self._peers, lambda: self.on_lost())
         self._watch.start()
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -125,7 +100,9 @@ class World:
         deadline = time.monotonic() + seconds
         while True:
             missing = [rank for rank in self._peers if not self._store.check([f"{what}{rank}"])]
-            ended = [rank for rank in missing if rank in _children and _children[rank].poll() is not None]
+            ended = [
+                rank for rank in missing if rank in launchers.children and launchers.children[rank].poll() is not None
+            ]
             if not missing or ended or time.monotonic() > deadline:
                 return ended or missing
             time.sleep(0.02)
@@ -157,6 +134,14 @@ class World:
             return [value]
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value, group=self._host_group)
+        return values
+
+    def gather_on_main(self, value: Any) -> list[Any] | None:
+        """Return on rank 0 what each rank gave, rank by rank; None on the others."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] | None = [None] * self.size if self.is_main else None
+        dist.gather_object(value, values, 0, group=self._host_group)
         return values
 
     def from_main(self, function: Callable[[], Any]) -> Any:
@@ -209,9 +194,9 @@ class World:
     def sum_gradients(self, parameters: Sequence[nn.Parameter], scale: float, has_gradient: Sequence[bool]) -> None:
         """Replace gradients by `scale` times their sum over the ranks.
 
-        The buckets that are summed together depend on the parameters alone. (Those of DistributedDataParallel are laid
-        out anew after the first step, and with more than two ranks the order of a sum depends on its place in them: a
-        run that goes on would differ in the last bits.)
+        The buckets that are summed together depend on the parameters, and which have gradients, alone. (Those of
+        DistributedDataParallel are laid out anew after the first step, and with more than two ranks the order of a sum
+        depends on its place in them: a run that goes on would differ in the last bits.)
 
         Parameters
         ----------
@@ -333,7 +318,7 @@ class _Watch(threading.Thread):
                 return
             log.error("Rank %d ends too: %s", self._rank, why)
             self._on_lost()
-            for child in _children.values():
+            for child in launchers.children.values():
                 child.kill()
             sys.stderr.flush()
             sys.stdout.flush()
@@ -354,85 +339,3 @@ def _buckets(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
         sizes[kind] = sizes.get(kind, 0) + parameter.numel()
         buckets.setdefault((*kind, sizes[kind] // BUCKET), []).append(parameter)
     return list(buckets.values())
-
-
-# How processes find each other ----------------------------------------------------------------------------------------
-
-_FOLDER = os.getcwd()  # that the command line is meant for; a script may go elsewhere later
-_PARENT = "STABLE_SSL_PARENT"
-_runs = itertools.count()
-_store: dist.TCPStore | None = None
-_started: Place | None = None  # where this process started the others
-_children: dict[int, subprocess.Popen] = {}
-
-
-def _connect(place: Place) -> dist.TCPStore:
-    """Return the store that all processes share; rank 0, or torchrun's agent, keeps it."""
-    global _store
-    if _store is None:
-        if _PARENT in os.environ:
-            threading.Thread(target=_end_with_parent, args=(int(os.environ[_PARENT]),), daemon=True).start()
-        host, port = _address()
-        timeout = timedelta(seconds=SECONDS_TO_JOIN)
-        keeps = place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-        _store = dist.TCPStore(host, port, place.size, is_master=keeps, timeout=timeout, wait_for_workers=False)
-    return _store
-
-
-def _address() -> tuple[str, int]:
-    """Return where rank 0 can be reached: what the launcher says, or what the job's nodes and number give."""
-    host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
-    if host is None:
-        import submitit
-
-        job = submitit.JobEnvironment()
-        host = job.hostnames[0]
-        try:
-            socket.getaddrinfo(host, None)
-        except OSError:  # a node's name need not be a host's
-            host = os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")
-    if port is None:
-        # Jobs on one machine get ports of their own, and a requeued one another than before.
-        names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT", "SUBMITIT_LOCAL_JOB_ID")
-        key = " ".join(os.environ.get(name, "") for name in names)
-        port = str(20000 + zlib.crc32(key.encode()) % 12000)  # below those that systems give out themselves
-    return host, int(port)
-
-
-def _start_others(size: int) -> Place:
-    """Start the other processes of this machine by the command line of this one, and keep their store."""
-    global _store, _started
-    if hasattr(sys, "ps1") or "ipykernel" in sys.modules or sys.argv[0] in ("", "-"):
-        raise ConfigError(
-            f"hardware.world_size: {size} processes run one script, and there is none here (a notebook or a prompt). "
-            "Put the code into a file and run that."
-        )
-    _store = dist.TCPStore("127.0.0.1", 0, size, is_master=True, wait_for_workers=False)
-    _started = Place("this process", 0, 0, size)
-    env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_store.port), "WORLD_SIZE": str(size)}
-    env[_PARENT] = str(os.getpid())
-    if "OMP_NUM_THREADS" not in env:
-        threads = max(1, (os.cpu_count() or 1) // size)
-        torch.set_num_threads(threads)
-        env["OMP_NUM_THREADS"] = str(threads)
-    for rank in range(1, size):
-        own = {**env, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        _children[rank] = subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=own, cwd=_FOLDER)
-    return _started
-
-
-def _end_with_parent(parent: int) -> None:
-    """End this process when the one that started it is gone, whatever it waits for."""
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os._exit(1)
-
-
-@atexit.register
-def _wait_for_others() -> None:
-    deadline = time.monotonic() + SECONDS_TO_LEAVE
-    for child in _children.values():
-        try:
-            child.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            child.kill()
