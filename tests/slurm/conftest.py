@@ -50,7 +50,7 @@ class Patient(SupervisedTrainer):
         if self.holds and self.global_step >= {HELD_AT} and self.restart == "0" and "SLURM_JOB_ID" in os.environ:
             (self.folder / f"held_{{self.rank}}").touch()
             deadline = time.monotonic() + 300
-            while not self._stop.code:
+            while not self._stop.request:
                 assert time.monotonic() < deadline, "nothing interrupted the run"
                 time.sleep(0.01)
 """
