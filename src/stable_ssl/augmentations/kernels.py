@@ -1,0 +1,388 @@
+"""The loops behind the operations, compiled by numba: uint8 in, uint8 out, and rounding where torchvision rounds.
+
+All take images as planes, (batch, channels, height, width). Importing this module imports numba, which takes seconds:
+only `cpu` does, and that when the first view is made. No kernel starts threads, so that workers may fork; all release
+the GIL, so that callers may.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numba
+import numpy as np
+from numba.core import types
+from numba.extending import intrinsic
+
+# Division by zero gives inf as in NumPy: a check would keep loops from being vectorised.
+kernel = numba.njit(cache=True, error_model="numpy", nogil=True)
+
+# Arithmetic with plain constants would be in float64.
+RED, GREEN, BLUE = np.float32(0.2989), np.float32(0.587), np.float32(0.114)
+ZERO, ONE, TWO, FOUR, SIX = np.float32(0), np.float32(1), np.float32(2), np.float32(4), np.float32(6)
+SIXTH, WHITE = np.float32(1 / 6), np.float32(255)
+TO_UNIT, FROM_UNIT = np.float32(1 / 255), np.float32(255.999)
+MAX_PRECISION = 22
+
+
+@intrinsic
+def _fma(typing_context, a, b, c):
+    """Return a · b + c, rounded once, as torch's vectorised `add(…, alpha=…)` does."""
+    return types.float32(types.float32, types.float32, types.float32), lambda _, builder, __, args: builder.fma(*args)
+
+
+fma: Any = _fma
+
+
+@kernel
+def crop_and_resize(images, boxes, out):
+    """Resize a box of each image to the size of `out`: bilinear, antialiased.
+
+    Torch's fixed-point arithmetic: along x first, then along y, each rounded to uint8; an axis that keeps its size is
+    copied.
+
+    Parameters
+    ----------
+    images
+        (batch, channels, height, width).
+    boxes
+        (batch, 4): top, left, height, width.
+    out
+        (batch, channels, new height, new width); written.
+    """
+    num_channels, new_height, new_width = out.shape[1:]
+    narrowed = np.empty((images.shape[2], new_width), np.uint8)
+    line = np.empty(images.shape[3], np.int32)
+    sums = np.empty(new_width, np.int32)
+    for i in range(len(images)):
+        top, left, height, width = boxes[i]
+        first_x, weights_x, precision_x = _resize_weights(width, new_width)
+        first_y, weights_y, precision_y = _resize_weights(height, new_height)
+        for channel in range(num_channels):
+            for y in range(height):
+                source, target = images[i, channel, top + y, left : left + width], narrowed[y]
+                if width == new_width:
+                    target[:] = source
+                    continue
+                for x in range(width):
+                    line[x] = source[x]
+                sums[:] = 1 << (precision_x - 1)
+                for tap in range(len(weights_x)):
+                    weights = weights_x[tap]
+                    for x in range(new_width):
+                        sums[x] += weights[x] * line[np.uint32(first_x[x] + tap)]
+                for x in range(new_width):
+                    target[x] = sums[x] >> precision_x
+            if height == new_height:
+                out[i, channel] = narrowed[:height]
+                continue
+            for y in range(new_height):
+                target = out[i, channel, y]
+                sums[:] = 1 << (precision_y - 1)
+                for tap in range(len(weights_y)):
+                    weight, source = weights_y[tap, y], narrowed[first_y[y] + tap]
+                    for x in range(new_width):
+                        sums[x] += weight * source[x]
+                for x in range(new_width):
+                    target[x] = sums[x] >> precision_y
+
+
+@kernel
+def _resize_weights(old, new):
+    """Return, for one axis, the first input of each output, the weights (taps, outputs) of it and those after it, and
+    by how many bits the weights are shifted."""
+    scale = old / new
+    support = max(scale, 1.0)
+    num_taps = min(math.ceil(support) * 2 + 1, old)
+    first = np.empty(new, np.int32)
+    exact = np.zeros((num_taps, new))
+    largest = 0.0
+    needed = 0
+    for x in range(new):
+        centre = scale * (x + 0.5)
+        low = max(int(centre - support + 0.5), 0)
+        high = min(int(centre + support + 0.5), old)
+        total = 0.0
+        for tap in range(high - low):
+            weight = max(1.0 - abs((low + tap - centre + 0.5) / support), 0.0)
+            exact[tap, x] = weight
+            total += weight
+        for tap in range(high - low):
+            exact[tap, x] /= total
+            largest = max(largest, exact[tap, x])
+        first[x] = low
+        needed = max(needed, high - low)
+    # Torch takes as many bits as the largest weight allows in an int16.
+    precision = 0
+    while precision < MAX_PRECISION and int(0.5 + largest * (1 << (precision + 1))) < 1 << 15:
+        precision += 1
+    weights = np.empty((needed, new), np.int32)
+    for x in range(new):
+        # All outputs get as many taps, so the last ones start earlier.
+        shift = max(first[x] + needed - old, 0)
+        first[x] -= shift
+        for tap in range(needed):
+            weights[tap, x] = int(0.5 + exact[tap - shift, x] * (1 << precision)) if tap >= shift else 0
+    return first, weights, precision
+
+
+@kernel
+def flip_horizontally(images, is_applied):
+    """Mirror the images in place."""
+    width = images.shape[3]
+    for i in range(len(images)):
+        if is_applied[i]:
+            for channel in range(images.shape[1]):
+                for y in range(images.shape[2]):
+                    line = images[i, channel, y]
+                    for x in range(width // 2):
+                        line[x], line[width - 1 - x] = line[width - 1 - x], line[x]
+
+
+@kernel
+def color_jitter(images, is_applied, order, factors):
+    """Change brightness (0), contrast (1), saturation (2) and hue (3) of images in place.
+
+    Parameters
+    ----------
+    images
+        (batch, 1 or 3, height, width).
+    is_applied
+        (batch,), bool.
+    order
+        (batch, 4): which change comes when.
+    factors
+        (batch, 4): of each change; of the hue the difference, in turns.
+    """
+    num_channels = images.shape[1]
+    for i in range(len(images)):
+        if not is_applied[i]:
+            continue
+        image = images[i].reshape(num_channels, -1)
+        for change in order[i]:
+            factor = factors[i, change]
+            if change == 0:
+                for channel in range(num_channels):
+                    _brighten(image[channel], np.float32(factor))
+            elif change == 1:
+                grey = _mean_grey(image)
+                for channel in range(num_channels):
+                    _blend(image[channel], grey, factor)
+            elif num_channels == 3 and change == 2:
+                _saturate(image[0], image[1], image[2], factor)
+            elif num_channels == 3 and change == 3:
+                _turn_hue(image[0], image[1], image[2], np.float32(factor))
+
+
+@kernel
+def _brighten(plane, factor):
+    for x in range(plane.size):
+        plane[x] = np.uint8(min(np.float32(plane[x]) * factor, WHITE))
+
+
+@kernel
+def _blend(plane, other, factor):
+    kept, added = np.float32(factor), np.float32(1.0 - factor)
+    for x in range(plane.size):
+        value = fma(other, added, np.float32(plane[x]) * kept)
+        plane[x] = np.uint8(min(max(value, ZERO), WHITE))
+
+
+@kernel
+def _grey(red, green, blue):
+    return np.uint8(fma(np.float32(blue), BLUE, fma(np.float32(green), GREEN, np.float32(red) * RED)))
+
+
+@kernel
+def _mean_grey(image):
+    total = 0
+    if len(image) == 1:
+        for x in range(image.shape[1]):
+            total += image[0, x]
+    else:
+        red, green, blue = image[0], image[1], image[2]
+        for x in range(red.size):
+            total += _grey(red[x], green[x], blue[x])
+    return np.float32(total) / np.float32(image.shape[1])
+
+
+@kernel
+def _saturate(red, green, blue, factor):
+    kept, added = np.float32(factor), np.float32(1.0 - factor)
+    for x in range(red.size):
+        grey = np.float32(_grey(red[x], green[x], blue[x]))
+        red[x] = np.uint8(min(max(fma(grey, added, np.float32(red[x]) * kept), ZERO), WHITE))
+        green[x] = np.uint8(min(max(fma(grey, added, np.float32(green[x]) * kept), ZERO), WHITE))
+        blue[x] = np.uint8(min(max(fma(grey, added, np.float32(blue[x]) * kept), ZERO), WHITE))
+
+
+@kernel
+def _turn_hue(red, green, blue, turn):
+    """Through HSV and back, with the divisions and roundings of torchvision, in float32."""
+    for x in range(red.size):
+        r, g, b = np.float32(red[x]) * TO_UNIT, np.float32(green[x]) * TO_UNIT, np.float32(blue[x]) * TO_UNIT
+        value = max(r, max(g, b))
+        spread = value - min(r, min(g, b))
+        divisor = spread if spread > ZERO else ONE
+        saturation = spread / (value if spread > ZERO else ONE)
+        from_r, from_g, from_b = (value - r) / divisor, (value - g) / divisor, (value - b) / divisor
+        hue = (FOUR + from_g) - from_r
+        hue = (TWO + from_r) - from_b if value == g else hue
+        hue = from_b - from_g if value == r else hue
+        hue = hue * SIXTH + ONE
+        hue = (hue - ONE if hue >= ONE else hue) + turn
+        hue = hue + ONE if hue < ZERO else hue
+        hue = (hue - ONE if hue >= ONE else hue) * SIX
+
+        sector = np.floor(hue)
+        part = (hue - sector) * saturation
+        pale = ONE - saturation
+        sector = ZERO if sector >= SIX else sector
+        p = min(max(pale * value, ZERO), ONE)
+        q = min(max((ONE - part) * value, ZERO), ONE)
+        t = min(max((part + pale) * value, ZERO), ONE)
+
+        r = q if sector == ONE else p
+        r = t if sector == FOUR else r
+        r = value if (sector == ZERO) | (sector > FOUR) else r
+        g = t if sector == ZERO else p
+        g = value if (sector == ONE) | (sector == TWO) else g
+        g = q if (sector > TWO) & (sector < FOUR) else g
+        b = t if sector == TWO else p
+        b = value if (sector > TWO) & (sector <= FOUR) else b
+        b = q if sector > FOUR else b
+        red[x], green[x], blue[x] = np.uint8(r * FROM_UNIT), np.uint8(g * FROM_UNIT), np.uint8(b * FROM_UNIT)
+
+
+@kernel
+def grayscale(images, is_applied):
+    """Give all three channels the grey of the image, in place."""
+    for i in range(len(images)):
+        if is_applied[i]:
+            image = images[i].reshape(3, -1)
+            red, green, blue = image[0], image[1], image[2]
+            for x in range(red.size):
+                red[x] = green[x] = blue[x] = _grey(red[x], green[x], blue[x])
+
+
+@kernel
+def solarize(images, is_applied, threshold):
+    """Invert the values from `threshold` on, in place."""
+    for i in range(len(images)):
+        if is_applied[i]:
+            values = images[i].reshape(-1)
+            for x in range(values.size):
+                values[x] = np.uint8(255) - values[x] if values[x] >= threshold else values[x]
+
+
+@kernel
+def gaussian_blur(images, is_applied, weights, radii):
+    """Blur in place, reflecting at the borders: along x, then along y, in float32; rounded once, to the nearest.
+
+    Parameters
+    ----------
+    images
+        (batch, channels, height, width).
+    is_applied
+        (batch,), bool.
+    weights
+        (batch, largest radius + 1), float32: of the centre, and at each distance from it.
+    radii
+        (batch,): at most the last index of the weights, and below height and width.
+    """
+    height, width = images.shape[2:]
+    largest = weights.shape[1] - 1
+    line = np.empty(width + 2 * largest, np.float32)
+    blurred = np.empty((height, width), np.float32)
+    sums = np.empty(width, np.float32)
+    for i in range(len(images)):
+        if not is_applied[i]:
+            continue
+        radius = radii[i]
+        for channel in range(images.shape[1]):
+            plane = images[i, channel]
+            for y in range(height):
+                for x in range(width):
+                    line[radius + x] = np.float32(plane[y, x])
+                for x in range(1, radius + 1):
+                    line[radius - x] = line[radius + x]
+                    line[radius + width - 1 + x] = line[radius + width - 1 - x]
+                target = blurred[y]
+                weight = weights[i, 0]
+                for x in range(width):
+                    target[x] = weight * line[radius + x]
+                for distance in range(1, radius + 1):
+                    weight, before, after = weights[i, distance], line[radius - distance :], line[radius + distance :]
+                    for x in range(width):
+                        target[x] = fma(weight, before[x] + after[x], target[x])
+            for y in range(height):
+                weight, middle = weights[i, 0], blurred[y]
+                for x in range(width):
+                    sums[x] = weight * middle[x]
+                for distance in range(1, radius + 1):
+                    weight = weights[i, distance]
+                    above = blurred[abs(y - distance)]
+                    below = blurred[height - 1 - abs(height - 1 - y - distance)]
+                    for x in range(width):
+                        sums[x] = fma(weight, above[x] + below[x], sums[x])
+                target = plane[y]
+                for x in range(width):
+                    target[x] = np.uint8(np.rint(sums[x]))
+
+
+@kernel
+def affine(images, is_applied, matrices, is_bilinear, out):
+    """Write to `out` the images under affine maps; what comes from outside is 0.
+
+    Parameters
+    ----------
+    images, out
+        (batch, channels, height, width).
+    is_applied
+        (batch,), bool.
+    matrices
+        (batch, 6), float32: from an output's position to its input's, both relative to the centre, in pixels.
+    is_bilinear
+        Interpolate; or else take the nearest pixel.
+    """
+    num_channels, height, width = images.shape[1:]
+    for i in range(len(images)):
+        if not is_applied[i]:
+            out[i] = images[i]
+            continue
+        a, b, c, d, e, f = matrices[i]
+        for y in range(height):
+            from_middle = np.float32(y - (height - 1) / 2)
+            for x in range(width):
+                right = np.float32(x - (width - 1) / 2)
+                source_x = fma(from_middle, b, right * a) + c + np.float32((width - 1) / 2)
+                source_y = fma(from_middle, e, right * d) + f + np.float32((height - 1) / 2)
+                if not is_bilinear:
+                    nearest_x, nearest_y = int(np.rint(source_x)), int(np.rint(source_y))
+                    is_inside = 0 <= nearest_x < width and 0 <= nearest_y < height
+                    for channel in range(num_channels):
+                        out[i, channel, y, x] = images[i, channel, nearest_y, nearest_x] if is_inside else 0
+                    continue
+                left, top = int(np.floor(source_x)), int(np.floor(source_y))
+                part_x, part_y = source_x - np.float32(left), source_y - np.float32(top)
+                for channel in range(num_channels):
+                    total = ZERO
+                    for step_y in range(2):
+                        for step_x in range(2):
+                            at_y, at_x = top + step_y, left + step_x
+                            if 0 <= at_x < width and 0 <= at_y < height:
+                                weight_y = part_y if step_y else ONE - part_y
+                                weight_x = part_x if step_x else ONE - part_x
+                                total += weight_x * weight_y * np.float32(images[i, channel, at_y, at_x])
+                    out[i, channel, y, x] = np.uint8(np.rint(total))
+
+
+@kernel
+def normalize(images, mean, std, out):
+    """Write (value / 255 - mean) / std to `out`, float32; `mean` and `std` have one value a channel."""
+    for i in range(len(images)):
+        for channel in range(images.shape[1]):
+            plane, target = images[i, channel].reshape(-1), out[i, channel].reshape(-1)
+            for x in range(plane.size):
+                target[x] = (np.float32(plane[x]) * TO_UNIT - mean[channel]) / std[channel]
