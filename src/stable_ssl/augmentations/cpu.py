@@ -56,9 +56,10 @@ def make_view(operations: Sequence[Operation], drawn: Sequence[Drawn], images: A
     batch: np.ndarray | None = None
     for first, last, piece in _pieces(images):
         parts = [{name: values[first:last] for name, values in parameters.items()} for parameters in drawn]
-        pixels = change(operations[:place], parts, piece)
+        pixels = change(operations[:place], parts[:place], piece)
         if batch is None:
-            batch = torch.empty((len(images), *pixels.shape[1:]), dtype=torch.float32).numpy()
+            # Unlike torch, NumPy asks for huge pages: touching new small ones takes as long as the work.
+            batch = np.empty((len(images), *pixels.shape[1:]), np.float32)
         if batch.shape[1:] != pixels.shape[1:]:
             raise ValueError(
                 f"views of {_size(batch)} and of {_size(pixels)} pixels make no batch: images of different sizes need "

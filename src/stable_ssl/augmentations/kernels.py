@@ -52,78 +52,85 @@ def crop_and_resize(images, boxes, out):
         (batch, channels, new height, new width); written.
     """
     num_channels, new_height, new_width = out.shape[1:]
-    narrowed = np.empty((images.shape[2], new_width), np.uint8)
-    line = np.empty(images.shape[3], np.int32)
+    # The weight of a value beyond the last one is 0.
+    narrowed = np.empty((images.shape[2] + 1, new_width), np.uint8)
+    line = np.empty(images.shape[3] + 1, np.int64)
     sums = np.empty(new_width, np.int32)
     for i in range(len(images)):
         top, left, height, width = boxes[i]
         first_x, weights_x, precision_x = _resize_weights(width, new_width)
         first_y, weights_y, precision_y = _resize_weights(height, new_height)
+        # Two rows at a time, in the halves of 64 bits: a product is below 2^30.
+        half_x, low = (1 << (precision_x - 1)) * ((1 << 32) + 1), (1 << 32) - 1
+        half_y = np.int32(1 << (precision_y - 1))
         for channel in range(num_channels):
-            for y in range(height):
-                source, target = images[i, channel, top + y, left : left + width], narrowed[y]
+            plane = images[i, channel, top : top + height, left : left + width]
+            for y in range(0, height, 2):
+                next_y = min(y + 1, height - 1)
+                source, next_source, target, next_target = plane[y], plane[next_y], narrowed[y], narrowed[next_y]
                 if width == new_width:
-                    target[:] = source
+                    target[:], next_target[:] = source, next_source
                     continue
                 for x in range(width):
-                    line[x] = source[x]
-                sums[:] = 1 << (precision_x - 1)
-                for tap in range(len(weights_x)):
-                    weights = weights_x[tap]
-                    for x in range(new_width):
-                        sums[x] += weights[x] * line[np.uint32(first_x[x] + tap)]
+                    line[x] = np.int64(source[x]) | (np.int64(next_source[x]) << 32)
                 for x in range(new_width):
-                    target[x] = sums[x] >> precision_x
+                    first = np.uint32(first_x[x])
+                    pair = half_x + weights_x[x, 0] * line[first] + weights_x[x, 1] * line[np.uint32(first + 1)]
+                    for tap in range(2, weights_x.shape[1]):
+                        pair += weights_x[x, tap] * line[np.uint32(first + tap)]
+                    target[x] = (pair & low) >> precision_x
+                    next_target[x] = pair >> (32 + precision_x)
             if height == new_height:
                 out[i, channel] = narrowed[:height]
                 continue
             for y in range(new_height):
-                target = out[i, channel, y]
-                sums[:] = 1 << (precision_y - 1)
-                for tap in range(len(weights_y)):
-                    weight, source = weights_y[tap, y], narrowed[first_y[y] + tap]
+                first, target = first_y[y], out[i, channel, y]
+                weight, next_weight = np.int32(weights_y[y, 0]), np.int32(weights_y[y, 1])
+                source, next_source = narrowed[first], narrowed[first + 1]
+                for x in range(new_width):
+                    sums[x] = half_y + weight * source[x] + next_weight * next_source[x]
+                for tap in range(2, weights_y.shape[1]):
+                    weight, source = np.int32(weights_y[y, tap]), narrowed[first + tap]
                     for x in range(new_width):
                         sums[x] += weight * source[x]
                 for x in range(new_width):
-                    target[x] = sums[x] >> precision_y
+                    target[x] = sums[x] >> np.int32(precision_y)
 
 
 @kernel
 def _resize_weights(old, new):
-    """Return, for one axis, the first input of each output, the weights (taps, outputs) of it and those after it, and
-    by how many bits the weights are shifted."""
+    """Return, for one axis, the first input of each output, the weights (outputs, taps) of it and those after it, and
+    by how many bits the weights are shifted; there are two taps at least."""
     scale = old / new
     support = max(scale, 1.0)
-    num_taps = min(math.ceil(support) * 2 + 1, old)
     first = np.empty(new, np.int32)
-    exact = np.zeros((num_taps, new))
+    last = np.empty(new, np.int32)
+    exact = np.zeros((new, math.ceil(support) * 2 + 1))
     largest = 0.0
-    needed = 0
+    num_taps = 2
     for x in range(new):
         centre = scale * (x + 0.5)
-        low = max(int(centre - support + 0.5), 0)
-        high = min(int(centre + support + 0.5), old)
+        first[x] = max(int(centre - support + 0.5), 0)
+        last[x] = min(int(centre + support + 0.5), old)
+        num_taps = max(num_taps, last[x] - first[x])
         total = 0.0
-        for tap in range(high - low):
-            weight = max(1.0 - abs((low + tap - centre + 0.5) / support), 0.0)
-            exact[tap, x] = weight
-            total += weight
-        for tap in range(high - low):
-            exact[tap, x] /= total
-            largest = max(largest, exact[tap, x])
-        first[x] = low
-        needed = max(needed, high - low)
+        for tap in range(last[x] - first[x]):
+            exact[x, tap] = max(1.0 - abs((first[x] + tap - centre + 0.5) / support), 0.0)
+            total += exact[x, tap]
+        for tap in range(last[x] - first[x]):
+            exact[x, tap] /= total
+            largest = max(largest, exact[x, tap])
     # Torch takes as many bits as the largest weight allows in an int16.
     precision = 0
     while precision < MAX_PRECISION and int(0.5 + largest * (1 << (precision + 1))) < 1 << 15:
         precision += 1
-    weights = np.empty((needed, new), np.int32)
+    weights = np.zeros((new, num_taps), np.int64)
     for x in range(new):
-        # All outputs get as many taps, so the last ones start earlier.
-        shift = max(first[x] + needed - old, 0)
+        # The last outputs start earlier, so that all have as many taps.
+        shift = min(max(first[x] + num_taps - old, 0), first[x])
         first[x] -= shift
-        for tap in range(needed):
-            weights[tap, x] = int(0.5 + exact[tap - shift, x] * (1 << precision)) if tap >= shift else 0
+        for tap in range(shift, min(num_taps, last[x] - first[x])):
+            weights[x, tap] = int(0.5 + exact[x, tap - shift] * (1 << precision))
     return first, weights, precision
 
 
@@ -196,14 +203,14 @@ def _grey(red, green, blue):
 
 @kernel
 def _mean_grey(image):
-    total = 0
+    total = np.uint32(0)  # of 16 million pixels at most
+    red, green, blue = image[0], image[len(image) // 2], image[-1]
     if len(image) == 1:
-        for x in range(image.shape[1]):
-            total += image[0, x]
-    else:
-        red, green, blue = image[0], image[1], image[2]
         for x in range(red.size):
-            total += _grey(red[x], green[x], blue[x])
+            total = np.uint32(total + red[x])
+    else:
+        for x in range(red.size):
+            total = np.uint32(total + _grey(red[x], green[x], blue[x]))
     return np.float32(total) / np.float32(image.shape[1])
 
 
@@ -226,10 +233,11 @@ def _turn_hue(red, green, blue, turn):
         spread = value - min(r, min(g, b))
         divisor = spread if spread > ZERO else ONE
         saturation = spread / (value if spread > ZERO else ONE)
-        from_r, from_g, from_b = (value - r) / divisor, (value - g) / divisor, (value - b) / divisor
-        hue = (FOUR + from_g) - from_r
-        hue = (TWO + from_r) - from_b if value == g else hue
-        hue = from_b - from_g if value == r else hue
+        is_red, is_green = value == r, value == g
+        added = b if is_red else r if is_green else g
+        subtracted = g if is_red else b if is_green else r
+        start = ZERO if is_red else TWO if is_green else FOUR
+        hue = (start + (value - added) / divisor) - (value - subtracted) / divisor
         hue = hue * SIXTH + ONE
         hue = (hue - ONE if hue >= ONE else hue) + turn
         hue = hue + ONE if hue < ZERO else hue
