@@ -63,12 +63,11 @@ def draw(
     """
     counts = [_DRAWERS[type(operation)][0] for operation in operations]
     counters = [(view << 32) + (number << 16) + i for number, count in enumerate(counts) for i in range(count)]
-    uniforms = np.split(_uniform(_starts(seed, epoch, indices), counters), np.cumsum(counts)[:-1], axis=1)
+    uniforms = _uniform(_starts(seed, epoch, indices), counters)
     drawn = []
-    for operation, numbers in zip(operations, uniforms, strict=True):
+    for operation, count, end in zip(operations, counts, itertools.accumulate(counts), strict=True):
         _check_sizes(operation, sizes, indices)
-        # One row a draw, so that each is contiguous.
-        drawn.append(_DRAWERS[type(operation)][1](operation, numbers.T, sizes))
+        drawn.append(_DRAWERS[type(operation)][1](operation, uniforms[end - count : end], sizes))
         sizes = np.stack(np.broadcast_arrays(*output_size(operation, sizes[:, 0], sizes[:, 1])), axis=1)
     return drawn
 
@@ -106,9 +105,9 @@ def _starts(seed: int, epoch: int, indices: Sequence[int]) -> np.ndarray:
 
 
 def _uniform(starts: np.ndarray, counters: Sequence[int]) -> np.ndarray:
-    """Return numbers in [0, 1), multiples of 2^-53, of (batch, counters)."""
+    """Return numbers in [0, 1), multiples of 2^-53, of (counters, batch)."""
     steps = np.array(counters, dtype=np.uint64) * np.uint64(_GOLDEN)
-    return (_mix(starts[:, None] + steps) >> np.uint64(11)) * 2.0**-53
+    return (_mix(starts + steps[:, None]) >> np.uint64(11)) * 2.0**-53
 
 
 def _mix(states: np.ndarray) -> np.ndarray:
