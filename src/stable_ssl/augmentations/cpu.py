@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import math
+import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -32,6 +34,7 @@ from .operations import (
 
 # All operations are done to as many images as fit into a core's cache together.
 _PIECE_BYTES = 1 << 20
+_NUM_BUFFERS = 16
 
 
 def make_view(operations: Sequence[Operation], drawn: Sequence[Drawn], images: Any) -> torch.Tensor:
@@ -58,8 +61,7 @@ def make_view(operations: Sequence[Operation], drawn: Sequence[Drawn], images: A
         parts = [{name: values[first:last] for name, values in parameters.items()} for parameters in drawn]
         pixels = change(operations[:place], parts[:place], piece)
         if batch is None:
-            # Unlike torch, NumPy asks for huge pages: touching new small ones takes as long as the work.
-            batch = np.empty((len(images), *pixels.shape[1:]), np.float32)
+            batch = _buffer((len(images), *pixels.shape[1:]))
         if batch.shape[1:] != pixels.shape[1:]:
             raise ValueError(
                 f"views of {_size(batch)} and of {_size(pixels)} pixels make no batch: images of different sizes need "
@@ -85,6 +87,21 @@ def change(operations: Sequence[Operation], drawn: Sequence[Drawn], images: np.n
     for operation, parameters in zip(operations, drawn, strict=True):
         pixels = _CHANGES[type(operation)](operation, parameters, pixels)
     return pixels
+
+
+_buffers = threading.local()
+
+
+def _buffer(shape: tuple[int, ...]) -> np.ndarray:
+    """Return memory of a view that nobody has any more, or new one: touching new pages takes as long as the work."""
+    known = _buffers.__dict__.setdefault("arrays", [])
+    for array in known:
+        # A tensor of it holds a reference; the others are `known`'s, this loop's and the call's.
+        if array.shape == shape and sys.getrefcount(array) == 3:
+            return array
+    known.append(np.empty(shape, np.float32))
+    del known[:-_NUM_BUFFERS]
+    return known[-1]
 
 
 def _pieces(images: Any) -> Any:

@@ -24,6 +24,7 @@ ZERO, ONE, TWO, FOUR, SIX = np.float32(0), np.float32(1), np.float32(2), np.floa
 SIXTH, WHITE = np.float32(1 / 6), np.float32(255)
 TO_UNIT, FROM_UNIT = np.float32(1 / 255), np.float32(255.999)
 MAX_PRECISION = 22
+TILE = 64
 
 
 @intrinsic
@@ -39,8 +40,8 @@ fma: Any = _fma
 def crop_and_resize(images, boxes, out):
     """Resize a box of each image to the size of `out`: bilinear, antialiased.
 
-    Torch's fixed-point arithmetic: along x first, then along y, each rounded to uint8; an axis that keeps its size is
-    copied.
+    Torch's fixed-point arithmetic, done in floating point where it is exact: along x first, then along y, each rounded
+    to uint8; an axis that keeps its size is copied.
 
     Parameters
     ----------
@@ -52,59 +53,110 @@ def crop_and_resize(images, boxes, out):
         (batch, channels, new height, new width); written.
     """
     num_channels, new_height, new_width = out.shape[1:]
-    # The weight of a value beyond the last one is 0.
-    narrowed = np.empty((images.shape[2] + 1, new_width), np.uint8)
-    line = np.empty(images.shape[3] + 1, np.int64)
-    sums = np.empty(new_width, np.int32)
+    num_words = (new_width + 7) // 8
+    tile = np.empty((images.shape[3] + 1, TILE), np.uint8)
+    turned = np.empty((num_words * 8, TILE // 8), np.uint64)
+    narrowed = np.empty((images.shape[2] + TILE, num_words), np.uint64)
+    narrowed_bytes = narrowed.view(np.uint8)
     for i in range(len(images)):
         top, left, height, width = boxes[i]
-        first_x, weights_x, precision_x = _resize_weights(width, new_width)
-        first_y, weights_y, precision_y = _resize_weights(height, new_height)
-        # Two rows at a time, in the halves of 64 bits: a product is below 2^30.
-        half_x, low = (1 << (precision_x - 1)) * ((1 << 32) + 1), (1 << 32) - 1
-        half_y = np.int32(1 << (precision_y - 1))
+        first_x, weights_x, is_short_x = _resize_weights(width, new_width)
+        first_y, weights_y, is_short_y = _resize_weights(height, new_height)
+        short_x, short_y = weights_x.astype(np.float32), weights_y.astype(np.float32)
         for channel in range(num_channels):
-            plane = images[i, channel, top : top + height, left : left + width]
-            for y in range(0, height, 2):
-                next_y = min(y + 1, height - 1)
-                source, next_source, target, next_target = plane[y], plane[next_y], narrowed[y], narrowed[next_y]
-                if width == new_width:
-                    target[:], next_target[:] = source, next_source
-                    continue
-                for x in range(width):
-                    line[x] = np.int64(source[x]) | (np.int64(next_source[x]) << 32)
-                for x in range(new_width):
-                    first = np.uint32(first_x[x])
-                    pair = half_x + weights_x[x, 0] * line[first] + weights_x[x, 1] * line[np.uint32(first + 1)]
-                    for tap in range(2, weights_x.shape[1]):
-                        pair += weights_x[x, tap] * line[np.uint32(first + tap)]
-                    target[x] = (pair & low) >> precision_x
-                    next_target[x] = pair >> (32 + precision_x)
+            box = images[i, channel, top : top + height, left : left + width]
+            if width == new_width:
+                narrowed_bytes[:height, :width] = box
+            elif is_short_x:
+                _resize_lines(box, first_x, short_x, tile, turned, narrowed)
+            else:
+                _resize_lines(box, first_x, weights_x, tile, turned, narrowed)
             if height == new_height:
-                out[i, channel] = narrowed[:height]
-                continue
-            for y in range(new_height):
-                first, target = first_y[y], out[i, channel, y]
-                weight, next_weight = np.int32(weights_y[y, 0]), np.int32(weights_y[y, 1])
-                source, next_source = narrowed[first], narrowed[first + 1]
-                for x in range(new_width):
-                    sums[x] = half_y + weight * source[x] + next_weight * next_source[x]
-                for tap in range(2, weights_y.shape[1]):
-                    weight, source = np.int32(weights_y[y, tap]), narrowed[first + tap]
-                    for x in range(new_width):
-                        sums[x] += weight * source[x]
-                for x in range(new_width):
-                    target[x] = sums[x] >> np.int32(precision_y)
+                out[i, channel] = narrowed_bytes[:height, :new_width]
+            elif is_short_y:
+                _combine(narrowed_bytes, first_y, short_y, new_width, out[i, channel])
+            else:
+                _combine(narrowed_bytes, first_y, weights_y, new_width, out[i, channel])
+
+
+@kernel
+def _resize_lines(box, first, weights, tile, turned, out):
+    """Write to `out`, eight values a word, the lines of `box` with as many values as there are weights.
+
+    They are turned to columns first, tile by tile, and back afterwards: then all values of a column can be computed at
+    once, since its inputs lie side by side, unlike those of a line. `tile` and `turned` are memory to do it in.
+    """
+    height, width = box.shape
+    for y in range(0, height, TILE):
+        num_lines = min(TILE, height - y)
+        for line in range(num_lines):
+            for x in range(width):
+                tile[x, line] = box[y + line, x]
+        _combine(tile, first, weights, num_lines, turned.view(np.uint8))
+        for x in range(out.shape[1]):
+            for line in range(0, num_lines, 8):
+                _turn(turned, 8 * x, line // 8, out, y + line, x)
+
+
+@kernel
+def _combine(lines, first, weights, length, out):
+    """Write to each line of `out`, as far as there are weights, the weighted sum of lines from `first` on, rounded."""
+    real = weights.dtype.type
+    half = real(0.5)
+    sums = np.empty(length, weights.dtype)
+    for i in range(len(weights)):
+        at, weight, next_weight = first[i], weights[i, 0], weights[i, 1]
+        if weights.shape[1] == 2:
+            for x in range(length):
+                out[i, x] = np.uint8(half + weight * real(lines[at, x]) + next_weight * real(lines[at + 1, x]))
+            continue
+        for x in range(length):
+            sums[x] = half + weight * real(lines[at, x]) + next_weight * real(lines[at + 1, x])
+        for tap in range(2, weights.shape[1]):
+            weight = weights[i, tap]
+            for x in range(length):
+                sums[x] += weight * real(lines[at + tap, x])
+        for x in range(length):
+            out[i, x] = np.uint8(sums[x])
+
+
+@kernel
+def _turn(source, row, column, target, target_row, target_column):
+    """Transpose 8 × 8 bytes, given as words: halves of blocks change places, of 4 × 4 bytes, then 2 × 2, then 1."""
+    a, b, c, d = source[row, column], source[row + 1, column], source[row + 2, column], source[row + 3, column]
+    e, f, g, h = source[row + 4, column], source[row + 5, column], source[row + 6, column], source[row + 7, column]
+    a, e = _swap(a, e, 32, 0x00000000FFFFFFFF)
+    b, f = _swap(b, f, 32, 0x00000000FFFFFFFF)
+    c, g = _swap(c, g, 32, 0x00000000FFFFFFFF)
+    d, h = _swap(d, h, 32, 0x00000000FFFFFFFF)
+    a, c = _swap(a, c, 16, 0x0000FFFF0000FFFF)
+    b, d = _swap(b, d, 16, 0x0000FFFF0000FFFF)
+    e, g = _swap(e, g, 16, 0x0000FFFF0000FFFF)
+    f, h = _swap(f, h, 16, 0x0000FFFF0000FFFF)
+    a, b = _swap(a, b, 8, 0x00FF00FF00FF00FF)
+    c, d = _swap(c, d, 8, 0x00FF00FF00FF00FF)
+    e, f = _swap(e, f, 8, 0x00FF00FF00FF00FF)
+    g, h = _swap(g, h, 8, 0x00FF00FF00FF00FF)
+    target[target_row, target_column], target[target_row + 1, target_column] = a, b
+    target[target_row + 2, target_column], target[target_row + 3, target_column] = c, d
+    target[target_row + 4, target_column], target[target_row + 5, target_column] = e, f
+    target[target_row + 6, target_column], target[target_row + 7, target_column] = g, h
+
+
+@kernel
+def _swap(a, b, shift, mask):
+    moved = ((a >> np.uint64(shift)) ^ b) & np.uint64(mask)
+    return a ^ (moved << np.uint64(shift)), b ^ moved
 
 
 @kernel
 def _resize_weights(old, new):
     """Return, for one axis, the first input of each output, the weights (outputs, taps) of it and those after it, and
-    by how many bits the weights are shifted; there are two taps at least."""
+    whether float32 is precise enough for sums; there are two taps at least, the last one perhaps beyond the end."""
     scale = old / new
     support = max(scale, 1.0)
-    first = np.empty(new, np.int32)
-    last = np.empty(new, np.int32)
+    first = np.empty(new, np.int64)
+    last = np.empty(new, np.int64)
     exact = np.zeros((new, math.ceil(support) * 2 + 1))
     largest = 0.0
     num_taps = 2
@@ -120,18 +172,18 @@ def _resize_weights(old, new):
         for tap in range(last[x] - first[x]):
             exact[x, tap] /= total
             largest = max(largest, exact[x, tap])
-    # Torch takes as many bits as the largest weight allows in an int16.
+    # Torch rounds to as many bits as the largest weight allows in an int16.
     precision = 0
     while precision < MAX_PRECISION and int(0.5 + largest * (1 << (precision + 1))) < 1 << 15:
         precision += 1
-    weights = np.zeros((new, num_taps), np.int64)
+    weights = np.zeros((new, num_taps))
     for x in range(new):
         # The last outputs start earlier, so that all have as many taps.
         shift = min(max(first[x] + num_taps - old, 0), first[x])
         first[x] -= shift
         for tap in range(shift, min(num_taps, last[x] - first[x])):
-            weights[x, tap] = int(0.5 + exact[x, tap - shift] * (1 << precision))
-    return first, weights, precision
+            weights[x, tap] = int(0.5 + exact[x, tap - shift] * (1 << precision)) / (1 << precision)
+    return first, weights, precision <= 16
 
 
 @kernel
@@ -300,8 +352,7 @@ def gaussian_blur(images, is_applied, weights, radii):
         (batch,): at most the last index of the weights, and below height and width.
     """
     height, width = images.shape[2:]
-    largest = weights.shape[1] - 1
-    line = np.empty(width + 2 * largest, np.float32)
+    line = np.empty(width + 2 * weights.shape[1], np.float32)
     blurred = np.empty((height, width), np.float32)
     sums = np.empty(width, np.float32)
     for i in range(len(images)):
@@ -309,34 +360,30 @@ def gaussian_blur(images, is_applied, weights, radii):
             continue
         radius = radii[i]
         for channel in range(images.shape[1]):
-            plane = images[i, channel]
             for y in range(height):
                 for x in range(width):
-                    line[radius + x] = np.float32(plane[y, x])
+                    line[radius + x] = np.float32(images[i, channel, y, x])
                 for x in range(1, radius + 1):
                     line[radius - x] = line[radius + x]
                     line[radius + width - 1 + x] = line[radius + width - 1 - x]
-                target = blurred[y]
-                weight = weights[i, 0]
+                target, centre = blurred[y], line[radius:]
                 for x in range(width):
-                    target[x] = weight * line[radius + x]
+                    target[x] = weights[i, 0] * centre[x]
                 for distance in range(1, radius + 1):
+                    # An index computed in the loop might be negative, and keep it from being vectorised: so slices.
                     weight, before, after = weights[i, distance], line[radius - distance :], line[radius + distance :]
                     for x in range(width):
                         target[x] = fma(weight, before[x] + after[x], target[x])
             for y in range(height):
-                weight, middle = weights[i, 0], blurred[y]
                 for x in range(width):
-                    sums[x] = weight * middle[x]
+                    sums[x] = weights[i, 0] * blurred[y, x]
                 for distance in range(1, radius + 1):
-                    weight = weights[i, distance]
-                    above = blurred[abs(y - distance)]
-                    below = blurred[height - 1 - abs(height - 1 - y - distance)]
+                    weight, above = weights[i, distance], abs(y - distance)
+                    below = height - 1 - abs(height - 1 - y - distance)
                     for x in range(width):
-                        sums[x] = fma(weight, above[x] + below[x], sums[x])
-                target = plane[y]
+                        sums[x] = fma(weight, blurred[above, x] + blurred[below, x], sums[x])
                 for x in range(width):
-                    target[x] = np.uint8(np.rint(sums[x]))
+                    images[i, channel, y, x] = np.uint8(np.rint(sums[x]))
 
 
 @kernel
