@@ -142,6 +142,20 @@ def test_make_leaves_the_images_as_they_are():
     assert np.array_equal(images, before)
 
 
+def test_memory_is_not_used_again_while_anybody_has_it():
+    images = random_images((24, 24, 3), 16, np.random.default_rng(9))
+    views, indices = SimCLRViews(16), list(range(16))
+    kept = [views.make(images, 0, epoch, indices) for epoch in range(12)]
+    rows = [pair[0][3].numpy() for pair in kept]
+    expected = [pair[0].clone() for pair in kept]
+    del kept[::2]
+    for epoch in range(100, 110):
+        views.make(images, 0, epoch, indices)
+    assert all(torch.equal(torch.from_numpy(row), view[3]) for row, view in zip(rows, expected, strict=True))
+    address = views.make(images, 0, 0, indices)[0].data_ptr()
+    assert address in {view.data_ptr() for _ in range(3) for view in views.make(images, 0, 0, indices)}
+
+
 def test_one_image_of_any_kind_gives_the_same_view():
     array = random_images((40, 50, 3), 4, np.random.default_rng(7))[3]
     views = SimCLRViews(32)

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import math
-import sys
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,7 +33,7 @@ from .operations import (
 )
 
 # All operations are done to as many images as fit into a core's cache together.
-_PIECE_BYTES = 1 << 20
+_PIECE_BYTES = 2 << 20
 _NUM_BUFFERS = 16
 
 
@@ -94,14 +94,13 @@ _buffers = threading.local()
 
 def _buffer(shape: tuple[int, ...]) -> np.ndarray:
     """Return memory of a view that nobody has any more, or new one: touching new pages takes as long as the work."""
-    known = _buffers.__dict__.setdefault("arrays", [])
-    for array in known:
-        # A tensor of it holds a reference; the others are `known`'s, this loop's and the call's.
-        if array.shape == shape and sys.getrefcount(array) == 3:
-            return array
-    known.append(np.empty(shape, np.float32))
+    known: list[tuple[np.ndarray, weakref.ref]] = _buffers.__dict__.setdefault("known", [])
+    free = [i for i, (memory, user) in enumerate(known) if memory.shape == shape and user() is None]
+    memory = known.pop(free[0])[0] if free else np.empty(shape, np.float32)
+    batch = memory.view()  # what a tensor of it holds, whatever is made of that tensor
+    known.append((memory, weakref.ref(batch)))
     del known[:-_NUM_BUFFERS]
-    return known[-1]
+    return batch
 
 
 def _pieces(images: Any) -> Any:

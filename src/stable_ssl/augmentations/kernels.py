@@ -55,9 +55,9 @@ def crop_and_resize(images, boxes, out):
     num_channels, new_height, new_width = out.shape[1:]
     num_words = (new_width + 7) // 8
     tile = np.empty((images.shape[3] + 1, TILE), np.uint8)
-    turned = np.empty((num_words * 8, TILE // 8), np.uint64)
-    narrowed = np.empty((images.shape[2] + TILE, num_words), np.uint64)
-    narrowed_bytes = narrowed.view(np.uint8)
+    turned = np.empty((num_words, 8, TILE // 8), np.uint64)
+    narrowed = np.empty(((images.shape[2] + TILE) // 8, 8, num_words), np.uint64)
+    narrowed_bytes = narrowed.view(np.uint8).reshape(-1, num_words * 8)
     for i in range(len(images)):
         top, left, height, width = boxes[i]
         first_x, weights_x, is_short_x = _resize_weights(width, new_width)
@@ -81,7 +81,7 @@ def crop_and_resize(images, boxes, out):
 
 @kernel
 def _resize_lines(box, first, weights, tile, turned, out):
-    """Write to `out`, eight values a word, the lines of `box` with as many values as there are weights.
+    """Write to `out`, in blocks of eight lines, eight values a word, the lines of `box` with a value for each weight.
 
     They are turned to columns first, tile by tile, and back afterwards: then all values of a column can be computed at
     once, since its inputs lie side by side, unlike those of a line. `tile` and `turned` are memory to do it in.
@@ -92,10 +92,11 @@ def _resize_lines(box, first, weights, tile, turned, out):
         for line in range(num_lines):
             for x in range(width):
                 tile[x, line] = box[y + line, x]
-        _combine(tile, first, weights, num_lines, turned.view(np.uint8))
-        for x in range(out.shape[1]):
-            for line in range(0, num_lines, 8):
-                _turn(turned, 8 * x, line // 8, out, y + line, x)
+        _combine(tile, first, weights, num_lines, turned.view(np.uint8).reshape(-1, TILE))
+        target = out[y // 8 :]
+        for block in range((num_lines + 7) // 8):
+            for word in range(len(turned)):
+                _turn(turned, word, block, target)
 
 
 @kernel
@@ -121,10 +122,10 @@ def _combine(lines, first, weights, length, out):
 
 
 @kernel
-def _turn(source, row, column, target, target_row, target_column):
+def _turn(source, i, j, target):
     """Transpose 8 × 8 bytes, given as words: halves of blocks change places, of 4 × 4 bytes, then 2 × 2, then 1."""
-    a, b, c, d = source[row, column], source[row + 1, column], source[row + 2, column], source[row + 3, column]
-    e, f, g, h = source[row + 4, column], source[row + 5, column], source[row + 6, column], source[row + 7, column]
+    a, b, c, d = source[i, 0, j], source[i, 1, j], source[i, 2, j], source[i, 3, j]
+    e, f, g, h = source[i, 4, j], source[i, 5, j], source[i, 6, j], source[i, 7, j]
     a, e = _swap(a, e, 32, 0x00000000FFFFFFFF)
     b, f = _swap(b, f, 32, 0x00000000FFFFFFFF)
     c, g = _swap(c, g, 32, 0x00000000FFFFFFFF)
@@ -137,10 +138,8 @@ def _turn(source, row, column, target, target_row, target_column):
     c, d = _swap(c, d, 8, 0x00FF00FF00FF00FF)
     e, f = _swap(e, f, 8, 0x00FF00FF00FF00FF)
     g, h = _swap(g, h, 8, 0x00FF00FF00FF00FF)
-    target[target_row, target_column], target[target_row + 1, target_column] = a, b
-    target[target_row + 2, target_column], target[target_row + 3, target_column] = c, d
-    target[target_row + 4, target_column], target[target_row + 5, target_column] = e, f
-    target[target_row + 6, target_column], target[target_row + 7, target_column] = g, h
+    target[j, 0, i], target[j, 1, i], target[j, 2, i], target[j, 3, i] = a, b, c, d
+    target[j, 4, i], target[j, 5, i], target[j, 6, i], target[j, 7, i] = e, f, g, h
 
 
 @kernel
@@ -299,9 +298,7 @@ def _turn_hue(red, green, blue, turn):
         part = (hue - sector) * saturation
         pale = ONE - saturation
         sector = ZERO if sector >= SIX else sector
-        p = min(max(pale * value, ZERO), ONE)
-        q = min(max((ONE - part) * value, ZERO), ONE)
-        t = min(max((part + pale) * value, ZERO), ONE)
+        p, q, t = pale * value, (ONE - part) * value, (part + pale) * value  # torch clamps what is within [0, 1] anyway
 
         r = q if sector == ONE else p
         r = t if sector == FOUR else r
