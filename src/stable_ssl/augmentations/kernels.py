@@ -20,7 +20,7 @@ kernel = numba.njit(cache=True, error_model="numpy", nogil=True)
 
 # Arithmetic with plain constants would be in float64.
 RED, GREEN, BLUE = np.float32(0.2989), np.float32(0.587), np.float32(0.114)
-ZERO, ONE, TWO, FOUR, SIX = np.float32(0), np.float32(1), np.float32(2), np.float32(4), np.float32(6)
+ZERO, ONE, TWO, THREE, FOUR, FIVE, SIX = (np.float32(number) for number in range(7))
 SIXTH, WHITE = np.float32(1 / 6), np.float32(255)
 TO_UNIT, FROM_UNIT = np.float32(1 / 255), np.float32(255.999)
 MAX_PRECISION = 22
@@ -282,9 +282,9 @@ def _turn_hue(red, green, blue, turn):
         r, g, b = np.float32(red[x]) * TO_UNIT, np.float32(green[x]) * TO_UNIT, np.float32(blue[x]) * TO_UNIT
         value = max(r, max(g, b))
         spread = value - min(r, min(g, b))
-        divisor = spread if spread > ZERO else ONE
-        saturation = spread / (value if spread > ZERO else ONE)
-        is_red, is_green = value == r, value == g
+        is_coloured, is_red, is_green = spread > ZERO, value == r, value == g
+        saturation = spread / (value if is_coloured else ONE)
+        divisor = spread if is_coloured else ONE
         added = b if is_red else r if is_green else g
         subtracted = g if is_red else b if is_green else r
         start = ZERO if is_red else TWO if is_green else FOUR
@@ -294,21 +294,11 @@ def _turn_hue(red, green, blue, turn):
         hue = hue + ONE if hue < ZERO else hue
         hue = (hue - ONE if hue >= ONE else hue) * SIX
 
-        sector = np.floor(hue)
-        part = (hue - sector) * saturation
-        pale = ONE - saturation
-        sector = ZERO if sector >= SIX else sector
+        part, pale = (hue - np.floor(hue)) * saturation, ONE - saturation
         p, q, t = pale * value, (ONE - part) * value, (part + pale) * value  # torch clamps what is within [0, 1] anyway
-
-        r = q if sector == ONE else p
-        r = t if sector == FOUR else r
-        r = value if (sector == ZERO) | (sector > FOUR) else r
-        g = t if sector == ZERO else p
-        g = value if (sector == ONE) | (sector == TWO) else g
-        g = q if (sector > TWO) & (sector < FOUR) else g
-        b = t if sector == TWO else p
-        b = value if (sector > TWO) & (sector <= FOUR) else b
-        b = q if sector > FOUR else b
+        r = value if hue < ONE else q if hue < TWO else p if hue < FOUR else t if hue < FIVE else value
+        g = t if hue < ONE else value if hue < THREE else q if hue < FOUR else p
+        b = p if hue < TWO else t if hue < THREE else value if hue < FIVE else q
         red[x], green[x], blue[x] = np.uint8(r * FROM_UNIT), np.uint8(g * FROM_UNIT), np.uint8(b * FROM_UNIT)
 
 
