@@ -56,27 +56,29 @@ def crop_and_resize(images, boxes, out):
     num_words = (new_width + 7) // 8
     tile = np.empty((images.shape[3] + 1, TILE), np.uint8)
     turned = np.empty((num_words, 8, TILE // 8), np.uint64)
-    narrowed = np.empty(((images.shape[2] + TILE) // 8, 8, num_words), np.uint64)
-    narrowed_bytes = narrowed.view(np.uint8).reshape(-1, num_words * 8)
+    narrowed = np.empty(((num_channels * images.shape[2] + TILE) // 8 + 1, 8, num_words), np.uint64)
+    lines = narrowed.view(np.uint8).reshape(-1, num_words * 8)
     for i in range(len(images)):
         top, left, height, width = boxes[i]
         first_x, weights_x, is_short_x = _resize_weights(width, new_width)
         first_y, weights_y, is_short_y = _resize_weights(height, new_height)
         short_x, short_y = weights_x.astype(np.float32), weights_y.astype(np.float32)
+        box = images[i, :, top : top + height, left : left + width]
+        if width == new_width:
+            for line in range(num_channels * height):
+                lines[line, :width] = box[line // height, line % height]
+        elif is_short_x:
+            _resize_lines(box, first_x, short_x, tile, turned, narrowed)
+        else:
+            _resize_lines(box, first_x, weights_x, tile, turned, narrowed)
         for channel in range(num_channels):
-            box = images[i, channel, top : top + height, left : left + width]
-            if width == new_width:
-                narrowed_bytes[:height, :width] = box
-            elif is_short_x:
-                _resize_lines(box, first_x, short_x, tile, turned, narrowed)
-            else:
-                _resize_lines(box, first_x, weights_x, tile, turned, narrowed)
+            start = channel * height
             if height == new_height:
-                out[i, channel] = narrowed_bytes[:height, :new_width]
+                out[i, channel] = lines[start : start + height, :new_width]
             elif is_short_y:
-                _combine(narrowed_bytes, first_y, short_y, new_width, out[i, channel])
+                _combine(lines[start:], first_y, short_y, new_width, out[i, channel])
             else:
-                _combine(narrowed_bytes, first_y, weights_y, new_width, out[i, channel])
+                _combine(lines[start:], first_y, weights_y, new_width, out[i, channel])
 
 
 @kernel
@@ -86,14 +88,15 @@ def _resize_lines(box, first, weights, tile, turned, out):
     They are turned to columns first, tile by tile, and back afterwards: then all values of a column can be computed at
     once, since its inputs lie side by side, unlike those of a line. `tile` and `turned` are memory to do it in.
     """
-    height, width = box.shape
-    for y in range(0, height, TILE):
-        num_lines = min(TILE, height - y)
+    num_channels, height, width = box.shape
+    for start in range(0, num_channels * height, TILE):
+        num_lines = min(TILE, num_channels * height - start)
         for line in range(num_lines):
+            channel, y = (start + line) // height, (start + line) % height
             for x in range(width):
-                tile[x, line] = box[y + line, x]
+                tile[x, line] = box[channel, y, x]
         _combine(tile, first, weights, num_lines, turned.view(np.uint8).reshape(-1, TILE))
-        target = out[y // 8 :]
+        target = out[start // 8 :]
         for block in range((num_lines + 7) // 8):
             for word in range(len(turned)):
                 _turn(turned, word, block, target)
