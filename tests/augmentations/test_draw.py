@@ -124,10 +124,10 @@ def test_what_is_drawn_never_changes():
 
 
 EXPECTED = {
-    "0.RandomResizedCrop.top": [5, 1],
-    "0.RandomResizedCrop.left": [61, 31],
-    "0.RandomResizedCrop.height": [185, 178],
-    "0.RandomResizedCrop.width": [227, 168],
+    "0.RandomResizedCrop.top": [10, 1],
+    "0.RandomResizedCrop.left": [134, 29],
+    "0.RandomResizedCrop.height": [171, 182],
+    "0.RandomResizedCrop.width": [140, 177],
 }
 
 

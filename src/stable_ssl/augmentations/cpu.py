@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from . import kernels
-from .draw import Drawn, output_size
+from .draw import RESIZING, Drawn, output_size
 from .operations import (
     Affine,
     CenterCrop,
@@ -82,7 +82,7 @@ def make_view(operations: Sequence[Operation], drawn: Sequence[Drawn], images: A
 def change(operations: Sequence[Operation], drawn: Sequence[Drawn], images: np.ndarray) -> np.ndarray:
     """Return uint8 images (batch, channels, height, width) of those (batch, height, width, channels), changed."""
     pixels = images.transpose(0, 3, 1, 2)
-    if not (operations and isinstance(operations[0], RandomResizedCrop | Resize | CenterCrop)):
+    if not (operations and isinstance(operations[0], RESIZING)):
         pixels = pixels.copy()  # others work in place
     for operation, parameters in zip(operations, drawn, strict=True):
         pixels = _CHANGES[type(operation)](operation, parameters, pixels)

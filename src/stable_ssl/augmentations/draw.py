@@ -10,6 +10,7 @@ The distributions are those of torchvision's transforms of the same names.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -34,6 +35,9 @@ from .operations import (
 )
 
 Drawn = dict[str, np.ndarray]
+
+# The operations whose results have another size than the images.
+RESIZING = (RandomResizedCrop, Resize, CenterCrop)
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _ORDERS = np.array(list(itertools.permutations(range(4))))
@@ -68,13 +72,14 @@ def draw(
     for operation, count, end in zip(operations, counts, itertools.accumulate(counts), strict=True):
         _check_sizes(operation, sizes, indices)
         drawn.append(_DRAWERS[type(operation)][1](operation, uniforms[end - count : end], sizes))
-        sizes = np.stack(np.broadcast_arrays(*output_size(operation, sizes[:, 0], sizes[:, 1])), axis=1)
+        if isinstance(operation, RESIZING):
+            sizes = np.stack(output_size(operation, sizes[:, 0], sizes[:, 1]), axis=1)
     return drawn
 
 
 def output_size(operation: Operation, height: Any, width: Any) -> tuple[Any, Any]:
     """Return height and width after an operation."""
-    if not isinstance(operation, RandomResizedCrop | Resize | CenterCrop):
+    if not isinstance(operation, RESIZING):
         return height, width
     if isinstance(operation.size, int):
         shorter = np.minimum(height, width)
@@ -139,6 +144,7 @@ def _exp(x: Any) -> Any:
     return total
 
 
+@functools.cache
 def _log(x: float) -> float:
     """Return log x in the same spirit, by Halley's method."""
     y = 0.0
@@ -148,11 +154,25 @@ def _log(x: float) -> float:
     return y
 
 
-def _try_boxes(operation: Any, numbers: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the two sides of each drawn box, (tries, batch): that which the ratio makes longer, and the other one."""
-    areas = sizes.prod(axis=1) * _within(operation.scale, numbers[:_NUM_TRIES])
-    ratios = _exp(_within([_log(limit) for limit in operation.ratio], numbers[_NUM_TRIES : 2 * _NUM_TRIES]))
-    return np.rint(np.sqrt(areas * ratios)).astype(np.int64), np.rint(np.sqrt(areas / ratios)).astype(np.int64)
+def _fit_boxes(operation: Any, numbers: np.ndarray, limits: np.ndarray, area: np.ndarray, smallest: int) -> Any:
+    """Return the sides of the first box of each sample that fits, (2, batch), and where there is one.
+
+    `limits`, (2, batch), are the largest sides: that which the ratio makes longer first.
+    """
+    logs = [_log(limit) for limit in operation.ratio]
+    boxes, missing = np.zeros_like(limits), np.arange(limits.shape[1])
+    for attempt in range(_NUM_TRIES):
+        areas = area[missing] * _within(operation.scale, numbers[2 * attempt, missing])
+        ratios = _exp(_within(logs, numbers[2 * attempt + 1, missing]))
+        sides = np.rint(np.sqrt(np.stack([areas * ratios, areas / ratios]))).astype(np.int64)
+        fits = ((sides >= smallest) & (sides <= limits[:, missing])).all(axis=0)
+        boxes[:, missing[fits]] = sides[:, fits]
+        missing = missing[~fits]
+        if not len(missing):
+            break
+    is_found = np.ones(limits.shape[1], bool)
+    is_found[missing] = False
+    return boxes, is_found
 
 
 def _place(numbers: np.ndarray, sizes: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> tuple[Any, Any]:
@@ -161,12 +181,9 @@ def _place(numbers: np.ndarray, sizes: np.ndarray, heights: np.ndarray, widths: 
 
 
 def _draw_crop(operation: RandomResizedCrop, numbers: np.ndarray, sizes: np.ndarray) -> Drawn:
-    all_widths, all_heights = _try_boxes(operation, numbers, sizes)
-    fits = (all_heights > 0) & (all_heights <= sizes[:, 0]) & (all_widths > 0) & (all_widths <= sizes[:, 1])
-    first, batch = fits.argmax(axis=0), np.arange(len(sizes))
-    heights, widths = all_heights[first, batch], all_widths[first, batch]
+    (widths, heights), is_found = _fit_boxes(operation, numbers, sizes.T[::-1], sizes.prod(axis=1), smallest=1)
     tops, lefts = _place(numbers[2 * _NUM_TRIES :], sizes, heights, widths)
-    for i in np.flatnonzero(~fits.any(axis=0)):
+    for i in np.flatnonzero(~is_found):
         height, width = sizes[i].tolist()
         narrowest, widest = operation.ratio
         heights[i] = min(height, round(width / narrowest))
@@ -220,12 +237,9 @@ def _draw_blur(operation: GaussianBlur, numbers: np.ndarray, sizes: np.ndarray) 
 
 
 def _draw_erasing(operation: Erasing, numbers: np.ndarray, sizes: np.ndarray) -> Drawn:
-    all_heights, all_widths = _try_boxes(operation, numbers[1:], sizes)
-    fits = (all_heights < sizes[:, 0]) & (all_widths < sizes[:, 1])
-    first, batch = fits.argmax(axis=0), np.arange(len(sizes))
-    heights, widths = all_heights[first, batch], all_widths[first, batch]
+    (heights, widths), is_found = _fit_boxes(operation, numbers[1:], sizes.T - 1, sizes.prod(axis=1), smallest=0)
     tops, lefts = _place(numbers[1 + 2 * _NUM_TRIES :], sizes, heights, widths)
-    is_applied = (numbers[0] < operation.p) & fits.any(axis=0)
+    is_applied = (numbers[0] < operation.p) & is_found
     return {"is_applied": is_applied, "top": tops, "left": lefts, "height": heights, "width": widths}
 
 

@@ -24,6 +24,8 @@ ZERO, ONE, TWO, THREE, FOUR, FIVE, SIX = (np.float32(number) for number in range
 SIXTH, WHITE = np.float32(1 / 6), np.float32(255)
 TO_UNIT, FROM_UNIT = np.float32(1 / 255), np.float32(255.999)
 MAX_PRECISION = 22
+# Images come in any layout, and some are read-only: without a signature, each kind would be compiled for.
+CROP = types.void(types.Array(types.uint8, 4, "A", readonly=True), types.int64[:, ::1], types.uint8[:, :, :, ::1])
 TILE = 64
 
 
@@ -34,51 +36,6 @@ def _fma(typing_context, a, b, c):
 
 
 fma: Any = _fma
-
-
-@kernel
-def crop_and_resize(images, boxes, out):
-    """Resize a box of each image to the size of `out`: bilinear, antialiased.
-
-    Torch's fixed-point arithmetic, done in floating point where it is exact: along x first, then along y, each rounded
-    to uint8; an axis that keeps its size is copied.
-
-    Parameters
-    ----------
-    images
-        (batch, channels, height, width).
-    boxes
-        (batch, 4): top, left, height, width.
-    out
-        (batch, channels, new height, new width); written.
-    """
-    num_channels, new_height, new_width = out.shape[1:]
-    num_words = (new_width + 7) // 8
-    tile = np.empty((images.shape[3] + 1, TILE), np.uint8)
-    turned = np.empty((num_words, 8, TILE // 8), np.uint64)
-    narrowed = np.empty(((num_channels * images.shape[2] + TILE) // 8 + 1, 8, num_words), np.uint64)
-    lines = narrowed.view(np.uint8).reshape(-1, num_words * 8)
-    for i in range(len(images)):
-        top, left, height, width = boxes[i]
-        first_x, weights_x, is_short_x = _resize_weights(width, new_width)
-        first_y, weights_y, is_short_y = _resize_weights(height, new_height)
-        short_x, short_y = weights_x.astype(np.float32), weights_y.astype(np.float32)
-        box = images[i, :, top : top + height, left : left + width]
-        if width == new_width:
-            for line in range(num_channels * height):
-                lines[line, :width] = box[line // height, line % height]
-        elif is_short_x:
-            _resize_lines(box, first_x, short_x, tile, turned, narrowed)
-        else:
-            _resize_lines(box, first_x, weights_x, tile, turned, narrowed)
-        for channel in range(num_channels):
-            start = channel * height
-            if height == new_height:
-                out[i, channel] = lines[start : start + height, :new_width]
-            elif is_short_y:
-                _combine(lines[start:], first_y, short_y, new_width, out[i, channel])
-            else:
-                _combine(lines[start:], first_y, weights_y, new_width, out[i, channel])
 
 
 @kernel
@@ -186,6 +143,51 @@ def _resize_weights(old, new):
         for tap in range(shift, min(num_taps, last[x] - first[x])):
             weights[x, tap] = int(0.5 + exact[x, tap - shift] * (1 << precision)) / (1 << precision)
     return first, weights, precision <= 16
+
+
+@numba.njit(CROP, cache=True, error_model="numpy", nogil=True)
+def crop_and_resize(images, boxes, out):
+    """Resize a box of each image to the size of `out`: bilinear, antialiased.
+
+    Torch's fixed-point arithmetic, done in floating point where it is exact: along x first, then along y, each rounded
+    to uint8; an axis that keeps its size is copied.
+
+    Parameters
+    ----------
+    images
+        (batch, channels, height, width).
+    boxes
+        (batch, 4): top, left, height, width.
+    out
+        (batch, channels, new height, new width); written.
+    """
+    num_channels, new_height, new_width = out.shape[1:]
+    num_words = (new_width + 7) // 8
+    tile = np.empty((images.shape[3] + 1, TILE), np.uint8)
+    turned = np.empty((num_words, 8, TILE // 8), np.uint64)
+    narrowed = np.empty(((num_channels * images.shape[2] + TILE) // 8 + 1, 8, num_words), np.uint64)
+    lines = narrowed.view(np.uint8).reshape(-1, num_words * 8)
+    for i in range(len(images)):
+        top, left, height, width = boxes[i]
+        first_x, weights_x, is_short_x = _resize_weights(width, new_width)
+        first_y, weights_y, is_short_y = _resize_weights(height, new_height)
+        short_x, short_y = weights_x.astype(np.float32), weights_y.astype(np.float32)
+        box = images[i, :, top : top + height, left : left + width]
+        if width == new_width:
+            for line in range(num_channels * height):
+                lines[line, :width] = box[line // height, line % height]
+        elif is_short_x:
+            _resize_lines(box, first_x, short_x, tile, turned, narrowed)
+        else:
+            _resize_lines(box, first_x, weights_x, tile, turned, narrowed)
+        for channel in range(num_channels):
+            start = channel * height
+            if height == new_height:
+                out[i, channel] = lines[start : start + height, :new_width]
+            elif is_short_y:
+                _combine(lines[start:], first_y, short_y, new_width, out[i, channel])
+            else:
+                _combine(lines[start:], first_y, weights_y, new_width, out[i, channel])
 
 
 @kernel

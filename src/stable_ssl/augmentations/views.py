@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .draw import draw, output_size
-from .operations import CenterCrop, ColorJitter, Erasing, Grayscale, Normalize, Operation, RandomResizedCrop, Resize
+from .draw import RESIZING, draw, output_size
+from .operations import ColorJitter, Erasing, Grayscale, Normalize, Operation
 
 Shape = tuple[int, int] | None
 
@@ -219,7 +219,7 @@ def _size_of(operations: Sequence[Operation]) -> Shape:
     """Return (height, width) after the operations, None if that is up to the image."""
     size: Shape = None
     for operation in operations:
-        if isinstance(operation, RandomResizedCrop | Resize | CenterCrop):
+        if isinstance(operation, RESIZING):
             if not isinstance(operation.size, int):
                 size = tuple(operation.size)  # type: ignore[assignment]
             elif size is not None:
