@@ -18,7 +18,8 @@ def change(operation, drawn, image):
         if name == "CenterCrop":
             return F.center_crop(image, list(operation.size))
         box = [int(drawn[side]) for side in ("top", "left", "height", "width")]
-        return F.resized_crop(image, *box, list(operation.size), antialias=True)
+        # Channel by channel: torch ends with an internal error on some images of one pixel and three channels.
+        return torch.cat([F.resized_crop(plane[None], *box, list(operation.size), antialias=True) for plane in image])
     if name == "HorizontalFlip":
         return F.horizontal_flip(image)
     if name == "VerticalFlip":
