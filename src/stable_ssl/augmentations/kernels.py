@@ -362,17 +362,18 @@ def gaussian_blur(images, is_applied, weights, radii):
                 for x in range(1, radius + 1):
                     line[radius - x] = line[radius + x]
                     line[radius + width - 1 + x] = line[radius + width - 1 - x]
-                target, centre = blurred[y], line[radius:]
+                target, weight, centre = blurred[y], weights[i, 0], line[radius:]
                 for x in range(width):
-                    target[x] = weights[i, 0] * centre[x]
+                    target[x] = weight * centre[x]
                 for distance in range(1, radius + 1):
                     # An index computed in the loop might be negative, and keep it from being vectorised: so slices.
                     weight, before, after = weights[i, distance], line[radius - distance :], line[radius + distance :]
                     for x in range(width):
                         target[x] = fma(weight, before[x] + after[x], target[x])
             for y in range(height):
+                weight = weights[i, 0]
                 for x in range(width):
-                    sums[x] = weights[i, 0] * blurred[y, x]
+                    sums[x] = weight * blurred[y, x]
                 for distance in range(1, radius + 1):
                     weight, above = weights[i, distance], abs(y - distance)
                     below = height - 1 - abs(height - 1 - y - distance)
