@@ -14,6 +14,7 @@ LEAF = {"exceptions", "runtime.distributed", "runtime.seeding"}
 BASE = {"arguments", "config", "data", "exceptions", "loggers", "optimizers", "runtime"}
 MAY = {
     "exceptions": set(),
+    "augmentations": LEAF,
     "losses": LEAF,
     "modules": LEAF,
     "optimizers": LEAF,

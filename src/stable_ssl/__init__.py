@@ -28,7 +28,7 @@ _HOME = {
     "Preempted": "exceptions",
 }
 _ROOMS = (
-    "base", "config", "data", "exceptions", "loggers", "losses", "modules", "monitors", "optimizers",
+    "augmentations", "base", "config", "data", "exceptions", "loggers", "losses", "modules", "monitors", "optimizers",
     "runtime", "schedulers", "trainers", "utils",
 )  # fmt: skip
 

@@ -22,6 +22,7 @@ class Stream(IntEnum):
     STEP = 4  # dropout, masks, noise of one micro-batch of training
     EVAL = 5  # the same, of one evaluation batch
     EPOCH = 6  # the hooks around an epoch
+    VIEWS = 7  # parameters of the views of one sample
 
 
 def derive_seed(*keys: int) -> int:
