@@ -11,11 +11,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler
 from torch.utils.data.dataloader import default_collate, default_convert
 
+from ..augmentations import MultiView
 from ..exceptions import ConfigError, DataError
 from ..runtime.device import describe_batch
 from ..runtime.preemption import StopWaiting
 from ..runtime.seeding import Stream, derive_seed, preserved_generators, seed_generators
-from .multi_view import MultiViewSampler
+from .views import BatchViews, Held, WithViews, as_read, hold
 from .workers import WorkerInit, end_workers, keep_open
 
 
@@ -34,8 +35,11 @@ class Loader:
     batch_size
         Samples in a batch, on each rank. None: each item of the data set is a batch.
     views
-        A transform, or a list of them, applied to the image of each (image, …) sample where it is read. Several give a
-        list of views: the batch is `[[view_1, view_2], labels]`.
+        What is made of the image of each (image, …) sample. The `MultiView` or `View` of `stable_ssl.augmentations` is
+        made by the batch, as a function of (seed, epoch, index, view): of images in memory where they fit and never
+        change, one batch ahead of the one in use and without workers; else by the workers that read them. Any other
+        transform, or a list of them, is applied to each sample where it is read. Several give a list of views: the
+        batch is `[[view_1, view_2], labels]`.
     shuffle
         Draw a new order each epoch.
     drop_last
@@ -95,7 +99,14 @@ class Loader:
             )
         if num_workers == 0 and (prefetch_factor is not None or persistent_workers):
             raise ConfigError("num_workers: prefetch_factor and persistent_workers need at least 1.")
-        self.dataset = dataset if views is None else WithViews(dataset, views)
+        self._views = views if isinstance(views, MultiView) else None
+        if self._views and collate_fn is not None:
+            raise ConfigError("collate_fn: declared views make the batch; leave it out, or use transforms for views.")
+        if self._views and batch_size is None:
+            raise ConfigError("batch_size: declared views are made by the batch; None is for items that are batches.")
+        self.dataset = dataset if views is None else as_read(dataset) if self._views else WithViews(dataset, views)
+        self._held: Held | None = None
+        self._is_held_known = False
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.drop_last = drop_last
@@ -161,6 +172,12 @@ class Loader:
             A sample can't be read, a batch can't be collated, or a worker died.
         """
         wanted = self._index_batches(epoch)[start:]
+        if self._views and not self._is_held_known:
+            self._held, self._is_held_known = hold(self.dataset, self.name, self.num_workers), True
+        if self._views and self._held:
+            make = BatchViews(self._views, self._collate)
+            yield from zip(wanted, self._held.batches(make, self.seed, epoch, wanted), strict=True)
+            return
         if self._engine is None:
             self._engine = self._make_engine()
         self._engine.batch_sampler.entries = [[(epoch, index) for index in indices] for indices in wanted]  # type: ignore
@@ -197,7 +214,10 @@ class Loader:
     def _make_engine(self) -> DataLoader:
         """Return torch's loader, over samples asked for as (epoch, index): persistent workers know the epoch."""
         reader = _Reader(self.dataset, self.seed, self.name)
-        collate = _Collate(self._collate, self.name, single=self.batch_size is None and self.batch_sampler is None)
+        collate: Any = _Collate(self._collate, self.name, single=self.batch_size is None and self.batch_sampler is None)
+        if self._views:
+            reader.keeps_entries = True
+            collate = _CollateViews(BatchViews(self._views, self._collate), self.seed)
         return DataLoader(reader, batch_sampler=_Entries(), collate_fn=collate, **self._options)
 
     def _index_batches(self, epoch: int) -> list[list[int]]:
@@ -248,24 +268,6 @@ class Loader:
             return list(sampler)
 
 
-class WithViews(Dataset):
-    """A data set whose samples' images are replaced by views of them."""
-
-    def __init__(self, dataset: Any, views: Callable | Sequence[Callable]):
-        self.dataset = dataset
-        self.transform = views if callable(views) else MultiViewSampler(views)
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Any:
-        sample = self.dataset[index]
-        if not isinstance(sample, tuple | list):
-            return self.transform(sample)
-        image, *rest = sample
-        return (self.transform(image), *rest)
-
-
 class _Entries(Sampler):
     """Batches of (epoch, index) pairs, set anew for each epoch."""
 
@@ -285,6 +287,7 @@ class _Reader(Dataset):
     def __init__(self, dataset: Any, seed: int, name: str):
         self.dataset, self.seed, self.name = dataset, seed, name
         self.seedable = list(_find_seedable(dataset))
+        self.keeps_entries = False  # return (epoch, index, sample)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -299,7 +302,8 @@ class _Reader(Dataset):
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            return self.dataset[index]
+            sample = self.dataset[index]
+            return (epoch, index, sample) if self.keeps_entries else sample
         except Exception as error:
             path = _path_of(self.dataset, index)
             where = f"sample {index}" + (f" ('{path}')" if path else "")
@@ -323,6 +327,17 @@ class _Collate:
                 f"data.{self.name}: these samples make no batch: {'; '.join(kinds[:4])}. They must be tensors, arrays "
                 f"or numbers of one shape: add a transform, or a collate_fn. {type(error).__name__}: {error}"
             ) from error
+
+
+class _CollateViews:
+    """Makes a batch of samples that `_Reader` returned with their places."""
+
+    def __init__(self, make: BatchViews, seed: int):
+        self.make, self.seed = make, seed
+
+    def __call__(self, entries: list[tuple[int, int, Any]]) -> Any:
+        epochs, indices, samples = zip(*entries, strict=True)
+        return self.make(samples, self.seed, epochs[0], indices)
 
 
 def _find_seedable(holder: Any, depth: int = 0) -> Iterator[Any]:

@@ -1,0 +1,138 @@
+"""Declared views are the same bytes wherever and whenever the loader makes them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import Dataset, Subset
+from toys import Toy
+
+from stable_ssl import ConfigError, DataError
+from stable_ssl.augmentations import EvalView, MultiView, SimCLRViews
+from stable_ssl.data import Digits, Loader
+
+VIEWS = SimCLRViews(12, mean=[0.5], std=[0.5])
+
+
+class Read(Dataset):
+    """Images that are read anew each time, as far as the loader knows."""
+
+    def __init__(self, dataset, kind="pil"):
+        self.dataset, self.kind = dataset, kind
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        image, label = self.dataset.images[index], self.dataset.targets[index]
+        if self.kind == "tensor":
+            return torch.from_numpy(np.array(image))[None], label
+        return (image if self.kind == "pil" else np.array(image)), label
+
+
+def batches(dataset, batch_size=16, epoch=1, start=0, **options):
+    made = Loader(dataset, batch_size, views=options.pop("views", VIEWS), shuffle=True, **options)
+    made.bind(seed=5, name="train")
+    try:
+        return list(made.batches(epoch, start))
+    finally:
+        made.close()
+
+
+def by_sample(found):
+    """Return the views and label of each sample, by its index."""
+    return {
+        index: [*(view[place] for view in views), labels[place]]
+        for indices, (views, labels) in found
+        for place, index in enumerate(indices)
+    }
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    assert all(torch.equal(a, b) for index in one for a, b in zip(one[index], other[index], strict=True))
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return Digits("test", size=14)
+
+
+def test_a_batch_is_a_list_of_views_and_the_labels(digits):
+    (indices, (views, labels)), *rest = batches(digits)
+    assert [(view.shape, view.dtype) for view in views] == [((16, 1, 12, 12), torch.float32)] * 2
+    assert labels.tolist() == [digits.targets[index] for index in indices]
+    assert not torch.equal(*views)
+    expected = VIEWS.make(np.stack([np.array(digits.images[i])[:, :, None] for i in indices]), 5, 1, indices)
+    assert all(map(torch.equal, views, expected))
+
+
+@pytest.mark.parametrize("kind", ["pil", "tensor", "array"])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_views_of_images_in_memory_are_those_that_workers_make(digits, kind, num_workers):
+    assert_same(by_sample(batches(digits)), by_sample(batches(Read(digits, kind), 7, num_workers=num_workers)))
+
+
+def test_an_epoch_may_be_entered_anywhere_and_epochs_differ(digits):
+    whole, part = batches(digits), batches(digits, start=3)
+    assert_same(by_sample(whole[3:]), by_sample(part))
+    other = by_sample(batches(digits, epoch=2))
+    assert not torch.equal(by_sample(whole)[0][0], other[0][0])
+
+
+def test_images_of_several_sizes_are_held_too():
+    images = [Image.fromarray(np.full((8 + i, 9, 3), i, np.uint8)) for i in range(4)]
+    samples = [(image, 0) for image in images]
+    views = MultiView([EvalView(8)])
+    (_, (made, _)), *_ = batches(samples, 4, views=views)
+    assert made[0].shape == (4, 3, 8, 8)
+
+
+def test_an_evaluation_view_is_a_tensor(digits):
+    (_, (images, _)), *_ = batches(Subset(digits, range(20)), views=EvalView(12, mean=[0.5], std=[0.5]))
+    assert images.shape == (16, 1, 12, 12)
+
+
+def test_a_run_with_declared_views_says_where_they_are_made_and_resumes_exactly(make_toy, tmp_path):
+    class TwoViews(Toy):
+        def compute_loss(self):
+            (one, two), labels = self.batch
+            return torch.nn.functional.cross_entropy(self.forward(one.flatten(1) - two.flatten(1)), labels)
+
+    def make(folder, cls=TwoViews):
+        data = {"train": Loader(Digits("test", size=14), 64, views=VIEWS, shuffle=True)}
+        torch.manual_seed(0)
+        module = {"backbone": torch.nn.Linear(144, 10)}
+        return make_toy(cls, data, module, logger={"dump_path": tmp_path / folder, "level": 20})
+
+    class Stopped(TwoViews):
+        def after_fit_step(self):
+            if self.global_step == 8:
+                raise KeyboardInterrupt
+
+    alone = make("alone")
+    alone()
+    assert "355 images are held in memory (0.1 MB)" in (tmp_path / "alone" / "console.log").read_text()
+    Stopped.__name__ = "TwoViews"
+    Stopped.__qualname__ = TwoViews.__qualname__
+    with pytest.raises(KeyboardInterrupt):
+        make("stopped", Stopped)()
+    again = make("stopped")
+    again()
+    assert all(map(torch.equal, again.parameters(), alone.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "options", "error", "words"),
+    [
+        ([(torch.ones(3, 8, 8), 0)], {}, DataError, r"sample 0 is float32 \(8, 8, 3\); declared views are made of"),
+        ([(np.zeros((8, 8, 3), np.uint8), 0)], {"collate_fn": list}, ConfigError, "collate_fn"),
+        ([(np.zeros((8, 8, 3), np.uint8), 0)], {"batch_size": None}, ConfigError, "batch_size"),
+        ([(np.zeros((8, 8, 2), np.uint8), 0)], {}, ValueError, "needs images of 1 or 3 channels, not of 2"),
+    ],
+)
+def test_what_views_can_not_be_made_of_is_named(dataset, options, error, words):
+    with pytest.raises(error, match=words):
+        batches(dataset, **{"batch_size": 2, **options})
