@@ -14,8 +14,6 @@ from stable_ssl.cli.compose import arithmetic, complete_override, recipe_names
 
 COMMAND = Path(sys.executable).with_name("stable-ssl")
 TINY = [
-    "data.train.num_workers=0",
-    "data.train.persistent_workers=false",
     "optim.epochs=1",
     "optim.max_steps=1",
 ]

@@ -61,7 +61,7 @@ def digits():
 
 
 def test_a_batch_is_a_list_of_views_and_the_labels(digits):
-    (indices, (views, labels)), *rest = batches(digits)
+    indices, (views, labels) = batches(digits)[0]
     assert [(view.shape, view.dtype) for view in views] == [((16, 1, 12, 12), torch.float32)] * 2
     assert labels.tolist() == [digits.targets[index] for index in indices]
     assert not torch.equal(*views)

@@ -68,6 +68,12 @@ def make_parser() -> argparse.ArgumentParser:
     resume = commands.add_parser("resume", help="go on with a run")
     resume.add_argument("run", nargs="?", metavar="RUN", help="its folder; else the newest unfinished one in runs/")
     resume.add_argument("overrides", nargs="*", help="of what may differ: data.train.num_workers=4 optim.epochs=200")
+    views = commands.add_parser("views", help="a picture of samples and their views, with what was drawn for each")
+    views.add_argument("source", metavar="RECIPE or FILE")
+    views.add_argument("overrides", nargs="*", help="e.g. hardware.seed=1 data.train.batch_size=4")
+    views.add_argument("--out", default="views.png", metavar="FILE", help="the picture (views.png)")
+    views.add_argument("--samples", type=int, default=6, metavar="N", help="how many (6)")
+    views.add_argument("--epoch", type=int, default=0, metavar="N", help="the epoch whose views are shown (0)")
     recipes = commands.add_parser("recipes", help="what there is to train")
     recipes.add_argument("action", nargs="?", choices=["show"], help="show NAME prints the whole configuration")
     recipes.add_argument("name", nargs="?")
@@ -75,6 +81,6 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _commands():
-    from . import recipes, resume, train
+    from . import recipes, resume, train, views
 
-    return {"train": train.main, "resume": resume.main, "recipes": recipes.main}
+    return {"train": train.main, "resume": resume.main, "views": views.main, "recipes": recipes.main}

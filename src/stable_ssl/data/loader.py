@@ -99,12 +99,12 @@ class Loader:
             )
         if num_workers == 0 and (prefetch_factor is not None or persistent_workers):
             raise ConfigError("num_workers: prefetch_factor and persistent_workers need at least 1.")
-        self._views = views if isinstance(views, MultiView) else None
-        if self._views and collate_fn is not None:
+        self.views = views if isinstance(views, MultiView) else None
+        if self.views and collate_fn is not None:
             raise ConfigError("collate_fn: declared views make the batch; leave it out, or use transforms for views.")
-        if self._views and batch_size is None:
+        if self.views and batch_size is None:
             raise ConfigError("batch_size: declared views are made by the batch; None is for items that are batches.")
-        self.dataset = dataset if views is None else as_read(dataset) if self._views else WithViews(dataset, views)
+        self.dataset = dataset if views is None else as_read(dataset) if self.views else WithViews(dataset, views)
         self._held: Held | None = None
         self._is_held_known = False
         self.batch_size = batch_size
@@ -172,10 +172,10 @@ class Loader:
             A sample can't be read, a batch can't be collated, or a worker died.
         """
         wanted = self._index_batches(epoch)[start:]
-        if self._views and not self._is_held_known:
+        if self.views and not self._is_held_known:
             self._held, self._is_held_known = hold(self.dataset, self.name, self.num_workers), True
-        if self._views and self._held:
-            make = BatchViews(self._views, self._collate)
+        if self.views and self._held:
+            make = BatchViews(self.views, self._collate)
             yield from zip(wanted, self._held.batches(make, self.seed, epoch, wanted), strict=True)
             return
         if self._engine is None:
@@ -215,9 +215,9 @@ class Loader:
         """Return torch's loader, over samples asked for as (epoch, index): persistent workers know the epoch."""
         reader = _Reader(self.dataset, self.seed, self.name)
         collate: Any = _Collate(self._collate, self.name, single=self.batch_size is None and self.batch_sampler is None)
-        if self._views:
+        if self.views:
             reader.keeps_entries = True
-            collate = _CollateViews(BatchViews(self._views, self._collate), self.seed)
+            collate = _CollateViews(BatchViews(self.views, self._collate), self.seed)
         return DataLoader(reader, batch_sampler=_Entries(), collate_fn=collate, **self._options)
 
     def _index_batches(self, epoch: int) -> list[list[int]]:

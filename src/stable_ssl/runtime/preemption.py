@@ -95,8 +95,13 @@ class StopRequest:
         if request == 1:
             raise Preempted(TIME_LIMIT_STATUS)
         code = _REASONS[request]
-        if code == signal.SIGTERM and _must_ask_for_requeue():
-            code = signal.Signals["SIG" + os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2")]
+        submitits = signal.Signals["SIG" + os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2")]
+        if code in (signal.SIGTERM, submitits) and (job := _submitit_job()):
+            is_running = " JobState=RUNNING " in job  # else Slurm has requeued it already, or it was cancelled
+            if is_running and " PreemptTime=" in job and " PreemptTime=None " not in job:
+                code = submitits
+            elif not is_running:
+                raise Preempted(128 + code)
         kept = self._kept.get(code)
         if callable(kept):
             try:
@@ -106,21 +111,19 @@ class StopRequest:
         raise Preempted(128 + code)
 
 
-def _must_ask_for_requeue() -> bool:
-    """Say whether Slurm has announced, by SIGTERM, that it will preempt this submitit job.
+def _submitit_job() -> str:
+    """Return what Slurm knows of the job, if it is submitit's and this is its first process; else nothing.
 
     Slurm requeues what it ends; a job that ends by itself in the grace time has failed. submitit asks for a requeue
-    when it gets a signal of its own, but many clusters send none but SIGTERM.
+    when it gets a signal of its own, but many clusters send none but SIGTERM; and it must not ask a second time.
     """
     number, rank = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_PROCID", "0")
     if os.environ.get("SUBMITIT_EXECUTOR") != "slurm" or rank != "0":
-        return False
+        return ""
     try:
         command = ["scontrol", "--oneliner", "show", "job", number]
         jobs = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()
     except (OSError, subprocess.SubprocessError):
-        return False
+        return ""
     # The number of the last job of an array stands for all of it.
-    job = next((line for line in jobs if line.startswith(f"JobId={number} ")), "")
-    # One that was cancelled, or is requeued already, is not running any more.
-    return " JobState=RUNNING " in job and " PreemptTime=" in job and " PreemptTime=None " not in job
+    return next((line for line in jobs if line.startswith(f"JobId={number} ")), "")

@@ -1,0 +1,128 @@
+"""`stable-ssl views`: a picture of samples and their views, with the parameters that made each."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..exceptions import ConfigError
+from .compose import compose, find, importable
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+CELL, LINE, MARGIN = 192, 13, 6  # pixels
+
+
+def main(args: argparse.Namespace, rest: list[str]) -> int:
+    """Draw the views of a recipe's training data."""
+    if args.samples < 1:
+        raise ConfigError(f"views: --samples {args.samples} is not a count of at least 1.")
+    with importable(Path.cwd(), find(args.source)[0]):
+        trainer = compose(args.source, [*args.overrides, *rest])["trainer"]
+        if "train" not in trainer.get("data", {}):
+            raise ConfigError(f"views: '{args.source}' has no data.train.")
+        picture = draw(trainer, args.samples, args.epoch)
+    picture.save(args.out)
+    print(f"{args.out}: {picture.width} × {picture.height} pixels")
+    return 0
+
+
+def draw(trainer: dict[str, Any], num_samples: int, epoch: int) -> Image:
+    """Return a grid: a row for each sample, with the image as it was read and each of its views."""
+    from ..config import build
+    from ..data import Loader, as_loader
+    from ..data.views import WithViews, split, to_array
+
+    seed = trainer.get("hardware", {}).get("seed", 0) or 0
+    loader = as_loader(build(trainer["data"]["train"], "data.train"), "train")
+    if not isinstance(loader, Loader):
+        raise ConfigError(f"views: data.train is a {type(loader.source).__name__}; only a Loader knows its samples.")
+    loader.bind(seed, "train")
+    try:
+        indices, batch = next(iter(loader.batches(epoch)))
+    finally:
+        loader.close()
+    views = split(batch)[0]
+    views = views if isinstance(views, Sequence) else [views]
+    indices = indices[:num_samples]
+    source = loader.dataset.dataset if isinstance(loader.dataset, WithViews) else loader.dataset
+    images = [_shown(split(source[index])[0]) for index in indices]
+    captions: list[list[list[str]]] = [[[] for _ in indices] for _ in views]
+    if loader.views:
+        images = [to_array(split(source[index])[0], index) for index in indices]
+        drawn = loader.views.parameters(seed, epoch, indices, [image.shape for image in images])
+        captions = [_captions(parameters, len(indices)) for parameters in drawn]
+    rows = []
+    for i, (index, image) in enumerate(zip(indices, images, strict=True)):
+        made = [(_shown(view[i]), lines[i]) for view, lines in zip(views, captions, strict=True)]
+        rows.append([(image, [f"sample {index}"]), *made])
+    return _grid(rows)
+
+
+def _captions(parameters: dict[str, Any], num_samples: int) -> list[list[str]]:
+    """Return a line for each operation that was applied to a sample: its name, and what was drawn for it."""
+    by_operation: dict[str, dict[str, Any]] = {}
+    for key, values in parameters.items():
+        place, operation, name = key.split(".")
+        by_operation.setdefault(f"{place}.{operation}", {})[name] = values
+    return [
+        [
+            " ".join([key.split(".")[1], *(_said(name, v[i]) for name, v in values.items() if name != "is_applied")])
+            for key, values in by_operation.items()
+            if values.get("is_applied", [True] * num_samples)[i]
+        ]
+        for i in range(num_samples)
+    ]
+
+
+def _said(name: str, value: Any) -> str:
+    if getattr(value, "ndim", 0):
+        return f"{name} {''.join(str(item) for item in value if item >= 0)}"
+    return f"{name} {value:.3g}"
+
+
+def _shown(image: Any) -> Any:
+    """Return an image of any kind and range as uint8 (height, width, channels)."""
+    import numpy as np
+    from torch import Tensor
+
+    if isinstance(image, Tensor):
+        image = image.movedim(0, -1).numpy() if image.ndim == 3 else image.numpy()
+    array = np.asarray(image)
+    array = array[:, :, None] if array.ndim == 2 else array
+    if array.dtype == np.uint8:
+        return array
+    low, high = array.min(), array.max()
+    if low < 0 or high > 1:  # normalised: what was black and white is not known
+        array = (array - low) / max(high - low, 1e-6)
+    return np.rint(255 * array).astype(np.uint8)
+
+
+def _grid(rows: list[list[tuple[Any, list[str]]]]) -> Image:
+    """Return the picture of rows of (image, lines below it)."""
+    from PIL import Image, ImageDraw
+
+    cells = [(pixels, _wrap(text)) for row in rows for pixels, text in row]
+    height = CELL + LINE * max(len(lines) for _, lines in cells) + 2 * MARGIN
+    width = CELL + 2 * MARGIN
+    picture = Image.new("RGB", (width * len(rows[0]), height * len(rows)), "white")
+    pen = ImageDraw.Draw(picture)
+    for number, (pixels, lines) in enumerate(cells):
+        left, top = number % len(rows[0]) * width + MARGIN, number // len(rows[0]) * height + MARGIN
+        channels = pixels.shape[2]
+        image = Image.fromarray(pixels[:, :, :3] if channels >= 3 else pixels[:, :, 0])
+        scale = CELL / max(image.size)
+        shape = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+        picture.paste(image.resize(shape, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BOX), (left, top))
+        for place, line in enumerate(lines):
+            pen.text((left, top + CELL + 2 + LINE * place), line, fill="black")
+    return picture
+
+
+def _wrap(text: list[str]) -> list[str]:
+    import textwrap
+
+    return [part for line in text for part in textwrap.wrap(line, CELL // 6, subsequent_indent="  ")]
