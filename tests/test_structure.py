@@ -30,7 +30,7 @@ MAY = {
     "monitors": {"base", "exceptions", "losses", "modules", "runtime"},
     "utils": {"exceptions"},
     "recipes": set(),
-    "cli": {"config", "exceptions", "nodes", "runtime"},
+    "cli": {"augmentations", "config", "data", "exceptions", "nodes", "runtime"},
 }
 
 

@@ -226,3 +226,22 @@ def test_eval_is_arithmetic_only():
     for text in ("__import__('os')", "a", "[1]", "2 ** 9", "1 if 1 else 2", "'a'"):
         with pytest.raises(ValueError, match="not arithmetic"):
             arithmetic(text)
+
+
+def test_views_draws_samples_and_what_was_drawn_for_them(tmp_path):
+    from PIL import Image
+
+    done = run("views", "simclr_digits", "--samples", "2", "--out", "grid.png", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "grid.png") as picture:
+        assert done.stdout == f"grid.png: {picture.width} × {picture.height} pixels\n"
+        assert picture.width == 3 * (192 + 12)
+        assert len(picture.convert("L").getcolors()) > 50
+    assert not (tmp_path / "runs").exists()
+
+
+def test_views_of_what_has_none_shows_the_images(tmp_path):
+    done = run("views", "supervised_digits", "--samples", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "views.png").exists()
+    assert run("views", "simclr_digits", "--samples", "0", cwd=tmp_path).returncode == 2

@@ -55,11 +55,25 @@ def draw(trainer: dict[str, Any], num_samples: int, epoch: int) -> Image:
         images = [to_array(split(source[index])[0], index) for index in indices]
         drawn = loader.views.parameters(seed, epoch, indices, [image.shape for image in images])
         captions = [_captions(parameters, len(indices)) for parameters in drawn]
+        views = [_unnormalized(made, view.operations) for made, view in zip(views, loader.views.views, strict=True)]
     rows = []
     for i, (index, image) in enumerate(zip(indices, images, strict=True)):
         made = [(_shown(view[i]), lines[i]) for view, lines in zip(views, captions, strict=True)]
         rows.append([(image, [f"sample {index}"]), *made])
     return _grid(rows)
+
+
+def _unnormalized(made: Any, operations: Sequence[Any]) -> Any:
+    """Return values from 0 to 1 again."""
+    import torch
+
+    from ..augmentations import Normalize
+
+    for operation in operations:
+        if isinstance(operation, Normalize):
+            mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (operation.mean, operation.std))
+            return (made * std + mean).clamp(0, 1)
+    return made
 
 
 def _captions(parameters: dict[str, Any], num_samples: int) -> list[list[str]]:
