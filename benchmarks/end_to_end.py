@@ -3,7 +3,7 @@
     python benchmarks/end_to_end.py [--rounds 3] [--images 2048]
 
 The same small ConvNet trains on the same 32 × 32 images from memory: with declared views, with the transforms of
-torchvision v2 and of lightly, each in 2 workers, and with ready batches, which cost nothing: the most there is to reach.
+torchvision v2 and of lightly, each in 2 workers, and with ready batches, which cost nothing: the most to be reached.
 All run alternately; the first epoch of each, in which workers start and loops are compiled, does not count.
 """
 
