@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import signal
 
 import pytest
 import torch
@@ -10,6 +11,10 @@ from ranks import Ranks
 from toys import Toy, toy_backbone, toy_dataset
 
 from stable_ssl.data import Loader
+
+
+# A shell without job control has what it starts in the background ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
