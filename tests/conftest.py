@@ -12,7 +12,6 @@ from toys import Toy, toy_backbone, toy_dataset
 
 from stable_ssl.data import Loader
 
-
 # A shell without job control has what it starts in the background ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
