@@ -897,7 +897,7 @@ class BaseTrainer(nn.Module):
         if found is None:
             return
         path, state, meta = found
-        if "train" in self.data and meta["epoch"] != self._size_of_epoch:
+        if "train" in self.data and meta.get("epoch", self._size_of_epoch) != self._size_of_epoch:
             raise ConfigError(
                 f"'{path}' is of a run with other data; nothing was done. An epoch had {meta['epoch']['batches']} "
                 f"mini-batches of {meta['epoch']['batch_size']} samples over all processes, and now has "

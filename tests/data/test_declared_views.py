@@ -136,3 +136,22 @@ def test_a_run_with_declared_views_says_where_they_are_made_and_resumes_exactly(
 def test_what_views_can_not_be_made_of_is_named(dataset, options, error, words):
     with pytest.raises(error, match=words):
         batches(dataset, **{"batch_size": 2, **options})
+
+
+def test_a_data_set_that_may_change_is_read_each_time(digits):
+    class Changing(Digits):
+        def __getitem__(self, index):
+            image, label = super().__getitem__(index)
+            return (np.asarray(image) + np.uint8(torch.randint(9, ()))).astype(np.uint8), label
+
+    changing = Changing("test", size=14)
+    changing.transform = np.asarray
+    one, two = (batches(changing, views=EvalView(14, mean=[0.5], std=[0.5]), epoch=epoch) for epoch in (1, 2))
+    assert any(
+        not torch.equal(one_of[0], two_of[0]) for one_of, two_of in zip(images_of(one), images_of(two), strict=True)
+    )
+
+
+def images_of(found):
+    images = {index: images[place] for indices, (images, _) in found for place, index in enumerate(indices)}
+    return [[images[index]] for index in sorted(images)]

@@ -390,3 +390,38 @@ def test_an_epoch_that_was_broken_off_after_a_save_stays_broken_off(make_toy, tm
     again = make_toy(Short, logger={"dump_path": folder, **options})
     again()
     assert_same_ending(ending(again), ending(alone))
+
+
+class Restarting:
+    """A stream of ten batches that begins anew, unless a state was loaded since."""
+
+    def __init__(self):
+        self.place, self.is_loaded = 0, False
+
+    def __iter__(self):
+        self.place, self.is_loaded = self.place if self.is_loaded else 0, False
+        while self.place < 10:
+            self.place += 1
+            generator = torch.Generator().manual_seed(self.place)
+            yield torch.randn(4, 8, generator=generator), torch.tensor([0, 1, 0, 1])
+
+    def state_dict(self):
+        return {"place": self.place}
+
+    def load_state_dict(self, state):
+        self.place, self.is_loaded = state["place"], True
+
+
+@pytest.mark.parametrize("at_step", [2, 4, 5])
+def test_a_stateful_stream_that_max_steps_cuts_short_resumes_exactly(make_toy, tmp_path, at_step):
+    def make(cls, name):
+        return make_toy(cls, {"train": Restarting()}, logger={"dump_path": tmp_path / name}, max_steps=4)
+
+    alone = make(Toy, "alone")
+    alone()
+    cls = stopping(at_step)
+    with pytest.raises(Preempted):
+        make(cls, "stopped")()
+    again = make(cls, "stopped")
+    again()
+    assert_same_ending(ending(alone), ending(again))

@@ -15,6 +15,7 @@ from toys import Toy, toy_dataset
 
 from stable_ssl import Preempted
 from stable_ssl.data import Loader
+from stable_ssl.runtime.preemption import StopRequest
 
 SIGNALS = [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT]
 
@@ -184,3 +185,20 @@ def test_a_signal_to_all_processes_leaves_a_torch_loaders_workers_alone(make_toy
     assert len(trainer.workers) == 1
     assert not any(worker.is_alive() for worker in trainer.workers)
     assert trainer.global_step == 7
+
+
+def test_a_second_ctrl_c_does_not_wait_whatever_came_before():
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.reason(stop.request) == "SIGINT"
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_submitits_signal_holds_whichever_came_first():
+    for signals in ([signal.SIGTERM, signal.SIGUSR2], [signal.SIGUSR2, signal.SIGTERM]):
+        with StopRequest() as stop:
+            for signum in signals:
+                os.kill(os.getpid(), signum)
+            assert stop.reason(stop.request) == "SIGUSR2"

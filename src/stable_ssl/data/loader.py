@@ -173,7 +173,9 @@ class Loader:
         """
         wanted = self._index_batches(epoch)[start:]
         if self.views and not self._is_held_known:
-            self._held, self._is_held_known = hold(self.dataset, self.name, self.num_workers), True
+            reader = _Reader(self.dataset, self.seed, self.name)
+            self._held = hold(self.dataset, self.name, lambda index: reader[(epoch, index)], 1 / self.world_size)
+            self._is_held_known = True
         if self.views and self._held:
             make = BatchViews(self.views, self._collate)
             yield from zip(wanted, self._held.batches(make, self.seed, epoch, wanted), strict=True)

@@ -94,7 +94,7 @@ class IterableLoader:
         self.seed = 0
         self.is_stream = not isinstance(source, list | tuple)
         self._stateful = hasattr(source, "state_dict") and hasattr(source, "load_state_dict")
-        self._is_positioned = False
+        self._is_positioned = self._is_cut_short = False
         self._iterator: Any = None
         if isinstance(source, DataLoader) and not isinstance(source.worker_init_fn, WorkerInit):
             source.worker_init_fn = WorkerInit(source.worker_init_fn)
@@ -137,8 +137,11 @@ class IterableLoader:
         seed_generators(self.seed, Stream.ORDER, epoch)
         if hasattr(self.source, "set_epoch"):
             self.source.set_epoch(epoch)
+        if self._stateful and self._is_cut_short and not self._is_positioned:
+            # It goes on where the last epoch was cut short, as it does after a resume.
+            self.source.load_state_dict(self.source.state_dict())
         skip = 0 if self._is_positioned else start
-        self._is_positioned = False
+        self._is_positioned, self._is_cut_short = False, True
         if skip:
             log.warning(
                 "data.%s: skipping the first %d batches; the same ones as before are not promised, since a %s has no "
@@ -157,9 +160,11 @@ class IterableLoader:
             seed_generators(self.seed, Stream.SAMPLE, epoch, position)
             batch = next(batches, _END)
             if batch is _END:
+                self._is_cut_short = False
                 return
             if position + 1 == length:
                 next(batches, _END)  # the source ends its epoch before its state may be saved
+                self._is_cut_short = False
             if position >= start:
                 yield None, batch
 

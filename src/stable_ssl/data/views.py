@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import Dataset, Subset, TensorDataset
 from torchvision.datasets import VisionDataset
+from torchvision.datasets.vision import StandardTransform
 
 from ..augmentations import MultiView, View
 from ..exceptions import DataError
@@ -102,20 +105,30 @@ class Held:
                 yield last.result()
 
 
-def hold(dataset: Any, name: str, num_workers: int) -> Held | None:
-    """Read a data set into memory; None, and a line in the log, where that can't be or would take too much."""
+def hold(dataset: Any, name: str, read: Callable[[int], Any], share: float) -> Held | None:
+    """Read a data set into memory; None, and a line in the log, where that can't be or would take too much.
+
+    Parameters
+    ----------
+    dataset, name
+        What it is; its name in messages.
+    read
+        Returns a sample. Called in this process: workers would need to be ended when the run is, and to send as many
+        open files as there are tensors.
+    share
+        Of the memory that this process may have.
+    """
     where = f"data.{name}: views are made where samples are read"
     if not _is_constant(dataset):
         log.info("%s, since a %s may give other images each time.", where, type(dataset).__name__)
         return None
-    limit = int(SHARE_OF_MEMORY * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"))
-    expected = to_array(split(dataset[0])[0], 0).nbytes * len(dataset)
+    limit = int(SHARE_OF_MEMORY * share * _free_memory())
+    expected = to_array(split(read(0))[0], 0).nbytes * len(dataset)
     arrays: list[np.ndarray] = []
     rests: list[Any] = []
     taken = 0
-    samples = DataLoader(dataset, None, num_workers=num_workers, collate_fn=_unchanged)
-    for index, sample in enumerate(samples if expected <= limit else ()):
-        image, rest = split(sample)
+    for index in range(len(dataset) if expected <= limit else 0):
+        image, rest = split(read(index))
         arrays.append(to_array(image, index))
         rests.append(rest)
         taken += arrays[-1].nbytes
@@ -134,20 +147,36 @@ def hold(dataset: Any, name: str, num_workers: int) -> Held | None:
     return Held(np.stack(arrays) if is_even else arrays, rests)
 
 
-def _unchanged(sample: Any) -> Any:
-    return sample
+def _free_memory() -> int:
+    """Return the bytes that are free on this machine, or in what a container or job may use of it."""
+    try:
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    except ValueError:  # macOS has no such number
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        with contextlib.suppress(OSError, ValueError):  # there is none, or "max"
+            folder = Path("/sys/fs/cgroup")
+            free = min(free, int((folder / limit).read_text()) - int((folder / used).read_text()))
+    return free
 
 
 def _is_constant(dataset: Any) -> bool:
-    """Say whether a data set is known to give the same images each time."""
-    if isinstance(dataset, Subset):
+    """Say whether a data set is known to give the same images each time: a subclass may do anything."""
+    if type(dataset) is Subset:
         return _is_constant(dataset.dataset)
-    if isinstance(dataset, TensorDataset | list | tuple):
+    if type(dataset) in (TensorDataset, list, tuple):
         return True
     if not isinstance(dataset, Digits | Parquet | VisionDataset):
         return False
-    parts = (getattr(dataset, name, None) for name in ("transform", "target_transform"))
-    return all(part in (None, np.asarray) for part in parts)
+    module = type(dataset).__getitem__.__module__
+    if not module.startswith(("torchvision.datasets.", "stable_ssl.data.")):
+        return False
+    if type(getattr(dataset, "transforms", None)) not in (type(None), StandardTransform):  # of image and label together
+        return False
+    return dataset.transform in (None, np.asarray) and getattr(dataset, "target_transform", None) is None
 
 
 def as_read(dataset: Any) -> Any:

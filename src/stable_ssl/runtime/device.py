@@ -91,10 +91,12 @@ def to_device(batch: Any, device: torch.device, channels_last: bool = False) -> 
     channels_last
         Lay out 4-dimensional tensors, (batch, channels, height, width), with the channels last in memory.
     """
+    # CUDA's copies of pageable memory are done when they return; elsewhere it may be used again too early.
+    in_background = device.type == "cuda"
     if isinstance(batch, Tensor):
         if channels_last and batch.ndim == 4:
-            return batch.to(device, non_blocking=True, memory_format=torch.channels_last)
-        return batch.to(device, non_blocking=True)
+            return batch.to(device, non_blocking=in_background, memory_format=torch.channels_last)
+        return batch.to(device, non_blocking=in_background)
     if isinstance(batch, dict):
         return {key: to_device(value, device, channels_last) for key, value in batch.items()}
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):

@@ -25,7 +25,7 @@ class StopWaiting(BaseException):
 class StopRequest:
     """Notes that the run was asked to stop; the loop looks at it at step boundaries.
 
-    While it is installed, the first signal is only noted: saving happens at a boundary, never inside a step. Where
+    While it is installed, a signal is only noted: saving happens at a boundary, never inside a step. Where
     `is_idle` is set it raises StopWaiting too. A second Ctrl-C raises KeyboardInterrupt at once.
 
     Parameters
@@ -42,7 +42,7 @@ class StopRequest:
     def __init__(self, time_limit: float | None = None):
         self.signum: int | None = None
         self.is_idle = False  # the run waits, and whatever it waits for may be dropped
-        self.has_ended_run = False
+        self.has_ended_run = self._is_interrupted = False
         self.deadline = float("inf") if time_limit is None else time.monotonic() + 60 * time_limit
         self._kept: dict[int, Any] = {}
         self._pid = os.getpid()
@@ -61,9 +61,10 @@ class StopRequest:
         # A forked child inherits this handler; the request was not meant for it.
         if os.getpid() != self._pid:
             return
-        if signum == signal.SIGINT and self.signum == signal.SIGINT:
+        if signum == signal.SIGINT and self._is_interrupted:
             raise KeyboardInterrupt
-        self.signum = self.signum or signum
+        self._is_interrupted |= signum == signal.SIGINT
+        self.signum = max(self.signum or 0, signum, key=_REASONS.index)
         if self.is_idle:
             self.is_idle = False
             raise StopWaiting

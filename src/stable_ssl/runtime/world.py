@@ -20,7 +20,7 @@ from . import launchers
 
 log = logging.getLogger("stable_ssl")
 
-SECONDS_TO_MEET = 20.0
+SECONDS_TO_MEET = 60.0
 SECONDS_BETWEEN_BEATS = 2.0
 MISSED_BEATS = 10  # of a process that counts as gone: others end within 30 s, and a long pause is survived
 BUCKET = 1 << 23  # gradient values that are summed together
