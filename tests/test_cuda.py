@@ -6,7 +6,8 @@ import pytest
 import torch
 from toys import Toy, toy_dataset
 
-from stable_ssl.data import Loader
+from stable_ssl.augmentations import SimCLRViews
+from stable_ssl.data import Digits, Loader
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 
@@ -60,3 +61,26 @@ def test_two_deterministic_runs_are_equal_to_the_bit(make_toy, tmp_path):
         run()
     for one, other in zip(*(run.parameters() for run in runs), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("on", ["auto", "device"])
+def test_views_made_on_the_device_make_nobody_wait_and_are_the_cpus_within_a_level(on):
+    views = SimCLRViews(32, mean=[0.5], std=[0.5])
+    digits = Digits("test", size=32)
+    found = {}
+    for place in ("cpu", on):
+        loader = Loader(digits, 32, views=views, on=place, drop_last=True)
+        loader.bind(seed=3, name="train")
+        loader.prepare(torch.device("cuda:0"))
+        for epoch in (0, 1):  # in the first, the operations are compiled
+            batches = loader.batches(epoch)
+            torch.cuda.set_sync_debug_mode("error" if place != "cpu" and epoch else "default")
+            try:
+                found[place] = [made for _, (made, _) in batches]
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+    assert all(view.is_cuda for made in found[on] for view in made)
+    pairs = zip(found["cpu"], found[on], strict=True)
+    levels = torch.stack([(a.cuda() - b).abs() * 127.5 for one, two in pairs for a, b in zip(one, two, strict=True)])
+    assert levels.max() < 1.1
+    assert (levels > 0.01).float().mean() < 1e-3

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from . import config as cfg
 from .arguments import arguments_by_name, check_arguments
-from .data import as_loader, length_of
+from .data import Loader, as_loader, length_of
 from .exceptions import (
     BreakAllEpochs,
     BreakEpoch,
@@ -377,6 +377,8 @@ class BaseTrainer(nn.Module):
         for name, loader in self.data.items():
             if not name.startswith("_"):
                 loader.bind(self.hardware["seed"], name, self.rank, self.world_size, is_even=name == "train")
+                if isinstance(loader, Loader):
+                    loader.prepare(self.device)
 
     def _build_optimization(self) -> None:
         optim = self.optim

@@ -90,6 +90,50 @@ def test_images_of_several_sizes_are_held_too():
     assert made[0].shape == (4, 3, 8, 8)
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_the_device_makes_the_same_of_images_in_memory_and_of_those_that_workers_read(digits, num_workers):
+    """Torch makes them here, on the device that the run has."""
+    on_cpu, held = by_sample(batches(digits)), by_sample(batches(digits, on="device"))
+    read = by_sample(batches(Read(digits), 7, on="device", num_workers=num_workers))
+    assert_same(held, read)
+    different = [
+        (a - b).abs() > 1e-4 for index in held for a, b in zip(held[index][:2], on_cpu[index][:2], strict=True)
+    ]
+    assert torch.stack(different).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("on", "words"),
+    [
+        ("auto", "views are made on the CPU: the run's device is cpu"),
+        ("cpu", "views are made on the CPU: on is 'cpu'"),
+        ("device", "views are made on cpu: on is 'device'"),
+    ],
+)
+def test_the_log_says_where_views_are_made_and_why(digits, caplog, on, words):
+    with caplog.at_level("INFO", "stable_ssl"):
+        batches(digits, on=on)
+    assert words in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "words"),
+    [
+        (np.zeros((8, 8, 2), np.uint8), ConfigError, r"data.train.views: view 0: .* 1 or 3 channels, not of 2"),
+        (np.zeros((8, 8, 3)), DataError, "sample 0 is float64"),
+    ],
+)
+def test_views_that_do_not_suit_the_images_are_an_error_at_set_up(make_toy, image, error, words):
+    with pytest.raises(error, match=words):
+        make_toy(data={"train": Loader([(image, 0)] * 8, 4, views=VIEWS)}).setup()
+
+
+def test_an_image_too_small_for_the_views_is_an_error_at_set_up(make_toy):
+    loader = Loader([(np.zeros((8, 8, 3), np.uint8), 0)] * 8, 4, views=EvalView(8, resize=4))
+    with pytest.raises(ConfigError, match="sample 0 has only 4 × 4 pixels"):
+        make_toy(data={"train": loader}).setup()
+
+
 def test_an_evaluation_view_is_a_tensor(digits):
     (_, (images, _)), *_ = batches(Subset(digits, range(20)), views=EvalView(12, mean=[0.5], std=[0.5]))
     assert images.shape == (16, 1, 12, 12)
@@ -131,6 +175,14 @@ def test_a_run_with_declared_views_says_where_they_are_made_and_resumes_exactly(
         ([(np.zeros((8, 8, 3), np.uint8), 0)], {"collate_fn": list}, ConfigError, "collate_fn"),
         ([(np.zeros((8, 8, 3), np.uint8), 0)], {"batch_size": None}, ConfigError, "batch_size"),
         ([(np.zeros((8, 8, 2), np.uint8), 0)], {}, ValueError, "needs images of 1 or 3 channels, not of 2"),
+        ([(np.zeros((8, 8, 3), np.uint8), 0)], {"on": "gpu"}, ConfigError, "on: 'gpu' is not 'auto'"),
+        ([(torch.ones(3), 0)], {"on": "device", "views": None}, ConfigError, "with declared views"),
+        (
+            [(np.zeros((8 + i, 8, 1), np.uint8), 0) for i in range(2)],
+            {"on": "device"},
+            DataError,
+            "views on a device need images of one size",
+        ),
     ],
 )
 def test_what_views_can_not_be_made_of_is_named(dataset, options, error, words):

@@ -138,12 +138,16 @@ def _flip_vertically(operation: Operation, drawn: Drawn, pixels: np.ndarray) -> 
 
 
 def _affine(operation: Affine, drawn: Drawn, pixels: np.ndarray) -> np.ndarray:
+    out = np.empty_like(pixels)
+    kernels.affine(pixels, drawn["is_applied"], inverse_matrices(drawn), operation.interpolation == "bilinear", out)
+    return out
+
+
+def inverse_matrices(drawn: Drawn) -> np.ndarray:
+    """Return the maps of an `Affine`, (batch, 6) as in `kernels.affine`."""
     names = ("angle", "translate_x", "translate_y", "scale", "shear_x", "shear_y")
     rows = zip(*(drawn[name].tolist() for name in names), strict=True)
-    matrices = np.array([_inverse_matrix(*row) for row in rows], np.float32)
-    out = np.empty_like(pixels)
-    kernels.affine(pixels, drawn["is_applied"], matrices, operation.interpolation == "bilinear", out)
-    return out
+    return np.array([_inverse_matrix(*row) for row in rows], np.float32)
 
 
 def _inverse_matrix(angle: float, shift_x: float, shift_y: float, scale: float, shear_x: float, shear_y: float) -> Any:
@@ -171,14 +175,18 @@ def _grayscale(operation: Grayscale, drawn: Drawn, pixels: np.ndarray) -> np.nda
 
 
 def _blur(operation: GaussianBlur, drawn: Drawn, pixels: np.ndarray) -> np.ndarray:
-    largest = operation.kernel_size // 2
-    sigmas = drawn["sigma"]
-    weights = np.exp(-0.5 * (np.arange(largest + 1) / sigmas[:, None]) ** 2)
-    weights /= weights[:, :1] + 2 * weights[:, 1:].sum(axis=1, keepdims=True)
     # What lies further out changes no value by as much as rounding to float32 does.
-    radii = np.minimum(largest, np.ceil(4.25 * sigmas)).astype(np.int64)
-    kernels.gaussian_blur(pixels, drawn["is_applied"], weights.astype(np.float32), radii)
+    radii = np.minimum(operation.kernel_size // 2, np.ceil(4.25 * drawn["sigma"])).astype(np.int64)
+    kernels.gaussian_blur(pixels, drawn["is_applied"], blur_weights(operation, drawn), radii)
     return pixels
+
+
+def blur_weights(operation: GaussianBlur, drawn: Drawn) -> np.ndarray:
+    """Return the weights of the centre and at each distance from it, float32 (batch, largest radius + 1)."""
+    distances = np.arange(operation.kernel_size // 2 + 1)
+    weights = np.exp(-0.5 * (distances / drawn["sigma"][:, None]) ** 2)
+    weights /= weights[:, :1] + 2 * weights[:, 1:].sum(axis=1, keepdims=True)
+    return weights.astype(np.float32)
 
 
 def _solarize(operation: Solarize, drawn: Drawn, pixels: np.ndarray) -> np.ndarray:

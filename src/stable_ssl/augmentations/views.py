@@ -65,7 +65,8 @@ class MultiView:
         Parameters
         ----------
         images
-            A uint8 array (batch, height, width, channels), or a list of arrays (height, width, channels).
+            A uint8 array (batch, height, width, channels), or a list of arrays (height, width, channels). A tensor of
+            that shape on any device: the views are made there, by torch.
         seed, epoch
             Of the run.
         indices
@@ -76,7 +77,11 @@ class MultiView:
         ValueError
             An image is not as expected, too small, or of a wrong number of channels.
         """
-        from .cpu import make_view  # with numba, which takes seconds to import
+        # Both with numba, which takes seconds to import.
+        if isinstance(images, Tensor):
+            from .device import make_view
+        else:
+            from .cpu import make_view
 
         images, sizes, channels = _take(images, indices)
         self.check(channels)
@@ -197,8 +202,7 @@ def _take(images: Any, indices: Sequence[int]) -> tuple[Any, np.ndarray, int]:
     if len(images) != len(indices) or len(images) == 0:
         raise ValueError(f"{len(images)} images and {len(indices)} indices: there must be as many, and at least one.")
     if not isinstance(images, list):
-        images = np.asarray(images)
-        if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
+        if images.dtype not in (np.uint8, torch.uint8) or images.ndim != 4 or 0 in images.shape:
             raise ValueError(
                 f"images must be a uint8 array (batch, height, width, channels), not {images.dtype} {images.shape}."
             )

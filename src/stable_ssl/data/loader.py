@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from ..exceptions import ConfigError, DataError
 from ..runtime.device import describe_batch
 from ..runtime.preemption import StopWaiting
 from ..runtime.seeding import Stream, derive_seed, preserved_generators, seed_generators
-from .views import BatchViews, Held, WithViews, as_read, hold
+from .views import BatchViews, Held, WithViews, as_read, choose_device, hold, one_ahead, split, stack, to_array
 from .workers import WorkerInit, end_workers, keep_open
 
 
@@ -40,6 +41,9 @@ class Loader:
         change, one batch ahead of the one in use and without workers; else by the workers that read them. Any other
         transform, or a list of them, is applied to each sample where it is read. Several give a list of views: the
         batch is `[[view_1, view_2], labels]`.
+    on
+        Where declared views are made: "cpu"; "device", the run's, of images of one size; or "auto": on a CUDA device
+        where the images are held and take less than a quarter of its memory, else on the CPU. The log says which.
     shuffle
         Draw a new order each epoch.
     drop_last
@@ -65,6 +69,7 @@ class Loader:
         batch_size: int | None = 1,
         *,
         views: Callable | Sequence[Callable] | None = None,
+        on: str = "auto",
         shuffle: bool = False,
         drop_last: bool = False,
         sampler: Any = None,
@@ -100,13 +105,17 @@ class Loader:
         if num_workers == 0 and (prefetch_factor is not None or persistent_workers):
             raise ConfigError("num_workers: prefetch_factor and persistent_workers need at least 1.")
         self.views = views if isinstance(views, MultiView) else None
+        if on not in ("auto", "cpu", "device") or (on != "auto" and not self.views):
+            raise ConfigError(f"on: '{on}' is not 'auto', or, with declared views, 'cpu' or 'device'.")
         if self.views and collate_fn is not None:
             raise ConfigError("collate_fn: declared views make the batch; leave it out, or use transforms for views.")
         if self.views and batch_size is None:
             raise ConfigError("batch_size: declared views are made by the batch; None is for items that are batches.")
         self.dataset = dataset if views is None else as_read(dataset) if self.views else WithViews(dataset, views)
+        self.on = on
+        self.device = torch.device("cpu")
         self._held: Held | None = None
-        self._is_held_known = False
+        self._make: BatchViews | None = None
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.drop_last = drop_last
@@ -145,6 +154,27 @@ class Loader:
         self.close()
         self.seed, self.name, self.rank, self.world_size, self._is_even = seed, name, rank, world_size, is_even
 
+    def prepare(self, device: torch.device) -> None:
+        """Take up the run's device, and see whether the declared views can be made of the first image.
+
+        Raises
+        ------
+        ConfigError
+            They can't; says which view needs what.
+        DataError
+            The image can't be read, or is no image.
+        """
+        self.device, self._make, self._held = device, None, None
+        if self.views:
+            with preserved_generators():
+                sample = _Reader(self.dataset, self.seed, self.name)[(0, 0)]
+            image = to_array(split(sample)[0], 0)
+            try:
+                self.views.check(image.shape[2])
+                self.views.parameters(self.seed, 0, [0], image.shape)
+            except ValueError as error:
+                raise ConfigError(f"data.{self.name}.views: {error}") from error
+
     @property
     def num_samples(self) -> int:
         """Samples of an epoch, over all ranks."""
@@ -172,13 +202,12 @@ class Loader:
             A sample can't be read, a batch can't be collated, or a worker died.
         """
         wanted = self._index_batches(epoch)[start:]
-        if self.views and not self._is_held_known:
-            reader = _Reader(self.dataset, self.seed, self.name)
-            self._held = hold(self.dataset, self.name, lambda index: reader[(epoch, index)], 1 / self.world_size)
-            self._is_held_known = True
-        if self.views and self._held:
-            make = BatchViews(self.views, self._collate)
-            yield from zip(wanted, self._held.batches(make, self.seed, epoch, wanted), strict=True)
+        if self.views and self._make is None:
+            self._decide(self.views, epoch)
+        make, held = self._make, self._held
+        if make and held:
+            jobs = (functools.partial(held.batch, make, self.seed, epoch, indices) for indices in wanted)
+            yield from zip(wanted, one_ahead(jobs, make.device or torch.device("cpu")), strict=True)
             return
         if self._engine is None:
             self._engine = self._make_engine()
@@ -198,6 +227,9 @@ class Loader:
                         f"data.{self.name}: a worker process died or hung while batches from the one of samples "
                         f"{_some(indices)} on were read: {error}"
                     ) from error
+                if make and make.device:
+                    images, rest = batch
+                    batch = make.batch(images, rest, self.seed, epoch, indices)
                 yield indices, batch
         finally:
             # A worker that hangs is waited for: not before the run has saved.
@@ -213,13 +245,20 @@ class Loader:
     def __del__(self) -> None:
         self.close()
 
+    def _decide(self, views: MultiView, epoch: int) -> None:
+        """Read the images into memory if they fit, and choose where views of them are made."""
+        reader, share = _Reader(self.dataset, self.seed, self.name), 1 / self.world_size
+        self._held = hold(self.dataset, self.name, lambda index: reader[(epoch, index)], share)
+        device = choose_device(self.on, self._held, self.device, self.name)
+        self._make = BatchViews(views, self._collate, device)
+
     def _make_engine(self) -> DataLoader:
         """Return torch's loader, over samples asked for as (epoch, index): persistent workers know the epoch."""
         reader = _Reader(self.dataset, self.seed, self.name)
         collate: Any = _Collate(self._collate, self.name, single=self.batch_size is None and self.batch_sampler is None)
-        if self.views:
+        if self._make:
             reader.keeps_entries = True
-            collate = _CollateViews(BatchViews(self.views, self._collate), self.seed)
+            collate = _CollateViews(self._make, self.seed)
         return DataLoader(reader, batch_sampler=_Entries(), collate_fn=collate, **self._options)
 
     def _index_batches(self, epoch: int) -> list[list[int]]:
@@ -332,14 +371,17 @@ class _Collate:
 
 
 class _CollateViews:
-    """Makes a batch of samples that `_Reader` returned with their places."""
+    """Makes a batch of samples that `_Reader` returned with their places; for a device, what it makes the batch of."""
 
     def __init__(self, make: BatchViews, seed: int):
         self.make, self.seed = make, seed
 
     def __call__(self, entries: list[tuple[int, int, Any]]) -> Any:
         epochs, indices, samples = zip(*entries, strict=True)
-        return self.make(samples, self.seed, epochs[0], indices)
+        if self.make.device is None:
+            return self.make(samples, self.seed, epochs[0], indices)
+        images, rests = self.make.take_apart(samples, indices)
+        return stack(images, indices), self.make.collate_rests(rests)
 
 
 def _find_seedable(holder: Any, depth: int = 0) -> Iterator[Any]:

@@ -6,13 +6,15 @@ import contextlib
 import copy
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset, Subset, TensorDataset
 from torchvision.datasets import VisionDataset
 from torchvision.datasets.vision import StandardTransform
@@ -52,33 +54,43 @@ class BatchViews:
         What to make.
     collate
         Makes a batch of tuples; the views of a sample stand where its image stood.
+    device
+        Where torch makes the views; None for this package's loops on the CPU.
     """
 
-    def __init__(self, views: MultiView, collate: Callable):
-        self.views, self.collate = views, collate
+    def __init__(self, views: MultiView, collate: Callable, device: torch.device | None = None):
+        self.views, self.collate, self.device = views, collate, device
 
     def __call__(self, samples: Sequence[Any], seed: int, epoch: int, indices: Sequence[int]) -> Any:
         """Return the batch: `[views, labels, …]`, or the views alone where a sample is only an image."""
-        images, rests = zip(*map(split, samples), strict=True)
-        arrays = [to_array(image, index) for image, index in zip(images, indices, strict=True)]
-        return self.batch(arrays, rests, seed, epoch, indices)
+        images, rests = self.take_apart(samples, indices)
+        return self.batch(images, self.collate_rests(rests), seed, epoch, indices)
 
-    def batch(self, images: Any, rests: Sequence[Any], seed: int, epoch: int, indices: Sequence[int]) -> Any:
-        """Return the batch of images that are arrays already, with the rest of each sample."""
+    def take_apart(self, samples: Sequence[Any], indices: Sequence[int]) -> tuple[list[np.ndarray], Sequence[Any]]:
+        """Return the images, and the rest of each sample."""
+        images, rests = zip(*map(split, samples), strict=True)
+        return [to_array(image, index) for image, index in zip(images, indices, strict=True)], rests
+
+    def collate_rests(self, rests: Sequence[Any]) -> Any:
+        """Return a batch of what samples have beside their images; None where that is nothing."""
+        return None if rests[0] is None else self.collate([tuple(rest) for rest in rests])
+
+    def batch(self, images: Any, rest: Any, seed: int, epoch: int, indices: Sequence[int]) -> Any:
+        """Return the batch of images, as arrays or a tensor, and of the collated rest."""
+        if self.device is not None:
+            images = send(images if isinstance(images, Tensor) else stack(images, indices), self.device)
         made: Any = self.views.make(images, seed, epoch, indices)
         made = made[0] if isinstance(self.views, View) else made
-        if rests[0] is None:
-            return made
-        return [made, *self.collate([tuple(rest) for rest in rests])]
+        return made if rest is None else [made, *rest]
 
 
 class Held:
-    """A data set's images in memory, uint8, and views of them by the batch, one batch ahead of the one in use.
+    """A data set's images in memory, uint8.
 
     Parameters
     ----------
     images
-        An array (samples, height, width, channels), or a list of arrays of several sizes.
+        An array or a tensor on a device (samples, height, width, channels), or a list of arrays of several sizes.
     rests
         What each sample has beside its image.
     """
@@ -86,23 +98,82 @@ class Held:
     def __init__(self, images: Any, rests: list[Any]):
         self.images, self.rests = images, rests
 
-    def batches(self, make: BatchViews, seed: int, epoch: int, wanted: list[list[int]]) -> Iterator[Any]:
-        """Yield the batches with these indices."""
+    def batch(self, make: BatchViews, seed: int, epoch: int, indices: list[int]) -> Any:
+        """Return the batch of these samples."""
+        if isinstance(self.images, Tensor):
+            images: Any = self.images.index_select(0, send(torch.tensor(indices), self.images.device))
+        else:
+            images = [self.images[i] for i in indices] if isinstance(self.images, list) else self.images[indices]
+        return make.batch(images, make.collate_rests([self.rests[i] for i in indices]), seed, epoch, indices)
 
-        def one(indices: list[int]) -> Any:
-            several = isinstance(self.images, list)
-            images = [self.images[index] for index in indices] if several else self.images[indices]
-            return make.batch(images, [self.rests[index] for index in indices], seed, epoch, indices)
 
-        # Our own compiled loops, which release the GIL, and nothing of the user's run in this thread.
-        with ThreadPoolExecutor(1, "views") as ahead:
-            coming = [ahead.submit(one, indices) for indices in wanted[:1]]
-            for indices in wanted[1:]:
-                batch = coming.pop().result()
-                coming.append(ahead.submit(one, indices))
-                yield batch
-            for last in coming:
-                yield last.result()
+def stack(images: Any, indices: Sequence[int]) -> Tensor:
+    """Return images as a tensor.
+
+    Raises
+    ------
+    DataError
+        They are not of one size.
+    """
+    for image, index in zip(images, indices, strict=True):
+        if image.shape != images[0].shape:
+            raise DataError(
+                f"sample {index} is {image.shape} and sample {indices[0]} is {images[0].shape}, (height, width, "
+                "channels): views on a device need images of one size. Set on='cpu', or resize them before."
+            )
+    return torch.from_numpy(np.stack(images) if isinstance(images, list) else images)
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return the tensor on the device, without waiting for that."""
+    return tensor.to(device) if device.type != "cuda" else tensor.pin_memory().to(device, non_blocking=True)
+
+
+def one_ahead(jobs: Iterable[Callable[[], Any]], device: torch.device) -> Iterator[Any]:
+    """Yield what each job returns, each begun before the one before it is used: by a thread, on CUDA a side stream."""
+    # The thread runs our own loops, which release the GIL, and nothing of the user's.
+    with ThreadPoolExecutor(1, "views") if device.type != "cuda" else _SideStream(device) as ahead:
+        coming = None
+        for job in jobs:
+            ready, coming = coming, ahead.submit(job)
+            if ready is not None:
+                yield ready.result()
+        if coming is not None:
+            yield coming.result()
+
+
+class _SideStream:
+    """Runs jobs on a CUDA stream of its own, as an executor does in a thread."""
+
+    def __init__(self, device: torch.device):
+        self.stream = torch.cuda.Stream(device)
+
+    def __enter__(self) -> _SideStream:
+        return self
+
+    def __exit__(self, *args: Any) -> None:
+        pass
+
+    def submit(self, job: Callable[[], Any]) -> _OnStream:
+        with torch.cuda.stream(self.stream):
+            batch = job()
+        return _OnStream(batch, self.stream.record_event())
+
+
+class _OnStream:
+    """A batch that a side stream is at work on."""
+
+    def __init__(self, batch: Any, event: torch.cuda.Event):
+        self.batch, self.event = batch, event
+
+    def result(self) -> Any:
+        """Return the batch, for use on the present stream, which waits for it; this process does not."""
+        stream = torch.cuda.current_stream()
+        stream.wait_event(self.event)
+        for leaf in tree_leaves(self.batch):
+            if isinstance(leaf, Tensor) and leaf.is_cuda:
+                leaf.record_stream(stream)  # so that its memory is not given to another before
+        return self.batch
 
 
 def hold(dataset: Any, name: str, read: Callable[[int], Any], share: float) -> Held | None:
@@ -139,12 +210,46 @@ def hold(dataset: Any, name: str, read: Callable[[int], Any], share: float) -> H
         return None
     is_even = len({array.shape for array in arrays}) == 1
     log.info(
-        "data.%s: %d images are held in memory (%.1f MB), and views made by the batch, without workers.",
+        "data.%s: %d images are held in memory (%.1f MB), and views made of them by the batch, without workers.",
         name,
         len(arrays),
         taken / 1e6,
     )
     return Held(np.stack(arrays) if is_even else arrays, rests)
+
+
+def choose_device(on: str, held: Held | None, device: torch.device, name: str) -> torch.device | None:
+    """Return the device that makes the views, None for the CPU, and say why in the log; images that are held go there.
+
+    Parameters
+    ----------
+    on
+        "cpu", "device", or "auto": on a CUDA device if the images are held and fit there.
+    held
+        The images, where they are held.
+    device
+        The run's.
+    name
+        Of the data set, in messages.
+    """
+    images = None if held is None or isinstance(held.images, list) else held.images
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+    fits = images is not None and images.nbytes <= SHARE_OF_MEMORY * free
+    is_on_device, why = on == "device", f"on is '{on}'"
+    if on == "auto":
+        is_on_device = device.type == "cuda" and fits
+        if device.type != "cuda":
+            why = f"the run's device is {device.type}"
+        elif images is None:
+            why = "the images are not held in memory as one array"
+        else:
+            why = (
+                f"the images {'fit' if fits else 'do not fit'} into a share of its memory: {images.nbytes / 1e6:.1f} MB"
+            )
+    log.info("data.%s: views are made on %s: %s.", name, device if is_on_device else "the CPU", why)
+    if is_on_device and fits:
+        held.images = torch.from_numpy(images).to(device)  # type: ignore[union-attr]
+    return device if is_on_device else None
 
 
 def _free_memory() -> int:
