@@ -1,5 +1,6 @@
 """Augmentation: views as declarations, drawn by a pure function and made by compiled loops."""
 
+from .masks import BlockMasks, RandomMask
 from .operations import (
     Affine,
     CenterCrop,
@@ -20,6 +21,8 @@ from .recipes import (
     BYOLViews,
     DINOViews,
     EvalView,
+    IJEPAViews,
+    MAEViews,
     MoCoViews,
     SimCLRViews,
     SwAVViews,
@@ -31,6 +34,7 @@ __all__ = [
     "Affine",
     "BYOLViews",
     "BarlowViews",
+    "BlockMasks",
     "CenterCrop",
     "ColorJitter",
     "DINOViews",
@@ -39,10 +43,13 @@ __all__ = [
     "GaussianBlur",
     "Grayscale",
     "HorizontalFlip",
+    "IJEPAViews",
+    "MAEViews",
     "MoCoViews",
     "MultiView",
     "Normalize",
     "Operation",
+    "RandomMask",
     "RandomResizedCrop",
     "Resize",
     "SimCLRViews",

@@ -32,6 +32,7 @@ from .operations import (
     Solarize,
     VerticalFlip,
 )
+from .views import send
 
 _WHITE = 255.0
 
@@ -50,12 +51,10 @@ def make_view(operations: Sequence[Operation], drawn: Sequence[Drawn], images: T
         _as_rows(operation, parameters, len(images)) for operation, parameters in zip(operations, drawn, strict=True)
     ]
     packed = torch.from_numpy(np.concatenate(rows).astype(np.float32)) if rows else torch.empty(0, len(images))
-    if images.is_cuda:
-        packed = packed.pin_memory().to(images.device, non_blocking=True)
     counts = tuple(map(len, rows))
     is_compiled = _pays_to_compile(images.device)
     make = _compiled(tuple(operations), counts) if is_compiled else functools.partial(_make, operations, counts)
-    return make(images, packed.to(images.device))
+    return make(images, send(packed, images.device))
 
 
 def _pays_to_compile(device: torch.device) -> bool:

@@ -77,6 +77,11 @@ def draw(
     return drawn
 
 
+def uniform(number: int, seed: int, epoch: int, indices: Sequence[int], count: int) -> np.ndarray:
+    """Return numbers in [0, 1) of each sample, (count, batch), for what has the number of no view."""
+    return _uniform(_starts(seed, epoch, indices), range(number << 32, (number << 32) + count))
+
+
 def output_size(operation: Operation, height: Any, width: Any) -> tuple[Any, Any]:
     """Return height and width after an operation."""
     if not isinstance(operation, RESIZING):

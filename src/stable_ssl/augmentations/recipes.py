@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .masks import BlockMasks, RandomMask, patch_grid
 from .operations import (
     CenterCrop,
     ColorJitter,
@@ -157,6 +158,61 @@ class DINOViews(MultiView):
         second = _view(size, mean, std, scale, blur=0.1, solarize=0.2)
         local = _view(local_size, mean, std, local_scale, blur=0.5)
         super().__init__([first, second] + [local] * num_local)
+
+
+class MAEViews(MultiView):
+    """One view, and which of its patches are hidden, as in MAE (He et al., "Masked autoencoders are scalable vision
+    learners", CVPR 2022, section 3 and table 8): `[view, is_hidden]`, (batch, patches).
+
+    Parameters
+    ----------
+    size, patch_size
+        Of the view and its patches, in pixels.
+    ratio
+        The fraction of the patches that is hidden.
+    mean, std
+        For each channel.
+    """
+
+    def __init__(
+        self,
+        size: int = 224,
+        patch_size: int = 16,
+        ratio: float = 0.75,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ):
+        view = View([RandomResizedCrop(size, scale=(0.2, 1.0)), HorizontalFlip(0.5), Normalize(mean, std)])
+        super().__init__([view], [RandomMask(patch_grid(size, patch_size), ratio)])
+
+
+class IJEPAViews(MultiView):
+    """One view, its context and its targets, as in I-JEPA (Assran et al., "Self-supervised learning from images with a
+    joint-embedding predictive architecture", CVPR 2023, section 3 and appendix A): `[view, is_context, is_target]`,
+    (batch, patches) and (batch, targets, patches). See `BlockMasks`.
+
+    Parameters
+    ----------
+    size, patch_size
+        Of the view and its patches, in pixels.
+    num_targets, min_context
+        Target blocks; patches that must be left to the context.
+    mean, std
+        For each channel.
+    """
+
+    def __init__(
+        self,
+        size: int = 224,
+        patch_size: int = 14,
+        num_targets: int = 4,
+        min_context: int = 10,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ):
+        view = View([RandomResizedCrop(size, scale=(0.3, 1.0)), Normalize(mean, std)])
+        grid = patch_grid(size, patch_size)
+        super().__init__([view], [BlockMasks(grid, num_targets=num_targets, min_context=min_context)])
 
 
 class EvalView(View):

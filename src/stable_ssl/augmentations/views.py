@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .draw import RESIZING, draw, output_size
+from .masks import BlockMasks, RandomMask
 from .operations import ColorJitter, Erasing, Grayscale, Normalize, Operation
 
 Shape = tuple[int, int] | None
@@ -26,15 +27,19 @@ class MultiView:
     ----------
     views
         What to make.
+    masks
+        Which patches to hide, `RandomMask` or `BlockMasks`: what they make comes after the views.
 
     Raises
     ------
     ValueError
-        There is none, or one that is not a `View`.
+        There is no view, or one that is not a `View`.
     """
 
-    def __init__(self, views: Sequence[View]):
-        self.views = tuple(views)
+    masks: tuple[RandomMask | BlockMasks, ...] = ()
+
+    def __init__(self, views: Sequence[View], masks: Sequence[RandomMask | BlockMasks] = ()):
+        self.views, self.masks = tuple(views), tuple(masks)
         if not self.views or not all(isinstance(view, View) for view in self.views):
             raise ValueError(f"{type(self).__name__}: views must be a list of one View or more, not {views!r}.")
 
@@ -60,7 +65,7 @@ class MultiView:
                     )
 
     def make(self, images: Any, seed: int, epoch: int, indices: Sequence[int]) -> list[Tensor]:
-        """Return each view of a batch, float32 (batch, channels, height, width): a function of nothing but these.
+        """Return each view of a batch, float32 (batch, channels, height, width), and masks: a function of these alone.
 
         Parameters
         ----------
@@ -85,10 +90,13 @@ class MultiView:
 
         images, sizes, channels = _take(images, indices)
         self.check(channels)
-        return [
+        made = [
             make_view(view.operations, draw(view.operations, number, seed, epoch, indices, sizes), images)
             for number, view in enumerate(self.views)
         ]
+        for number, mask in enumerate(self.masks, start=len(made)):
+            made += [send(drawn, made[0].device) for drawn in mask.make(number, seed, epoch, indices)]
+        return made
 
     def parameters(self, seed: int, epoch: int, indices: Sequence[int], shape: Any) -> list[dict[str, np.ndarray]]:
         """Return what `make` draws for each view: arrays (batch, …) by name, such as "0.RandomResizedCrop.top".
@@ -113,15 +121,16 @@ class MultiView:
         return [view[0] for view in views]
 
     def __eq__(self, other: Any) -> bool:
-        return isinstance(other, MultiView) and [v.operations for v in self.views] == [
-            v.operations for v in other.views
-        ]
+        return isinstance(other, MultiView) and self._key() == other._key()
 
     def __hash__(self) -> int:
-        return hash(tuple(view.operations for view in self.views))
+        return hash(self._key())
+
+    def _key(self) -> Any:
+        return tuple(view.operations for view in self.views), self.masks
 
     def __repr__(self) -> str:
-        return f"MultiView({list(self.views)!r})"
+        return f"MultiView({list(self.views)!r}{f', {list(self.masks)!r}' if self.masks else ''})"
 
 
 class View(MultiView):
@@ -158,6 +167,11 @@ class View(MultiView):
 
     def __repr__(self) -> str:
         return f"View({list(self.operations)!r})"
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return the tensor on the device, without waiting for it."""
+    return tensor.to(device) if device.type != "cuda" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def transform(operation: Operation, image: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,12 +56,28 @@ def draw(trainer: dict[str, Any], num_samples: int, epoch: int) -> Image:
         images = [to_array(split(source[index])[0], index) for index in indices]
         drawn = loader.views.parameters(seed, epoch, indices, [image.shape for image in images])
         captions = [_captions(parameters, len(indices)) for parameters in drawn]
+        num_views = len(loader.views.views)
+        views, masks = views[:num_views], views[num_views:]
         views = [_unnormalized(made, view.operations) for made, view in zip(views, loader.views.views, strict=True)]
+        for mask in masks:  # the patches that are in it, of the first view
+            views.append(_masked(views[0], mask))
+            captions.append([[f"{int(of_image.sum())} of {of_image.numel()} patches"] for of_image in mask])
     rows = []
     for i, (index, image) in enumerate(zip(indices, images, strict=True)):
         made = [(_shown(view[i]), lines[i]) for view, lines in zip(views, captions, strict=True)]
         rows.append([(image, [f"sample {index}"]), *made])
     return _grid(rows)
+
+
+def _masked(images: Any, mask: Any) -> Any:
+    """Return images with the patches dimmed that are not in a mask, (batch, patches) or (batch, masks, patches)."""
+    import torch
+
+    height, width = images.shape[-2:]
+    is_in = mask.any(1) if mask.ndim == 3 else mask
+    rows = round(math.sqrt(is_in.shape[1] * height / width))
+    shown = is_in.view(len(images), 1, rows, -1).float()
+    return images * (0.15 + 0.85 * torch.nn.functional.interpolate(shown, size=(height, width), mode="nearest"))
 
 
 def _unnormalized(made: Any, operations: Sequence[Any]) -> Any:

@@ -20,6 +20,7 @@ from torchvision.datasets import VisionDataset
 from torchvision.datasets.vision import StandardTransform
 
 from ..augmentations import MultiView, View
+from ..augmentations.views import send
 from ..exceptions import DataError
 from .datasets import Digits, Parquet, to_float_tensor
 from .multi_view import MultiViewSampler
@@ -122,11 +123,6 @@ def stack(images: Any, indices: Sequence[int]) -> Tensor:
                 "channels): views on a device need images of one size. Set on='cpu', or resize them before."
             )
     return torch.from_numpy(np.stack(images) if isinstance(images, list) else images)
-
-
-def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return the tensor on the device, without waiting for that."""
-    return tensor.to(device) if device.type != "cuda" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def one_ahead(jobs: Iterable[Callable[[], Any]], device: torch.device) -> Iterator[Any]:

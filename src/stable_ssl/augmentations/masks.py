@@ -1,0 +1,140 @@
+"""Which patches of an image a method hides: drawn as views are, from (seed, epoch, sample index) alone.
+
+A mask is of type bool and goes through the patches of the view row by row, as a ViT does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .draw import uniform
+
+_NUM_TRIES = 10
+
+
+@dataclass(frozen=True)
+class RandomMask:
+    """Hides a fixed number of patches of each image (He et al., "Masked autoencoders are scalable vision learners",
+    CVPR 2022, section 3).
+
+    Parameters
+    ----------
+    grid
+        Patches along height and width of the view.
+    ratio
+        The fraction that is hidden, rounded to whole patches.
+
+    Raises
+    ------
+    ValueError
+        None or all of the patches would be hidden.
+    """
+
+    grid: tuple[int, int]
+    ratio: float = 0.75
+
+    def __post_init__(self) -> None:
+        num_patches = self.grid[0] * self.grid[1]
+        if not 0 < self.num_hidden < num_patches:
+            raise ValueError(
+                f"RandomMask: ratio {self.ratio} hides {self.num_hidden} of {num_patches} patches; it must hide at "
+                "least one, and leave one."
+            )
+
+    @property
+    def num_hidden(self) -> int:
+        """How many patches of an image are hidden."""
+        return round(self.ratio * self.grid[0] * self.grid[1])
+
+    def make(self, number: int, seed: int, epoch: int, indices: Sequence[int]) -> list[Tensor]:
+        """Return whether each patch is hidden, (batch, patches)."""
+        noise = uniform(number, seed, epoch, indices, self.grid[0] * self.grid[1]).T
+        is_hidden = np.zeros(noise.shape, bool)
+        np.put_along_axis(is_hidden, noise.argsort(axis=1, kind="stable")[:, : self.num_hidden], True, axis=1)
+        return [torch.from_numpy(is_hidden)]
+
+
+@dataclass(frozen=True)
+class BlockMasks:
+    """A context and some target blocks of each image; the context leaves out what is in a target (Assran et al.,
+    "Self-supervised learning from images with a joint-embedding predictive architecture", CVPR 2023, section 3).
+
+    Every image has blocks of sizes of its own, so that they do not depend on the rest of the batch.
+
+    Parameters
+    ----------
+    grid
+        Patches along height and width of the view.
+    num_targets
+        Target blocks of an image.
+    target_scale, target_ratio
+        Area of a target, as a fraction of the image's, and its height / width.
+    context_scale
+        Area of the context, a square, before the targets are left out.
+    min_context
+        Patches that the context must be left with: of ten drawn sets of blocks, the first that leaves so many is taken,
+        or the one that leaves most.
+
+    Raises
+    ------
+    ValueError
+        A range is not one of fractions, or there is no target.
+    """
+
+    grid: tuple[int, int]
+    num_targets: int = 4
+    target_scale: tuple[float, float] = (0.15, 0.2)
+    target_ratio: tuple[float, float] = (0.75, 1.5)
+    context_scale: tuple[float, float] = (0.85, 1.0)
+    min_context: int = 10
+
+    def __post_init__(self) -> None:
+        for name, most in (("target_scale", 1.0), ("context_scale", 1.0), ("target_ratio", float("inf"))):
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= most:
+                raise ValueError(f"BlockMasks: {name} must be two numbers above 0, up to {most}, not {(low, high)}.")
+        if self.num_targets < 1:
+            raise ValueError(f"BlockMasks: num_targets must be at least 1, not {self.num_targets}.")
+
+    def make(self, number: int, seed: int, epoch: int, indices: Sequence[int]) -> list[Tensor]:
+        """Return whether a patch is in the context, (batch, patches), and in each target, (batch, targets, patches)."""
+        num_blocks = self.num_targets + 1
+        drawn = uniform(number, seed, epoch, indices, 4 * num_blocks * _NUM_TRIES)
+        drawn = drawn.reshape(_NUM_TRIES, num_blocks, 4, len(indices))
+        targets = self._blocks(drawn[:, 1:], self.target_scale, self.target_ratio)
+        contexts = self._blocks(drawn[:, 0], self.context_scale, (1.0, 1.0)) & ~targets.any(axis=1)
+        left = contexts.sum(axis=-1)
+        best = np.where((left >= self.min_context).any(axis=0), (left >= self.min_context).argmax(0), left.argmax(0))
+        places = np.arange(len(indices))
+        return [torch.from_numpy(contexts[best, places]), torch.from_numpy(targets[best, :, places])]
+
+    def _blocks(self, drawn: np.ndarray, scale: Sequence[float], ratio: Sequence[float]) -> np.ndarray:
+        """Return blocks, (…, batch, patches), of numbers (…, 4, batch): size, ratio, top and left."""
+        rows, columns = self.grid
+        size, shape, top, left = np.moveaxis(drawn, -2, 0)
+        area = rows * columns * (scale[0] + (scale[1] - scale[0]) * size)
+        aspect = ratio[0] + (ratio[1] - ratio[0]) * shape
+        height = np.rint(np.sqrt(area * aspect)).clip(1, rows)
+        width = np.rint(np.sqrt(area / aspect)).clip(1, columns)
+        top, left = np.floor(top * (rows - height + 1)), np.floor(left * (columns - width + 1))
+        y, x = np.divmod(np.arange(rows * columns), columns)
+        top, left, height, width = (values[..., None] for values in (top, left, height, width))
+        return (y >= top) & (y < top + height) & (x >= left) & (x < left + width)
+
+
+def patch_grid(size: int, patch_size: int) -> tuple[int, int]:
+    """Return patches along height and width.
+
+    Raises
+    ------
+    ValueError
+        They do not fill the view.
+    """
+    if patch_size < 1 or size % patch_size:
+        raise ValueError(f"patch_size: {patch_size} does not divide the view's size of {size} pixels.")
+    return size // patch_size, size // patch_size
