@@ -32,7 +32,7 @@ def ours(operation, shape=(200, 300), seed=0):
     return {key.split(".")[-1]: values for key, values in drawn.items()}
 
 
-def theirs(transform, shape=(200, 300), number=4_000):
+def theirs(transform, shape=(200, 300), number=NUM_DRAWS):
     torch.manual_seed(0)
     image = torch.empty(3, *shape)
     return [transform.make_params([image]) for _ in range(number)]

@@ -240,6 +240,26 @@ def test_views_draws_samples_and_what_was_drawn_for_them(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_views_draws_masks_too(tmp_path):
+    (tmp_path / "masked.yaml").write_text("""
+trainer:
+  _target_: stable_ssl.trainers.SupervisedTrainer
+  data:
+    train:
+      _target_: stable_ssl.data.Loader
+      dataset: {_target_: stable_ssl.data.Digits, split: train, size: 32}
+      batch_size: 8
+      views: {_target_: stable_ssl.augmentations.IJEPAViews, size: 32, patch_size: 4, mean: [0.5], std: [0.5]}
+  module: {backbone: {_target_: torch.nn.Flatten}}
+""")
+    from PIL import Image
+
+    done = run("views", "masked.yaml", "--samples", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "views.png") as picture:
+        assert picture.width == 4 * (192 + 12)  # the image, its view, context and targets
+
+
 def test_views_of_what_has_none_shows_the_images(tmp_path):
     done = run("views", "supervised_digits", "--samples", "1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

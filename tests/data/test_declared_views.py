@@ -139,14 +139,30 @@ def test_an_evaluation_view_is_a_tensor(digits):
     assert images.shape == (16, 1, 12, 12)
 
 
-def test_a_run_with_declared_views_says_where_they_are_made_and_resumes_exactly(make_toy, tmp_path):
+def test_ranks_make_together_what_one_makes(digits):
+    whole = by_sample(batches(digits))
+    for world_size in (2, 3):
+        found = {}
+        for rank in range(world_size):
+            loader = Loader(digits, 7, views=VIEWS, shuffle=True)
+            loader.bind(5, "train", rank, world_size)
+            found |= by_sample(loader.batches(1))
+        assert_same(found, whole)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"on": "device"}, {"num_workers": 2}, {"num_workers": 2, "on": "device"}], ids=str
+)
+def test_a_run_with_declared_views_says_where_they_are_made_and_resumes_exactly(make_toy, tmp_path, options):
     class TwoViews(Toy):
         def compute_loss(self):
             (one, two), labels = self.batch
             return torch.nn.functional.cross_entropy(self.forward(one.flatten(1) - two.flatten(1)), labels)
 
     def make(folder, cls=TwoViews):
-        data = {"train": Loader(Digits("test", size=14), 64, views=VIEWS, shuffle=True)}
+        digits = Digits("test", size=14)
+        dataset = Read(digits) if options.get("num_workers") else digits
+        data = {"train": Loader(dataset, 64, views=VIEWS, shuffle=True, **options)}
         torch.manual_seed(0)
         module = {"backbone": torch.nn.Linear(144, 10)}
         return make_toy(cls, data, module, logger={"dump_path": tmp_path / folder, "level": 20})
@@ -158,7 +174,8 @@ def test_a_run_with_declared_views_says_where_they_are_made_and_resumes_exactly(
 
     alone = make("alone")
     alone()
-    assert "355 images are held in memory (0.1 MB)" in (tmp_path / "alone" / "console.log").read_text()
+    said = "since a Read may give" if options.get("num_workers") else "355 images are held in memory (0.1 MB)"
+    assert said in (tmp_path / "alone" / "console.log").read_text()
     Stopped.__name__ = "TwoViews"
     Stopped.__qualname__ = TwoViews.__qualname__
     with pytest.raises(KeyboardInterrupt):

@@ -61,7 +61,7 @@ def draw(trainer: dict[str, Any], num_samples: int, epoch: int) -> Image:
         views = [_unnormalized(made, view.operations) for made, view in zip(views, loader.views.views, strict=True)]
         for mask in masks:  # the patches that are in it, of the first view
             views.append(_masked(views[0], mask))
-            captions.append([[f"{int(of_image.sum())} of {of_image.numel()} patches"] for of_image in mask])
+            captions.append([[f"{int(of_image.sum())} of {of_image.numel()} patches"] for of_image in _union(mask)])
     rows = []
     for i, (index, image) in enumerate(zip(indices, images, strict=True)):
         made = [(_shown(view[i]), lines[i]) for view, lines in zip(views, captions, strict=True)]
@@ -69,12 +69,16 @@ def draw(trainer: dict[str, Any], num_samples: int, epoch: int) -> Image:
     return _grid(rows)
 
 
+def _union(mask: Any) -> Any:
+    return mask.any(1) if mask.ndim == 3 else mask
+
+
 def _masked(images: Any, mask: Any) -> Any:
     """Return images with the patches dimmed that are not in a mask, (batch, patches) or (batch, masks, patches)."""
     import torch
 
     height, width = images.shape[-2:]
-    is_in = mask.any(1) if mask.ndim == 3 else mask
+    is_in = _union(mask)
     rows = round(math.sqrt(is_in.shape[1] * height / width))
     shown = is_in.view(len(images), 1, rows, -1).float()
     return images * (0.15 + 0.85 * torch.nn.functional.interpolate(shown, size=(height, width), mode="nearest"))
