@@ -101,7 +101,7 @@ def kornia(size: int, strength: float, blur: float, images: np.ndarray) -> Calla
         *([K.RandomGaussianBlur((23, 23), (0.1, 2.0), p=blur)] if blur else []),
         K.Normalize(torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)),
     )
-    pixels = torch.from_numpy(images)
+    pixels = torch.as_tensor(images)
     return lambda: [transform(pixels.permute(0, 3, 1, 2).float() / 255) for _ in range(2)]
 
 
