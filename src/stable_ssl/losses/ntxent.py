@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..runtime.distributed import all_gather
+from .embeddings import gather_pair
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -36,22 +36,10 @@ class NTXEntLoss(nn.Module):
         self.temperature = temperature
 
     def forward(self, z_i: Float[Tensor, "batch dim"], z_j: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
-        """Return the loss of the embeddings of two views, computed in fp32 at least.
-
-        Raises
-        ------
-        ValueError
-            The two do not have one shape (batch, dim), or there is one image only, and so no negative.
-        """
-        if z_i.ndim != 2 or z_i.shape != z_j.shape:
-            raise ValueError(
-                f"NTXEntLoss needs two embeddings of a shape (batch, dim), not {tuple(z_i.shape)}, {tuple(z_j.shape)}."
-            )
+        """Return the loss of the embeddings of two views, computed in fp32 at least; errors as in `gather_pair`."""
         with torch.autocast(z_i.device.type, enabled=False):
-            z_i, z_j = (all_gather(z if z.dtype == torch.float64 else z.float()) for z in (z_i, z_j))
+            z_i, z_j = gather_pair(self, z_i, z_j)
             num_images = len(z_i)
-            if num_images < 2:
-                raise ValueError("NTXEntLoss needs at least 2 images in a batch: others are what it contrasts with.")
             units = nn.functional.normalize(torch.cat([z_i, z_j]))
             similarities = units @ units.T / self.temperature
             similarities.fill_diagonal_(float("-inf"))
