@@ -33,7 +33,7 @@ from .operations import (
 )
 
 # All operations are done to as many images as fit into a core's cache together.
-_PIECE_BYTES = 2 << 20
+_PIECE_BYTES = 4 << 20
 _NUM_BUFFERS = 16
 
 

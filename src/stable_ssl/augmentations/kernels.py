@@ -110,8 +110,8 @@ def _swap(a, b, shift, mask):
 
 @kernel
 def _resize_weights(old, new):
-    """Return, for one axis, the first input of each output, the weights (outputs, taps) of it and those after it, and
-    whether float32 is precise enough for sums; there are two taps at least, the last one perhaps beyond the end."""
+    """Return, for one axis, the first input of each output, the weights (outputs, taps) of it and those after it, these
+    in float32, and whether that is precise enough for sums; of two taps at least the last one may be beyond the end."""
     scale = old / new
     support = max(scale, 1.0)
     first = np.empty(new, np.int64)
@@ -142,7 +142,7 @@ def _resize_weights(old, new):
         first[x] -= shift
         for tap in range(shift, min(num_taps, last[x] - first[x])):
             weights[x, tap] = int(0.5 + exact[x, tap - shift] * (1 << precision)) / (1 << precision)
-    return first, weights, precision <= 16
+    return first, weights, weights.astype(np.float32), precision <= 16
 
 
 @numba.njit(CROP, cache=True, error_model="numpy", nogil=True)
@@ -167,11 +167,15 @@ def crop_and_resize(images, boxes, out):
     turned = np.empty((num_words, 8, TILE // 8), np.uint64)
     narrowed = np.empty(((num_channels * images.shape[2] + TILE) // 8 + 1, 8, num_words), np.uint64)
     lines = narrowed.view(np.uint8).reshape(-1, num_words * 8)
+    nothing = (np.empty(0, np.int64), np.empty((0, 0)), np.empty((0, 0), np.float32), False)
+    known_x, known_y = [nothing] * (images.shape[3] + 1), [nothing] * (images.shape[2] + 1)
     for i in range(len(images)):
         top, left, height, width = boxes[i]
-        first_x, weights_x, is_short_x = _resize_weights(width, new_width)
-        first_y, weights_y, is_short_y = _resize_weights(height, new_height)
-        short_x, short_y = weights_x.astype(np.float32), weights_y.astype(np.float32)
+        for known, length, new_length in ((known_x, width, new_width), (known_y, height, new_height)):
+            if len(known[length][0]) == 0:
+                known[length] = _resize_weights(length, new_length)
+        first_x, weights_x, short_x, is_short_x = known_x[width]
+        first_y, weights_y, short_y, is_short_y = known_y[height]
         box = images[i, :, top : top + height, left : left + width]
         if width == new_width:
             for line in range(num_channels * height):
