@@ -104,7 +104,7 @@ class BarlowViews(BYOLViews):
 
 class VICRegViews(MultiView):
     """Two views drawn alike, as in VICReg (Bardes et al., "VICReg: variance-invariance-covariance regularization for
-    self-supervised learning", ICLR 2022, appendix C.1)."""
+    self-supervised learning", ICLR 2022, appendix C.1). The authors' code draws them as BYOL does: `BYOLViews`."""
 
     def __init__(self, size: int = 224, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD):
         super().__init__([_view(size, mean, std, blur=0.5, solarize=0.1)] * 2)

@@ -164,7 +164,7 @@ class _OnStream:
 
     def result(self) -> Any:
         """Return the batch, for use on the present stream, which waits for it; this process does not."""
-        stream = torch.cuda.current_stream()
+        stream = torch.cuda.current_stream(self.event.device)
         stream.wait_event(self.event)
         for leaf in tree_leaves(self.batch):
             if isinstance(leaf, Tensor) and leaf.is_cuda:
