@@ -26,6 +26,33 @@ def test_equals_the_plain_loop(temperature):
     assert float(NTXEntLoss(temperature)(z_i, z_j)) == pytest.approx(plain_ntxent(z_i, z_j, temperature), abs=1e-9)
 
 
+@pytest.mark.parametrize("chunk_size", [1, 3, 7, 13, 14, 15])
+def test_chunks_change_neither_value_nor_gradient(chunk_size):
+    z = torch.randn(2, 7, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = []
+    for size in (chunk_size, 100):
+        z_i, z_j = (part.clone().requires_grad_() for part in z)
+        loss = NTXEntLoss(0.3, chunk_size=size)(z_i, z_j)
+        loss.backward()
+        found.append((loss.detach(), z_i.grad, z_j.grad))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+    assert float(found[0][0]) == pytest.approx(plain_ntxent(*z, 0.3), abs=1e-9)
+
+
+def test_chunks_keep_no_similarities():
+    z_i, z_j = (torch.randn(512, 8, requires_grad=True) for _ in range(2))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda x: x):
+        NTXEntLoss(0.5, chunk_size=64)(z_i, z_j)
+    assert max(kept) < 2 * 512 * 64
+
+
+def test_a_chunk_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="chunk_size: 0"):
+        NTXEntLoss(chunk_size=0)
+
+
 def test_collapsed_embeddings_are_as_good_as_chance():
     z = torch.ones(8, 4, dtype=torch.float64)
     assert float(NTXEntLoss(0.3)(z, z)) == pytest.approx(math.log(15))

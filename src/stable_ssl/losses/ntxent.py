@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .embeddings import gather_pair
 
@@ -27,21 +28,36 @@ class NTXEntLoss(nn.Module):
     ----------
     temperature
         τ.
+    chunk_size
+        How many embeddings are compared with all others at a time. With more than that, similarities are computed
+        again for the backward pass instead of being kept: memory grows with the batch, and not with its square.
     """
 
-    def __init__(self, temperature: float = 0.5):
+    def __init__(self, temperature: float = 0.5, chunk_size: int = 2048):
         super().__init__()
         if temperature <= 0:
             raise ValueError(f"temperature: {temperature} is not above 0.")
-        self.temperature = temperature
+        if chunk_size < 1:
+            raise ValueError(f"chunk_size: {chunk_size} is not at least 1.")
+        self.temperature, self.chunk_size = temperature, chunk_size
 
     def forward(self, z_i: Float[Tensor, "batch dim"], z_j: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
         """Return the loss of the embeddings of two views, computed in fp32 at least; errors as in `gather_pair`."""
         with torch.autocast(z_i.device.type, enabled=False):
             z_i, z_j = gather_pair(self, z_i, z_j)
-            num_images = len(z_i)
             units = nn.functional.normalize(torch.cat([z_i, z_j]))
-            similarities = units @ units.T / self.temperature
-            similarities.fill_diagonal_(float("-inf"))
-            positives = torch.arange(2 * num_images, device=units.device).roll(num_images)
-            return nn.functional.cross_entropy(similarities, positives)
+            if len(units) <= self.chunk_size:
+                return self._sum(units, 0) / len(units)
+            starts = range(0, len(units), self.chunk_size)
+            sums = [
+                checkpoint(self._sum, units, start, use_reentrant=False, preserve_rng_state=False) for start in starts
+            ]
+            return torch.stack(sums).sum() / len(units)
+
+    def _sum(self, units: Tensor, start: int) -> Tensor:
+        """Return the sum of the losses of a chunk of embeddings."""
+        places = torch.arange(start, min(start + self.chunk_size, len(units)), device=units.device)
+        similarities = units[start : start + self.chunk_size] @ units.T / self.temperature
+        similarities[places - start, places] = float("-inf")
+        positives = (places + len(units) // 2) % len(units)
+        return nn.functional.cross_entropy(similarities, positives, reduction="sum")
