@@ -134,6 +134,21 @@ def test_an_image_too_small_for_the_views_is_an_error_at_set_up(make_toy):
         make_toy(data={"train": loader}).setup()
 
 
+@pytest.mark.parametrize("mode", ["1", "P", "LA", "RGBA", "CMYK"])
+def test_pictures_in_other_modes_are_taken_as_colours(mode):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 8, 3), np.uint8)).convert(mode)
+    view = EvalView(8)
+    (_, (made, _)), *_ = batches([(image, 0)], 1, views=view)
+    assert torch.equal(made, view(image.convert("RGB"))[None])
+    assert torch.equal(made[0], view(image))
+
+
+@pytest.mark.parametrize("mode", ["I", "F", "I;16"])
+def test_pictures_of_more_than_a_byte_are_refused(mode):
+    with pytest.raises(DataError, match="sample 0 is"):
+        batches([(Image.new(mode, (8, 8)), 0)], 1, views=EvalView(8))
+
+
 def test_an_evaluation_view_is_a_tensor(digits):
     (_, (images, _)), *_ = batches(Subset(digits, range(20)), views=EvalView(12, mean=[0.5], std=[0.5]))
     assert images.shape == (16, 1, 12, 12)

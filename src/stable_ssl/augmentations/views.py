@@ -117,7 +117,7 @@ class MultiView:
 
     def __call__(self, image: Any) -> Any:
         """Return the views of one image."""
-        views = self.make([_as_array(image)], *_any_key())
+        views = self.make([as_array(image)], *_any_key())
         return [view[0] for view in views]
 
     def __eq__(self, other: Any) -> bool:
@@ -180,7 +180,7 @@ def transform(operation: Operation, image: Any) -> Any:
 
     if isinstance(operation, Normalize):
         return View([operation])(image)
-    array, (seed, epoch, indices) = _as_array(image), _any_key()
+    array, (seed, epoch, indices) = as_array(image), _any_key()
     images, sizes, channels = _take([array], indices)
     view = View([operation])
     view.check(channels)
@@ -201,12 +201,13 @@ def _any_key() -> tuple[int, int, list[int]]:
     return int(torch.randint(1 << 62, ()).item()), 0, [0]
 
 
-def _as_array(image: Any) -> np.ndarray:
-    """Return one image as (height, width, channels)."""
+def as_array(image: Any) -> np.ndarray:
+    """Return one image as (height, width, channels); PIL's of other modes than grey as RGB, if they have a byte a channel."""
     if isinstance(image, Tensor):
         return image.movedim(0, -1).numpy() if image.ndim == 3 else image.numpy()
-    if getattr(image, "mode", None) == "P":
-        image = image.convert("RGB")  # its values are numbers of colours
+    mode = getattr(image, "mode", "RGB")
+    if mode not in ("L", "RGB") and mode[0] not in "IF":
+        image = image.convert("RGB")
     array = np.asarray(image)
     return array[:, :, None] if array.ndim == 2 else array
 

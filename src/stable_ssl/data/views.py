@@ -20,7 +20,7 @@ from torchvision.datasets import VisionDataset
 from torchvision.datasets.vision import StandardTransform
 
 from ..augmentations import MultiView, View
-from ..augmentations.views import send
+from ..augmentations.views import as_array, send
 from ..exceptions import DataError
 from .datasets import Digits, Parquet, to_float_tensor
 from .multi_view import MultiViewSampler
@@ -306,14 +306,10 @@ def to_array(image: Any, index: int) -> np.ndarray:
     DataError
         It is something else; says which sample, and what was expected.
     """
-    if isinstance(image, Tensor):
-        image = image.movedim(0, -1).numpy() if image.ndim == 3 else image.numpy()
-    elif getattr(image, "mode", None) not in (None, "L", "RGB"):
-        image = image.convert("RGB")
-    array = np.asarray(image)
-    if array.dtype != np.uint8 or array.ndim not in (2, 3):
+    array = as_array(image)
+    if array.dtype != np.uint8 or array.ndim != 3:
         raise DataError(
             f"sample {index} is {array.dtype} {array.shape}; declared views are made of PIL images, uint8 tensors "
             "(channels, height, width) or uint8 arrays (height, width, channels). Leave out the data set's transform."
         )
-    return array[:, :, None] if array.ndim == 2 else array
+    return array
