@@ -202,7 +202,7 @@ def _any_key() -> tuple[int, int, list[int]]:
 
 
 def as_array(image: Any) -> np.ndarray:
-    """Return one image as (height, width, channels); PIL's of other modes than grey as RGB, if they have a byte a channel."""
+    """Return one image as (height, width, channels); a picture in bytes that is neither grey nor RGB becomes RGB."""
     if isinstance(image, Tensor):
         return image.movedim(0, -1).numpy() if image.ndim == 3 else image.numpy()
     mode = getattr(image, "mode", "RGB")
