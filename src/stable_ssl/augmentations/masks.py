@@ -35,10 +35,11 @@ class RandomMask:
         None or all of the patches would be hidden.
     """
 
-    grid: tuple[int, int]
+    grid: Sequence[int]
     ratio: float = 0.75
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "grid", tuple(self.grid))  # from a file it comes as a list
         num_patches = self.grid[0] * self.grid[1]
         if not 0 < self.num_hidden < num_patches:
             raise ValueError(
@@ -86,16 +87,18 @@ class BlockMasks:
         A range is not one of fractions, or there is no target.
     """
 
-    grid: tuple[int, int]
+    grid: Sequence[int]
     num_targets: int = 4
-    target_scale: tuple[float, float] = (0.15, 0.2)
-    target_ratio: tuple[float, float] = (0.75, 1.5)
-    context_scale: tuple[float, float] = (0.85, 1.0)
+    target_scale: Sequence[float] = (0.15, 0.2)
+    target_ratio: Sequence[float] = (0.75, 1.5)
+    context_scale: Sequence[float] = (0.85, 1.0)
     min_context: int = 10
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "grid", tuple(self.grid))
         for name, most in (("target_scale", 1.0), ("context_scale", 1.0), ("target_ratio", float("inf"))):
             low, high = getattr(self, name)
+            object.__setattr__(self, name, (low, high))
             if not 0 < low <= high <= most:
                 raise ValueError(f"BlockMasks: {name} must be two numbers above 0, up to {most}, not {(low, high)}.")
         if self.num_targets < 1:
