@@ -41,9 +41,7 @@ class MultiView:
     def __init__(self, views: Sequence[View], masks: Sequence[RandomMask | BlockMasks] = ()):
         self.views, self.masks = tuple(views), tuple(masks)
         if not all(isinstance(mask, RandomMask | BlockMasks) for mask in self.masks):
-            raise ValueError(
-                f"{type(self).__name__}: masks must be RandomMask or BlockMasks, not {masks!r}."
-            )
+            raise ValueError(f"{type(self).__name__}: masks must be RandomMask or BlockMasks, not {masks!r}.")
         if not self.views or not all(isinstance(view, View) for view in self.views):
             raise ValueError(f"{type(self).__name__}: views must be a list of one View or more, not {views!r}.")
 
