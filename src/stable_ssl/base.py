@@ -633,9 +633,8 @@ class BaseTrainer(nn.Module):
 
     def _follow(self) -> None:
         """After an optimizer step, teachers follow and monitors look."""
-        progress = (self.global_step - 1) / self.optim["total_steps"] if self._teachers else 0.0
         for update_teacher in self._teachers:
-            update_teacher(progress)
+            update_teacher((self.global_step - 1) / self.optim["total_steps"])
         for name, monitor in self._train_monitors.items():
             monitor.on_step(self)
             if self._logging:

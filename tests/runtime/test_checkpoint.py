@@ -7,6 +7,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -69,6 +71,26 @@ def test_a_process_that_ends_between_two_file_operations_leaves_one_whole_checkp
     assert died_at[-1] == ""
     assert found[1]["value"] == "new"
     assert {"fsync", "rename", "unlink", "rmtree"} <= set(died_at)
+
+
+def test_the_first_save_is_waited_for_however_fast_it_was_read_back(tmp_path, monkeypatch):
+    store = CheckpointStore(tmp_path)
+    submit, rename = store._writer.submit, Path.rename
+
+    def submit_and_fall_asleep(*args):
+        future = submit(*args)
+        while not store._read_back:  # the writer is ahead of the one who asked
+            time.sleep(0.001)
+        return future
+
+    def slow_rename(self, target):
+        time.sleep(0.2)
+        return rename(self, target)
+
+    monkeypatch.setattr(store._writer, "submit", submit_and_fall_asleep)
+    monkeypatch.setattr(Path, "rename", slow_rename)
+    store.save(1, {"value": 1}, {})
+    assert CheckpointStore(tmp_path).load_newest()[1] == {"value": 1}
 
 
 @pytest.mark.parametrize("missing", ["meta.json", "state.pt"])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..runtime.distributed import all_gather, from_main
+from ..runtime.distributed import all_gather, from_main, world_size
 from .embeddings import at_least_fp32
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ class SIGReg(nn.Module):
     $$ T = N \int_{-t_{max}}^{t_{max}} \left| \frac{1}{N} \sum_i e^{\mathrm{i} t a · z_i} - e^{-t^2/2} \right|^2
            e^{-t^2/2}\,dt $$
 
-    by the trapezoidal rule. Directions are drawn anew at each call; ranks share those of the first.
+    by the trapezoidal rule, as in the authors' code. Directions are drawn anew at each call; ranks share those of the
+    first, and the batch is that of all of them.
 
     Parameters
     ----------
@@ -58,8 +59,10 @@ class SIGReg(nn.Module):
         projections = z @ nn.functional.normalize(from_main(directions), dim=0)
         points, weights = self.points.to(z.dtype), self.weights.to(z.dtype)
         angles = projections[..., None] * points  # (*views, batch, slices, points)
-        real = angles.cos().mean(-3) - (-points.square() / 2).exp()
-        return ((real.square() + angles.sin().mean(-3).square()) @ weights).mean() * z.shape[-2]
+        # Of all ranks by their means, which take no more memory the more ranks there are.
+        real, imaginary = all_gather(torch.stack([angles.cos().mean(-3), angles.sin().mean(-3)])[None]).mean(0)
+        errors = (real - (-points.square() / 2).exp()).square() + imaginary.square()
+        return (errors @ weights).mean() * z.shape[-2] * world_size()
 
 
 class LeJEPALoss(nn.Module):
@@ -70,7 +73,7 @@ class LeJEPALoss(nn.Module):
     $$ L = \frac{1 - λ}{V} \sum_v \frac{1}{N D} \sum_i ‖ \frac{1}{V_g} \sum_{g ≤ V_g} z_{g, i} - z_{v, i} ‖^2
            + \frac{λ}{V} \sum_v \mathrm{SIGReg}(z_v) $$
 
-    The batch is that of all ranks together.
+    The defaults are those of the authors' minimal example.
 
     Parameters
     ----------
@@ -110,8 +113,8 @@ class LeJEPALoss(nn.Module):
                 f"LeJEPALoss needs {max(2, self.num_global)} or more embeddings of one shape, not {shapes}."
             )
         with torch.autocast(embeddings[0].device.type, enabled=False):
-            z = torch.stack([all_gather(at_least_fp32(z)) for z in embeddings])
-            if z.shape[1] < 2:
+            z = torch.stack([at_least_fp32(z) for z in embeddings])
+            if z.shape[1] * world_size() < 2:
                 raise ValueError("LeJEPALoss needs at least 2 images in a batch.")
             invariance = (z[: self.num_global].mean(0) - z).square().mean()
             return (1 - self.lambd) * invariance + self.lambd * self.sigreg(z)

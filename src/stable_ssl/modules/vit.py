@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -87,9 +88,9 @@ class ViT(nn.Module):
                 f"patch_size: {self.patch_size} does not divide the size of views of {height} × {width} pixels."
             )
         tokens = self.embed(images)
-        grid = tokens.shape[2:]
+        grid = (tokens.shape[2], tokens.shape[3])
         tokens = tokens.flatten(2).transpose(1, 2)
-        tokens = tokens + positions(grid, self.grid, tokens.shape[2]).to(tokens)
+        tokens = tokens + positions(grid, self.grid, tokens.shape[2], tokens.device, tokens.dtype)
         return self.blocks(tokens if places is None else take(tokens, places), is_real)
 
     def places_of(
@@ -152,7 +153,7 @@ class PatchPredictor(nn.Module):
         is_wanted: Bool[Tensor, "batch wanted"],
     ) -> Float[Tensor, "batch wanted out_dim"]:
         """Return what is predicted at the places `wanted`; `is_real` and `is_wanted` say which there are."""
-        table = positions(self.grid, self.grid, len(self.mask_token)).to(tokens)
+        table = positions(self.grid, self.grid, len(self.mask_token), tokens.device, tokens.dtype)
         given = self.embed(tokens) + table[places]
         asked = self.mask_token + table[wanted]
         outputs = self.blocks(torch.cat([given, asked.to(given.dtype)], dim=1), torch.cat([is_real, is_wanted], dim=1))
@@ -207,7 +208,14 @@ def patchify(images: Float[Tensor, "batch channels height width"], patch_size: i
     return cut.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, patch_size * patch_size * channels)
 
 
-def positions(grid: tuple[int, int], base: tuple[int, int], dim: int) -> Float[Tensor, "patches dim"]:
+@functools.lru_cache(maxsize=64)  # or each forward pass would compute and send them
+def positions(
+    grid: tuple[int, int],
+    base: tuple[int, int],
+    dim: int,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Float[Tensor, "patches dim"]:
     """Return sines and cosines of the places in a grid (Vaswani et al., "Attention is all you need", NeurIPS 2017,
     section 3.5), half of them for the row and half for the column; a grid other than `base` is stretched to it."""
     frequencies = 10000 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
@@ -218,4 +226,4 @@ def positions(grid: tuple[int, int], base: tuple[int, int], dim: int) -> Float[T
         halves.append(torch.cat([angles.sin(), angles.cos()], dim=1))
     rows, columns = halves
     table = torch.cat([rows[:, None].expand(-1, grid[1], -1), columns[None].expand(grid[0], -1, -1)], dim=2)
-    return table.reshape(-1, dim).float()
+    return table.reshape(-1, dim).to(device, dtype)

@@ -71,9 +71,10 @@ class CheckpointStore:
             The state can't be loaded again (found by reading the first one back).
         """
         self.wait()
+        is_first = not self._read_back  # asked now: the writer may be done with that before it is asked afterwards
         self._copy = on_host(state, self._copy)
         self._writing = step, self._writer.submit(self._write, step, self._copy, facts, kept)
-        if not self._read_back:
+        if is_first:
             self.wait()
 
     def wait(self) -> bool:

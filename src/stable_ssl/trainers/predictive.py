@@ -53,10 +53,9 @@ class JointEmbeddingPredictiveTrainer(SelfSupervisedTrainer):
         if "train" in self.data and self._is_new:
             follow(self.module["target_encoder"], self.module["context_encoder"], 0.0)
 
-    def _follow(self) -> None:
-        progress = (self.global_step - 1) / self.optim["total_steps"]
+    def update_teacher(self, progress: float) -> None:
+        """Have the target encoder follow; `progress` is the fraction of optimizer steps that came before this one."""
         follow(self.module["target_encoder"], self.module["context_encoder"], ema_coefficient(self, progress))
-        super()._follow()
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the target encoder's representations, (batch, dim)."""
@@ -107,8 +106,7 @@ class IJEPATrainer(JointEmbeddingPredictiveTrainer):
             outputs = self.module["target_encoder"].forward_patches(images)
         self.watch([outputs.mean(1)])
         tokens = encoder.forward_patches(images, places, is_real)
-        tokens, places, is_real, outputs = (
-            values.repeat_interleave(num_targets, 0) for values in (tokens, places, is_real, outputs)
-        )
+        tokens, places, is_real = (values.repeat_interleave(num_targets, 0) for values in (tokens, places, is_real))
         predicted = self.module["predictor"](tokens, places, is_real, wanted, is_wanted)
-        return {"loss_ssl": self.loss(predicted, take(outputs, wanted), is_wanted)}
+        targets = take(outputs, wanted.view(len(images), -1)).view(*wanted.shape, -1)
+        return {"loss_ssl": self.loss(predicted, targets, is_wanted)}

@@ -24,7 +24,8 @@ class SelfSupervisedTrainer(BaseTrainer):
     the method's weights are the same to the bit with and without them. A label below 0 means none, and is left out.
 
     A subclass's `compute_loss` gets the views from `views()`, and calls `watch` with the representations and embeddings
-    that probes and monitors are to see.
+    that probes and monitors are to see. Its class may set `num_masks`, how many masks come after the views;
+    `min_batch_size`, 2 where images are compared with each other; and `usual_loss`, the name that an error suggests.
 
     Attributes
     ----------
@@ -41,9 +42,9 @@ class SelfSupervisedTrainer(BaseTrainer):
     """
 
     num_views: int = 1
+    num_masks: int = 0
+    min_batch_size: int = 1
     usual_loss: str = "one of stable_ssl.losses"
-    num_masks: int = 0  # that come after the views
-    min_batch_size: int = 1  # 2 where the method compares images
     _view_counts: tuple[int, int | None] = (1, None)
     _probe_optimizer: torch.optim.Optimizer | None = None
     probe_optimizer: Any = functools.partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.0)
