@@ -79,7 +79,10 @@ def multi_crop():
 
 # What is not the usual.
 BUDGETS = {
-    "byol": {"epochs": 3},
+    "byol": {"epochs": 4},
+    "moco": {"epochs": 3},
+    "dino": {"epochs": 4},
+    "swav": {"epochs": 4},
     "mae": {"batch_size": 64, "lr": 1e-3, "precision": "fp32"},  # attention in bf16 is slow on a CPU
     "ijepa": {"batch_size": 64, "lr": 1e-3, "precision": "fp32"},
 }
@@ -112,7 +115,8 @@ METHODS = {
     ),
     "moco": lambda: (
         trainers.SelfDistillationTrainer, losses.MoCoLoss(128, 4096, 0.2),
-        distilled(projector()), SimCLRViews(32), {"symmetric": False},
+        {"backbone": with_teacher(convnet(), 0.95), "projector": with_teacher(projector(), 0.95)}, SimCLRViews(32),
+        {"symmetric": False},
     ),
     "dino": lambda: (
         trainers.DINOTrainer, None,

@@ -108,5 +108,5 @@ class IJEPATrainer(JointEmbeddingPredictiveTrainer):
         tokens = encoder.forward_patches(images, places, is_real)
         tokens, places, is_real = (values.repeat_interleave(num_targets, 0) for values in (tokens, places, is_real))
         predicted = self.module["predictor"](tokens, places, is_real, wanted, is_wanted)
-        targets = take(outputs, wanted.view(len(images), -1)).view(*wanted.shape, -1)
+        targets = take(outputs, wanted.reshape(len(images), -1)).view(*wanted.shape, -1)
         return {"loss_ssl": self.loss(predicted, targets, is_wanted)}
