@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import re
 import statistics
 import tempfile
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import torch
 import torchvision
+from tables import write_table
 from torch import nn
 
 STEPS_BETWEEN_SAVES = 3
@@ -249,11 +249,7 @@ def main() -> None:
     report = make_report(runs)
     print(report)
     if args.write:
-        marked = r"(<!-- checkpoint -->\n).*?(<!-- /checkpoint -->)"
-        text = re.sub(
-            marked, lambda found: found[1] + report + "\n" + found[2], args.write.read_text(), flags=re.DOTALL
-        )
-        args.write.write_text(text)
+        write_table(args.write, "checkpoint", report.splitlines())
 
 
 if __name__ == "__main__":

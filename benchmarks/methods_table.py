@@ -14,6 +14,8 @@ import re
 import textwrap
 from pathlib import Path
 
+from tables import read_table, write_table
+
 from stable_ssl import losses, modules, trainers
 from stable_ssl.losses.swav import sinkhorn
 
@@ -98,11 +100,10 @@ def checks(file: str, has_lightlys: bool) -> str:
     return ", ".join(patterns)
 
 
-def learned(text: str) -> dict[str, str]:
+def learned(path: Path) -> dict[str, str]:
     """Return the accuracies of the table that is in a document."""
     found = {}
-    table = re.search(r"<!-- learned -->\n(.*?)<!-- end learned -->", text, re.DOTALL)
-    for line in table[1].splitlines()[2:] if table else ():
+    for line in read_table(path, "learned")[2:]:
         name, _, knn, gain, _, linear, linear_gain, *_ = (cell.strip() for cell in line.strip("|").split("|"))
         found[name.replace(" ", "_")] = f"kNN {knn} ({gain}), linear {linear} ({linear_gain})"
     return found
@@ -110,10 +111,9 @@ def learned(text: str) -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", help="a Markdown file with <!-- methods --> … <!-- end methods -->")
+    parser.add_argument("--write", type=Path, help="a Markdown file with <!-- methods --> … <!-- /methods -->")
     args = parser.parse_args()
-    text = Path(args.write).read_text() if args.write else ""
-    accuracies = learned(text)
+    accuracies = learned(args.write or ROOT / "docs" / "methods.md")
     table = [
         "| method | paper | trainer | recipes | lines: Python, YAML | loss is held to | learned on CIFAR-10 |",
         "|---|---|---|---|---|---|---|",
@@ -126,13 +126,7 @@ def main() -> None:
         table.append(f"| {' | '.join(cells)} |")
     print("\n".join(table))
     if args.write:
-        marked = re.sub(
-            r"(<!-- methods -->\n).*?(<!-- end methods -->)",
-            lambda match: match[1] + "\n".join(table) + "\n" + match[2],
-            text,
-            flags=re.DOTALL,
-        )
-        Path(args.write).write_text(marked)
+        write_table(args.write, "methods", table)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import re
 import statistics
 import tempfile
 import time
@@ -19,6 +18,7 @@ import warnings
 from pathlib import Path
 
 import torch
+from tables import write_table
 from torch import nn
 
 LOG_EVERY = 50
@@ -163,12 +163,9 @@ def main() -> None:
         lines.append(
             f"| {name} | {statistics.median(values):.0f} | {f'+{over:.0f}' if name in list(contestants)[1:] else ''} |"
         )
-    table = "\n".join(lines)
-    print(table)
+    print("\n".join(lines))
     if args.write:
-        marked = r"(<!-- overhead -->\n).*?(<!-- /overhead -->)"
-        text = re.sub(marked, lambda found: found[1] + table + "\n" + found[2], args.write.read_text(), flags=re.DOTALL)
-        args.write.write_text(text)
+        write_table(args.write, "overhead", lines)
 
 
 if __name__ == "__main__":

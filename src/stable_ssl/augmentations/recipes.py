@@ -94,6 +94,8 @@ class MoCoViews(MultiView):
         For each channel.
     blur
         Whether half of the views are blurred.
+    scale
+        Areas of the crops, as fractions of the image's.
     """
 
     def __init__(
@@ -102,8 +104,9 @@ class MoCoViews(MultiView):
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
         blur: bool = True,
+        scale: Sequence[float] = (0.2, 1.0),
     ):
-        super().__init__([_view(size, mean, std, scale=(0.2, 1.0), jitter=(0.4, 0.4, 0.4, 0.1), blur=0.5 * blur)] * 2)
+        super().__init__([_view(size, mean, std, scale, jitter=(0.4, 0.4, 0.4, 0.1), blur=0.5 * blur)] * 2)
 
 
 class BYOLViews(MultiView):
@@ -224,6 +227,8 @@ class MAEViews(MultiView):
         The fraction of the patches that is hidden.
     mean, std
         For each channel.
+    scale
+        Areas of the crop, as fractions of the image's.
     """
 
     def __init__(
@@ -233,8 +238,9 @@ class MAEViews(MultiView):
         ratio: float = 0.75,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
+        scale: Sequence[float] = (0.2, 1.0),
     ):
-        view = View([RandomResizedCrop(size, scale=(0.2, 1.0)), HorizontalFlip(0.5), Normalize(mean, std)])
+        view = View([RandomResizedCrop(size, scale), HorizontalFlip(0.5), Normalize(mean, std)])
         super().__init__([view], [RandomMask(patch_grid(size, patch_size), ratio)])
 
 
