@@ -129,6 +129,17 @@ def test_a_vit_left_with_some_patches_does_as_one_that_never_had_the_others():
     assert is_real.sum(1).tolist() == mask.sum(1).tolist()
 
 
+def test_an_image_with_no_patch_left_spoils_nothing():
+    net, images = vit(), torch.randn(2, 3, 8, 8)
+    mask = torch.zeros(2, 16, dtype=torch.bool)
+    mask[0, 4:9] = True
+    tokens = net.forward_patches(images, *places_of(mask))
+    tokens.square().mean().backward()
+    assert tokens.isfinite().all()
+    assert all(parameter.grad.isfinite().all() for parameter in net.parameters())
+    torch.testing.assert_close(tokens[0], net.forward_patches(images[:1], mask[0].nonzero().T)[0])
+
+
 def test_a_vits_representation_is_the_mean_of_its_patches_and_takes_other_sizes():
     net = vit()
     images = torch.randn(2, 3, 8, 8)

@@ -180,7 +180,8 @@ class _Blocks(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, tokens: Tensor, is_real: Tensor | None = None) -> Tensor:
-        is_padding = None if is_real is None else ~is_real
+        # An image of nothing but fillings, whose outputs nobody is to look at, would have attention over nothing: NaN.
+        is_padding = None if is_real is None else ~is_real & is_real.any(1, keepdim=True)
         for layer in self.layers:
             tokens = layer(tokens, src_key_padding_mask=is_padding)
         return self.norm(tokens)

@@ -43,7 +43,7 @@ class MaskedTrainer(SelfSupervisedTrainer):
         places, is_real = backbone.places_of(~is_hidden, images)
         hidden, is_there = backbone.places_of(is_hidden, images)
         tokens = backbone.forward_patches(images, places, is_real)
-        self.watch([(tokens * is_real[..., None]).sum(1) / is_real.sum(1, keepdim=True)])
+        self.watch([(tokens * is_real[..., None]).sum(1) / is_real.sum(1, keepdim=True).clamp(min=1)])
         pixels = take(patchify(images, backbone.patch_size), hidden)
         return {"loss_ssl": self.loss(decoder(tokens, places, is_real, hidden, is_there), pixels, is_there)}
 

@@ -25,7 +25,8 @@ class SelfSupervisedTrainer(BaseTrainer):
 
     A subclass's `compute_loss` gets the views from `views()`, and calls `watch` with the representations and embeddings
     that probes and monitors are to see. Its class may set `num_masks`, how many masks come after the views;
-    `min_batch_size`, 2 where images are compared with each other; and `usual_loss`, the name that an error suggests.
+    `min_batch_size`, 2 where images are compared with each other; and `usual_loss`, which an error
+    suggests where there is no `loss`; with None, the method needs none.
 
     Attributes
     ----------
@@ -44,7 +45,7 @@ class SelfSupervisedTrainer(BaseTrainer):
     num_views: int = 1
     num_masks: int = 0
     min_batch_size: int = 1
-    usual_loss: str = "one of stable_ssl.losses"
+    usual_loss: str | None = None
     _view_counts: tuple[int, int | None] = (1, None)
     _probe_optimizer: torch.optim.Optimizer | None = None
     probe_optimizer: Any = functools.partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.0)
@@ -86,7 +87,7 @@ class SelfSupervisedTrainer(BaseTrainer):
 
     def _check_loss(self) -> None:
         """See that there is a loss, as the method needs it."""
-        if not callable(self.loss):
+        if self.usual_loss is not None and not callable(self.loss):
             raise ConfigError(f"loss: {type(self).__name__} needs one, such as {self.usual_loss}.")
 
     def view_counts(self) -> tuple[int, int | None]:
