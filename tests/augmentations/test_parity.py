@@ -1,5 +1,10 @@
 """Views are what torchvision makes of uint8 tensors, bit by bit."""
 
+import os
+import platform
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -181,3 +186,37 @@ def test_an_operation_alone_changes_an_image_into_one_of_its_kind():
     assert torch.equal(HorizontalFlip(1.0)(tensor), F.horizontal_flip(tensor))
     assert np.array_equal(VerticalFlip(1.0)(array[:, :, 0]), array[::-1, :, 0])
     assert Normalize(0.5, 0.5)(array).dtype == torch.float32
+
+
+SUM_OF_VIEWS = """
+import hashlib, numpy as np
+from stable_ssl.augmentations import DINOViews, MultiView, RandomResizedCrop, Resize, View
+from stable_ssl.augmentations.vectors import BEST
+made = hashlib.sha256()
+for shape in [(40, 51, 3), (300, 260, 3), (64, 23, 1), (9, 7, 5)]:
+    images = np.random.default_rng(0).integers(0, 256, (6, *shape), dtype=np.uint8)
+    views = [View([RandomResizedCrop((33, 48))]), View([Resize((3, 5))]), *(DINOViews(32).views if shape[2] == 3 else [])]
+    for view in MultiView(views).make(images, 0, 0, range(6)):
+        made.update(view.numpy().tobytes())
+print(BEST and BEST.feature, made.hexdigest())
+"""
+PROCESSORS = {
+    "+avx512bw": ("skylake-avx512", "+avx512bw,+avx512vl,+avx512dq,+avx512f,+avx2,+fma"),
+    "+avx2": ("haswell", "+avx2,+fma"),
+    "None": ("x86-64", ""),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("feature", PROCESSORS)
+def test_views_are_the_same_with_the_instructions_of_other_processors(feature, tmp_path):
+    if platform.machine() != "x86_64":
+        pytest.skip("compiles for x86 processors, and this is another")
+    name, features = PROCESSORS[feature]
+    other = {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features, "NUMBA_CACHE_DIR": str(tmp_path)}
+    here, there = (
+        subprocess.run([sys.executable, "-c", SUM_OF_VIEWS], env=os.environ | env, capture_output=True, text=True)
+        for env in ({}, other)
+    )
+    assert there.stdout.split()[0] == feature, there.stderr
+    assert there.stdout.split()[1] == here.stdout.split()[1]

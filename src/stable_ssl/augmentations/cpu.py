@@ -122,7 +122,7 @@ def _crop(operation: Operation, drawn: Drawn, pixels: np.ndarray) -> np.ndarray:
     boxes = np.stack([drawn["top"], drawn["left"], drawn["height"], drawn["width"]], axis=1)
     height, width = output_size(operation, *pixels.shape[2:])
     cropped = np.empty((*pixels.shape[:2], int(height), int(width)), np.uint8)
-    kernels.crop_and_resize(pixels, boxes, cropped)
+    kernels.crop_and_resize(np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)), boxes, cropped)
     return cropped
 
 

@@ -1,8 +1,8 @@
 """The loops behind the operations, compiled by numba: uint8 in, uint8 out, and rounding where torchvision rounds.
 
-All take images as planes, (batch, channels, height, width). Importing this module imports numba, which takes seconds:
-only `cpu` does, and that when the first view is made. No kernel starts threads, so that workers may fork; all release
-the GIL, so that callers may.
+All take images as planes, (batch, channels, height, width), but `crop_and_resize`, which makes planes. Importing this
+module imports numba, which takes seconds: only `cpu` does, and that when the first view is made. No kernel starts
+threads, so that workers may fork; all release the GIL, so that callers may.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import numpy as np
 from numba.core import types
 from numba.extending import intrinsic
 
+from .vectors import NUM_WINDOWS, SUMS, WIDTH, WINDOW, blend, sum_pairs, weigh
+
 # Division by zero gives inf as in NumPy: a check would keep loops from being vectorised.
 kernel = numba.njit(cache=True, error_model="numpy", nogil=True)
 
@@ -24,9 +26,8 @@ ZERO, ONE, TWO, THREE, FOUR, FIVE, SIX = (np.float32(number) for number in range
 SIXTH, WHITE = np.float32(1 / 6), np.float32(255)
 TO_UNIT, FROM_UNIT = np.float32(1 / 255), np.float32(255.999)
 MAX_PRECISION = 22
-# Images come in any layout, and some are read-only: without a signature, each kind would be compiled for.
-CROP = types.void(types.Array(types.uint8, 4, "A", readonly=True), types.int64[:, ::1], types.uint8[:, :, :, ::1])
-TILE = 64
+# Some images are read-only: without a signature, each kind would be compiled for.
+CROP = types.void(types.Array(types.uint8, 4, "C", readonly=True), types.int64[:, ::1], types.uint8[:, :, :, ::1])
 
 
 @intrinsic
@@ -39,159 +40,160 @@ fma: Any = _fma
 
 
 @kernel
-def _resize_lines(box, first, weights, tile, turned, out):
-    """Write to `out`, in blocks of eight lines, eight values a word, the lines of `box` with a value for each weight.
+def _taps(old, new):
+    """Return, for one axis, the first input of each output, the int16 weights of it and those after it (outputs, taps),
+    and of how many bits their fractions are.
 
-    They are turned to columns first, tile by tile, and back afterwards: then all values of a column can be computed at
-    once, since its inputs lie side by side, unlike those of a line. `tile` and `turned` are memory to do it in.
+    The number of taps is even: the last ones may lie beyond the end, and have no weight then.
     """
-    num_channels, height, width = box.shape
-    for start in range(0, num_channels * height, TILE):
-        num_lines = min(TILE, num_channels * height - start)
-        for line in range(num_lines):
-            channel, y = (start + line) // height, (start + line) % height
-            for x in range(width):
-                tile[x, line] = box[channel, y, x]
-        _combine(tile, first, weights, num_lines, turned.view(np.uint8).reshape(-1, TILE))
-        target = out[start // 8 :]
-        for block in range((num_lines + 7) // 8):
-            for word in range(len(turned)):
-                _turn(turned, word, block, target)
-
-
-@kernel
-def _combine(lines, first, weights, length, out):
-    """Write to each line of `out`, as far as there are weights, the weighted sum of lines from `first` on, rounded."""
-    real = weights.dtype.type
-    half = real(0.5)
-    sums = np.empty(length, weights.dtype)
-    for i in range(len(weights)):
-        at, weight, next_weight = first[i], weights[i, 0], weights[i, 1]
-        if weights.shape[1] == 2:
-            for x in range(length):
-                out[i, x] = np.uint8(half + weight * real(lines[at, x]) + next_weight * real(lines[at + 1, x]))
-            continue
-        for x in range(length):
-            sums[x] = half + weight * real(lines[at, x]) + next_weight * real(lines[at + 1, x])
-        for tap in range(2, weights.shape[1]):
-            weight = weights[i, tap]
-            for x in range(length):
-                sums[x] += weight * real(lines[at + tap, x])
-        for x in range(length):
-            out[i, x] = np.uint8(sums[x])
-
-
-@kernel
-def _turn(source, i, j, target):
-    """Transpose 8 × 8 bytes, given as words: halves of blocks change places, of 4 × 4 bytes, then 2 × 2, then 1."""
-    a, b, c, d = source[i, 0, j], source[i, 1, j], source[i, 2, j], source[i, 3, j]
-    e, f, g, h = source[i, 4, j], source[i, 5, j], source[i, 6, j], source[i, 7, j]
-    a, e = _swap(a, e, 32, 0x00000000FFFFFFFF)
-    b, f = _swap(b, f, 32, 0x00000000FFFFFFFF)
-    c, g = _swap(c, g, 32, 0x00000000FFFFFFFF)
-    d, h = _swap(d, h, 32, 0x00000000FFFFFFFF)
-    a, c = _swap(a, c, 16, 0x0000FFFF0000FFFF)
-    b, d = _swap(b, d, 16, 0x0000FFFF0000FFFF)
-    e, g = _swap(e, g, 16, 0x0000FFFF0000FFFF)
-    f, h = _swap(f, h, 16, 0x0000FFFF0000FFFF)
-    a, b = _swap(a, b, 8, 0x00FF00FF00FF00FF)
-    c, d = _swap(c, d, 8, 0x00FF00FF00FF00FF)
-    e, f = _swap(e, f, 8, 0x00FF00FF00FF00FF)
-    g, h = _swap(g, h, 8, 0x00FF00FF00FF00FF)
-    target[j, 0, i], target[j, 1, i], target[j, 2, i], target[j, 3, i] = a, b, c, d
-    target[j, 4, i], target[j, 5, i], target[j, 6, i], target[j, 7, i] = e, f, g, h
-
-
-@kernel
-def _swap(a, b, shift, mask):
-    moved = ((a >> np.uint64(shift)) ^ b) & np.uint64(mask)
-    return a ^ (moved << np.uint64(shift)), b ^ moved
-
-
-@kernel
-def _resize_weights(old, new):
-    """Return, for one axis, the first input of each output, the weights (outputs, taps) of it and those after it, these
-    in float32, and whether that is precise enough for sums; of two taps at least the last one may be beyond the end."""
     scale = old / new
     support = max(scale, 1.0)
     first = np.empty(new, np.int64)
-    last = np.empty(new, np.int64)
-    exact = np.zeros((new, math.ceil(support) * 2 + 1))
+    exact = np.zeros((new, math.ceil(support) * 2 + 2))
     largest = 0.0
     num_taps = 2
     for x in range(new):
         centre = scale * (x + 0.5)
         first[x] = max(int(centre - support + 0.5), 0)
-        last[x] = min(int(centre + support + 0.5), old)
-        num_taps = max(num_taps, last[x] - first[x])
+        count = min(int(centre + support + 0.5), old) - first[x]
+        num_taps = max(num_taps, count)
         total = 0.0
-        for tap in range(last[x] - first[x]):
+        for tap in range(count):
             exact[x, tap] = max(1.0 - abs((first[x] + tap - centre + 0.5) / support), 0.0)
             total += exact[x, tap]
-        for tap in range(last[x] - first[x]):
+        for tap in range(count):
             exact[x, tap] /= total
             largest = max(largest, exact[x, tap])
     # Torch rounds to as many bits as the largest weight allows in an int16.
     precision = 0
     while precision < MAX_PRECISION and int(0.5 + largest * (1 << (precision + 1))) < 1 << 15:
         precision += 1
-    weights = np.zeros((new, num_taps))
+    num_taps += num_taps % 2
+    weights = np.empty((new, num_taps), np.int16)
     for x in range(new):
-        # The last outputs start earlier, so that all have as many taps.
-        shift = min(max(first[x] + num_taps - old, 0), first[x])
-        first[x] -= shift
-        for tap in range(shift, min(num_taps, last[x] - first[x])):
-            weights[x, tap] = int(0.5 + exact[x, tap - shift] * (1 << precision)) / (1 << precision)
-    return first, weights, weights.astype(np.float32), precision <= 16
+        for tap in range(num_taps):
+            weights[x, tap] = int(0.5 + exact[x, tap] * (1 << precision))
+    return first, weights, precision
+
+
+@kernel
+def _windows(first, weights):
+    """Return the same as `weigh` takes it: starts, places and weights; no weights if a window is too short."""
+    new, num_taps = weights.shape
+    per_window, per_block = max(WINDOW // 4, 1), max(WIDTH, 1)
+    num_blocks = (new + per_block - 1) // per_block
+    starts = np.zeros(num_blocks * NUM_WINDOWS, np.int64)
+    places = np.zeros((num_blocks, per_block, 4), np.uint8)
+    pairs = np.zeros((num_taps // 2, num_blocks, per_block, 2), np.int16)
+    for x in range(new):
+        start = first[x // per_window * per_window]
+        starts[x // per_window] = start
+        if first[x] + 1 - start >= WINDOW:
+            return starts, places, pairs[:0]
+        block, i = x // per_block, x % per_block
+        places[block, i, 0] = first[x] - start
+        places[block, i, 2] = first[x] - start + 1
+        for tap in range(num_taps):
+            pairs[tap // 2, block, i, tap % 2] = weights[x, tap]
+    return starts, places, pairs
+
+
+@kernel
+def _resize_lines(lines, axis, windows, out):
+    """Write to each line of `out` a value for each weight, and up to WIDTH - 1 more."""
+    first, weights, precision = axis
+    starts, places, pairs = windows
+    half = (1 << precision) >> 1
+    for y in range(len(lines) if len(pairs) else 0):
+        weigh(lines, y, starts, places, pairs, half, precision, out)
+    if len(pairs) == 0:
+        for y in range(len(lines)):
+            for x in range(len(weights)):
+                total, inputs = np.int32(half), lines[y, first[x] :]
+                for tap in range(weights.shape[1]):
+                    total += np.int32(weights[x, tap]) * np.int32(inputs[tap])
+                out[y, x] = np.uint8(total >> precision)
+
+
+@kernel
+def _resize_columns(lines, axis, out):
+    """Write to `out` a line for each weight."""
+    first, weights, precision = axis
+    num_taps, length = weights.shape[1], out.shape[1]
+    half = np.int32((1 << precision) >> 1)
+    sums = np.empty(length, np.int32)
+    for y in range(len(weights)):
+        # Vectors may reach into lines that are written later, but not beyond the last one.
+        has_space = (len(weights) - y - 1) * length >= 2 * WIDTH
+        if WIDTH and has_space and num_taps == 2 and weights[y, 0] + weights[y, 1] == 1 << precision:
+            blend(lines, first[y], np.int64(weights[y, 0]), precision, out, y)
+            continue
+        sums[:] = half
+        for tap in range(0, num_taps, 2):
+            a, b = np.int32(weights[y, tap]), np.int32(weights[y, tap + 1])
+            line_a, line_b = lines[first[y] + tap], lines[first[y] + tap + 1]
+            for x in range(length):
+                sums[x] += a * np.int32(line_a[x]) + b * np.int32(line_b[x])
+        for x in range(length):
+            out[y, x] = np.uint8(sums[x] >> precision)
+
+
+@kernel
+def _split(image, top, left, planes):
+    """Write a box of an image (height, width · channels) to planes (channels, box height, box width)."""
+    num_channels, height, width = planes.shape
+    for y in range(height):
+        row = image[top + y][left * num_channels : (left + width) * num_channels]
+        for channel in range(num_channels if num_channels != 3 else 0):
+            for x in range(width):
+                planes[channel, y, x] = row[num_channels * x + channel]
+        for x in range(width if num_channels == 3 else 0):  # a number that is known makes it six times as fast
+            planes[0, y, x], planes[1, y, x], planes[2, y, x] = row[3 * x], row[3 * x + 1], row[3 * x + 2]
 
 
 @numba.njit(CROP, cache=True, error_model="numpy", nogil=True)
 def crop_and_resize(images, boxes, out):
     """Resize a box of each image to the size of `out`: bilinear, antialiased.
 
-    Torch's fixed-point arithmetic, done in floating point where it is exact: along x first, then along y, each rounded
-    to uint8; an axis that keeps its size is copied.
+    Torch's fixed-point arithmetic: along x first, then along y, each rounded to uint8; an axis that keeps its size is
+    copied.
 
     Parameters
     ----------
     images
-        (batch, channels, height, width).
+        (batch, height, width, channels).
     boxes
         (batch, 4): top, left, height, width.
     out
         (batch, channels, new height, new width); written.
     """
-    num_channels, new_height, new_width = out.shape[1:]
-    num_words = (new_width + 7) // 8
-    tile = np.empty((images.shape[3] + 1, TILE), np.uint8)
-    turned = np.empty((num_words, 8, TILE // 8), np.uint64)
-    narrowed = np.empty(((num_channels * images.shape[2] + TILE) // 8 + 1, 8, num_words), np.uint64)
-    lines = narrowed.view(np.uint8).reshape(-1, num_words * 8)
-    nothing = (np.empty(0, np.int64), np.empty((0, 0)), np.empty((0, 0), np.float32), False)
-    known_x, known_y = [nothing] * (images.shape[3] + 1), [nothing] * (images.shape[2] + 1)
-    for i in range(len(images)):
+    num_images, old_height, old_width, num_channels = images.shape
+    new_height, new_width = out.shape[2:]
+    rows = images.reshape(num_images, old_height, -1)
+    # Longer than needed, since taps without weight and the last window reach beyond the end.
+    planes = np.zeros((num_channels * old_height, 3 * old_width + 64), np.uint8)
+    lines = np.empty(((num_channels + 2) * old_height + 4, new_width + WIDTH), np.uint8)
+    axis = _taps(1, 1)
+    known_x, known_y = [(axis, _windows(axis[0], axis[1]))] * (old_width + 1), [axis] * (old_height + 1)
+    is_known_x, is_known_y = np.zeros(old_width + 1, np.bool_), np.zeros(old_height + 1, np.bool_)
+    for i in range(num_images):
         top, left, height, width = boxes[i]
-        for known, length, new_length in ((known_x, width, new_width), (known_y, height, new_height)):
-            if len(known[length][0]) == 0:
-                known[length] = _resize_weights(length, new_length)
-        first_x, weights_x, short_x, is_short_x = known_x[width]
-        first_y, weights_y, short_y, is_short_y = known_y[height]
-        box = images[i, :, top : top + height, left : left + width]
-        if width == new_width:
-            for line in range(num_channels * height):
-                lines[line, :width] = box[line // height, line % height]
-        elif is_short_x:
-            _resize_lines(box, first_x, short_x, tile, turned, narrowed)
-        else:
-            _resize_lines(box, first_x, weights_x, tile, turned, narrowed)
+        if not is_known_x[width]:
+            axis = _taps(width, new_width)
+            known_x[width], is_known_x[width] = (axis, _windows(axis[0], axis[1])), True
+        if not is_known_y[height]:
+            known_y[height], is_known_y[height] = _taps(height, new_height), True
+        target = lines if width == new_width else planes
+        _split(rows[i], top, left, target[: num_channels * height].reshape(num_channels, height, -1)[:, :, :width])
+        if width != new_width:
+            axis, windows = known_x[width]
+            _resize_lines(planes[: num_channels * height], axis, windows, lines)
         for channel in range(num_channels):
             start = channel * height
             if height == new_height:
                 out[i, channel] = lines[start : start + height, :new_width]
-            elif is_short_y:
-                _combine(lines[start:], first_y, short_y, new_width, out[i, channel])
             else:
-                _combine(lines[start:], first_y, weights_y, new_width, out[i, channel])
+                _resize_columns(lines[start:], known_y[height], out[i, channel])
 
 
 @kernel
@@ -293,15 +295,16 @@ def _turn_hue(red, green, blue, turn):
     """Through HSV and back, with the divisions and roundings of torchvision, in float32."""
     for x in range(red.size):
         r, g, b = np.float32(red[x]) * TO_UNIT, np.float32(green[x]) * TO_UNIT, np.float32(blue[x]) * TO_UNIT
-        value = max(r, max(g, b))
-        spread = value - min(r, min(g, b))
+        low, high = min(r, g), max(r, g)
+        value, least, middle = max(high, b), min(low, b), max(low, min(high, b))
+        spread = value - least
         is_coloured, is_red, is_green = spread > ZERO, value == r, value == g
         saturation = spread / (value if is_coloured else ONE)
-        divisor = spread if is_coloured else ONE
+        # Of the two quotients (value - other) / spread, that of the least is exactly 1.
+        quotient = (value - middle) / (spread if is_coloured else ONE)
         added = b if is_red else r if is_green else g
-        subtracted = g if is_red else b if is_green else r
         start = ZERO if is_red else TWO if is_green else FOUR
-        hue = (start + (value - added) / divisor) - (value - subtracted) / divisor
+        hue = (start + ONE) - quotient if added == least else (start + quotient) - ONE
         hue = hue * SIXTH + ONE
         hue = (hue - ONE if hue >= ONE else hue) + turn
         hue = hue + ONE if hue < ZERO else hue
@@ -352,39 +355,41 @@ def gaussian_blur(images, is_applied, weights, radii):
         (batch,): at most the last index of the weights, and below height and width.
     """
     height, width = images.shape[2:]
-    line = np.empty(width + 2 * weights.shape[1], np.float32)
-    blurred = np.empty((height, width), np.float32)
-    sums = np.empty(width, np.float32)
+    # Rows of vectors, the first of which begins a cache line: reading across lines takes twice as long.
+    stride = (width + SUMS - 1) // SUMS * SUMS
+    blurred = np.empty(height * stride + 16, np.float32)
+    blurred = blurred[(-blurred.ctypes.data // 4) % 16 :]
+    # All rows of a plane with their reflections; a row that was just written would have to be waited for.
+    largest = weights.shape[1] - 1
+    padded = np.empty((height, stride + 2 * largest), np.uint8)
+    row = np.empty(stride, np.uint8)
+    beside, above = np.empty((largest + 1, 2), np.int64), np.empty((largest + 1, 2), np.int64)
     for i in range(len(images)):
         if not is_applied[i]:
             continue
         radius = radii[i]
+        halved = weights[i].copy()
+        halved[0] *= np.float32(0.5)  # the centre is paired with itself
+        for distance in range(radius + 1):
+            beside[distance] = radius - distance, radius + distance
         for channel in range(images.shape[1]):
             for y in range(height):
+                # An index computed in the loop might be negative, and keep it from being vectorised: so slices.
+                line, source = padded[y, radius:], images[i, channel, y]
                 for x in range(width):
-                    line[radius + x] = np.float32(images[i, channel, y, x])
-                for x in range(1, radius + 1):
-                    line[radius - x] = line[radius + x]
-                    line[radius + width - 1 + x] = line[radius + width - 1 - x]
-                target, weight, centre = blurred[y], weights[i, 0], line[radius:]
-                for x in range(width):
-                    target[x] = weight * centre[x]
+                    line[x] = source[x]
                 for distance in range(1, radius + 1):
-                    # An index computed in the loop might be negative, and keep it from being vectorised: so slices.
-                    weight, before, after = weights[i, distance], line[radius - distance :], line[radius + distance :]
-                    for x in range(width):
-                        target[x] = fma(weight, before[x] + after[x], target[x])
+                    padded[y, radius - distance] = source[distance]
+                    line[width - 1 + distance] = source[width - 1 - distance]
             for y in range(height):
-                weight = weights[i, 0]
+                sum_pairs(padded[y], beside, halved, radius + 1, width, blurred[y * stride :])
+            for y in range(height):
+                for distance in range(radius + 1):
+                    above[distance, 0] = abs(y - distance) * stride
+                    above[distance, 1] = (height - 1 - abs(height - 1 - y - distance)) * stride
+                sum_pairs(blurred, above, halved, radius + 1, width, row)
                 for x in range(width):
-                    sums[x] = weight * blurred[y, x]
-                for distance in range(1, radius + 1):
-                    weight, above = weights[i, distance], abs(y - distance)
-                    below = height - 1 - abs(height - 1 - y - distance)
-                    for x in range(width):
-                        sums[x] = fma(weight, blurred[above, x] + blurred[below, x], sums[x])
-                for x in range(width):
-                    images[i, channel, y, x] = np.uint8(np.rint(sums[x]))
+                    images[i, channel, y, x] = row[x]
 
 
 @kernel
