@@ -1,25 +1,29 @@
 """Views a second on one core: SimCLR's two views of an image in memory, as normalised float32 tensors.
 
-    python benchmarks/augmentation.py [--quick] [--rounds 7]
+    python benchmarks/augmentation.py [--quick] [--rounds 7] [--write docs/views.md]
 
 At 32 pixels as for CIFAR-10 (no blur, strength 0.5), and at 224 from 256 pixels with a blur of 23 taps at p = 0.5
 (kornia and lightly: their own kinds of blur). The images are random, smooth and the same for all. torchvision, lightly
 and albumentations take them one at a time, kornia and this library in batches. All run alternately in one process, and
 the figures are medians over the rounds; they depend on the machine, so read the ratios. Compiling is timed apart.
+`--plain` leaves out the instructions that `stable_ssl.augmentations.resampling` has for some processors.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import torch
+from tables import write_table
 
 from stable_ssl.augmentations import SimCLRViews
 from stable_ssl.augmentations.recipes import IMAGENET_MEAN, IMAGENET_STD
@@ -107,7 +111,8 @@ def kornia(size: int, strength: float, blur: float, images: np.ndarray) -> Calla
 
 def stable_ssl(size: int, strength: float, blur: float, images: np.ndarray) -> Callable:
     views, indices = SimCLRViews(size, strength=strength, blur=blur > 0), list(range(len(images)))
-    return lambda: views.make(images, seed=0, epoch=0, indices=indices)
+    epochs = itertools.count()
+    return lambda: views.make(images, seed=0, epoch=next(epochs), indices=indices)
 
 
 PEERS = {
@@ -117,19 +122,21 @@ PEERS = {
     "kornia": ("kornia", kornia),
     "albumentations": ("albumentations", albumentations),
 }
+BATCHED = {"kornia"}
 OURS = "stable-ssl"
 
 
-def measure(setting: str, rounds: int) -> None:
+def measure(setting: str, rounds: int) -> dict[str, float]:
+    """Return the views a second of each maker that is installed."""
     size, image_size, strength, blur, many, few = SETTINGS[setting]
     images = make_images(many, image_size)
     makers: dict[str, tuple[int, Callable]] = {OURS: (many, stable_ssl(size, strength, blur, images))}
-    missing = []
     for name, (package, make) in PEERS.items():
         try:
-            makers[f"{name} ({version(package)})"] = few, make(size, strength, blur, images[:few])
+            number = many if name in BATCHED else few
+            makers[f"{name} ({version(package)})"] = number, make(size, strength, blur, images[:number])
         except ImportError:
-            missing.append(name)
+            print(f"{name} is not installed: left out.")
     rates: dict[str, list[float]] = {name: [] for name in makers}
     for step in range(rounds + 1):
         for name, (number, make_views) in makers.items():
@@ -139,35 +146,57 @@ def measure(setting: str, rounds: int) -> None:
                 make_views()
             if step:  # the first round warms up
                 rates[name].append(2 * number * repetitions / (time.perf_counter() - start))
-    ours = statistics.median(rates[OURS])
-    print(f"\n| {setting} | views/s | stable-ssl is faster by |\n|---|---|---|")
-    for name, values in rates.items():
-        rate = statistics.median(values)
-        print(f"| {name} | {rate:,.0f} | {'' if name == OURS else f'{ours / rate:.1f}'} |")
-    for name in missing:
-        print(f"| {name} | not installed | |")
+    return {name: statistics.median(values) for name, values in rates.items()}
+
+
+def leave_out_instructions() -> None:
+    """Have numba name all features of this processor but those that are asked for; the compiler uses them all the same."""
+    from llvmlite import binding
+
+    features = binding.get_host_cpu_features().flatten().split(",")
+    os.environ["NUMBA_CPU_NAME"] = binding.get_host_cpu_name()
+    os.environ["NUMBA_CPU_FEATURES"] = ",".join(name for name in features if name[1:] not in ("avx2", "avx512vbmi"))
+
+
+def time_compiling() -> str:
+    start = time.perf_counter()
+    import numba
+
+    times = [f"importing numba {time.perf_counter() - start:.1f} s"]
+    with tempfile.TemporaryDirectory() as cache:
+        numba.config.CACHE_DIR = cache
+        for what, size in (("compiling the first views", 32), ("compiling the blur", 224)):
+            start = time.perf_counter()
+            SimCLRViews(size).make(make_images(2, 256), 0, 0, [0, 1])
+            times.append(f"{what} {time.perf_counter() - start:.1f} s")
+    return f"Once: {', '.join(times)}; numba keeps on disk what it compiled."
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--quick", action="store_true", help="3 rounds")
+    parser.add_argument("--plain", action="store_true")
+    parser.add_argument(
+        "--write", type=Path, help="a Markdown file with <!-- augmentation --> … <!-- /augmentation -->"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    assert "numba" not in sys.modules
-    start = time.perf_counter()
-    import numba
-
-    print(f"Importing numba: {time.perf_counter() - start:.1f} s")
-    with tempfile.TemporaryDirectory() as cache:
-        numba.config.CACHE_DIR = cache
-        for when in ("First views, compiled", "The same at 224 px, which add the blur"):
-            size = 32 if when.startswith("First") else 224
-            start = time.perf_counter()
-            SimCLRViews(size).make(make_images(2, 256), 0, 0, [0, 1])
-            print(f"{when}: {time.perf_counter() - start:.1f} s")
-    for setting in SETTINGS:
-        measure(setting, 3 if arguments.quick else arguments.rounds)
+    if arguments.plain:
+        leave_out_instructions()
+    once = time_compiling()
+    rates = [measure(setting, 3 if arguments.quick else arguments.rounds) for setting in SETTINGS]
+    table = [
+        f"| views/s | {' | '.join(f'{setting} | stable-ssl is faster by' for setting in SETTINGS)} |",
+        f"|---|{'---|' * 2 * len(SETTINGS)}",
+    ]
+    for name in rates[0]:
+        ratios = ["" if name == OURS else f"{rate[OURS] / rate[name]:.1f}" for rate in rates]
+        cells = [f"{rate[name]:,.0f} | {ratio}" for rate, ratio in zip(rates, ratios, strict=True)]
+        table.append(f"| {name} | {' | '.join(cells)} |")
+    print("\n".join([*table, "", once]))
+    if arguments.write:
+        write_table(arguments.write, "augmentation", [*table, "", once])
 
 
 if __name__ == "__main__":

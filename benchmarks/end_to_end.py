@@ -1,10 +1,10 @@
 """Images a second of SimCLR on small images, by what makes the views.
 
-    python benchmarks/end_to_end.py [--rounds 3] [--images 2048]
+    python benchmarks/end_to_end.py [--rounds 3] [--images 2048] [--write docs/views.md]
 
 The same small ConvNet trains on the same 32 × 32 images from memory: with declared views, with the transforms of
 torchvision v2 and of lightly, each in 2 workers, and with ready batches, which cost nothing: the most to be reached.
-All run alternately; the first epoch of each, in which workers start and loops are compiled, does not count.
+All run alternately, with two threads; the first epoch of each, in which workers start and loops are compiled, does not count.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import functools
 import statistics
 import tempfile
 import time
+from pathlib import Path
 
-import numpy as np
 import torch
 from augmentation import make_images, torchvision_v2
 from PIL import Image
+from tables import write_table
 
 from stable_ssl.augmentations import SimCLRViews
 from stable_ssl.data import Loader
@@ -85,18 +86,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--images", type=int, default=2048)
+    parser.add_argument("--write", type=Path, help="a Markdown file with <!-- end to end --> … <!-- /end to end -->")
     arguments = parser.parse_args()
+    torch.set_num_threads(2)
     contenders = sources(arguments.images)
     rates: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(arguments.rounds):
         for name, make in contenders.items():
             rates[name].append(rate(make(), arguments.images))
     best = statistics.median(rates["ready batches"])
-    print(f"\n{torch.get_num_threads()} threads, {arguments.rounds} rounds.\n\n| views | images/s | of ready batches |")
-    print("|---|---|---|")
+    table = ["| views | images/s | of ready batches |", "|---|---|---|"]
     for name, values in rates.items():
-        median = float(np.median(values))
-        print(f"| {name} | {median:,.0f} | {median / best:.0%} |")
+        median = statistics.median(values)
+        table.append(f"| {name} | {median:,.0f} | {median / best:.0%} |")
+    print("\n".join(table))
+    if arguments.write:
+        write_table(arguments.write, "end to end", table)
 
 
 if __name__ == "__main__":

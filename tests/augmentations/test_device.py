@@ -104,4 +104,6 @@ def test_all_operations_compile_to_one_graph(monkeypatch):
     plain = MultiView([view]).make(images, 0, 0, list(range(8)))[0]
     monkeypatch.setattr(on_device, "_pays_to_compile", lambda device: True)
     compiled = MultiView([view]).make(images, 0, 0, list(range(8)))[0]
-    assert ((plain - compiled).abs() * 0.2 * 255 > 0.01).float().mean() < 1e-2
+    off = (plain - compiled).abs() * 0.2 * 255
+    assert (off > 0.01).float().mean() <= 1e-3
+    assert off.max() < 1.01

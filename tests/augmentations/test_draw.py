@@ -1,5 +1,6 @@
 """What is drawn: torchvision's distributions, from nothing but (seed, epoch, index, view)."""
 
+import hashlib
 import subprocess
 import sys
 from collections import Counter
@@ -12,13 +13,17 @@ from torchvision.transforms import v2
 
 from stable_ssl.augmentations import (
     Affine,
+    BlockMasks,
     ColorJitter,
     Erasing,
     GaussianBlur,
+    Grayscale,
     HorizontalFlip,
     MultiView,
+    RandomMask,
     RandomResizedCrop,
     SimCLRViews,
+    Solarize,
     View,
 )
 from stable_ssl.augmentations.draw import _exp, _log, _starts
@@ -129,6 +134,30 @@ EXPECTED = {
     "0.RandomResizedCrop.height": [171, 182],
     "0.RandomResizedCrop.width": [140, 177],
 }
+
+
+def test_nothing_that_is_drawn_ever_changes():
+    operations = [
+        RandomResizedCrop(32),
+        HorizontalFlip(),
+        Affine(25, (0.1, 0.3), (0.8, 1.1), (-5, 5, 1, 9), p=0.5),
+        ColorJitter(0.8, 0.8, 0.8, 0.2),
+        Grayscale(),
+        GaussianBlur(),
+        Solarize(),
+        Erasing(),
+    ]
+    digest = hashlib.sha256()
+    for drawn in MultiView([View(operations)] * 2).parameters(1, 2, range(50), (200, 300)):
+        for name, values in sorted(drawn.items()):
+            digest.update(name.encode() + values.astype(np.float64).tobytes())
+    for number, mask in enumerate((RandomMask((8, 8), 0.75), BlockMasks((8, 8)))):
+        for hidden in mask.make(number, 1, 2, range(50)):
+            digest.update(hidden.numpy().tobytes())
+    assert digest.hexdigest() == DIGEST
+
+
+DIGEST = "63f7be91b27edba6a65fa3d7c2e87935aab4f9242e23cfef04b38caccc754199"
 
 
 def test_exp_and_log_are_those_of_mathematics():

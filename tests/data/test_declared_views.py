@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import Dataset, Subset
+from torchvision.datasets import ImageFolder
 from toys import Toy
 
 from stable_ssl import ConfigError, DataError
@@ -231,10 +232,41 @@ def test_a_data_set_that_may_change_is_read_each_time(digits):
 
     changing = Changing("test", size=14)
     changing.transform = np.asarray
-    one, two = (batches(changing, views=EvalView(14, mean=[0.5], std=[0.5]), epoch=epoch) for epoch in (1, 2))
-    assert any(
-        not torch.equal(one_of[0], two_of[0]) for one_of, two_of in zip(images_of(one), images_of(two), strict=True)
-    )
+    assert not read_alike(Loader(changing, 7, views=EvalView(14, mean=[0.5], std=[0.5])))
+
+
+def read_alike(loader):
+    """Say whether a loader gives the same images in two epochs."""
+    loader.bind(0, "train")
+    loader.prepare(torch.device("cpu"))
+    one, two = (images_of(list(loader.batches(epoch))) for epoch in (1, 2))
+    return all(torch.equal(one_of[0], two_of[0]) for one_of, two_of in zip(one, two, strict=True))
+
+
+def test_a_folder_read_by_a_function_of_the_user_s_is_read_each_time(tmp_path):
+    (tmp_path / "one").mkdir()
+    for number in range(4):
+        Image.new("L", (8, 8), number).save(tmp_path / "one" / f"{number}.png")
+
+    def noisy(path):
+        return Image.new("L", (8, 8), int(torch.randint(200, ())))
+
+    view = EvalView(8, mean=[0.5], std=[0.5])
+    assert not read_alike(Loader(ImageFolder(str(tmp_path), loader=noisy), 4, views=view))
+    assert read_alike(Loader(ImageFolder(str(tmp_path)), 4, views=EvalView(8)))
+
+
+def test_images_that_take_more_memory_than_may_be_taken_are_read_by_the_batch(digits, monkeypatch, caplog):
+    caplog.set_level("INFO", "stable_ssl")
+    monkeypatch.setattr("stable_ssl.data.views._free_memory", lambda: 14 * 64 * 4 - 1)
+    found = batches(Digits("test", size=8), views=EvalView(8, mean=[0.5], std=[0.5]))
+    assert "views are made where samples are read: the images would take about 0.0 GB" in caplog.text
+    caplog.clear()
+    monkeypatch.undo()
+    again = batches(Digits("test", size=8), views=EvalView(8, mean=[0.5], std=[0.5]))
+    assert "images are held in memory" in caplog.text
+    for one, two in zip(images_of(found), images_of(again), strict=True):
+        assert torch.equal(one[0], two[0])
 
 
 def images_of(found):

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import kernels
-from .draw import RESIZING, Drawn, output_size
+from . import kernels, resampling
+from .draw import RESIZING, Drawn, blur_weights, inverse_matrices, output_size
 from .operations import (
     Affine,
     CenterCrop,
@@ -122,7 +122,7 @@ def _crop(operation: Operation, drawn: Drawn, pixels: np.ndarray) -> np.ndarray:
     boxes = np.stack([drawn["top"], drawn["left"], drawn["height"], drawn["width"]], axis=1)
     height, width = output_size(operation, *pixels.shape[2:])
     cropped = np.empty((*pixels.shape[:2], int(height), int(width)), np.uint8)
-    kernels.crop_and_resize(np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)), boxes, cropped)
+    resampling.crop_and_resize(np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)), boxes, cropped)
     return cropped
 
 
@@ -143,25 +143,6 @@ def _affine(operation: Affine, drawn: Drawn, pixels: np.ndarray) -> np.ndarray:
     return out
 
 
-def inverse_matrices(drawn: Drawn) -> np.ndarray:
-    """Return the maps of an `Affine`, (batch, 6) as in `kernels.affine`."""
-    names = ("angle", "translate_x", "translate_y", "scale", "shear_x", "shear_y")
-    rows = zip(*(drawn[name].tolist() for name in names), strict=True)
-    return np.array([_inverse_matrix(*row) for row in rows], np.float32)
-
-
-def _inverse_matrix(angle: float, shift_x: float, shift_y: float, scale: float, shear_x: float, shear_y: float) -> Any:
-    """Return the map, from output to input, that undoes: shear, scale, rotate, shift."""
-    angle, shear_x, shear_y = map(math.radians, (angle, shear_x, shear_y))
-    a = math.cos(angle - shear_y) / math.cos(shear_y)
-    c = math.sin(angle - shear_y) / math.cos(shear_y)
-    b = -a * math.tan(shear_x) - math.sin(angle)
-    d = -c * math.tan(shear_x) + math.cos(angle)
-    # The matrix (a b, c d) has determinant 1.
-    a, b, c, d = d / scale, -b / scale, -c / scale, a / scale
-    return a, b, -a * shift_x - b * shift_y, c, d, -c * shift_x - d * shift_y
-
-
 def _jitter(operation: ColorJitter, drawn: Drawn, pixels: np.ndarray) -> np.ndarray:
     factors = np.stack([drawn[name] for name in ("brightness", "contrast", "saturation", "hue")], axis=1)
     kernels.color_jitter(pixels, drawn["is_applied"], drawn["order"], factors)
@@ -177,16 +158,8 @@ def _grayscale(operation: Grayscale, drawn: Drawn, pixels: np.ndarray) -> np.nda
 def _blur(operation: GaussianBlur, drawn: Drawn, pixels: np.ndarray) -> np.ndarray:
     # What lies further out changes no value by as much as rounding to float32 does.
     radii = np.minimum(operation.kernel_size // 2, np.ceil(4.25 * drawn["sigma"])).astype(np.int64)
-    kernels.gaussian_blur(pixels, drawn["is_applied"], blur_weights(operation, drawn), radii)
+    resampling.gaussian_blur(pixels, drawn["is_applied"], blur_weights(operation, drawn), radii)
     return pixels
-
-
-def blur_weights(operation: GaussianBlur, drawn: Drawn) -> np.ndarray:
-    """Return the weights of the centre and at each distance from it, float32 (batch, largest radius + 1)."""
-    distances = np.arange(operation.kernel_size // 2 + 1)
-    weights = np.exp(-0.5 * (distances / drawn["sigma"][:, None]) ** 2)
-    weights /= weights[:, :1] + 2 * weights[:, 1:].sum(axis=1, keepdims=True)
-    return weights.astype(np.float32)
 
 
 def _solarize(operation: Solarize, drawn: Drawn, pixels: np.ndarray) -> np.ndarray:

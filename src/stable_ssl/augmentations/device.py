@@ -1,7 +1,8 @@
 """Drawn views made by torch, of whole batches on a device: those of `cpu`, but for one level in a few values.
 
-Nothing here waits for the device. All that was drawn goes there in one copy; each operation is then done to the whole
-batch, and where it is not applied its result is not taken. On CUDA a view's operations are compiled together.
+Nothing here waits for the device, but on Apple's, where the weights of a resize are computed on the CPU. All that was
+drawn goes there in one copy; each operation is then done to the whole batch, and where it is not applied its result is
+not taken. On CUDA a view's operations are compiled together.
 """
 
 from __future__ import annotations
@@ -15,8 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .cpu import blur_weights, inverse_matrices
-from .draw import Drawn, output_size
+from .draw import Drawn, blur_weights, inverse_matrices, output_size
 from .operations import (
     Affine,
     CenterCrop,
@@ -120,7 +120,7 @@ def _resize(pixels: Tensor, axis: int, start: Tensor, length: Tensor, new: int) 
 def _resize_weights(start: Tensor, length: Tensor, new: int, num_taps: int) -> tuple[Tensor, Tensor]:
     """Return the first input of each output, (batch, new), and the weights from there on, (batch, new, taps).
 
-    They are those of `kernels`, which torch rounds to as many bits as the largest allows in an int16.
+    They are those of `resampling`, which torch rounds to as many bits as the largest allows in an int16.
     """
     device = start.device
     start, length = (row.double() if device.type != "mps" else row.cpu().double() for row in (start, length))
@@ -138,7 +138,7 @@ def _resize_weights(start: Tensor, length: Tensor, new: int, num_taps: int) -> t
     unit = (2.0**precision)[:, None, None]
     weights = (0.5 + exact * unit).floor() / unit
     # Sums of float32 are exact while weights have 16 bits at most, as they do with so few taps.
-    weights = weights.float() if num_taps <= 9 or device.type == "mps" else weights
+    weights = weights.float() if num_taps <= 7 or device.type == "mps" else weights
     return (first + start[:, None]).long().to(device), weights.to(device)
 
 

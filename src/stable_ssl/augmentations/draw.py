@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -246,6 +247,33 @@ def _draw_erasing(operation: Erasing, numbers: np.ndarray, sizes: np.ndarray) ->
     tops, lefts = _place(numbers[1 + 2 * _NUM_TRIES :], sizes, heights, widths)
     is_applied = (numbers[0] < operation.p) & is_found
     return {"is_applied": is_applied, "top": tops, "left": lefts, "height": heights, "width": widths}
+
+
+def inverse_matrices(drawn: Drawn) -> np.ndarray:
+    """Return the maps of an `Affine`, (batch, 6) as in `kernels.affine`."""
+    names = ("angle", "translate_x", "translate_y", "scale", "shear_x", "shear_y")
+    rows = zip(*(drawn[name].tolist() for name in names), strict=True)
+    return np.array([_inverse_matrix(*row) for row in rows], np.float32)
+
+
+def _inverse_matrix(angle: float, shift_x: float, shift_y: float, scale: float, shear_x: float, shear_y: float) -> Any:
+    """Return the map, from output to input, that undoes: shear, scale, rotate, shift."""
+    angle, shear_x, shear_y = map(math.radians, (angle, shear_x, shear_y))
+    a = math.cos(angle - shear_y) / math.cos(shear_y)
+    c = math.sin(angle - shear_y) / math.cos(shear_y)
+    b = -a * math.tan(shear_x) - math.sin(angle)
+    d = -c * math.tan(shear_x) + math.cos(angle)
+    # The matrix (a b, c d) has determinant 1.
+    a, b, c, d = d / scale, -b / scale, -c / scale, a / scale
+    return a, b, -a * shift_x - b * shift_y, c, d, -c * shift_x - d * shift_y
+
+
+def blur_weights(operation: GaussianBlur, drawn: Drawn) -> np.ndarray:
+    """Return the weights of the centre and at each distance from it, float32 (batch, largest radius + 1)."""
+    distances = np.arange(operation.kernel_size // 2 + 1)
+    weights = np.exp(-0.5 * (distances / drawn["sigma"][:, None]) ** 2)
+    weights /= weights[:, :1] + 2 * weights[:, 1:].sum(axis=1, keepdims=True)
+    return weights.astype(np.float32)
 
 
 # How many numbers an operation takes, and what makes its parameters of them.

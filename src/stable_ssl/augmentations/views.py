@@ -84,7 +84,7 @@ class MultiView:
         ValueError
             An image is not as expected, too small, or of a wrong number of channels.
         """
-        # Both with numba, which takes seconds to import.
+        # With numba, which takes seconds to import, and with torch's compiler.
         if isinstance(images, Tensor):
             from .device import make_view
         else:
@@ -149,7 +149,8 @@ class View(MultiView):
     Raises
     ------
     ValueError
-        There is something else among them, `Normalize` is there twice, or is followed by more than `Erasing`.
+        There is something else among them; `Normalize` is there twice, or is followed by more than `Erasing`; or
+        `Erasing` before it has a value that is no level.
     """
 
     def __init__(self, operations: Sequence[Operation]):
@@ -161,6 +162,9 @@ class View(MultiView):
         after = names[names.index("Normalize") + 1 :] if "Normalize" in names else []
         if set(after) - {"Erasing"}:
             raise ValueError(f"View: only Erasing can follow Normalize, not {', '.join(after)}.")
+        for operation in self.operations[: len(names) - len(after)]:
+            if isinstance(operation, Erasing) and not set(operation.value) <= set(range(256)):  # type: ignore[arg-type]
+                raise ValueError(f"View: before Normalize, {operation} must have levels, whole numbers from 0 to 255.")
         self.views = (self,)
 
     def __call__(self, image: Any) -> Tensor:

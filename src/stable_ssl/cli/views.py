@@ -116,7 +116,7 @@ def _captions(parameters: dict[str, Any], num_samples: int) -> list[list[str]]:
 def _said(name: str, value: Any) -> str:
     if getattr(value, "ndim", 0):
         return f"{name} {''.join(str(item) for item in value if item >= 0)}"
-    return f"{name} {value:.3g}"
+    return f"{name} {value + 0.0:.3g}"
 
 
 def _shown(image: Any) -> Any:

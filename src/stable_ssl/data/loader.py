@@ -164,6 +164,7 @@ class Loader:
         DataError
             The image can't be read, or is no image.
         """
+        self.close()
         self.device, self._make, self._held = device, None, None
         if self.views:
             with preserved_generators():

@@ -92,6 +92,7 @@ class IterableLoader:
         self.source = source
         self.name = name
         self.seed = 0
+        self._whole = source
         self.is_stream = not isinstance(source, list | tuple)
         self._stateful = hasattr(source, "state_dict") and hasattr(source, "load_state_dict")
         self._is_positioned = self._is_cut_short = False
@@ -117,8 +118,8 @@ class IterableLoader:
                 world_size,
             )
         elif world_size > 1:
-            usable = len(self.source) // world_size * world_size if is_even else len(self.source)
-            self.source = self.source[rank:usable:world_size]
+            usable = len(self._whole) // world_size * world_size if is_even else len(self._whole)
+            self.source = self._whole[rank:usable:world_size]
 
     def __len__(self) -> int:
         """Return the batches of an epoch; TypeError where the source does not know."""

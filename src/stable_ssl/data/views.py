@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset, Subset, TensorDataset
 from torchvision.datasets import VisionDataset
+from torchvision.datasets.folder import default_loader
 from torchvision.datasets.vision import StandardTransform
 
 from ..augmentations import MultiView, View
@@ -190,28 +191,35 @@ def hold(dataset: Any, name: str, read: Callable[[int], Any], share: float) -> H
         log.info("%s, since a %s may give other images each time.", where, type(dataset).__name__)
         return None
     limit = int(SHARE_OF_MEMORY * share * _free_memory())
-    expected = to_array(split(read(0))[0], 0).nbytes * len(dataset)
-    arrays: list[np.ndarray] = []
+    first = to_array(split(read(0))[0], 0)
+    expected = first.nbytes * len(dataset)
+    images: np.ndarray | list[np.ndarray] = np.empty((len(dataset) if expected <= limit else 0, *first.shape), np.uint8)
     rests: list[Any] = []
     taken = 0
-    for index in range(len(dataset) if expected <= limit else 0):
+    for index in range(len(images)):
         image, rest = split(read(index))
-        arrays.append(to_array(image, index))
+        array = to_array(image, index)
+        if isinstance(images, np.ndarray) and array.shape != first.shape:
+            images = list(images[:index])
+        if isinstance(images, list):
+            images.append(array)
+        else:
+            images[index] = array
         rests.append(rest)
-        taken += arrays[-1].nbytes
+        taken += array.nbytes
+        expected = taken // (index + 1) * len(dataset)
         if taken > limit:
             break
-    if len(arrays) < len(dataset):
-        log.info("%s: the images would take about %.0f GB of memory.", where, max(expected, taken) / 1e9)
+    if len(rests) < len(dataset):
+        log.info("%s: the images would take about %.1f GB of memory.", where, expected / 1e9)
         return None
-    is_even = len({array.shape for array in arrays}) == 1
     log.info(
         "data.%s: %d images are held in memory (%.1f MB), and views made of them by the batch, without workers.",
         name,
-        len(arrays),
+        len(rests),
         taken / 1e6,
     )
-    return Held(np.stack(arrays) if is_even else arrays, rests)
+    return Held(images, rests)
 
 
 def choose_device(on: str, held: Held | None, device: torch.device, name: str) -> torch.device | None:
@@ -272,8 +280,9 @@ def _is_constant(dataset: Any) -> bool:
         return True
     if not isinstance(dataset, Digits | Parquet | VisionDataset):
         return False
-    module = type(dataset).__getitem__.__module__
-    if not module.startswith(("torchvision.datasets.", "stable_ssl.data.")):
+    if not type(dataset).__module__.startswith(("torchvision.datasets.", "stable_ssl.data.")):
+        return False
+    if getattr(dataset, "loader", default_loader) is not default_loader:
         return False
     if type(getattr(dataset, "transforms", None)) not in (type(None), StandardTransform):  # of image and label together
         return False
