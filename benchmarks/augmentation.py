@@ -150,7 +150,7 @@ def measure(setting: str, rounds: int) -> dict[str, float]:
 
 
 def leave_out_instructions() -> None:
-    """Have numba name all features of this processor but those that are asked for; the compiler uses them all the same."""
+    """Have numba name all features but those that are asked for; the compiler uses them all the same."""
     from llvmlite import binding
 
     features = binding.get_host_cpu_features().flatten().split(",")

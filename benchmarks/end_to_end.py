@@ -4,7 +4,8 @@
 
 The same small ConvNet trains on the same 32 × 32 images from memory: with declared views, with the transforms of
 torchvision v2 and of lightly, each in 2 workers, and with ready batches, which cost nothing: the most to be reached.
-All run alternately, with two threads; the first epoch of each, in which workers start and loops are compiled, does not count.
+All run alternately, with two threads; the first epoch of each, in which workers start and loops are compiled, does not
+count.
 """
 
 from __future__ import annotations
