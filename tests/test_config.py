@@ -127,6 +127,17 @@ def test_live_objects_are_described_by_their_class_and_lists_of_them_as_one():
     }  # fmt: skip
 
 
+def test_a_partial_is_described_by_the_node_that_builds_it():
+    made = functools.partial(torch.optim.SGD, lr=0.1, foreach=None)
+    described = describe({"optimizer": made})["optimizer"]
+    assert described == {"_target_": "torch.optim.sgd.SGD", "_partial_": True, "lr": 0.1, "foreach": None}
+    again = build(described, "optimizer")
+    assert (again.func, again.keywords) == (made.func, made.keywords)
+    nowhere = describe(functools.partial(lambda lr: None, torch.zeros(1)))
+    assert nowhere["_target_"].startswith("<live ")
+    assert nowhere["_args_"] == "<live list>"
+
+
 def test_a_configuration_of_a_run_with_live_objects_says_to_run_the_script():
     with pytest.raises(ConfigError, match="run that code again"):
         instanciate_config(

@@ -884,6 +884,7 @@ class BaseTrainer(nn.Module):
                 "threads": torch.get_num_threads(),
             },
             "epoch": self._size_of_epoch,
+            "views": self._declared_views,
         }
         self._store.save(self.global_step, state, facts, kept)
         self._saved_progress = self._progress
@@ -894,6 +895,12 @@ class BaseTrainer(nn.Module):
         """What the place in an epoch is counted in; the configuration does not tell where a loader is a live object."""
         batch_size = getattr(self.data["train"], "batch_size", None)
         return {"batches": self._num_batches, "batch_size": batch_size and batch_size * self.world_size}
+
+    @property
+    def _declared_views(self) -> str | None:
+        """The views of the training images as text; None where they are not declared."""
+        views = getattr(self.data["train"], "views", None)
+        return views and repr(views)
 
     def _state(self) -> dict[str, Any]:
         """Return all that influences the future, and is no function of the configuration."""
@@ -920,6 +927,11 @@ class BaseTrainer(nn.Module):
                 f"'{path}' is of a run with other data; nothing was done. An epoch had {meta['epoch']['batches']} "
                 f"mini-batches of {meta['epoch']['batch_size']} samples over all processes, and now has "
                 f"{self._size_of_epoch['batches']} of {self._size_of_epoch['batch_size']}."
+            )
+        if "train" in self.data and meta.get("views", self._declared_views) != self._declared_views:
+            raise ConfigError(
+                f"'{path}' is of a run with other views; nothing was done. It had {meta['views']}, and now has "
+                f"{self._declared_views}."
             )
         if meta["world"]["size"] != self.world_size:
             log.warning(

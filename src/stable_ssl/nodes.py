@@ -180,8 +180,12 @@ def build(value: Any, path: str) -> Any:
 
 
 def describe(value: Any) -> Any:
-    """Return `value` as plain containers, numbers and strings; a live object as its class name in angle brackets."""
+    """Return `value` as plain containers, numbers and strings: a `functools.partial` as the node that would build it,
+    and any other live object as its class name in angle brackets."""
     value = plain(value)
+    if isinstance(value, functools.partial):
+        args = {"_args_": describe(value.args)} if value.args else {}
+        return {"_target_": _import_path(value.func), "_partial_": True, **args, **describe(value.keywords)}
     if isinstance(value, Mapping):
         return {str(key): describe(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -193,6 +197,14 @@ def describe(value: Any) -> Any:
     if isinstance(value, type) or inspect.isfunction(value):
         return f"<live {value.__name__}>"
     return f"<live {type(value).__name__}>"
+
+
+def _import_path(target: Any) -> str:
+    """Return what `locate` finds a callable by; its name in angle brackets where there is nothing like that."""
+    name = getattr(target, "__qualname__", type(target).__name__)
+    module = getattr(target, "__module__", "__main__")
+    is_importable = module != "__main__" and getattr(sys.modules.get(module), name, None) is target
+    return f"{module}.{name}" if is_importable else f"<live {name}>"
 
 
 def live_paths(value: Any, path: str = "") -> list[str]:

@@ -9,7 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
+from stable_ssl import ConfigError
 from stable_ssl.cli.compose import arithmetic, complete_override, recipe_names
 
 COMMAND = Path(sys.executable).with_name("stable-ssl")
@@ -218,7 +220,32 @@ def test_resume_goes_on_with_the_newest_unfinished_run(tmp_path):
     ],
 )
 def test_overrides_may_leave_out_the_trainer(text, expected):
-    assert complete_override(text, {"trainer", "view"}, {"backbone", "data"}) == expected
+    assert complete_override(text, {"trainer": {}, "view": {}}, {"backbone", "data"}) == expected
+
+
+def test_an_override_below_a_key_that_stands_for_another_sets_that():
+    config = {
+        "trainer": {"module": {"backbone": "${backbone}", "both": {"student": "${backbone}"}}, "views": ["${view}"]},
+        "backbone": {"name": "resnet9", "head": "${head}"},
+        "head": {"width": 3},
+    }
+    for text, expected in {
+        "module.backbone.name=x": "++backbone.name=x",
+        "~module.both.student.name": "~backbone.name",
+        "module.backbone.head.width=4": "++head.width=4",
+        "module.backbone=null": "++trainer.module.backbone=null",
+    }.items():
+        assert complete_override(text, config, set()) == expected
+    with pytest.raises(ConfigError, match=r"trainer\.views is a list, and items of a list can't be set one by one"):
+        complete_override("views.0.degrees=3", config, set())
+
+
+def test_a_recipe_s_backbone_is_set_where_it_is_shown(tmp_path):
+    options = ["optim.epochs=1", "optim.max_steps=1", "logger.dump_path=run"]
+    found = run("train", "byol_digits", *options, "module.backbone.student.widths=[4,4,4,128]", cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    student = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["trainer"]["module"]["backbone"]["student"]
+    assert student["widths"] == [4, 4, 4, 128]
 
 
 def test_eval_is_arithmetic_only():

@@ -17,7 +17,8 @@ import torch
 from toys import Toy, toy_backbone, toy_dataset
 
 from stable_ssl import BreakEpoch, CheckpointError, ConfigError, Preempted
-from stable_ssl.data import Loader
+from stable_ssl.augmentations import Affine, MultiView, View
+from stable_ssl.data import Digits, Loader
 from stable_ssl.losses import NTXEntLoss
 from stable_ssl.monitors import RankMe
 from stable_ssl.trainers import JointEmbeddingTrainer
@@ -367,6 +368,34 @@ def test_a_live_loader_with_other_batches_is_refused(make_toy, tmp_path):
         make_toy(stopping(2))()
     with pytest.raises(ConfigError, match="3 mini-batches of 8 samples over all processes, and now has 6 of 4"):
         make_toy(stopping(2), {"train": Loader(toy_dataset(), 4, shuffle=True)})()
+
+
+def test_another_rate_of_a_live_optimizer_is_refused(make_toy):
+    make_toy()()
+    other = functools.partial(torch.optim.SGD, lr=0.5, momentum=0.9)
+    with pytest.raises(ConfigError, match=r"optim.optimizer.lr: the run in the folder has 0.1, this one 0.5"):
+        make_toy(optimizer=other)()
+
+
+def test_other_views_of_a_live_loader_are_refused(tmp_path):
+    def run(degrees, epochs):
+        view = View([Affine(degrees)])
+        JointEmbeddingTrainer(
+            {"train": Loader(Digits(size=8), 256, views=MultiView([view, view]), shuffle=True, drop_last=True)},
+            {
+                "backbone": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 8)),
+                "projector": torch.nn.Identity(),
+            },
+            {"device": "cpu"},
+            {"epochs": epochs, "optimizer": functools.partial(torch.optim.SGD, lr=0.1)},
+            {"dump_path": tmp_path / "run", "level": 50},
+            NTXEntLoss(),
+        )()
+
+    run(10, epochs=1)
+    with pytest.raises(ConfigError, match=r"of a run with other views; nothing was done. It had .*10.*has .*90"):
+        run(90, epochs=2)
+    run(10, epochs=2)
 
 
 def test_an_epoch_that_was_broken_off_after_a_save_stays_broken_off(make_toy, tmp_path):

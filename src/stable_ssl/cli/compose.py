@@ -105,8 +105,8 @@ def composer(folder: Path, name: str) -> Iterator[tuple[Any, Any]]:
                 return hydra.compose(name, overrides=[*overrides, SEARCH_PATH])
 
             groups = set(GlobalHydra.instance().config_loader().list_groups(""))
-            keys = {str(key) for key in _with_trainer(composed([]))}
-            yield composed, lambda overrides: [complete_override(text, keys, groups) for text in overrides]
+            plain = OmegaConf.to_container(_with_trainer(composed([])), resolve=False)
+            yield composed, lambda overrides: [complete_override(text, plain, groups) for text in overrides]
     except YAMLError as error:
         raise ConfigError(f"'{name}' is not YAML: {' '.join(str(error).split())}") from error
     except (HydraException, OmegaConfBaseException) as error:
@@ -114,10 +114,18 @@ def composer(folder: Path, name: str) -> Iterator[tuple[Any, Any]]:
         raise ConfigError(f"'{name}' does not compose: {error}{cause}") from error
 
 
-def complete_override(text: str, keys: set[str], groups: set[str]) -> str:
+def complete_override(text: str, config: Any, groups: set[str]) -> str:
     """Put `trainer.` before an override that leaves it out, and let one under it set keys that are not there yet.
 
-    Which keys there may be is checked later, and strictly.
+    Below a key that stands for another one, as in `backbone: ${backbone}`, the other one's is set. Which keys there may
+    be is checked later, and strictly.
+
+    Parameters
+    ----------
+    config
+        The composed configuration, as plain dicts and lists, interpolations as they are.
+    groups
+        Names of the groups that there are.
     """
     match = re.fullmatch(r"(\+\+|\+|~)?([^=]+)(=.*)?", text, re.DOTALL)
     if match is None:
@@ -126,11 +134,27 @@ def complete_override(text: str, keys: set[str], groups: set[str]) -> str:
     first = re.split(r"[./@]", key)[0]
     if first == "hydra" or re.split("@", key)[0] in groups:  # a group's name has slashes, never dots
         return text
-    if first not in keys and "trainer" in keys:
+    if first not in config and "trainer" in config:
         key = f"trainer.{key}"
     if not prefix and key.startswith("trainer."):
         prefix = "++"
-    return f"{prefix}{key}{value}"
+    return f"{prefix}{_followed(key, config)}{value}"
+
+
+def _followed(key: str, config: Any) -> str:
+    """Return the key that is meant where one on the way stands for another."""
+    node, parts = config, key.split(".")
+    for depth, part in enumerate(parts[:-1], start=1):
+        node = node.get(part) if isinstance(node, dict) else None
+        other = re.fullmatch(r"\$\{(\w[\w.]*)\}", node) if isinstance(node, str) else None
+        if other:
+            return _followed(".".join([other[1], *parts[depth:]]), config)
+        if isinstance(node, list):
+            raise ConfigError(
+                f"{key}: {'.'.join(parts[:depth])} is a list, and items of a list can't be set one by one; set all of "
+                f"it, as in {'.'.join(parts[:depth])}=[…], or in a file."
+            )
+    return key
 
 
 def _with_trainer(config: Any) -> Any:
