@@ -204,7 +204,7 @@ def test_a_run_with_declared_views_says_where_they_are_made_and_resumes_exactly(
 @pytest.mark.parametrize(
     ("dataset", "options", "error", "words"),
     [
-        ([(torch.ones(3, 8, 8), 0)], {}, DataError, r"sample 0 is float32 \(8, 8, 3\); declared views are made of"),
+        ([(torch.ones(3, 8, 8), 0)], {}, DataError, r"sample 0 is float32 \(3, 8, 8\); declared views are made of"),
         ([(np.zeros((8, 8, 3), np.uint8), 0)], {"collate_fn": list}, ConfigError, "collate_fn"),
         ([(np.zeros((8, 8, 3), np.uint8), 0)], {"batch_size": None}, ConfigError, "batch_size"),
         ([(np.zeros((8, 8, 2), np.uint8), 0)], {}, ValueError, "needs images of 1 or 3 channels, not of 2"),
