@@ -237,8 +237,8 @@ def _take(images: Any, indices: Sequence[int]) -> tuple[Any, np.ndarray, int]:
             )
         if image.shape[2] != channels:
             raise ValueError(
-                f"sample {index} has {image.shape[2]} channels, and sample {indices[0]} has {channels}: convert all images "
-                "to one kind."
+                f"sample {index} has {image.shape[2]} channels, and sample {indices[0]} has {channels}: convert "
+                "all images to one kind."
             )
     return images, np.array([image.shape[:2] for image in images]), channels
 

@@ -321,7 +321,7 @@ def to_array(image: Any, index: int) -> np.ndarray:
         kind = f"a {type(image).__name__}" if array.dtype == object else f"{array.dtype} {shape}"
         raise DataError(
             f"sample {index} is {kind}; declared views are made of PIL images, uint8 tensors "
-            "(channels, height, width) or uint8 arrays (height, width, channels). Leave out the data set's transform, or "
-            "convert the images to uint8 levels."
+            "(channels, height, width) or uint8 arrays (height, width, channels). Leave out the data set's transform, "
+            "or convert the images to uint8 levels."
         )
     return array
