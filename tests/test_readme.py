@@ -28,10 +28,15 @@ MAKE = ("make demo\n", "make test\n")
 )
 def test_a_block_runs_as_printed(tmp_path, language, text):
     bin_folder = str(Path(sys.executable).parent)
-    script = tmp_path / ("block.py" if language == "python" else "block.sh")
+    kind, command = {
+        "python": ("py", [sys.executable]),
+        "sh": ("sh", ["sh", "-e"]),
+        "yaml": ("yaml", [f"{bin_folder}/stable-ssl", "train"]),
+    }[language]
+    script = tmp_path / f"block.{kind}"
     script.write_text(text)
     done = subprocess.run(
-        [sys.executable, script] if language == "python" else ["sh", "-e", script],
+        [*command, script],
         cwd=tmp_path,
         env={**os.environ, "PATH": f"{bin_folder}:{os.environ['PATH']}"},
         capture_output=True,
