@@ -6,7 +6,8 @@ At 32 pixels as for CIFAR-10 (no blur, strength 0.5), and at 224 from 256 pixels
 (kornia and lightly: their own kinds of blur). The images are random, smooth and the same for all. torchvision, lightly
 and albumentations take them one at a time, kornia and this library in batches. All run alternately in one process, and
 the figures are medians over the rounds; they depend on the machine, so read the ratios. Compiling is timed apart.
-`--plain` leaves out the instructions that `stable_ssl.augmentations.resampling` has for some processors.
+`--plain` measures this library alone, without the instructions that `stable_ssl.augmentations.resampling` has for some
+processors.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import itertools
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -126,12 +128,12 @@ BATCHED = {"kornia"}
 OURS = "stable-ssl"
 
 
-def measure(setting: str, rounds: int) -> dict[str, float]:
-    """Return the views a second of each maker that is installed."""
+def measure(setting: str, rounds: int, peers: dict[str, tuple[str, Callable]]) -> dict[str, float]:
+    """Return the views a second of this library and of each peer that is installed."""
     size, image_size, strength, blur, many, few = SETTINGS[setting]
     images = make_images(many, image_size)
     makers: dict[str, tuple[int, Callable]] = {OURS: (many, stable_ssl(size, strength, blur, images))}
-    for name, (package, make) in PEERS.items():
+    for name, (package, make) in peers.items():
         try:
             number = many if name in BATCHED else few
             makers[f"{name} ({version(package)})"] = number, make(size, strength, blur, images[:number])
@@ -159,6 +161,7 @@ def leave_out_instructions() -> None:
 
 
 def time_compiling() -> str:
+    assert "numba" not in sys.modules
     start = time.perf_counter()
     import numba
 
@@ -178,14 +181,17 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="3 rounds")
     parser.add_argument("--plain", action="store_true")
     parser.add_argument(
-        "--write", type=Path, help="a Markdown file with <!-- augmentation --> … <!-- /augmentation -->"
+        "--write",
+        type=Path,
+        help="a Markdown file with <!-- augmentation --> … <!-- /augmentation -->, or augmentation plain",
     )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.plain:
         leave_out_instructions()
     once = time_compiling()
-    rates = [measure(setting, 3 if arguments.quick else arguments.rounds) for setting in SETTINGS]
+    rounds, peers = 3 if arguments.quick else arguments.rounds, {} if arguments.plain else PEERS
+    rates = [measure(setting, rounds, peers) for setting in SETTINGS]
     table = [
         f"| views/s | {' | '.join(f'{setting} | stable-ssl is faster by' for setting in SETTINGS)} |",
         f"|---|{'---|' * 2 * len(SETTINGS)}",
@@ -196,7 +202,7 @@ def main() -> None:
         table.append(f"| {name} | {' | '.join(cells)} |")
     print("\n".join([*table, "", once]))
     if arguments.write:
-        write_table(arguments.write, "augmentation", [*table, "", once])
+        write_table(arguments.write, "augmentation plain" if arguments.plain else "augmentation", [*table, "", once])
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ def test_pretraining_beats_pixels_and_the_untrained_network(tmp_path, seed):
     start = time.monotonic()
     rows, folder = demo.run([f"hardware.seed={seed}", f"logger.dump_path={tmp_path}"])
     pixels, untrained, pretrained = (accuracies.mean() for accuracies in rows.values())
-    assert pretrained > pixels
-    assert pretrained > untrained
+    assert pretrained > pixels + 0.005
+    assert pretrained > untrained + 0.005
     assert time.monotonic() - start < 180  # 90 s of training on two free cores
     assert folder == tmp_path

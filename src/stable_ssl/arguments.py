@@ -60,10 +60,12 @@ def check_arguments(
         f"module_init.{name}: no such module{nearest(name, list(module))}" for name in module_init if name not in module
     ]
     own = ["data", "module", "hardware", "optim", "logger", "loss", "module_init"]
+    parameters = [name for cls in type(trainer).__mro__ for name in vars(cls).get("__annotations__", ())]
+    known = [*own, *(name for name in parameters if not name.startswith("_"))]
     for name, value in attributes.items():
         if hasattr(BaseTrainer, name) or name in own:
             problems.append(f"{name}: BaseTrainer uses this name itself; choose another.")
-        elif (meant := _MEANT.get(name) or nearest(name, own, 0.8)) != "." and not hasattr(type(trainer), name):
+        elif (meant := _MEANT.get(name) or nearest(name, known, 0.8)) != "." and not hasattr(type(trainer), name):
             problems.append(f"{name}: unknown argument{meant}")
         else:
             check_nodes(value, name, problems)

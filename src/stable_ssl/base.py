@@ -883,24 +883,22 @@ class BaseTrainer(nn.Module):
                 "device": str(self.device),
                 "threads": torch.get_num_threads(),
             },
-            "epoch": self._size_of_epoch,
-            "views": self._declared_views,
+            "data": self._data_facts,
         }
         self._store.save(self.global_step, state, facts, kept)
         self._saved_progress = self._progress
         self._folder.write_status("running", self._progress)
 
     @property
-    def _size_of_epoch(self) -> dict[str, Any]:
-        """What the place in an epoch is counted in; the configuration does not tell where a loader is a live object."""
-        batch_size = getattr(self.data["train"], "batch_size", None)
-        return {"batches": self._num_batches, "batch_size": batch_size and batch_size * self.world_size}
-
-    @property
-    def _declared_views(self) -> str | None:
-        """The views of the training images as text; None where they are not declared."""
-        views = getattr(self.data["train"], "views", None)
-        return views and repr(views)
+    def _data_facts(self) -> dict[str, Any]:
+        """What makes the batches of an epoch; the configuration does not tell where a loader is a live object."""
+        loader = self.data["train"]
+        batch_size, views = getattr(loader, "batch_size", None), getattr(loader, "views", None)
+        return {
+            "mini-batches an epoch": self._num_batches,
+            "samples a mini-batch, over all processes": batch_size and batch_size * self.world_size,
+            "views": views and repr(views),
+        }
 
     def _state(self) -> dict[str, Any]:
         """Return all that influences the future, and is no function of the configuration."""
@@ -922,17 +920,14 @@ class BaseTrainer(nn.Module):
         if found is None:
             return
         path, state, meta = found
-        if "train" in self.data and meta.get("epoch", self._size_of_epoch) != self._size_of_epoch:
-            raise ConfigError(
-                f"'{path}' is of a run with other data; nothing was done. An epoch had {meta['epoch']['batches']} "
-                f"mini-batches of {meta['epoch']['batch_size']} samples over all processes, and now has "
-                f"{self._size_of_epoch['batches']} of {self._size_of_epoch['batch_size']}."
-            )
-        if "train" in self.data and meta.get("views", self._declared_views) != self._declared_views:
-            raise ConfigError(
-                f"'{path}' is of a run with other views; nothing was done. It had {meta['views']}, and now has "
-                f"{self._declared_views}."
-            )
+        facts = self._data_facts if "train" in self.data else {}
+        changed = [
+            f"data.train: {name}: the run in the folder has {before}, this one {facts[name]}."
+            for name, before in meta.get("data", {}).items()
+            if facts and before != facts[name]
+        ]
+        if changed:
+            raise ConfigError([f"'{path}' is of a run with other data; nothing was done.", *changed])
         if meta["world"]["size"] != self.world_size:
             log.warning(
                 "Going on with %d processes instead of %d: the samples come in the same order, but results may differ "

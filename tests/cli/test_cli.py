@@ -240,6 +240,16 @@ def test_an_override_below_a_key_that_stands_for_another_sets_that():
         complete_override("views.0.degrees=3", config, set())
 
 
+def test_a_typo_in_a_trainer_s_own_parameter_and_a_key_beside_the_trainer_are_refused(tmp_path):
+    typo = run("train", "moco_digits", "symetric=true", cwd=tmp_path)
+    assert typo.returncode == 2
+    assert "symetric: unknown argument. Did you mean 'symmetric'?" in typo.stderr
+    (tmp_path / "beside.yaml").write_text("defaults: [simclr_digits, _self_]\noptim: {epochs: 1}\n")
+    beside = run("train", "beside.yaml", cwd=tmp_path)
+    assert beside.returncode == 2
+    assert "optim: stands beside 'trainer', where nothing looks at it; put it below, as trainer.optim." in beside.stderr
+
+
 def test_a_recipe_s_backbone_is_set_where_it_is_shown(tmp_path):
     options = ["optim.epochs=1", "optim.max_steps=1", "logger.dump_path=run"]
     found = run("train", "byol_digits", *options, "module.backbone.student.widths=[4,4,4,128]", cwd=tmp_path)

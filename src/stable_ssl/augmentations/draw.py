@@ -5,7 +5,8 @@ splittable pseudorandom number generators", OOPSLA 2014) at the place (view, ope
 `derive_seed(seed, Stream.VIEWS, epoch, index)`. Only additions, multiplications, divisions and square roots of float64
 follow, which IEEE 754 fixes to the last bit: so every machine draws the same.
 
-The distributions are those of torchvision's transforms of the same names.
+The distributions are those of torchvision's transforms of the same names. What the loops take instead of angles and
+sigmas, `inverse_matrices` and `blur_weights`, is computed with NumPy's own functions.
 """
 
 from __future__ import annotations

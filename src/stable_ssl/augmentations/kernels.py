@@ -22,7 +22,7 @@ kernel = numba.njit(cache=True, error_model="numpy", nogil=True)
 RED, GREEN, BLUE = np.float32(0.2989), np.float32(0.587), np.float32(0.114)
 ZERO, ONE, TWO, THREE, FOUR, FIVE, SIX = (np.float32(number) for number in range(7))
 SIXTH, WHITE = np.float32(1 / 6), np.float32(255)
-MANY = 1 << 24
+MOST_SUMMED = 1 << 24  # levels whose sum fits into 32 bits
 TO_UNIT, FROM_UNIT = np.float32(1 / 255), np.float32(255.999)
 
 
@@ -109,8 +109,8 @@ def _grey(red, green, blue):
 @kernel
 def _mean_grey(image):
     total = np.uint64(0)
-    for start in range(0, image.shape[1], MANY):
-        part = image[:, start : start + MANY]
+    for start in range(0, image.shape[1], MOST_SUMMED):
+        part = image[:, start : start + MOST_SUMMED]
         red, green, blue = part[0], part[len(part) // 2], part[-1]
         partial = np.uint32(0)  # twice as many fit into a register
         for x in range(red.size):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ class RandomMask:
 
     grid: Sequence[int]
     ratio: float = 0.75
+    names: ClassVar = ("hidden",)  # of what `make` returns
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "grid", tuple(self.grid))  # from a file it comes as a list
@@ -93,6 +95,7 @@ class BlockMasks:
     target_ratio: Sequence[float] = (0.75, 1.5)
     context_scale: Sequence[float] = (0.85, 1.0)
     min_context: int = 10
+    names: ClassVar = ("context", "targets")  # of what `make` returns
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "grid", tuple(self.grid))

@@ -319,15 +319,15 @@ def _resize_lines(lines, axis, windows, out):
     first, weights, precision = axis
     starts, places, pairs = windows
     half = (1 << precision) >> 1
-    for y in range(len(lines) if len(pairs) else 0):
-        weigh(lines, y, starts, places, pairs, half, precision, out)
-    if len(pairs) == 0:
-        for y in range(len(lines)):
-            for x in range(len(weights)):
-                total, inputs = np.int32(half), lines[y, first[x] :]
-                for tap in range(weights.shape[1]):
-                    total += np.int32(weights[x, tap]) * np.int32(inputs[tap])
-                out[y, x] = np.uint8(total >> precision)
+    for y in range(len(lines)):
+        if len(pairs):
+            weigh(lines, y, starts, places, pairs, half, precision, out)
+            continue
+        for x in range(len(weights)):
+            total, inputs = np.int32(half), lines[y, first[x] :]
+            for tap in range(weights.shape[1]):
+                total += np.int32(weights[x, tap]) * np.int32(inputs[tap])
+            out[y, x] = np.uint8(total >> precision)
 
 
 @kernel
@@ -359,11 +359,13 @@ def _split(image, top, left, planes):
     num_channels, height, width = planes.shape
     for y in range(height):
         row = image[top + y][left * num_channels : (left + width) * num_channels]
-        for channel in range(num_channels if num_channels != 3 else 0):
+        if num_channels == 3:  # a number that is known makes it six times as fast
+            for x in range(width):
+                planes[0, y, x], planes[1, y, x], planes[2, y, x] = row[3 * x], row[3 * x + 1], row[3 * x + 2]
+            continue
+        for channel in range(num_channels):
             for x in range(width):
                 planes[channel, y, x] = row[num_channels * x + channel]
-        for x in range(width if num_channels == 3 else 0):  # a number that is known makes it six times as fast
-            planes[0, y, x], planes[1, y, x], planes[2, y, x] = row[3 * x], row[3 * x + 1], row[3 * x + 2]
 
 
 @numba.njit(CROP, cache=True, error_model="numpy", nogil=True)

@@ -105,7 +105,8 @@ def composer(folder: Path, name: str) -> Iterator[tuple[Any, Any]]:
                 return hydra.compose(name, overrides=[*overrides, SEARCH_PATH])
 
             groups = set(GlobalHydra.instance().config_loader().list_groups(""))
-            plain = OmegaConf.to_container(_with_trainer(composed([])), resolve=False)
+            plain: Any = OmegaConf.to_container(_with_trainer(composed([])), resolve=False)
+            _check_places(plain)
             yield composed, lambda overrides: [complete_override(text, plain, groups) for text in overrides]
     except YAMLError as error:
         raise ConfigError(f"'{name}' is not YAML: {' '.join(str(error).split())}") from error
@@ -163,6 +164,17 @@ def _with_trainer(config: Any) -> Any:
             f"The configuration has no key 'trainer', under which all else stands; it has {list(config)}."
         )
     return config
+
+
+def _check_places(config: dict[Any, Any]) -> None:
+    """Refuse what belongs below `trainer` and stands beside it, where nothing stands for it either."""
+    misplaced = [
+        f"{name}: stands beside 'trainer', where nothing looks at it; put it below, as trainer.{name}."
+        for name in ("data", "module", "hardware", "optim", "logger", "loss")
+        if name in config and f"${{{name}" not in str(config)
+    ]
+    if misplaced:
+        raise ConfigError(misplaced)
 
 
 @contextmanager

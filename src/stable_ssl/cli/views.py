@@ -59,9 +59,10 @@ def draw(trainer: dict[str, Any], num_samples: int, epoch: int) -> Image:
         num_views = len(loader.views.views)
         views, masks = views[:num_views], views[num_views:]
         views = [_unnormalized(made, view.operations) for made, view in zip(views, loader.views.views, strict=True)]
-        for mask in masks:  # the patches that are in it, of the first view
-            views.append(_masked(views[0], mask))
-            captions.append([[f"{int(of_image.sum())} of {of_image.numel()} patches"] for of_image in _union(mask)])
+        for name, mask in zip((name for kind in loader.views.masks for name in kind.names), masks, strict=True):
+            is_in = mask.any(1) if mask.ndim == 3 else mask
+            views.append(_dimmed(views[0], is_in if name == "hidden" else ~is_in))
+            captions.append([[f"{name}: {int(of_image.sum())} of {of_image.numel()} patches"] for of_image in is_in])
     rows = []
     for i, (index, image) in enumerate(zip(indices, images, strict=True)):
         made = [(_shown(view[i]), lines[i]) for view, lines in zip(views, captions, strict=True)]
@@ -69,19 +70,14 @@ def draw(trainer: dict[str, Any], num_samples: int, epoch: int) -> Image:
     return _grid(rows)
 
 
-def _union(mask: Any) -> Any:
-    return mask.any(1) if mask.ndim == 3 else mask
-
-
-def _masked(images: Any, mask: Any) -> Any:
-    """Return images with the patches dimmed that are not in a mask, (batch, patches) or (batch, masks, patches)."""
+def _dimmed(images: Any, is_dimmed: Any) -> Any:
+    """Return images with some of their patches, (batch, patches), dimmed."""
     import torch
 
     height, width = images.shape[-2:]
-    is_in = _union(mask)
-    rows = round(math.sqrt(is_in.shape[1] * height / width))
-    shown = is_in.view(len(images), 1, rows, -1).float()
-    return images * (0.15 + 0.85 * torch.nn.functional.interpolate(shown, size=(height, width), mode="nearest"))
+    rows = round(math.sqrt(is_dimmed.shape[1] * height / width))
+    shown = 1 - 0.85 * is_dimmed.view(len(images), 1, rows, -1).float()
+    return images * torch.nn.functional.interpolate(shown, size=(height, width), mode="nearest")
 
 
 def _unnormalized(made: Any, operations: Sequence[Any]) -> Any:
