@@ -4,10 +4,10 @@
 
 At 32 pixels as for CIFAR-10 (no blur, strength 0.5), and at 224 from 256 pixels with a blur of 23 taps at p = 0.5
 (kornia and lightly: their own kinds of blur). The images are random, smooth and the same for all. torchvision, lightly
-and albumentations take them one at a time, kornia and this library in batches. All run alternately in one process, and
-the figures are medians over the rounds; they depend on the machine, so read the ratios. Compiling is timed apart.
-`--plain` measures this library alone, without the instructions that `stable_ssl.augmentations.resampling` has for some
-processors.
+and albumentations take them one at a time, kornia and this library in batches. All run alternately in one process; the
+figures are medians over the rounds, and the ratios medians of those of each round. They depend on the machine, so read
+the ratios. Compiling is timed apart. `--plain` measures this library alone, without the instructions that
+`stable_ssl.augmentations.resampling` has for some processors.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from tables import write_table
 from stable_ssl.augmentations import SimCLRViews
 from stable_ssl.augmentations.recipes import IMAGENET_MEAN, IMAGENET_STD
 
+SHORTEST = 0.3  # seconds of a measurement
 # Output size, size of the images, strength of the colour changes, p of the blur, images for us, and for slower ones.
 SETTINGS = {"32 px": (32, 32, 0.5, 0.0, 512, 128), "224 px from 256": (224, 256, 1.0, 0.5, 64, 16)}
 
@@ -128,8 +129,8 @@ BATCHED = {"kornia"}
 OURS = "stable-ssl"
 
 
-def measure(setting: str, rounds: int, peers: dict[str, tuple[str, Callable]]) -> dict[str, float]:
-    """Return the views a second of this library and of each peer that is installed."""
+def measure(setting: str, rounds: int, peers: dict[str, tuple[str, Callable]]) -> dict[str, list[float]]:
+    """Return the views a second of this library and of each peer that is installed, in each round."""
     size, image_size, strength, blur, many, few = SETTINGS[setting]
     images = make_images(many, image_size)
     makers: dict[str, tuple[int, Callable]] = {OURS: (many, stable_ssl(size, strength, blur, images))}
@@ -139,16 +140,17 @@ def measure(setting: str, rounds: int, peers: dict[str, tuple[str, Callable]]) -
             makers[f"{name} ({version(package)})"] = number, make(size, strength, blur, images[:number])
         except ImportError:
             print(f"{name} is not installed: left out.")
+    for _, make_views in makers.values():
+        make_views()
     rates: dict[str, list[float]] = {name: [] for name in makers}
-    for step in range(rounds + 1):
+    for _ in range(rounds):
         for name, (number, make_views) in makers.items():
-            repetitions = 5 if name == OURS else 1
-            start = time.perf_counter()
-            for _ in range(repetitions):
+            start, repetitions = time.perf_counter(), 0
+            while (seconds := time.perf_counter() - start) < SHORTEST:
                 make_views()
-            if step:  # the first round warms up
-                rates[name].append(2 * number * repetitions / (time.perf_counter() - start))
-    return {name: statistics.median(values) for name, values in rates.items()}
+                repetitions += 1
+            rates[name].append(2 * number * repetitions / seconds)
+    return rates
 
 
 def leave_out_instructions() -> None:
@@ -197,8 +199,10 @@ def main() -> None:
         f"|---|{'---|' * 2 * len(SETTINGS)}",
     ]
     for name in rates[0]:
-        ratios = ["" if name == OURS else f"{rate[OURS] / rate[name]:.1f}" for rate in rates]
-        cells = [f"{rate[name]:,.0f} | {ratio}" for rate, ratio in zip(rates, ratios, strict=True)]
+        cells = []
+        for rate in rates:
+            ratio = statistics.median(ours / theirs for ours, theirs in zip(rate[OURS], rate[name], strict=True))
+            cells += [f"{statistics.median(rate[name]):,.0f}", "" if name == OURS else f"{ratio:.1f}"]
         table.append(f"| {name} | {' | '.join(cells)} |")
     print("\n".join([*table, "", once]))
     if arguments.write:

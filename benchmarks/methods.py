@@ -85,7 +85,7 @@ BUDGETS = {
     "dino": {"epochs": 3, "lr": 5e-4},
     "swav": {"epochs": 3, "lr": 1e-3},
     "mae": {"batch_size": 64, "lr": 1e-3, "precision": "fp32"},  # attention in bf16 is slow on a CPU
-    "ijepa": {"batch_size": 64, "lr": 1e-3, "precision": "fp32"},
+    "ijepa": {"epochs": 4, "batch_size": 64, "lr": 1e-3, "precision": "fp32"},
 }
 # Trainer, loss, modules, views, and the trainer's own parameters; each is made after the seed is set.
 METHODS = {

@@ -20,10 +20,11 @@ kernel = numba.njit(cache=True, error_model="numpy", nogil=True)
 
 # Arithmetic with plain constants would be in float64.
 RED, GREEN, BLUE = np.float32(0.2989), np.float32(0.587), np.float32(0.114)
-ZERO, ONE, TWO, THREE, FOUR, FIVE, SIX = (np.float32(number) for number in range(7))
-SIXTH, WHITE = np.float32(1 / 6), np.float32(255)
-MOST_SUMMED = 1 << 24  # levels whose sum fits into 32 bits
+ZERO, ONE, SIX, SIXTH, WHITE = (np.float32(number) for number in (0, 1, 6, 1 / 6, 255))
 TO_UNIT, FROM_UNIT = np.float32(1 / 255), np.float32(255.999)
+TINY = np.float32(1e-3)  # below any level but 0, to divide by
+MOST_SUMMED = 1 << 24  # levels whose sum fits into 32 bits
+BLOCK = 1024  # pixels that are in the nearest cache from one loop to the next
 
 
 @intrinsic
@@ -102,8 +103,13 @@ def _mix(plane, other, factor):
 
 
 @kernel
+def _luma(red, green, blue):
+    return fma(np.float32(blue), BLUE, fma(np.float32(green), GREEN, np.float32(red) * RED))
+
+
+@kernel
 def _grey(red, green, blue):
-    return np.uint8(fma(np.float32(blue), BLUE, fma(np.float32(green), GREEN, np.float32(red) * RED)))
+    return np.uint8(_luma(red, green, blue))
 
 
 @kernel
@@ -123,7 +129,8 @@ def _mean_grey(image):
 def _saturate(red, green, blue, factor):
     kept, added = np.float32(factor), np.float32(1.0 - factor)
     for x in range(red.size):
-        grey = np.float32(_grey(red[x], green[x], blue[x]))
+        # As a byte and back, the grey would take half as long again.
+        grey = np.float32(np.int32(_luma(red[x], green[x], blue[x])))
         red[x] = np.uint8(min(max(fma(grey, added, np.float32(red[x]) * kept), ZERO), WHITE))
         green[x] = np.uint8(min(max(fma(grey, added, np.float32(green[x]) * kept), ZERO), WHITE))
         blue[x] = np.uint8(min(max(fma(grey, added, np.float32(blue[x]) * kept), ZERO), WHITE))
@@ -131,30 +138,59 @@ def _saturate(red, green, blue, factor):
 
 @kernel
 def _turn_hue(red, green, blue, turn):
-    """Through HSV and back, with the divisions and roundings of torchvision, in float32."""
-    for x in range(red.size):
-        r, g, b = np.float32(red[x]) * TO_UNIT, np.float32(green[x]) * TO_UNIT, np.float32(blue[x]) * TO_UNIT
-        low, high = min(r, g), max(r, g)
-        value, least, middle = max(high, b), min(low, b), max(low, min(high, b))
-        spread = value - least
-        is_coloured, is_red, is_green = spread > ZERO, value == r, value == g
-        saturation = spread / (value if is_coloured else ONE)
-        # Of the two quotients (value - other) / spread, that of the least is exactly 1.
-        quotient = (value - middle) / (spread if is_coloured else ONE)
-        added = b if is_red else r if is_green else g
-        start = ZERO if is_red else TWO if is_green else FOUR
-        hue = (start + ONE) - quotient if added == least else (start + quotient) - ONE
-        hue = hue * SIXTH + ONE
-        hue = (hue - ONE if hue >= ONE else hue) + turn
-        hue = hue + ONE if hue < ZERO else hue
-        hue = (hue - ONE if hue >= ONE else hue) * SIX
+    """Through HSV and back, with the divisions and roundings of torchvision.
 
-        part, pale = (hue - np.floor(hue)) * saturation, ONE - saturation
-        p, q, t = pale * value, (ONE - part) * value, (part + pale) * value  # torch clamps what is within [0, 1] anyway
-        r = value if hue < ONE else q if hue < TWO else p if hue < FOUR else t if hue < FIVE else value
-        g = t if hue < ONE else value if hue < THREE else q if hue < FOUR else p
-        b = p if hue < TWO else t if hue < THREE else value if hue < FIVE else q
-        red[x], green[x], blue[x] = np.uint8(r * FROM_UNIT), np.uint8(g * FROM_UNIT), np.uint8(b * FROM_UNIT)
+    A turn moves a pixel's highest and lowest level to other channels and leaves them as they are: only the one between
+    is computed, in float32. What can be done to bytes has loops of its own, where registers hold four times as many.
+    """
+    highest, between, lowest, sixths = np.empty((4, BLOCK), np.uint8)
+    for start in range(0, red.size, BLOCK):
+        r, g, b = red[start : start + BLOCK], green[start : start + BLOCK], blue[start : start + BLOCK]
+        _sort_levels(r, g, b, highest, between, lowest, sixths)
+        _turn_between(highest[: r.size], between, lowest, sixths, turn)
+        _place_levels(highest, between, lowest, sixths, r, g, b)
+
+
+@kernel
+def _sort_levels(red, green, blue, highest, between, lowest, sixths):
+    """Write the levels of each pixel, and its sixth of the circle: 0 for the one before red, and 1 for the one after it,
+    then those of green, then of blue; in odd ones, the hue rises with the level between."""
+    for x in range(red.size):
+        r, g, b = red[x], green[x], blue[x]
+        low, high = min(r, g), max(r, g)
+        highest[x], between[x], lowest[x] = max(high, b), max(low, min(high, b)), min(low, b)
+        is_red, is_green = highest[x] == r, highest[x] == g
+        start, added = (0, b) if is_red else (2, r) if is_green else (4, g)
+        sixths[x] = np.uint8(start + (added == lowest[x]))
+
+
+@kernel
+def _turn_between(highest, between, lowest, sixths, turn):
+    """Turn in place; the sixths written are counted from red on, and 6 is 0 again."""
+    for x in range(highest.size):
+        value, least = np.float32(highest[x]) * TO_UNIT, np.float32(lowest[x]) * TO_UNIT
+        spread = value - least
+        saturation = spread / max(value, TINY)
+        # Of the two quotients (value - other) / spread, that of the least is exactly 1.
+        quotient = (value - np.float32(between[x]) * TO_UNIT) / max(spread, TINY)
+        start = np.float32(sixths[x])
+        hue = start - quotient if sixths[x] & np.uint8(1) else (start + quotient) - ONE
+        hue = hue * SIXTH + ONE
+        hue = (hue - np.floor(hue)) + turn
+        hue = (hue - np.floor(hue)) * SIX
+        sixth = np.int32(hue)
+        part, pale = (hue - np.float32(sixth)) * saturation, ONE - saturation
+        unit = (ONE - part if sixth & np.int32(1) else part + pale) * value
+        between[x], sixths[x] = np.uint8(unit * FROM_UNIT), np.uint8(sixth)
+
+
+@kernel
+def _place_levels(highest, between, lowest, sixths, red, green, blue):
+    for x in range(red.size):
+        high, middle, low, sixth = highest[x], between[x], lowest[x], sixths[x]
+        red[x] = high if (sixth == 0) | (sixth >= 5) else low if (sixth == 2) | (sixth == 3) else middle
+        green[x] = high if (sixth == 1) | (sixth == 2) else low if sixth >= 4 else middle
+        blue[x] = high if (sixth == 3) | (sixth == 4) else low if sixth <= 1 else middle
 
 
 @kernel

@@ -6,54 +6,27 @@ processors since 2013 have an instruction for it, and one to multiply and round.
 known beforehand go through memory, tap by tap, where registers would hold them. `benchmarks/augmentation.py --plain`
 tells what a processor without such instructions, an ARM one, say, has to do without.
 
-All of it is one file, because numba compiles a function anew when its own file has changed, and no other.
+What kernels call is in the file of the kernel: numba compiles it anew when that has changed, and no other. `vectors` is
+for what generates the instructions.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numba
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
-from numba.core.errors import TypingError
-from numba.core.registry import cpu_target
 from numba.extending import intrinsic
-from numba.np.arrayobj import make_array
 
 from .kernels import kernel
+from .vectors import BEST, NUM_WINDOWS, WIDTH, WINDOW, Vectors, check, vector
 
 MAX_PRECISION = 22
 # Some images are read-only: without a signature, each kind would be compiled for.
 CROP = types.void(types.Array(types.uint8, 4, "C", readonly=True), types.int64[:, ::1], types.uint8[:, :, :, ::1])
-
-
-class Instructions(NamedTuple):
-    """Those of a processor: to fill a register from `num_windows` windows of `window` bytes, to sum products of pairs,
-    and to multiply fractions of 15 bits, rounding."""
-
-    feature: str
-    num_windows: int
-    window: int
-    shuffle: str
-    multiply: str
-    scale: str
-
-
-_KNOWN = (
-    Instructions(
-        "+avx512vbmi", 1, 64,
-        "llvm.x86.avx512.permvar.qi.512", "llvm.x86.avx512.pmaddw.d.512", "llvm.x86.avx512.pmul.hr.sw.512",
-    ),
-    Instructions("+avx2", 2, 16, "llvm.x86.avx2.pshuf.b", "llvm.x86.avx2.pmadd.wd", "llvm.x86.avx2.pmul.hr.sw"),
-)  # fmt: skip
-_FEATURES = cpu_target.target_context.codegen().magic_tuple()[2].split(",")
-BEST = next((kind for kind in _KNOWN if kind.feature in _FEATURES), None)
-# Values that a window, and that a register gives at a time: each is made of pairs of bytes, four bytes wide.
-WINDOW, NUM_WINDOWS = (BEST.window, BEST.num_windows) if BEST else (0, 1)
-WIDTH = WINDOW * NUM_WINDOWS // 4
 SUMS = 32
 
 
@@ -68,42 +41,73 @@ def _weigh(typing_context, lines, y, starts, places, weights, half, shift, out):
     starts
         (blocks · NUM_WINDOWS,), int64: where each window begins.
     places
-        (blocks, WIDTH, 4), uint8: the first value's place in its window, anything, the second one's, anything.
+        (blocks, 4 · WIDTH), uint8: the first value's place in its window, anything, the second one's, anything.
     weights
         (pairs, blocks, WIDTH, 2), int16; each pair's values lie two further on than those of the pair before.
     y, half, shift
         int64.
     """
-    _check((lines, "uint8"), (starts, "int64"), (places, "uint8"), (weights, "int16"), (out, "uint8"))
+    check((lines, "uint8"), (starts, "int64"), (places, "uint8"), (weights, "int16"), (out, "uint8"))
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if BEST is None:
             return context.get_dummy_value()
-        v = _Vectors(context, builder, signature, args)
+        v = Vectors(context, builder, signature, args)
         y, half, shift = args[1], v.spread_32(args[5]), v.spread_32(args[6])
         (num_pairs, num_blocks), number = v.shapes[4][:2], y.type
         line, target = v.line(0, y), v.line(7, y)
-        low_bytes = ir.Constant(_vector(16, 2 * WIDTH), [255] * (2 * WIDTH))
+        low_bytes = ir.Constant(vector(16, 2 * WIDTH), [255] * (2 * WIDTH))
         with cgutils.for_range(builder, num_blocks) as blocks:
-            at = builder.mul(blocks.index, number(NUM_WINDOWS))
-            windows = [v.load(v.data[2], builder.add(at, number(i)), number) for i in range(NUM_WINDOWS)]
-            places = v.load(v.data[3], builder.mul(blocks.index, number(4 * WIDTH)), _vector(8, 4 * WIDTH))
             total = cgutils.alloca_once(builder, half.type)
             builder.store(half, total)
             with cgutils.for_range(builder, num_pairs) as pairs:
-                further = builder.mul(pairs.index, number(2))
-                parts = [v.load(line, builder.add(start, further), _vector(8, WINDOW)) for start in windows]
-                taken = v.call(BEST.shuffle, places.type, v.join(parts), places)
+                further = builder.gep(line, [builder.mul(pairs.index, number(2))])
+                taken = v.take(further, blocks.index)
                 values = builder.and_(builder.bitcast(taken, low_bytes.type), low_bytes)
                 row = builder.add(builder.mul(pairs.index, num_blocks), blocks.index)
                 factors = v.load(v.data[4], builder.mul(row, number(2 * WIDTH)), low_bytes.type)
-                products = v.call(BEST.multiply, _vector(32, WIDTH), values, factors)
+                products = v.call(BEST.multiply, vector(32, WIDTH), values, factors)
                 builder.store(builder.add(builder.load(total), products), total)
-            levels = builder.trunc(builder.ashr(builder.load(total), shift), _vector(8, WIDTH))
+            levels = builder.trunc(builder.ashr(builder.load(total), shift), vector(8, WIDTH))
             v.store(levels, target, builder.mul(blocks.index, number(WIDTH)))
         return context.get_dummy_value()
 
     return types.void(lines, y, starts, places, weights, half, shift, out), generate
+
+
+@intrinsic
+def _blend_neighbours(typing_context, lines, y, starts, places, weights, precision, out):
+    """Write line `y` of `out`: one value of line `y` times weight / 2^`precision`, and the one after it for the rest.
+
+    Parameters
+    ----------
+    lines, starts, y, out
+        As `_weigh`'s, but with blocks of 2 · WIDTH values.
+    places
+        (blocks, 4 · WIDTH), uint8: of each value, and of the one after it, in its window.
+    weights
+        (1, blocks, WIDTH, 2), int16: one a value.
+    precision
+        int64, 14 or 15 bits.
+    """
+    check((lines, "uint8"), (starts, "int64"), (places, "uint8"), (weights, "int16"), (out, "uint8"))
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if BEST is None:
+            return context.get_dummy_value()
+        v = Vectors(context, builder, signature, args)
+        y, number, words = args[1], args[1].type, vector(16, 2 * WIDTH)
+        line, target = v.line(0, y), v.line(6, y)
+        missing = v.missing_bits(args[5], words)
+        low_byte, eight = (ir.Constant(words, [value] * words.count) for value in (255, 8))
+        with cgutils.for_range(builder, v.shapes[4][1]) as blocks:
+            at = builder.mul(blocks.index, number(words.count))
+            both = builder.bitcast(v.take(line, blocks.index), words)
+            a, b = builder.and_(both, low_byte), builder.lshr(both, eight)
+            v.store(v.blend(a, b, v.load(v.data[4], at, words), missing), target, at)
+        return context.get_dummy_value()
+
+    return types.void(lines, y, starts, places, weights, precision, out), generate
 
 
 @intrinsic
@@ -117,21 +121,20 @@ def _blend_lines(typing_context, lines, y, weight, precision, out, new_y):
     y, weight, precision, new_y
         int64; the precision is 14 or 15 bits, the weight below 2^15.
     """
-    _check((lines, "uint8"), (out, "uint8"))
+    check((lines, "uint8"), (out, "uint8"))
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if BEST is None:
             return context.get_dummy_value()
-        v = _Vectors(context, builder, signature, args)
+        v = Vectors(context, builder, signature, args)
         y, weight, precision, _, new_y = args[1:]
-        number, words = y.type, _vector(16, 2 * WIDTH)
+        number, words = y.type, vector(16, 2 * WIDTH)
         line, next_line, target = v.line(0, y), v.line(0, builder.add(y, number(1))), v.line(4, new_y)
         weight = v.spread(builder.trunc(weight, words.element), words.count)
-        missing = v.spread(builder.trunc(builder.sub(number(15), precision), words.element), words.count)
+        missing = v.missing_bits(precision, words)
         with cgutils.for_range_slice(builder, number(0), v.shapes[4][1], number(words.count), number) as (x, _):
-            a, b = (builder.zext(v.load(data, x, _vector(8, words.count)), words) for data in (line, next_line))
-            more = v.call(BEST.scale, words, builder.shl(builder.sub(a, b), missing), weight)
-            v.store(builder.trunc(builder.add(b, more), _vector(8, words.count)), target, x)
+            a, b = (builder.zext(v.load(data, x, vector(8, words.count)), words) for data in (line, next_line))
+            v.store(v.blend(a, b, weight, missing), target, x)
         return context.get_dummy_value()
 
     return types.void(lines, y, weight, precision, out, new_y), generate
@@ -152,10 +155,10 @@ def _sum_pairs(typing_context, source, offsets, weights, num_taps, length, out):
     num_taps, length
         int64.
     """
-    _check((source, "uint8 float32"), (offsets, "int64"), (weights, "float32"), (out, "uint8 float32"))
+    check((source, "uint8 float32"), (offsets, "int64"), (weights, "float32"), (out, "uint8 float32"))
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        v = _Vectors(context, builder, signature, args)
+        v = Vectors(context, builder, signature, args)
         num_taps, length = args[3:5]
         number, reals = length.type, ir.VectorType(ir.FloatType(), SUMS)
         zeros = ir.Constant(reals, [0.0] * SUMS)
@@ -163,7 +166,7 @@ def _sum_pairs(typing_context, source, offsets, weights, num_taps, length, out):
         def load(place: Any) -> Any:
             if source.dtype == types.float32:
                 return v.load(v.data[0], place, reals)
-            return builder.zext(v.load(v.data[0], place, _vector(8, SUMS)), _vector(16, SUMS))
+            return builder.zext(v.load(v.data[0], place, vector(8, SUMS)), vector(16, SUMS))
 
         def add(a: Any, b: Any) -> Any:
             return builder.fadd(a, b) if source.dtype == types.float32 else builder.uitofp(builder.add(a, b), reals)
@@ -180,75 +183,14 @@ def _sum_pairs(typing_context, source, offsets, weights, num_taps, length, out):
             result = builder.load(total)
             if out.dtype == types.uint8:
                 rounded = v.call("llvm.rint.v32f32", reals, result)
-                result = builder.trunc(builder.fptosi(rounded, _vector(32, SUMS)), _vector(8, SUMS))
+                result = builder.trunc(builder.fptosi(rounded, vector(32, SUMS)), vector(8, SUMS))
             v.store(result, v.data[5], x)
         return context.get_dummy_value()
 
     return types.void(source, offsets, weights, num_taps, length, out), generate
 
 
-def _check(*arrays: tuple[Any, str]) -> None:
-    """See that each is a contiguous array of one of these types, for vectors are loaded without a further look."""
-    for array, dtypes in arrays:
-        if not isinstance(array, types.Array) or array.layout != "C" or str(array.dtype) not in dtypes.split():
-            raise TypingError(f"{array} must be a contiguous array of {dtypes}")
-
-
-def _vector(bits: int, count: int) -> ir.VectorType:
-    return ir.VectorType(ir.IntType(bits), count)
-
-
-class _Vectors:
-    """Loads, stores and rearranges vectors; `data`, `shapes` and `strides` are those of the arguments, by place."""
-
-    def __init__(self, context: Any, builder: Any, signature: Any, args: Any):
-        self.builder = builder
-        arrays = {
-            i: make_array(kind)(context, builder, args[i])
-            for i, kind in enumerate(signature.args)
-            if isinstance(kind, types.Array)
-        }
-        self.data = {i: array.data for i, array in arrays.items()}
-        self.shapes, self.strides = (
-            {i: cgutils.unpack_tuple(builder, getattr(array, name)) for i, array in arrays.items()}
-            for name in ("shape", "strides")
-        )
-
-    def line(self, i: int, y: Any) -> Any:
-        """Return where line `y` of the argument begins."""
-        return self.builder.gep(self.data[i], [self.builder.mul(y, self.strides[i][0])])
-
-    def load(self, start: Any, at: Any, kind: Any) -> Any:
-        return self.builder.load(self._place(start, at, kind), align=1)
-
-    def store(self, value: Any, start: Any, at: Any) -> None:
-        self.builder.store(value, self._place(start, at, value.type), align=1)
-
-    def _place(self, start: Any, at: Any, kind: Any) -> Any:
-        return self.builder.bitcast(self.builder.gep(start, [at]), kind.as_pointer())
-
-    def spread(self, value: Any, count: int) -> Any:
-        """Return a vector of `count` times the value."""
-        kind = ir.VectorType(value.type, count)
-        one = self.builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.IntType(32)(0))
-        return self.builder.shuffle_vector(one, one, ir.Constant(_vector(32, count), [0] * count))
-
-    def spread_32(self, value: Any) -> Any:
-        """Return WIDTH times the low half of the value."""
-        return self.spread(self.builder.trunc(value, ir.IntType(32)), WIDTH)
-
-    def join(self, parts: list[Any]) -> Any:
-        """Return one vector of 1 or 2."""
-        if len(parts) == 1:
-            return parts[0]
-        count = 2 * parts[0].type.count
-        return self.builder.shuffle_vector(*parts, ir.Constant(_vector(32, count), [*range(count)]))
-
-    def call(self, name: str, result: Any, *values: Any) -> Any:
-        function = ir.FunctionType(result, [value.type for value in values])
-        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, function, name), values)
-
-
+blend_neighbours: Any = _blend_neighbours
 blend_lines: Any = _blend_lines
 weigh: Any = _weigh
 sum_pairs: Any = _sum_pairs
@@ -292,36 +234,45 @@ def _taps(old, new):
 
 
 @kernel
-def _windows(first, weights):
-    """Return the same as `weigh` takes it: starts, places and weights; no weights if a window is too short."""
+def _windows(axis):
+    """Return whether each output is a blend of two neighbours, and starts, places and weights as `blend_neighbours`
+    takes them then, or else `weigh`; no weights where windows are too short for it."""
+    first, weights, precision = axis
     new, num_taps = weights.shape
-    per_window, per_block = max(WINDOW // 4, 1), max(WIDTH, 1)
-    num_blocks = (new + per_block - 1) // per_block
+    is_blend = num_taps == 2 and (weights.sum(axis=1) == 1 << precision).all()
+    size = 2 if is_blend else 4  # bytes that an output is made of
+    num_blocks = (new * size + 4 * WIDTH - 1) // max(4 * WIDTH, 1)
     starts = np.zeros(num_blocks * NUM_WINDOWS, np.int64)
-    places = np.zeros((num_blocks, per_block, 4), np.uint8)
-    pairs = np.zeros((num_taps // 2, num_blocks, per_block, 2), np.int16)
+    places = np.zeros((num_blocks, 4 * WIDTH), np.uint8)
+    factors = np.zeros((num_taps // 2, num_blocks, WIDTH, 2), np.int16)
     for x in range(new):
-        start = first[x // per_window * per_window]
-        starts[x // per_window] = start
-        if first[x] + 1 - start >= WINDOW:
-            return starts, places, pairs[:0]
-        block, i = x // per_block, x % per_block
-        places[block, i, 0] = first[x] - start
-        places[block, i, 2] = first[x] - start + 1
+        if WINDOW and x * size % WINDOW == 0:
+            starts[x * size // WINDOW] = first[x]
+        place = first[x] - starts[x * size // WINDOW] if WINDOW else 0
+        if place + 1 >= WINDOW:
+            return is_blend, starts, places, factors[:0]
+        taken = places.reshape(-1)[x * size : (x + 1) * size]
+        taken[0], taken[size // 2] = place, place + 1
+        if is_blend:
+            factors.reshape(-1)[x] = weights[x, 0]
+            continue
         for tap in range(num_taps):
-            pairs[tap // 2, block, i, tap % 2] = weights[x, tap]
-    return starts, places, pairs
+            factors[tap // 2].reshape(-1)[2 * x + tap % 2] = weights[x, tap]
+    return is_blend, starts, places, factors
 
 
 @kernel
 def _resize_lines(lines, axis, windows, out):
-    """Write to each line of `out` a value for each weight, and up to WIDTH - 1 more."""
+    """Write to each line of `out` a value for each weight, and up to 2 · WIDTH - 1 more."""
     first, weights, precision = axis
-    starts, places, pairs = windows
+    is_blend, starts, places, factors = windows
     half = (1 << precision) >> 1
     for y in range(len(lines)):
-        if len(pairs):
-            weigh(lines, y, starts, places, pairs, half, precision, out)
+        if len(factors):
+            if is_blend:
+                blend_neighbours(lines, y, starts, places, factors, precision, out)
+            else:
+                weigh(lines, y, starts, places, factors, half, precision, out)
             continue
         for x in range(len(weights)):
             total, inputs = np.int32(half), lines[y, first[x] :]
@@ -392,14 +343,14 @@ def crop_and_resize(images, boxes, out):
     planes = np.empty((num_channels * largest_height, 2 * largest_width + 64), np.uint8)
     lines = np.empty(((num_channels + 1) * largest_height, new_width + 2 * WIDTH), np.uint8)
     axis = _taps(1, 1)
-    known_x, known_y = [(axis, _windows(axis[0], axis[1]))], [axis]
+    known_x, known_y = [(axis, _windows(axis))], [axis]
     place_x, place_y = np.zeros(largest_width + 1, np.int64), np.zeros(largest_height + 1, np.int64)
     for i in range(num_images):
         top, left, height, width = boxes[i]
         if not place_x[width]:
             axis = _taps(width, new_width)
             place_x[width] = len(known_x)
-            known_x.append((axis, _windows(axis[0], axis[1])))
+            known_x.append((axis, _windows(axis)))
         if not place_y[height]:
             place_y[height] = len(known_y)
             known_y.append(_taps(height, new_height))
