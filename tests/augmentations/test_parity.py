@@ -252,9 +252,9 @@ def test_resizing_looks_no_further_than_its_memory_reaches():
         if num_taps == 2:
             assert precision in (14, 15)
         if r.WIDTH:
-            starts, _, pairs = r._windows(first, weights)
-            if len(pairs):
-                assert starts.max() + 2 * (len(pairs) - 1) + r.WINDOW <= 2 * old + 64
+            _, starts, _, factors = r._windows((first, weights, precision))
+            if len(factors):
+                assert starts.max() + 2 * (len(factors) - 1) + r.WINDOW <= 2 * old + 64
 
 
 def test_grey_of_a_large_white_image_is_white():
