@@ -415,19 +415,22 @@ class BaseTrainer(nn.Module):
         log.info("The learning rate is %g, for a batch of %d over all processes.", lr, whole)
 
     def _look_for_untrained(self) -> None:
-        """Say which trainable parameters no optimizer has; refuse an optimizer that has none of them."""
-        optimized = {
-            id(parameter)
-            for part in self._stateful.values()
-            for group in getattr(part, "param_groups", ())
-            for parameter in group["params"]
-        }
+        """Say which trainable parameters no optimizer has; refuse an optimizer that has none of those it should."""
+        groups = {name: part.param_groups for name, part in self._stateful.items() if hasattr(part, "param_groups")}
+        optimized = {id(p): name for name in groups for group in groups[name] for p in group["params"]}
         trainable = {name: id(p) for name, p in self.named_parameters() if p.requires_grad}
         left_out = [name for name, key in trainable.items() if key not in optimized]
-        if len(left_out) == len(trainable):
+        if "optimizer" not in (optimized.get(key) for key in trainable.values()):
             raise ConfigError("optim.optimizer: has none of the parameters of module and loss.")
         if left_out:
             log.warning("No optimizer has %s: only those of module and loss are trained.", ", ".join(left_out))
+
+    def _look_for_unused(self) -> None:
+        """Say which modules nothing is learned in, for no gradient has reached them."""
+        for name, module in self.module.items():
+            trainable = [p for p in module.parameters() if p.requires_grad]
+            if trainable and all(p.grad is None for p in trainable):
+                log.warning("module.%s: no gradient reaches it in the first step. Does compute_loss use it?", name)
 
     def _count_batches(self) -> int:
         """Return the mini-batches of an epoch; for a stream without a length, the most that it may have."""
@@ -646,6 +649,8 @@ class BaseTrainer(nn.Module):
             self._sum_gradients()
         if not self._num_backward:
             return False
+        if self.global_step == 0:
+            self._look_for_unused()
         # The loss was divided by the planned size; a group that lost mini-batches is put right here.
         self._apply_gradients(self._group_size * self.world_size / self._num_backward)
         return True
@@ -684,19 +689,21 @@ class BaseTrainer(nn.Module):
     def _total_loss(self, losses: Any) -> Tensor:
         """Log what `compute_loss` returned, and return the sum."""
         total: Any = None
+        named: Mapping[str, Any] = {}
         if isinstance(losses, Tensor):
             total = losses
         elif isinstance(losses, (Mapping, list, tuple)) and losses:
             named = losses if isinstance(losses, Mapping) else {f"loss_{i}": loss for i, loss in enumerate(losses)}
-            for name, value in named.items():
-                self.log(name, value)
-            total = sum(named.values())
+            with contextlib.suppress(TypeError):  # something among them is no number: said below
+                total = sum(named.values())
         if not isinstance(total, Tensor) or total.numel() != 1 or not total.requires_grad:
             what = describe_batch(losses) if isinstance(losses, Tensor | Mapping | list | tuple) else repr(losses)
             raise TypeError(
                 f"{type(self).__name__}.compute_loss() returned {what}; expected a scalar tensor that depends on "
                 "trainable parameters, or a list or dict of them."
             )
+        for name, value in named.items():
+            self.log(name, value)
         if self._logging:
             self.log("loss", total)
         return total

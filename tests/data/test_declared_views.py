@@ -11,7 +11,7 @@ from torchvision.datasets import ImageFolder
 from toys import Toy
 
 from stable_ssl import ConfigError, DataError
-from stable_ssl.augmentations import EvalView, MultiView, SimCLRViews
+from stable_ssl.augmentations import EvalView, HorizontalFlip, MultiView, SimCLRViews, View
 from stable_ssl.data import Digits, Loader
 
 VIEWS = SimCLRViews(12, mean=[0.5], std=[0.5])
@@ -59,6 +59,11 @@ def assert_same(one, other):
 @pytest.fixture(scope="module")
 def digits():
     return Digits("test", size=14)
+
+
+def test_a_list_of_views_is_a_multi_view_and_an_operation_a_view():
+    assert Loader(Digits(), 8, views=list(VIEWS.views)).views == MultiView(VIEWS.views)
+    assert Loader(Digits(), 8, views=HorizontalFlip()).views == View([HorizontalFlip()])
 
 
 def test_a_batch_is_a_list_of_views_and_the_labels(digits):

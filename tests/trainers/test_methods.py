@@ -143,6 +143,7 @@ def test_a_loss_that_is_missing_or_not_wanted_is_an_error_at_set_up(tmp_path):
         ("byol", None, "such as NegativeCosineSimilarity"),
         ("swav", losses.NTXEntLoss(), "needs a SwAVLoss"),
         ("dino", losses.NTXEntLoss(), "makes its own"),
+        ("simclr", losses.MoCoLoss(8, 40), "for a SelfDistillationTrainer"),
     ):
         trainer = make(name, tmp_path / name)
         trainer.loss = loss
@@ -181,6 +182,44 @@ def test_labels_that_are_missing_where_they_are_needed_are_named_at_the_first_st
         trainer()
 
 
+@pytest.mark.parametrize("label", [0.5, "cat", torch.zeros(3, dtype=torch.int64)])
+def test_labels_that_are_no_numbers_of_classes_are_named_at_the_first_step(tmp_path, label):
+    trainer = make("simclr", tmp_path / "run")
+    trainer.data["train"] = Loader([(image.numpy().transpose(1, 2, 0), label) for image, _ in images()], 16, views=TWO)
+    with pytest.raises(DataError, match=r"needs labels of whole numbers, \(batch,\), or none"):
+        trainer()
+
+
+@pytest.mark.parametrize("probe", [nn.Linear(7, 4), nn.Linear(8, 1)], ids=["width", "classes"])
+def test_a_probe_that_does_not_suit_is_named(tmp_path, probe):
+    trainer = make("simclr", tmp_path / "run")
+    trainer.module["projector_classifier"] = probe
+    with pytest.raises((RuntimeError, IndexError)) as caught:
+        trainer()
+    assert any("module.projector_classifier gets features (32, 8)" in note for note in caught.value.__notes__)
+
+
+def test_a_module_that_nothing_uses_is_named(tmp_path, capsys):
+    trainer = make("simclr", tmp_path / "run", optim={"epochs": 1})
+    trainer.logger["level"] = 30
+    trainer.module["projektor"] = nn.Linear(8, 8)
+    trainer()
+    said = capsys.readouterr().err
+    assert said.count("no gradient reaches it") == 1
+    assert "module.projektor: no gradient" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "parameter"), [("dino", "warmup_epochs_temperature_teacher"), ("swav", "queue_start_epoch")]
+)
+def test_a_negative_number_of_epochs_is_refused(tmp_path, name, parameter):
+    trainer = make(name, tmp_path / "run")
+    setattr(trainer, parameter, -1)
+    trainer._attributes[parameter] = -1
+    with pytest.raises(ConfigError, match=f"{parameter}: -1 is not a count of epochs"):
+        trainer.setup()
+
+
 def test_masks_of_other_patches_are_named_at_the_first_step(tmp_path):
     trainer = make("mae", tmp_path / "run")
     trainer.data["train"] = Loader(images(), 16, views=MultiView([VIEW], [RandomMask((2, 2), 0.5)]))
@@ -190,8 +229,8 @@ def test_masks_of_other_patches_are_named_at_the_first_step(tmp_path):
 
 def test_missing_masks_are_named_at_the_first_step(tmp_path):
     trainer = make("mae", tmp_path / "run")
-    trainer.data["train"] = Loader(images(), 16, views=TWO)
-    with pytest.raises((DataError, ConfigError), match="needs 1 views|needs 1 masks"):
+    trainer.data["train"] = Loader(images(), 16, views=VIEW)
+    with pytest.raises(DataError, match="needs masks of type bool after the view, 1 in number"):
         trainer()
 
 

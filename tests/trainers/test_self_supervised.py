@@ -141,6 +141,29 @@ def test_metrics_without_the_probe_that_predicts_are_refused_at_the_start(make_t
         make_toy(JointEmbeddingTrainer, data, modules, loss=NTXEntLoss(), logger={"metric": metric}).setup()
 
 
+def test_probes_that_are_shown_nothing_say_so(make_simclr):
+    class Unwatched(JointEmbeddingTrainer):
+        def compute_loss(self):
+            return self.module["projector"](self.forward(self.views()[0])).square().mean()
+
+    with pytest.raises(RuntimeError, match="backbone_classifier has nothing to learn from"):
+        make_simclr("run", True, cls=Unwatched)()
+
+
+def test_the_probes_optimizer_does_not_hide_that_the_method_has_none(make_simclr):
+    others = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    with pytest.raises(ConfigError, match="has none of the parameters"):
+        make_simclr("run", True, optimizer=others).setup()
+
+
+@pytest.mark.parametrize("loss", [lambda a, b: {"x": (a - b).mean()}, lambda a, b: (a - b).mean(1)])
+def test_a_loss_that_is_no_number_is_described(make_simclr, loss):
+    trainer = make_simclr("run")
+    trainer.loss.forward = loss
+    with pytest.raises(TypeError, match=r"returned \{loss_ssl: .*; expected a scalar tensor"):
+        trainer()
+
+
 def test_a_missing_loss_is_named_at_the_start(make_toy):
     modules = {"backbone": nn.Linear(8, 16), "projector": nn.Linear(16, 4)}
     with pytest.raises(ConfigError, match="loss: JointEmbeddingTrainer needs"):

@@ -153,8 +153,8 @@ def _turn_hue(red, green, blue, turn):
 
 @kernel
 def _sort_levels(red, green, blue, highest, between, lowest, sixths):
-    """Write the levels of each pixel, and its sixth of the circle: 0 for the one before red, 1 for the one after it, then
-    those of green, then of blue; in odd ones, the hue rises with the level between."""
+    """Write the levels of each pixel, and its sixth of the circle: 0 is the one before red, 1 the one after it; those
+    of green follow, then those of blue. In odd ones, the hue rises with the level between."""
     for x in range(red.size):
         r, g, b = red[x], green[x], blue[x]
         low, high = min(r, g), max(r, g)

@@ -33,16 +33,16 @@ def find(source: str | None, folder: str | None = None) -> tuple[Path, str]:
         There is no such thing; the nearest names are given.
     """
     if source is None:
-        raise ConfigError("train: which? Give a recipe's name or a YAML file; `stable-ssl recipes` lists the recipes.")
+        raise ConfigError("which? Give a recipe's name or a YAML file; `stable-ssl recipes` lists the recipes.")
     path = Path(folder or ".", source)
     if folder is not None or path.suffix in (".yaml", ".yml"):
         path = path if path.suffix in (".yaml", ".yml") else path.with_name(path.name + ".yaml")
         if not path.is_file():
-            raise ConfigError(f"train: no file '{path}'.")
+            raise ConfigError(f"no file '{path}'.")
         return path.parent.resolve(), path.stem
     if source not in recipe_names():
         known = recipe_names()
-        raise ConfigError(f"train: no recipe '{source}'{nearest(source, known)} There are: {', '.join(known)}.")
+        raise ConfigError(f"no recipe '{source}'{nearest(source, known)} There are: {', '.join(known)}.")
     return RECIPES, source
 
 

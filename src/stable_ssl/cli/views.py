@@ -19,8 +19,13 @@ CELL, LINE, MARGIN = 192, 13, 6  # pixels
 
 def main(args: argparse.Namespace, rest: list[str]) -> int:
     """Draw the views of a recipe's training data."""
+    from PIL import Image
+
     if args.samples < 1:
         raise ConfigError(f"views: --samples {args.samples} is not a count of at least 1.")
+    known = Image.registered_extensions()
+    if (suffix := Path(args.out).suffix.lower()) not in known:
+        raise ConfigError(f"views: --out {args.out}: '{suffix}' is no kind of picture; .png is one.")
     with importable(Path.cwd(), find(args.source)[0]):
         trainer = compose(args.source, [*args.overrides, *rest])["trainer"]
         if "train" not in trainer.get("data", {}):

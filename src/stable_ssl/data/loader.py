@@ -12,7 +12,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler
 from torch.utils.data.dataloader import default_collate, default_convert
 
-from ..augmentations import MultiView
+from ..augmentations import MultiView, View
+from ..augmentations.operations import Operation
 from ..exceptions import ConfigError, DataError
 from ..runtime.device import describe_batch
 from ..runtime.preemption import StopWaiting
@@ -40,7 +41,7 @@ class Loader:
         made by the batch, as a function of (seed, epoch, index, view): of images in memory where they fit and never
         change, one batch ahead of the one in use and without workers; else by the workers that read them. Any other
         transform, or a list of them, is applied to each sample where it is read. Several give a list of views: the
-        batch is `[[view_1, view_2], labels]`.
+        batch is `[[view_1, view_2], labels]`. A list of `View`s is a `MultiView`.
     on
         Where declared views are made: "cpu"; "device", the run's, of images of one size; or "auto": on a CUDA device
         where the images are held and take less than a quarter of its memory, else on the CPU. The log says which.
@@ -92,6 +93,10 @@ class Loader:
             raise ConfigError(f"num_workers: {num_workers!r} is not a count.")
         if not (views is None or callable(views) or (isinstance(views, Sequence) and all(map(callable, views)))):
             raise ConfigError(f"views: {views!r} is neither a transform nor a list of them.")
+        if isinstance(views, Operation):
+            views = View([views])
+        elif isinstance(views, Sequence) and views and all(isinstance(view, View) for view in views):
+            views = MultiView(views)  # type: ignore[arg-type]
         if len(dataset) == 0:
             raise ConfigError(f"dataset: this {type(dataset).__name__} is empty.")
         if shuffle and (sampler is not None or batch_sampler is not None):

@@ -39,6 +39,7 @@ class DINOTrainer(SelfDistillationTrainer):
 
     def _build_modules(self) -> nn.ModuleDict:
         modules = super()._build_modules()
+        self._check_counts("freeze_prototypes_epochs", "warmup_epochs_temperature_teacher")
         if self.loss is not None:
             raise ConfigError(
                 "loss: DINOTrainer makes its own, of temperature_student and center_momentum; leave it out."

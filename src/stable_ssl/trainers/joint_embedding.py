@@ -6,6 +6,7 @@ import inspect
 
 from torch import Tensor, nn
 
+from ..exceptions import ConfigError
 from ..modules.multi_crop import forward_views
 from .self_supervised import SelfSupervisedTrainer
 
@@ -25,6 +26,14 @@ class JointEmbeddingTrainer(SelfSupervisedTrainer):
         """Return how many embeddings the loss takes: two, or, where it takes any number, two and more."""
         takes = inspect.signature(getattr(self.loss, "forward", self.loss)).parameters.values()
         return 2, None if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in takes) else 2
+
+    def _check_loss(self) -> None:
+        super()._check_loss()
+        if hasattr(self.loss, "update"):
+            raise ConfigError(
+                f"loss: {type(self.loss).__name__} has update(), for what a teacher makes: it is for a "
+                "SelfDistillationTrainer."
+            )
 
     def forward(self, images: Tensor) -> Tensor:
         """Return representations, (batch, dim)."""

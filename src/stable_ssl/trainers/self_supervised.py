@@ -90,6 +90,11 @@ class SelfSupervisedTrainer(BaseTrainer):
         if self.usual_loss is not None and not callable(self.loss):
             raise ConfigError(f"loss: {type(self).__name__} needs one, such as {self.usual_loss}.")
 
+    def _check_counts(self, *names: str) -> None:
+        for name in names:
+            if not isinstance(value := getattr(self, name), int) or value < 0:
+                raise ConfigError(f"{name}: {value!r} is not a count of epochs.")
+
     def view_counts(self) -> tuple[int, int | None]:
         """Return how many views of an image the method needs, and how many it can use, None for any number."""
         return 1, None
@@ -116,7 +121,7 @@ class SelfSupervisedTrainer(BaseTrainer):
     def _check_number(self, count: int) -> None:
         least, most = self._view_counts
         if count < least or (most is not None and count > most):
-            wanted = f"{least} views" if most == least else f"at least {least} views"
+            wanted = f"{'at least ' if most != least else ''}{least} view{'s' if least > 1 else ''}"
             raise ConfigError(
                 f"data.train: {type(self).__name__} needs {wanted} of each image, not {count}. Give the Loader as many "
                 "views, or the data set a MultiViewSampler with as many transforms."
@@ -139,19 +144,23 @@ class SelfSupervisedTrainer(BaseTrainer):
         parts = self.batch[0] if self._labels is not None else self.batch
         parts = [parts] if isinstance(parts, Tensor) and self._view_counts[0] == 1 else parts
         if not isinstance(parts, list | tuple) or not all(isinstance(part, Tensor) for part in parts):
-            raise DataError(
-                f"{type(self).__name__} needs {self._view_counts[0]} views of each image, [[view_1, view_2], labels], "
-                f"but the batch is {describe_batch(self.batch)}. Give the Loader views, or the data set a "
-                "MultiViewSampler."
-            )
+            if isinstance(self.batch, list | tuple) and isinstance(self.batch[0], list | tuple):
+                needed, advice = "labels of whole numbers, (batch,), or none", "Have the data set give such labels."
+            else:
+                needed = f"{self._view_counts[0]} views of each image, [[view_1, view_2], labels]"
+                advice = "Give the Loader views, or the data set a MultiViewSampler."
+            raise self._unsuited(needed, advice)
         views, masks = list(parts[: len(parts) - self.num_masks]), list(parts[len(parts) - self.num_masks :])
-        self._check_number(len(views))
-        if not all(mask.dtype == torch.bool for mask in masks):
-            raise DataError(
-                f"{type(self).__name__} needs {self.num_masks} masks of type bool after the view, but the batch is "
-                f"{describe_batch(self.batch)}. MAEViews and IJEPAViews make them."
+        if len(masks) < self.num_masks or not all(mask.dtype == torch.bool for mask in masks):
+            raise self._unsuited(
+                f"masks of type bool after the view, {self.num_masks} in number", "MAEViews and IJEPAViews make them."
             )
+        self._check_number(len(views))
         return views, masks
+
+    def _unsuited(self, needed: str, advice: str) -> DataError:
+        batch = describe_batch(self.batch)
+        return DataError(f"{type(self).__name__} needs {needed}, but the batch is {batch}. {advice}")
 
     def watch(self, representations: list[Tensor], embeddings: list[Tensor] | None = None) -> None:
         """Show probes and monitors what the networks make of each view, (batch, dim).
@@ -213,11 +222,17 @@ class SelfSupervisedTrainer(BaseTrainer):
         total: Any = 0.0
         for name, probe in self.probes.items():
             features = getattr(self, self._FEATURES[name])
-            scores = probe(features.detach().float())
-            targets = labels.repeat(len(scores) // len(labels))
-            labelled = targets >= 0
-            count = labelled.sum().clamp(min=1)
-            losses = nn.functional.cross_entropy(scores, targets.clamp(min=0), reduction="none")
+            if features is None:
+                raise RuntimeError(f"{name} has nothing to learn from: compute_loss must call self.watch(…).")
+            try:
+                scores = probe(features.detach().float())
+                targets = labels.repeat(len(scores) // len(labels))
+                labelled = targets >= 0
+                count = labelled.sum().clamp(min=1)
+                losses = nn.functional.cross_entropy(scores, targets.clamp(min=0), reduction="none")
+            except (RuntimeError, IndexError) as error:  # a wrong width, or too few classes
+                error.add_note(f"module.{name} gets features {tuple(features.shape)}, and must give a score a class.")
+                raise
             loss = torch.where(labelled, losses, 0.0).sum() / count
             self.log(f"loss_{name}", loss)
             if self._logging:
