@@ -116,8 +116,9 @@ class DINOHead(nn.Module):
         batch_norm: bool = False,
     ):
         super().__init__()
-        sizes = (dim, hidden_dim, hidden_dim, bottleneck_dim)
-        self.mlp = nn.Sequential(*_perceptron(*sizes, norm=batch_norm, activation=nn.GELU))
+        self.mlp = nn.Sequential(
+            *_perceptron(dim, hidden_dim, hidden_dim, bottleneck_dim, norm=batch_norm, activation=nn.GELU)
+        )
         for layer in self.mlp:
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
@@ -127,5 +128,4 @@ class DINOHead(nn.Module):
 
     def forward(self, representations: Tensor) -> Tensor:
         """Return scores, the cosines with each prototype, (batch, out_dim)."""
-        unit = nn.functional.normalize(self.mlp(representations))
-        return unit @ nn.functional.normalize(self.prototypes.weight).T
+        return nn.functional.normalize(self.mlp(representations)) @ nn.functional.normalize(self.prototypes.weight).T

@@ -27,7 +27,6 @@ class ClusteringTrainer(JointEmbeddingTrainer):
     queue_start_epoch: int = 15
 
     def _check_loss(self) -> None:
-        self._check_counts("freeze_prototypes_epochs", "queue_start_epoch")
         if not isinstance(self.loss, SwAVLoss):
             raise ConfigError(f"loss: {type(self).__name__} needs a SwAVLoss, not a {type(self.loss).__name__}.")
 

@@ -39,28 +39,21 @@ class DINOTrainer(SelfDistillationTrainer):
 
     def _build_modules(self) -> nn.ModuleDict:
         modules = super()._build_modules()
-        self._check_counts("freeze_prototypes_epochs", "warmup_epochs_temperature_teacher")
         if self.loss is not None:
             raise ConfigError(
                 "loss: DINOTrainer makes its own, of temperature_student and center_momentum; leave it out."
             )
-        linear = [part for part in modules["projector"].modules() if isinstance(part, nn.Linear)]
-        if not linear:
+        widths = [part.out_features for part in modules["projector"].modules() if isinstance(part, nn.Linear)]
+        if not widths:
             raise ConfigError("module.projector: has no linear layer that would tell how many scores it gives.")
-        width = linear[-1].out_features
-        self.loss = DINOLoss(width, self.temperature_student, self.temperature_teacher, self.center_momentum)
+        self.loss = DINOLoss(widths[-1], self.temperature_student, self.temperature_teacher, self.center_momentum)
         return modules
 
     def compute_loss(self) -> dict[str, Tensor]:
         """Return the mean loss over the pairs of a student's view and another one of the teacher's."""
-        self.loss.temperature_teacher = self._temperature()
-        head = self.module["projector"].student
-        if isinstance(head, DINOHead):
+        warm, last = self.warmup_temperature_teacher, self.temperature_teacher
+        epoch, number = self.epoch, self.warmup_epochs_temperature_teacher
+        self.loss.temperature_teacher = last if epoch >= number else warm + (last - warm) * epoch / max(number - 1, 1)
+        if isinstance(head := self.module["projector"].student, DINOHead):
             head.prototypes.weight.requires_grad_(self.epoch >= self.freeze_prototypes_epochs)
         return super().compute_loss()
-
-    def _temperature(self) -> float:
-        """Return the teacher's temperature in the epoch at hand."""
-        warm, last = self.warmup_temperature_teacher, self.temperature_teacher
-        steps = self.warmup_epochs_temperature_teacher - 1
-        return last if self.epoch >= steps else warm + (last - warm) * self.epoch / steps

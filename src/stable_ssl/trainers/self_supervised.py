@@ -81,6 +81,9 @@ class SelfSupervisedTrainer(BaseTrainer):
                 f"logger.metric.{watched[0]}: metrics need predictions, which come from module.backbone_classifier; "
                 "there is none."
             )
+        for name in (name for cls in type(self).__mro__ for name in vars(cls).get("__annotations__", ())):
+            if "_epoch" in name and (not isinstance(value := getattr(self, name), int) or value < 0):
+                raise ConfigError(f"{name}: {value!r} is not a count of epochs.")
         if "train" in self.data:
             self._check_loss()
             self._check_views()
@@ -89,11 +92,6 @@ class SelfSupervisedTrainer(BaseTrainer):
         """See that there is a loss, as the method needs it."""
         if self.usual_loss is not None and not callable(self.loss):
             raise ConfigError(f"loss: {type(self).__name__} needs one, such as {self.usual_loss}.")
-
-    def _check_counts(self, *names: str) -> None:
-        for name in names:
-            if not isinstance(value := getattr(self, name), int) or value < 0:
-                raise ConfigError(f"{name}: {value!r} is not a count of epochs.")
 
     def view_counts(self) -> tuple[int, int | None]:
         """Return how many views of an image the method needs, and how many it can use, None for any number."""
