@@ -7,7 +7,7 @@ At 32 pixels as for CIFAR-10 (no blur, strength 0.5), and at 224 from 256 pixels
 and albumentations take them one at a time, kornia and this library in batches. All run alternately in one process; the
 figures are medians over the rounds, and the ratios medians of those of each round. They depend on the machine, so read
 the ratios. Compiling is timed apart. `--plain` measures this library alone, without the instructions that
-`stable_ssl.augmentations.resampling` has for some processors.
+`stable_ssl.augmentations.vectors` has for some processors.
 """
 
 from __future__ import annotations

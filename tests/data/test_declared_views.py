@@ -64,6 +64,8 @@ def digits():
 def test_a_list_of_views_is_a_multi_view_and_an_operation_a_view():
     assert Loader(Digits(), 8, views=list(VIEWS.views)).views == MultiView(VIEWS.views)
     assert Loader(Digits(), 8, views=HorizontalFlip()).views == View([HorizontalFlip()])
+    both = [HorizontalFlip(), VIEWS.views[0]]
+    assert Loader(Digits(), 8, views=both).views == MultiView([View([HorizontalFlip()]), VIEWS.views[0]])
 
 
 def test_a_batch_is_a_list_of_views_and_the_labels(digits):

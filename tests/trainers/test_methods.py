@@ -190,6 +190,13 @@ def test_labels_that_are_no_numbers_of_classes_are_named_at_the_first_step(tmp_p
         trainer()
 
 
+def test_labels_are_not_blamed_for_what_comes_after_them(tmp_path):
+    trainer = make("simclr", tmp_path / "run")
+    trainer.data["train"] = Loader([(image.numpy().transpose(1, 2, 0), 1, 2) for image, _ in images()], 16, views=TWO)
+    with pytest.raises(DataError, match="needs 2 views of each image"):
+        trainer()
+
+
 @pytest.mark.parametrize("probe", [nn.Linear(7, 4), nn.Linear(8, 1)], ids=["width", "classes"])
 def test_a_probe_that_does_not_suit_is_named(tmp_path, probe):
     trainer = make("simclr", tmp_path / "run")

@@ -141,6 +141,20 @@ def test_metrics_without_the_probe_that_predicts_are_refused_at_the_start(make_t
         make_toy(JointEmbeddingTrainer, data, modules, loss=NTXEntLoss(), logger={"metric": metric}).setup()
 
 
+def test_a_subclass_may_call_its_own_attributes_and_losses_as_it_likes(make_simclr):
+    class Mine(JointEmbeddingTrainer):
+        best_epoch: int | None = None
+        seconds_of_epoch: list
+
+        def compute_loss(self):
+            self.loss.update()
+            return super().compute_loss()
+
+    trainer = make_simclr("run", cls=Mine)
+    trainer.loss.update = lambda: None
+    trainer.setup()
+
+
 def test_probes_that_are_shown_nothing_say_so(make_simclr):
     class Unwatched(JointEmbeddingTrainer):
         def compute_loss(self):

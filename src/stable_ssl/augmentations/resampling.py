@@ -1,6 +1,7 @@
 """Resizing and blurring: sums over neighbours, in vector registers.
 
-This is the one place with instructions of processors; plain loops would do without, and with the same results.
+This, with `vectors`, is the one place with instructions of processors; plain loops would do without, with the same
+results.
 Neighbours in a resized line come from places that are not evenly spaced, which compilers make one load a value: x86
 processors since 2013 have an instruction for it, and one to multiply and round. Sums of a number of taps that is not
 known beforehand go through memory, tap by tap, where registers would hold them. `benchmarks/augmentation.py --plain`
@@ -240,7 +241,7 @@ def _windows(axis):
     first, weights, precision = axis
     new, num_taps = weights.shape
     is_blend = num_taps == 2 and (weights.sum(axis=1) == 1 << precision).all()
-    size = 2 if is_blend else 4  # bytes that an output is made of
+    size = 2 if is_blend else 4  # bytes that an output is made of; without vectors, nothing of this is used
     num_blocks = (new * size + 4 * WIDTH - 1) // max(4 * WIDTH, 1)
     starts = np.zeros(num_blocks * NUM_WINDOWS, np.int64)
     places = np.zeros((num_blocks, 4 * WIDTH), np.uint8)

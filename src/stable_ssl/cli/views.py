@@ -23,8 +23,8 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
 
     if args.samples < 1:
         raise ConfigError(f"views: --samples {args.samples} is not a count of at least 1.")
-    known = Image.registered_extensions()
-    if (suffix := Path(args.out).suffix.lower()) not in known:
+    suffix = Path(args.out).suffix.lower()
+    if Image.registered_extensions().get(suffix) not in Image.SAVE:
         raise ConfigError(f"views: --out {args.out}: '{suffix}' is no kind of picture; .png is one.")
     with importable(Path.cwd(), find(args.source)[0]):
         trainer = compose(args.source, [*args.overrides, *rest])["trainer"]

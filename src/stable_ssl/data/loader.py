@@ -41,7 +41,7 @@ class Loader:
         made by the batch, as a function of (seed, epoch, index, view): of images in memory where they fit and never
         change, one batch ahead of the one in use and without workers; else by the workers that read them. Any other
         transform, or a list of them, is applied to each sample where it is read. Several give a list of views: the
-        batch is `[[view_1, view_2], labels]`. A list of `View`s is a `MultiView`.
+        batch is `[[view_1, view_2], labels]`. An operation is a `View` of it alone; a list of these is a `MultiView`.
     on
         Where declared views are made: "cpu"; "device", the run's, of images of one size; or "auto": on a CUDA device
         where the images are held and take less than a quarter of its memory, else on the CPU. The log says which.
@@ -95,8 +95,8 @@ class Loader:
             raise ConfigError(f"views: {views!r} is neither a transform nor a list of them.")
         if isinstance(views, Operation):
             views = View([views])
-        elif isinstance(views, Sequence) and views and all(isinstance(view, View) for view in views):
-            views = MultiView(views)  # type: ignore[arg-type]
+        elif isinstance(views, Sequence) and views and all(isinstance(view, View | Operation) for view in views):
+            views = MultiView([View([view]) if isinstance(view, Operation) else view for view in views])  # type: ignore[misc]
         if len(dataset) == 0:
             raise ConfigError(f"dataset: this {type(dataset).__name__} is empty.")
         if shuffle and (sampler is not None or batch_sampler is not None):

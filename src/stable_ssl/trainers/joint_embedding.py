@@ -29,7 +29,7 @@ class JointEmbeddingTrainer(SelfSupervisedTrainer):
 
     def _check_loss(self) -> None:
         super()._check_loss()
-        if hasattr(self.loss, "update"):
+        if hasattr(self.loss, "update") and type(self).compute_loss is JointEmbeddingTrainer.compute_loss:
             raise ConfigError(
                 f"loss: {type(self.loss).__name__} has update(), for what a teacher makes: it is for a "
                 "SelfDistillationTrainer."

@@ -81,8 +81,9 @@ class SelfSupervisedTrainer(BaseTrainer):
                 f"logger.metric.{watched[0]}: metrics need predictions, which come from module.backbone_classifier; "
                 "there is none."
             )
-        for name in (name for cls in type(self).__mro__ for name in vars(cls).get("__annotations__", ())):
-            if "_epoch" in name and (not isinstance(value := getattr(self, name), int) or value < 0):
+        own = [cls for cls in type(self).__mro__ if cls.__module__.startswith(f"{__package__}.")]
+        for name in (name for cls in own for name in vars(cls).get("__annotations__", ()) if "_epoch" in name):
+            if not isinstance(value := getattr(self, name), int) or value < 0:
                 raise ConfigError(f"{name}: {value!r} is not a count of epochs.")
         if "train" in self.data:
             self._check_loss()
@@ -142,7 +143,8 @@ class SelfSupervisedTrainer(BaseTrainer):
         parts = self.batch[0] if self._labels is not None else self.batch
         parts = [parts] if isinstance(parts, Tensor) and self._view_counts[0] == 1 else parts
         if not isinstance(parts, list | tuple) or not all(isinstance(part, Tensor) for part in parts):
-            if isinstance(self.batch, list | tuple) and isinstance(self.batch[0], list | tuple):
+            is_pair = isinstance(self.batch, list | tuple) and len(self.batch) == 2
+            if is_pair and self._labels is None and isinstance(self.batch[0], list | tuple):
                 needed, advice = "labels of whole numbers, (batch,), or none", "Have the data set give such labels."
             else:
                 needed = f"{self._view_counts[0]} views of each image, [[view_1, view_2], labels]"
@@ -224,7 +226,7 @@ class SelfSupervisedTrainer(BaseTrainer):
                 raise RuntimeError(f"{name} has nothing to learn from: compute_loss must call self.watch(…).")
             try:
                 scores = probe(features.detach().float())
-                targets = labels.repeat(len(scores) // len(labels))
+                targets = labels.long().repeat(len(scores) // len(labels))
                 labelled = targets >= 0
                 count = labelled.sum().clamp(min=1)
                 losses = nn.functional.cross_entropy(scores, targets.clamp(min=0), reduction="none")
