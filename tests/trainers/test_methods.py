@@ -223,7 +223,7 @@ def test_a_negative_number_of_epochs_is_refused(tmp_path, name, parameter):
     trainer = make(name, tmp_path / "run")
     setattr(trainer, parameter, -1)
     trainer._attributes[parameter] = -1
-    with pytest.raises(ConfigError, match=f"{parameter}: -1 is not a count of epochs"):
+    with pytest.raises(ConfigError, match=f"{parameter}: -1 is not a count"):
         trainer.setup()
 
 

@@ -150,9 +150,12 @@ def test_a_subclass_may_call_its_own_attributes_and_losses_as_it_likes(make_simc
             self.loss.update()
             return super().compute_loss()
 
+    updates = []
     trainer = make_simclr("run", cls=Mine)
-    trainer.loss.update = lambda: None
-    trainer.setup()
+    trainer.loss.update = lambda: updates.append(1)
+    trainer()
+    assert len(updates) == trainer.global_step > 0
+    assert trainer.best_epoch is None
 
 
 def test_probes_that_are_shown_nothing_say_so(make_simclr):

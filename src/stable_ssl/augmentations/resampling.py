@@ -1,11 +1,11 @@
 """Resizing and blurring: sums over neighbours, in vector registers.
 
 This, with `vectors`, is the one place with instructions of processors; plain loops would do without, with the same
-results.
-Neighbours in a resized line come from places that are not evenly spaced, which compilers make one load a value: x86
-processors since 2013 have an instruction for it, and one to multiply and round. Sums of a number of taps that is not
-known beforehand go through memory, tap by tap, where registers would hold them. `benchmarks/augmentation.py --plain`
-tells what a processor without such instructions, an ARM one, say, has to do without.
+results. Neighbours in a resized line come from places that are not evenly spaced, which compilers make one load a
+value: x86 processors since 2013 have an instruction for it, and one to multiply and round. Sums of a number of taps
+that is not known beforehand go through memory, tap by tap, where registers would hold them.
+`benchmarks/augmentation.py --plain` tells what a processor without such instructions, an ARM one, say, has to do
+without.
 
 What kernels call is in the file of the kernel: numba compiles it anew when that has changed, and no other. `vectors` is
 for what generates the instructions.

@@ -12,13 +12,24 @@ import torch
 from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler
 from torch.utils.data.dataloader import default_collate, default_convert
 
-from ..augmentations import MultiView, View
-from ..augmentations.operations import Operation
+from ..augmentations import MultiView
 from ..exceptions import ConfigError, DataError
 from ..runtime.device import describe_batch
 from ..runtime.preemption import StopWaiting
 from ..runtime.seeding import Stream, derive_seed, preserved_generators, seed_generators
-from .views import BatchViews, Held, WithViews, as_read, choose_device, hold, one_ahead, split, stack, to_array
+from .views import (
+    BatchViews,
+    Held,
+    WithViews,
+    as_declared,
+    as_read,
+    choose_device,
+    hold,
+    one_ahead,
+    split,
+    stack,
+    to_array,
+)
 from .workers import WorkerInit, end_workers, keep_open
 
 
@@ -91,12 +102,7 @@ class Loader:
             raise ConfigError(f"batch_size: {batch_size!r} is not a count of at least 1.")
         if not _is_count(num_workers):
             raise ConfigError(f"num_workers: {num_workers!r} is not a count.")
-        if not (views is None or callable(views) or (isinstance(views, Sequence) and all(map(callable, views)))):
-            raise ConfigError(f"views: {views!r} is neither a transform nor a list of them.")
-        if isinstance(views, Operation):
-            views = View([views])
-        elif isinstance(views, Sequence) and views and all(isinstance(view, View | Operation) for view in views):
-            views = MultiView([View([view]) if isinstance(view, Operation) else view for view in views])  # type: ignore[misc]
+        views = as_declared(views)
         if len(dataset) == 0:
             raise ConfigError(f"dataset: this {type(dataset).__name__} is empty.")
         if shuffle and (sampler is not None or batch_sampler is not None):

@@ -21,8 +21,9 @@ from torchvision.datasets.folder import default_loader
 from torchvision.datasets.vision import StandardTransform
 
 from ..augmentations import MultiView, View
+from ..augmentations.operations import Operation
 from ..augmentations.views import as_array, send
-from ..exceptions import DataError
+from ..exceptions import ConfigError, DataError
 from .datasets import Digits, Parquet, to_float_tensor
 from .multi_view import MultiViewSampler
 
@@ -287,6 +288,23 @@ def _is_constant(dataset: Any) -> bool:
     if type(getattr(dataset, "transforms", None)) not in (type(None), StandardTransform):  # of image and label together
         return False
     return dataset.transform in (None, np.asarray) and getattr(dataset, "target_transform", None) is None
+
+
+def as_declared(views: Any) -> Any:
+    """Return an operation as a `View`, a list of views or operations as a `MultiView`, and anything else as it is.
+
+    Raises
+    ------
+    ConfigError
+        It is neither a transform nor a list of them.
+    """
+    if not (views is None or callable(views) or (isinstance(views, Sequence) and all(map(callable, views)))):
+        raise ConfigError(f"views: {views!r} is neither a transform nor a list of them.")
+    if isinstance(views, Operation):
+        return View([views])
+    if isinstance(views, Sequence) and views and all(isinstance(view, View | Operation) for view in views):
+        return MultiView([View([view]) if isinstance(view, Operation) else view for view in views])
+    return views
 
 
 def as_read(dataset: Any) -> Any:

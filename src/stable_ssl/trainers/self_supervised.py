@@ -81,10 +81,12 @@ class SelfSupervisedTrainer(BaseTrainer):
                 f"logger.metric.{watched[0]}: metrics need predictions, which come from module.backbone_classifier; "
                 "there is none."
             )
+        # What the trainers of this package take as an int is a count; a user's own is up to the user.
         own = [cls for cls in type(self).__mro__ if cls.__module__.startswith(f"{__package__}.")]
-        for name in (name for cls in own for name in vars(cls).get("__annotations__", ()) if "_epoch" in name):
+        kinds = {name: kind for cls in own for name, kind in vars(cls).get("__annotations__", {}).items()}
+        for name in (name for name, kind in kinds.items() if kind == "int"):
             if not isinstance(value := getattr(self, name), int) or value < 0:
-                raise ConfigError(f"{name}: {value!r} is not a count of epochs.")
+                raise ConfigError(f"{name}: {value!r} is not a count.")
         if "train" in self.data:
             self._check_loss()
             self._check_views()
