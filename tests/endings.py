@@ -29,3 +29,13 @@ def same(one, other) -> bool:
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(same, one, other))
     return one == other
+
+
+def status_of(trainer) -> str:
+    """Return the status that a run's folder holds."""
+    return json.loads((trainer.folder / "status.json").read_text())["status"]
+
+
+def newest_state(trainer) -> dict:
+    """Return the state of a run's newest checkpoint."""
+    return CheckpointStore(trainer.folder / "checkpoints").load_newest()[1]

@@ -50,7 +50,7 @@ def test_fp16_scales_the_loss_and_learns(make_toy):
     trainer()
     losses = [record["train/loss"] for record in trainer.get_logs() if "train/loss" in record]
     assert losses[-1] < losses[0]
-    assert trainer._precision.scaler.get_scale() > 1
+    assert trainer._run.precision.scaler.get_scale() > 1
     assert all(parameter.dtype == torch.float32 for parameter in trainer.parameters())
 
 

@@ -8,6 +8,7 @@ import json
 import pytest
 import torch
 from torch import nn
+from endings import newest_state, status_of
 from toys import Toy, toy_backbone, toy_dataset
 
 from stable_ssl import BaseTrainer, BreakAllEpochs, BreakEpoch, BreakStep, ConfigError, DataError, NanError
@@ -279,7 +280,7 @@ def test_hooks_that_forget_super_lose_nothing(make_toy):
     trainer = make_toy(Bare, data, logger={"monitor": {"train": {"steps": Steps()}}})
     trainer()
     assert trainer.modes == (True, True, True, False, True, True, True, False)
-    assert trainer.get_logs()[-1].get("train/steps", trainer._train_monitors["steps"].seen) == 6
+    assert trainer.get_logs()[-1].get("train/steps", trainer.logger["monitor"]["train"]["steps"].seen) == 6
 
 
 class Steps:
@@ -317,13 +318,13 @@ def test_a_poisoned_running_statistic_is_never_checkpointed(make_toy):
     assert not (trainer.folder / "checkpoints" / "step_00000004").exists()
 
 
-def test_a_module_begins_the_same_whatever_stands_beside_it(make_toy):
+def test_a_module_begins_the_same_whatever_stands_beside_it(make_toy, tmp_path):
     node = {"_target_": "torch.nn.Linear", "in_features": 8, "out_features": 2}
     one = make_toy(module={"backbone": node})
-    other = make_toy(module={"head": dict(node), "backbone": node}, logger={"dump_path": "unused"})
+    other = make_toy(module={"head": dict(node), "backbone": node}, logger={"dump_path": tmp_path / "other"})
     one.setup()
-    other.module = {"head": dict(node), "backbone": node}
-    assert torch.equal(other._build_modules()["backbone"].weight, one.module["backbone"].weight)
+    other.setup()
+    assert torch.equal(other.module["backbone"].weight, one.module["backbone"].weight)
 
 
 @pytest.mark.parametrize("name", ["loss_fn", "data_dir", "log_dir"])
@@ -343,7 +344,7 @@ def test_break_all_epochs_ends_training_without_after_fit(make_toy):
     trainer = make_toy(Stopping)
     trainer()
     assert trainer.fitted == [(0, 0)]
-    assert trainer._folder.status["status"] == "stopped"
+    assert status_of(trainer) == "stopped"
 
 
 class Exploding(Toy):
@@ -360,8 +361,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_never_checkpointed(make_t
     trainer = make_toy(Exploding, logger={"checkpoint_every_step": 1, "log_every_step": log_every_step})
     with pytest.raises(NanError, match="The loss of step 4 is"):
         trainer()
-    assert trainer._folder.status["status"] == "failed"
-    _, state, _ = trainer._store.load_newest()
+    assert status_of(trainer) == "failed"
+    state = newest_state(trainer)
     assert state["progress"]["global_step"] == 3
     assert all(torch.isfinite(value).all() for value in state["modules"].values())
 
@@ -470,7 +471,7 @@ def test_weights_are_kept_at_the_asked_frequency_and_at_the_end(make_toy):
 
     trainer = make_toy(epochs=3, logger={"checkpoint_frequency": 2, "save_final_model": True})
     trainer()
-    folder = trainer._folder.path / "weights"
+    folder = trainer.folder / "weights"
     assert sorted(file.name for file in folder.iterdir()) == ["epoch_0002.safetensors", "final.safetensors"]
     kept = load_file(folder / "final.safetensors")
     own = {f"backbone.{key}": value for key, value in trainer.module["backbone"].state_dict().items()}
@@ -497,7 +498,7 @@ def test_module_init_starts_from_the_weights_of_a_run(make_toy, tmp_path):
         {"device": "cpu"},
         {},
         {"dump_path": tmp_path / "second", "level": 50},
-        module_init={"backbone": first._folder.path},
+        module_init={"backbone": first.folder},
     )
     nn.init.zeros_(second.module["backbone"][0].weight)
     second()

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from .nodes import check_nodes, nearest
+from .nodes import check_nodes, describe, nearest
 
 if TYPE_CHECKING:
     from .base import BaseTrainer
@@ -101,3 +101,25 @@ def arguments_by_name(cls: type, args: tuple, kwargs: dict[str, Any]) -> dict[st
         elif parameter.kind is parameter.VAR_POSITIONAL:
             arguments.update(zip(passed_on, arguments.pop(name, ()), strict=False))
     return arguments
+
+
+def resolved_config(cls: type, captured: tuple[tuple, dict[str, Any]], configured: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a trainer's configuration, as `config.yaml` has it, with all defaults and without `dump_path`.
+
+    Parameters
+    ----------
+    cls
+        The trainer's class.
+    captured
+        The positional and the named arguments of its constructor.
+    configured
+        The fields of `hardware`, `optim` and `logger`.
+    """
+    arguments = arguments_by_name(cls, *captured)
+    arguments.update({name: fields for name, fields in configured.items() if name in arguments})
+    if "logger" in arguments:
+        arguments["logger"] = {key: value for key, value in arguments["logger"].items() if key != "dump_path"}
+    target = f"{cls.__module__}.{cls.__qualname__}"
+    if cls.__module__ == "__main__" or "<locals>" in target:
+        target = f"<live {cls.__name__}>"
+    return {"trainer": {"_target_": target, **describe(arguments)}}

@@ -121,8 +121,8 @@ def test_several_processes_need_a_script(tmp_path):
     code = """
     import sys
     sys.ps1 = ">>> "
-    from stable_ssl.runtime.world import World
-    World(2)
+    from stable_ssl.engine.agreement import join
+    join(2)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60)
     assert "hardware.world_size: 2 processes run one script, and there is none here" in done.stderr

@@ -13,6 +13,7 @@ import time
 import pytest
 import torch
 from torch import nn
+from endings import newest_state, status_of
 from toys import Toy, toy_dataset
 
 from stable_ssl import CheckpointError, ConfigError, DataError
@@ -36,7 +37,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(make_toy, small_disk):
         def after_fit_step(self):
             filler = small_disk / "filler"
             if self.global_step == 4:
-                self._store.wait()
+                self._saver._store.wait()
                 filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - 100))
             if self.global_step == 5:
                 filler.unlink()
@@ -59,7 +60,7 @@ def test_a_disk_that_fills_up_while_a_checkpoint_is_written_costs_that_one_only(
         """Its state no longer fits on the disk for two steps."""
 
         def after_fit_step(self):
-            self._store.wait()
+            self._saver._store.wait()
             self.register_buffer("ballast", torch.zeros(400_000 if self.global_step in (3, 4) else 1))
 
     trainer = make_toy(Growing, logger={"dump_path": small_disk / "run", "checkpoint_every_step": 1, "level": 40})
@@ -67,7 +68,7 @@ def test_a_disk_that_fills_up_while_a_checkpoint_is_written_costs_that_one_only(
     said = (trainer.folder / "console.log").read_text()
     assert said.count("could not be written, the one before it stands: [Errno 28]") == 2
     assert trainer.global_step == 6
-    assert trainer._store.load_newest()[0].name == "step_00000006"
+    assert newest_state(trainer)["progress"]["global_step"] == 6
 
 
 def test_a_folder_that_can_not_be_written_is_refused_at_the_start(make_toy, small_disk):
@@ -133,7 +134,7 @@ def test_a_killed_worker_ends_the_run_and_keeps_its_last_state(make_toy):
     )
     with pytest.raises(DataError, match="a worker process died .* samples"):
         trainer()
-    assert trainer._folder.status["status"] == "failed"
+    assert status_of(trainer) == "failed"
     kept = make_toy(data={"train": Loader(toy_dataset(), 4)})
     kept.setup()
     assert kept.global_step == trainer.global_step >= 1

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from endings import status_of
 from toys import Toy, toy_backbone, toy_dataset
 
 from stable_ssl import BreakEpoch, CheckpointError, ConfigError, Preempted
@@ -153,7 +154,7 @@ def test_ctrl_c_saves_and_raises_keyboard_interrupt(make_toy):
     trainer = make_toy(cls)
     with pytest.raises(KeyboardInterrupt):
         trainer()
-    assert trainer._folder.status["status"] == "preempted"
+    assert status_of(trainer) == "preempted"
     again = make_toy(cls)
     again.setup()
     assert again.global_step == 2
@@ -201,11 +202,11 @@ def test_another_configuration_is_refused_and_listed(make_toy):
 def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(make_toy, damage):
     trainer = make_toy(logger={"checkpoint_every_step": 1})
     trainer()
-    newest = trainer._folder.path / "checkpoints" / "step_00000006" / "state.pt"
+    newest = trainer.folder / "checkpoints" / "step_00000006" / "state.pt"
     damaged = bytearray(newest.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     newest.write_bytes(damaged if damage == "a flipped bit" else newest.read_bytes()[:-1])
-    (trainer._folder.path / "status.json").unlink()
+    (trainer.folder / "status.json").unlink()
     again = make_toy(logger={"checkpoint_every_step": 1, "level": 40})
     again()
     assert "step_00000006/state.pt' is damaged" in (again.folder / "console.log").read_text()
@@ -215,7 +216,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(make_toy, d
 def test_with_no_valid_checkpoint_it_stops_instead_of_starting_over(make_toy):
     trainer = make_toy()
     trainer()
-    for state in trainer._folder.path.glob("checkpoints/*/state.pt"):
+    for state in trainer.folder.glob("checkpoints/*/state.pt"):
         state.write_bytes(b"not a checkpoint")
     with pytest.raises(CheckpointError, match="None of the checkpoints"):
         make_toy()()
@@ -333,7 +334,7 @@ def test_a_malicious_pickle_is_not_executed(make_toy, tmp_path):
 
     trainer = make_toy(logger={"checkpoint_keep": 1})
     trainer()
-    (folder,) = (trainer._folder.path / "checkpoints").iterdir()
+    (folder,) = (trainer.folder / "checkpoints").iterdir()
     proof = tmp_path / "executed"
 
     class Malicious:

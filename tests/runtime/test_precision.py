@@ -11,6 +11,7 @@ def take_step(precision, grad_max_norm, loss_factor=1.0):
     optimizer = torch.optim.SGD([w], lr=1.0)
     maker = Precision(precision, torch.device("cpu"), grad_max_norm)
     maker.backward((w**2).sum() / 2 * loss_factor)
+    maker.unscale(optimizer)
     maker.step(optimizer)
     return w.detach(), maker
 

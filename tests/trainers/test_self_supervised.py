@@ -105,7 +105,7 @@ def test_a_left_out_batch_leaves_no_gradient_of_a_probe_behind(make_simclr):
 
     class Skipping(JointEmbeddingTrainer):
         def before_fit_step(self):
-            seen.append([p.grad is None for p in self._probe_parameters()])
+            seen.append([p.grad is None for probe in self.probes.values() for p in probe.parameters()])
             if self.batch_idx == 1:
                 raise BreakStep
 
@@ -129,8 +129,10 @@ def test_labels_below_zero_are_left_out(make_simclr):
             ("projector", trainer.latest_embeddings),
         )
     )
-    assert trainer._probe_loss(labels).item() == pytest.approx(expected.item())
-    assert trainer._probe_loss(torch.full((4,), -1)).item() == 0.0
+    trainer.batch = [[], labels]
+    assert sum(trainer.side_losses().values()).item() == pytest.approx(expected.item())
+    trainer.batch = [[], torch.full((4,), -1)]
+    assert sum(trainer.side_losses().values()).item() == 0.0
 
 
 def test_metrics_without_the_probe_that_predicts_are_refused_at_the_start(make_toy):

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..exceptions import ConfigError, DataError
-from ..runtime.device import describe_batch, to_device
+from ..runtime.batches import labels_of
+from ..runtime.device import describe_batch
 from ..runtime.distributed import gather_rows
 from ..runtime.seeding import preserved_generators
 from .monitor import Monitor
@@ -50,10 +51,10 @@ class KNN(Monitor):
         name = path.split(".")[2]
         if name == "train":
             raise ConfigError(f"{path}: KNN is for evaluation sets; put it below logger.monitor.<set>.")
-        if self.bank not in trainer._eval_sets or self.bank == name:
+        if self.bank not in trainer.eval_sets or self.bank == name:
             raise ConfigError(
                 f"{path}.bank: '{self.bank}' must be a set of data besides train and {name}; there are "
-                f"{[known for known in trainer._eval_sets if known != name]}. Add one with the training images, made "
+                f"{[known for known in trainer.eval_sets if known != name]}. Add one with the training images, made "
                 f"like those of {name}, without augmentations."
             )
         size = getattr(trainer.data[self.bank], "num_samples", None)
@@ -62,33 +63,25 @@ class KNN(Monitor):
 
     def on_eval(self, trainer: BaseTrainer) -> None:
         """Keep the representations of the batch."""
-        self._held.append(self._embed(trainer, trainer.batch))
+        self._held.append(self._labelled(trainer.embed(trainer.batch), trainer.batch))
 
     def compute(self, trainer: BaseTrainer) -> dict[str, float]:
         """Return the accuracy on what was evaluated since the last time, over all ranks."""
         queries, labels = self._join(self._held, trainer.device)
         self._held = []
-        channels_last = trainer.hardware["channels_last"]
         with preserved_generators():
-            parts = [
-                self._embed(trainer, to_device(batch, trainer.device, channels_last))
-                for _, batch in trainer._evaluation_batches(trainer.data[self.bank])
-            ]
+            parts = [self._labelled(*pair) for pair in trainer.representations(self.bank)]
         bank, bank_labels = (gather_rows(part) for part in self._join(parts, trainer.device))
         num_classes = len(bank_labels.bincount())
         scores = knn_scores(bank, bank_labels, queries, num_classes, self.k, self.temperature)
         hits = gather_rows((scores.argmax(1) == labels).float())
         return {f"k{self.k}_t{self.temperature}": float(hits.mean())} if len(hits) else {}
 
-    @torch.no_grad()
-    def _embed(self, trainer: BaseTrainer, batch: Any) -> tuple[Tensor, Tensor]:
-        """Return the representations and labels of a batch, (samples, dim) and (samples,)."""
-        labels = batch[1] if isinstance(batch, list | tuple) and len(batch) == 2 else None
-        if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point():
+    def _labelled(self, representations: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
+        """Return the representations and labels of the images with a label, (samples, dim) and (samples,)."""
+        labels = labels_of(batch)
+        if labels is None:
             raise DataError(f"KNN needs batches [images, labels], but this one is {describe_batch(batch)}.")
-        images = batch[0][0] if isinstance(batch[0], list | tuple) else batch[0]
-        with trainer._precision.autocast:
-            representations = trainer.forward(images)
         is_labelled = labels >= 0
         return representations[is_labelled].float(), labels[is_labelled].long()
 

@@ -56,26 +56,24 @@ class Precision:
         """Add the gradients of `loss`, a scalar, to those of the parameters."""
         (self.scaler.scale(loss) if self.scaler else loss).backward()
 
-    def step(self, optimizer: torch.optim.Optimizer, grad_scale: float = 1.0) -> bool:
-        """Clip, and update the parameters.
+    def unscale(self, optimizer: torch.optim.Optimizer, factor: float = 1.0) -> None:
+        """Make the gradients those of the unscaled loss, times `factor`."""
+        if self.scaler:
+            self.scaler.unscale_(optimizer)
+        if factor != 1.0 and (grads := _gradients(optimizer)):
+            torch._foreach_mul_(grads, factor)
 
-        Parameters
-        ----------
-        grad_scale
-            Factor on the gradients before anything else.
+    def step(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Clip the gradients, which `unscale` has seen, and update the parameters.
 
         Returns
         -------
         bool
-            False where the step was left out because a gradient is not finite and `skip_nonfinite` is set. With fp16
-            the scaler leaves such steps out by itself, and does not say so: asking would cost a wait.
+            False if the step was left out because a gradient is not finite and `skip_nonfinite` is set. With fp16 the
+            scaler leaves such steps out by itself, and does not say so: asking would cost a wait.
         """
-        if self.scaler:
-            self.scaler.unscale_(optimizer)
-        if grad_scale != 1.0 or self.grad_max_norm is not None or self.skip_nonfinite:
-            grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-            if grads and not self._prepare(grads, grad_scale):
-                return False
+        if not self._clip(optimizer):
+            return False
         if self.scaler:
             self.scaler.step(optimizer)
             self.scaler.update()
@@ -83,11 +81,11 @@ class Precision:
             optimizer.step()
         return True
 
-    def _prepare(self, grads: list[Tensor], grad_scale: float) -> bool:
-        """Scale and clip in place; say whether the step may be taken."""
-        if grad_scale != 1.0:
-            torch._foreach_mul_(grads, grad_scale)
+    def _clip(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Clip in place; return whether the step may be taken."""
         if self.grad_max_norm is None and not self.skip_nonfinite:
+            return True
+        if not (grads := _gradients(optimizer)):
             return True
         norm = torch.nn.utils.get_total_norm(grads)
         # With fp16 the scaler looks at the gradients itself, and needs to see them.
@@ -96,6 +94,10 @@ class Precision:
         if self.grad_max_norm is not None:
             torch._foreach_mul_(grads, torch.clamp(self.grad_max_norm / (norm + 1e-6), max=1.0))
         return True
+
+
+def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
 
 
 class FiniteWatch:

@@ -1,4 +1,4 @@
-"""The processes of a run: how they agree on what to do, and end together."""
+"""Several processes of one run: what they tell each other, and how they end together."""
 
 from __future__ import annotations
 
@@ -29,46 +29,34 @@ _runs = itertools.count()
 
 
 class World:
-    """The processes of one run. With one process, there is nothing to agree on.
+    """The processes of one run, of which there are at least two.
 
     Parameters
     ----------
-    wanted
-        How many there are to be; None takes what the launcher started. Without a launcher, the others are started
-        here, on this machine, by the command line that started this process.
+    place
+        This process's place among them.
 
     Attributes
     ----------
     rank, local_rank, size
-        Number of this process, its number on its machine, and how many there are.
+        The number of this process, its number on its machine, and the number of processes.
     is_main
-        Whether this is the process that writes: rank 0.
+        Whether this process writes the files: rank 0 does.
+    on_lost
+        Called before this process ends because another one failed.
 
     Raises
     ------
-    ConfigError
-        The launcher started another number, or the others can't be started.
     PeerError
-        Some did not come.
+        Some processes did not come.
     """
 
-    def __init__(self, wanted: int | None = None):
-        place = launchers.started or launchers.find_place()
-        if place is None:
-            place = (
-                launchers.start_others(wanted) if wanted is not None and wanted > 1 else launchers.Place("", 0, 0, 1)
-            )
-        elif wanted not in (None, place.size):
-            raise ConfigError(
-                f"hardware.world_size: {wanted}, but {place.launcher} started {place.size} "
-                f"process{'es' if place.size > 1 else ''}. Make the two agree, or leave hardware.world_size out."
-            )
+    def __init__(self, place: launchers.Place):
         self.rank, self.local_rank, self.size = place.rank, place.local_rank, place.size
         self.is_main = self.rank == 0
         self.on_lost: Callable[[], None] = lambda: None
         self._meetings = itertools.count()
-        if self.size > 1:
-            self._join(place)
+        self._join(place)
 
     def _join(self, place: launchers.Place) -> None:
         if dist.is_initialized():
@@ -96,7 +84,7 @@ class World:
         self._host_group: Any = dist.new_group(backend="gloo")
 
     def _await(self, what: str, seconds: float) -> list[int]:
-        """Wait until the others have set a key, and return those that have not in time or at all."""
+        """Wait until the other processes have set a key, and return the ranks that did not."""
         deadline = time.monotonic() + seconds
         while True:
             missing = [rank for rank in self._peers if not self._store.check([f"{what}{rank}"])]
@@ -110,44 +98,40 @@ class World:
     # What the processes tell each other -------------------------------------------------------------------------------
 
     def total(self, *numbers: int) -> list[int]:
-        """Return the sum of each whole number over the ranks."""
+        """Return each whole number's sum over the processes."""
         return self._reduced(numbers, dist.ReduceOp.SUM)
 
     def largest(self, *numbers: int) -> list[int]:
-        """Return the largest of each whole number over the ranks."""
+        """Return each whole number's largest value over the processes."""
         return self._reduced(numbers, dist.ReduceOp.MAX)
 
-    def any(self, is_so: bool) -> bool:
-        """Say whether something is so on any rank."""
-        return self.largest(is_so)[0] > 0
+    def smallest(self, number: int) -> int:
+        """Return a whole number's smallest value over the processes."""
+        return self._reduced([number], dist.ReduceOp.MIN)[0]
+
+    def any(self, is_true: bool) -> bool:
+        """Return whether something is true on any process."""
+        return self.largest(is_true)[0] > 0
 
     def _reduced(self, numbers: Sequence[int], operation: Any) -> list[int]:
-        if self.size == 1:
-            return list(numbers)
         values = torch.tensor(numbers, dtype=torch.int64)
         dist.all_reduce(values, operation, group=self._host_group)
         return values.tolist()
 
     def gather(self, value: Any) -> list[Any]:
-        """Return what each rank gave, rank by rank; anything that can be pickled."""
-        if self.size == 1:
-            return [value]
+        """Return the values of all processes, by rank; a value is anything that can be pickled."""
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value, group=self._host_group)
         return values
 
     def gather_on_main(self, value: Any) -> list[Any] | None:
-        """Return on rank 0 what each rank gave, rank by rank; None on the others."""
-        if self.size == 1:
-            return [value]
+        """Return the values of all processes, by rank, on rank 0; None on the others."""
         values: list[Any] | None = [None] * self.size if self.is_main else None
         dist.gather_object(value, values, 0, group=self._host_group)
         return values
 
     def from_main(self, function: Callable[[], Any]) -> Any:
-        """Return what a function returns on rank 0, where alone it is called; its error is raised on all ranks."""
-        if self.size == 1:
-            return function()
+        """Call a function on rank 0 only, and return its result on every process; its error is raised on all."""
         outcome: list[Any] = [None, None]
         if self.is_main:
             try:
@@ -160,12 +144,17 @@ class World:
         return outcome[0]
 
     def meet(self, why: str) -> None:
-        """Wait for the others to come here.
+        """Wait until all processes are here.
+
+        Parameters
+        ----------
+        why
+            What brought this process here, for the error.
 
         Raises
         ------
         PeerError
-            They do not: `why` happened on some ranks only.
+            Some processes do not come within a minute.
         """
         number = next(self._meetings)
         self._store.set(f"met{number}.{self.rank}", "")
@@ -177,33 +166,33 @@ class World:
     @torch.no_grad()
     def copy_from_main(self, tensors: Sequence[Tensor]) -> None:
         """Give tensors the values that they have on rank 0."""
-        for tensor in tensors if self.size > 1 else ():
+        for tensor in tensors:
             data = tensor.detach().reshape(-1).contiguous().view(torch.uint8)
             dist.broadcast(data, 0)
             tensor.copy_(data.view(tensor.dtype).view(tensor.shape))
 
     @torch.no_grad()
     def average(self, tensors: Sequence[Tensor]) -> None:
-        """Give tensors their mean over the ranks."""
-        for tensor in tensors if self.size > 1 else ():
+        """Replace tensors by their mean over the processes."""
+        for tensor in tensors:
             total = tensor.contiguous()
             dist.all_reduce(total)
             tensor.copy_(total.div_(self.size))
 
     @torch.no_grad()
-    def sum_gradients(self, parameters: Sequence[nn.Parameter], scale: float, has_gradient: Sequence[bool]) -> None:
-        """Replace gradients by `scale` times their sum over the ranks.
+    def average_gradients(self, parameters: Sequence[nn.Parameter], has_gradient: Sequence[bool]) -> None:
+        """Replace gradients by their sum over the processes, divided by the number of processes.
 
-        The buckets that are summed together depend on the parameters, and which have gradients, alone. (Those of
-        DistributedDataParallel are laid out anew after the first step, and with more than two ranks the order of a sum
-        depends on its place in them: a run that goes on would differ in the last bits.)
+        The bucket layout depends only on the parameters and on which of them have gradients, so a resumed run adds in
+        the same order. (DistributedDataParallel changes its layout after the first step. With more than two processes
+        the order of a sum depends on the layout, so a resumed run would differ in the last bits.)
 
         Parameters
         ----------
         parameters
-            The same on all ranks, in the same order.
+            The same on all processes, in the same order.
         has_gradient
-            For each parameter, whether any rank has a gradient; one that has none then counts as zero.
+            For each parameter, whether any process has a gradient. On the other processes it then counts as zero.
         """
         sums: list[tuple[list[nn.Parameter], Tensor, Any]] = []
         for bucket in _buckets([p for p, has in zip(parameters, has_gradient, strict=True) if has]):
@@ -214,22 +203,20 @@ class World:
             sums.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
         for bucket, flat, work in sums:
             work.wait()
-            parts = flat.mul_(scale).split([parameter.numel() for parameter in bucket])
+            parts = flat.mul_(1 / self.size).split([parameter.numel() for parameter in bucket])
             views = [part.view(parameter.shape) for part, parameter in zip(parts, bucket, strict=True)]
             torch._foreach_copy_([_gradient(parameter) for parameter in bucket], views)
 
     # The end ----------------------------------------------------------------------------------------------------------
 
     def fail(self, error: BaseException) -> None:
-        """Tell the others that this process failed, so that they end too.
+        """Tell the other processes that this one failed, so that they end too.
 
         Raises
         ------
         PeerError
-            Another failed first, and the error here may be a consequence.
+            Another process failed first, so the error here may be a consequence.
         """
-        if self.size == 1:
-            return
         self._watch.stop()
         if "gloo" in str(error):
             error.add_note("Either another process is gone, or the processes did different things.")
@@ -242,13 +229,11 @@ class World:
             raise PeerError(first) from error
 
     def leave(self) -> None:
-        """Leave the run together with the others; the trainer after this one may make another.
+        """Leave the run together with the other processes; the next trainer of the script may form another run.
 
-        Rank 0 keeps the store, and with Slurm the first to exit may end all. So nobody goes before the rest is here or
-        gone; one that still writes, or asks for its requeue, is waited for.
+        Rank 0 keeps the store, and Slurm may end all processes when the first one exits. So each waits until the others
+        are here or gone. A process that still writes, or asks for its requeue, is waited for.
         """
-        if self.size == 1:
-            return
         self._watch.is_leaving = True
         has_failed = True
         try:

@@ -27,11 +27,12 @@ class JointEmbeddingTrainer(SelfSupervisedTrainer):
         takes = inspect.signature(getattr(self.loss, "forward", self.loss)).parameters.values()
         return 2, None if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in takes) else 2
 
-    def _check_loss(self) -> None:
-        super()._check_loss()
+    def check_setup(self) -> None:
+        """Refuse a loss that would not be shown what it needs."""
+        super().check_setup()
         if hasattr(self.loss, "update") and type(self).compute_loss is JointEmbeddingTrainer.compute_loss:
             raise ConfigError(
-                f"loss: {type(self.loss).__name__} has update(), for what a teacher makes: it is for a "
+                f"loss: {type(self.loss).__name__} has update(), for the embeddings of a teacher; use a "
                 "SelfDistillationTrainer."
             )
 

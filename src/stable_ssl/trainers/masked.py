@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
 from ..exceptions import ConfigError
@@ -23,10 +25,10 @@ class MaskedTrainer(SelfSupervisedTrainer):
     usual_loss = "MAELoss"
     num_masks = 1
 
-    def _build_modules(self) -> nn.ModuleDict:
-        modules = super()._build_modules()
+    def prepare_modules(self, modules: dict[str, nn.Module]) -> None:
+        """Require that encoder and decoder have the same patches."""
+        super().prepare_modules(modules)
         check_grid(modules, "backbone", "decoder")
-        return modules
 
     def view_counts(self) -> tuple[int, int | None]:
         """Return that it takes one view, and its mask."""
@@ -48,7 +50,7 @@ class MaskedTrainer(SelfSupervisedTrainer):
         return {"loss_ssl": self.loss(decoder(tokens, places, is_real, hidden, is_there), pixels, is_there)}
 
 
-def check_grid(modules: nn.ModuleDict, encoder: str, predictor: str) -> None:
+def check_grid(modules: Mapping[str, nn.Module], encoder: str, predictor: str) -> None:
     """See that a `ViT` and a `PatchPredictor` have the same patches."""
     grids = [getattr(modules[name], "grid", None) for name in (encoder, predictor)]
     if None not in grids and grids[0] != grids[1]:

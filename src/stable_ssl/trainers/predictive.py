@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ..exceptions import ConfigError, DataError
 from ..modules.teacher_student import check_ema_coefficients, ema_coefficient, follow
 from ..modules.vit import PatchPredictor, ViT, take
+from ..runtime.batches import labels_of
 from ..runtime.device import describe_batch
 from .masked import check_grid
 from .self_supervised import SelfSupervisedTrainer
@@ -35,22 +36,23 @@ class JointEmbeddingPredictiveTrainer(SelfSupervisedTrainer):
     base_ema_coefficient: float = 0.996
     final_ema_coefficient: float = 1.0
 
-    def _build_modules(self) -> nn.ModuleDict:
-        modules = super()._build_modules()
+    def prepare_modules(self, modules: dict[str, nn.Module]) -> None:
+        """Require that the target encoder can follow the context encoder, and keep the optimizer away from it."""
+        super().prepare_modules(modules)
         context, target = (
             {key: value.shape for key, value in modules[name].state_dict().items()}
             for name in ("context_encoder", "target_encoder")
         )
         if context != target:
-            raise ConfigError("module.target_encoder: has other weights than context_encoder, which it is to follow.")
+            raise ConfigError("module.target_encoder: its weights differ in name or shape from context_encoder's.")
         check_ema_coefficients(self)
         modules["target_encoder"].requires_grad_(False)
         check_grid(modules, "context_encoder", "predictor")
-        return modules
 
-    def _build(self) -> None:
-        super()._build()
-        if "train" in self.data and self._is_new:
+    def initialize_modules(self) -> None:
+        """Let the target encoder begin with the context encoder's weights."""
+        super().initialize_modules()
+        if "train" in self.data:
             follow(self.module["target_encoder"], self.module["context_encoder"], 0.0)
 
     def update_teacher(self, progress: float) -> None:
@@ -63,7 +65,7 @@ class JointEmbeddingPredictiveTrainer(SelfSupervisedTrainer):
 
     def compute_loss(self) -> dict[str, Tensor]:
         """Return the loss between prediction and target."""
-        pair = self.batch[0] if self._labels is not None else self.batch
+        pair = self.batch[0] if labels_of(self.batch) is not None else self.batch
         try:
             (context, context_params), (target, target_params) = pair
         except (TypeError, ValueError) as error:

@@ -34,18 +34,19 @@ class SelfDistillationTrainer(SelfSupervisedTrainer):
     usual_loss = "NegativeCosineSimilarity"
     symmetric: bool = True
 
-    def _build_modules(self) -> nn.ModuleDict:
-        modules = super()._build_modules()
-        kinds = {name: isinstance(modules[name], TeacherStudentModule) for name in ("backbone", "projector")}
-        if len(set(kinds.values())) > 1:
-            (plain,) = (name for name, has_teacher in kinds.items() if not has_teacher)
-            raise ConfigError(f"module.{plain}: must be a TeacherStudentModule too, or none of them.")
-        if not self.symmetric and not kinds["backbone"]:
+    def prepare_modules(self, modules: dict[str, nn.Module]) -> None:
+        """Require a teacher of both networks or of neither, and one if the loss is not symmetric."""
+        super().prepare_modules(modules)
+        without = [n for n in ("backbone", "projector") if not isinstance(modules[n], TeacherStudentModule)]
+        if len(without) == 1:
+            raise ConfigError(
+                f"module.{without[0]}: must be a TeacherStudentModule too, or neither backbone nor projector is one."
+            )
+        if not self.symmetric and without:
             raise ConfigError(
                 "symmetric: only with a teacher can it be false; make module.backbone and module.projector "
                 "a TeacherStudentModule."
             )
-        return modules
 
     def view_counts(self) -> tuple[int, int | None]:
         """Return that it takes two views or more; two where it is not symmetric."""

@@ -12,6 +12,7 @@ from ..base import BaseTrainer
 from ..config import build
 from ..exceptions import ConfigError, DataError
 from ..modules.multi_crop import has_batch_norm
+from ..runtime.batches import images_of, labels_of
 from ..runtime.device import describe_batch
 
 
@@ -47,7 +48,6 @@ class SelfSupervisedTrainer(BaseTrainer):
     min_batch_size: int = 1
     usual_loss: str | None = None
     _view_counts: tuple[int, int | None] = (1, None)
-    _probe_optimizer: torch.optim.Optimizer | None = None
     probe_optimizer: Any = functools.partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.0)
 
     _FEATURES = {"backbone_classifier": "latest_representations", "projector_classifier": "latest_embeddings"}
@@ -62,20 +62,18 @@ class SelfSupervisedTrainer(BaseTrainer):
         probes = self.probes
         return {name: module for name, module in super().optimized_modules().items() if name not in probes}
 
-    def _build_optimization(self) -> None:
-        super()._build_optimization()
+    def side_optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Return the optimizer of the probes, if there are any."""
         unknown = [name for name in self.probes if name not in self._FEATURES]
         if unknown:
             raise ConfigError(f"module: {unknown} are named like probes; known are {list(self._FEATURES)}.")
         parameters = [p for probe in self.probes.values() for p in probe.parameters()]
-        if parameters:
-            optimizer = build(self.probe_optimizer, "probe_optimizer")
-            self._stateful["probe_optimizer"] = self._probe_optimizer = optimizer(parameters)
+        return {"probe_optimizer": build(self.probe_optimizer, "probe_optimizer")(parameters)} if parameters else {}
 
-    def _build(self) -> None:
-        super()._build()
+    def check_setup(self) -> None:
+        """Find out before the first step, as far as possible, that the parts do not suit the method."""
         predicts = type(self).predict is SelfSupervisedTrainer.predict
-        watched = [name for name, metrics in self._metrics.items() if metrics]
+        watched = [name for name in self.eval_sets if self.logger["metric"].get(name)]
         if predicts and watched and "backbone_classifier" not in self.probes:
             raise ConfigError(
                 f"logger.metric.{watched[0]}: metrics need predictions, which come from module.backbone_classifier; "
@@ -88,13 +86,9 @@ class SelfSupervisedTrainer(BaseTrainer):
             if not isinstance(value := getattr(self, name), int) or value < 0:
                 raise ConfigError(f"{name}: {value!r} is not a count.")
         if "train" in self.data:
-            self._check_loss()
+            if self.usual_loss is not None and not callable(self.loss):
+                raise ConfigError(f"loss: {type(self).__name__} needs one, such as {self.usual_loss}.")
             self._check_views()
-
-    def _check_loss(self) -> None:
-        """See that there is a loss, as the method needs it."""
-        if self.usual_loss is not None and not callable(self.loss):
-            raise ConfigError(f"loss: {type(self).__name__} needs one, such as {self.usual_loss}.")
 
     def view_counts(self) -> tuple[int, int | None]:
         """Return how many views of an image the method needs, and how many it can use, None for any number."""
@@ -142,11 +136,11 @@ class SelfSupervisedTrainer(BaseTrainer):
 
     def views_and_masks(self) -> tuple[list[Tensor], list[Tensor]]:
         """Return the views, as `views` does, and the `num_masks` masks that come after them."""
-        parts = self.batch[0] if self._labels is not None else self.batch
+        parts = self.batch[0] if labels_of(self.batch) is not None else self.batch
         parts = [parts] if isinstance(parts, Tensor) and self._view_counts[0] == 1 else parts
         if not isinstance(parts, list | tuple) or not all(isinstance(part, Tensor) for part in parts):
             is_pair = isinstance(self.batch, list | tuple) and len(self.batch) == 2
-            if is_pair and self._labels is None and isinstance(self.batch[0], list | tuple):
+            if is_pair and labels_of(self.batch) is None and isinstance(self.batch[0], list | tuple):
                 needed, advice = "labels of whole numbers, (batch,), or none", "Have the data set give such labels."
             else:
                 needed = f"{self._view_counts[0]} views of each image, [[view_1, view_2], labels]"
@@ -175,69 +169,34 @@ class SelfSupervisedTrainer(BaseTrainer):
 
     def predict(self) -> Tensor:
         """Return the backbone probe's class scores for the batch at hand, (batch, classes)."""
-        images = self.batch[0]
-        images = images[0] if isinstance(images, list | tuple) else images
-        return self.module["backbone_classifier"](self.forward(images))
+        return self.module["backbone_classifier"](self.forward(images_of(self.batch)))
 
-    def _backward(self, loss: Tensor) -> None:
-        """Add the method's gradients, then the probes'."""
-        super()._backward(loss)
-        if self._probe_optimizer is not None:
-            labels = self._labels
-            if labels is None:
-                raise DataError(
-                    f"{list(self.probes)} need labels, int64 (batch,), but the batch is {describe_batch(self.batch)}. "
-                    "Give [views, labels], with -1 where there is no label, or leave the probes out of module."
-                )
-            (self._probe_loss(labels) / self._group_size).backward()
+    def side_losses(self) -> dict[str, Tensor]:
+        """Return the probes' losses for the current batch, by name, and log their accuracies."""
+        if not self.probes:
+            return {}
+        labels = labels_of(self.batch)
+        if labels is None:
+            raise DataError(
+                f"{list(self.probes)} need labels, int64 (batch,), but the batch is {describe_batch(self.batch)}. "
+                "Give [views, labels], with -1 where there is no label, or leave the probes out of module."
+            )
+        return {f"loss_{name}": self._probe_loss(name, probe, labels) for name, probe in self.probes.items()}
 
-    def _apply_gradients(self, scale: float) -> None:
-        """Take the probes' step, unless the method's loss was not finite, then the method's."""
-        if self._probe_optimizer is not None and not self._bad_group:
-            gradients = [p.grad for p in self._probe_parameters() if p.grad is not None]
-            if scale != 1.0 and gradients:
-                torch._foreach_mul_(gradients, scale)
-            self._probe_optimizer.step()
-        super()._apply_gradients(scale)
-
-    def _clear_gradients(self) -> None:
-        super()._clear_gradients()
-        for parameter in self._probe_parameters():
-            parameter.grad = None
-
-    def _probe_parameters(self) -> list[nn.Parameter]:
-        return (
-            [p for group in self._probe_optimizer.param_groups for p in group["params"]]
-            if self._probe_optimizer
-            else []
-        )
-
-    @property
-    def _labels(self) -> Tensor | None:
-        """The labels of the batch at hand, (batch,), where it has any."""
-        labelled = isinstance(self.batch, list | tuple) and len(self.batch) == 2
-        labels = self.batch[1] if labelled else None
-        return labels if isinstance(labels, Tensor) and labels.ndim == 1 and not labels.is_floating_point() else None
-
-    def _probe_loss(self, labels: Tensor) -> Tensor:
-        """Return the sum of the probes' losses for the batch at hand, and log each."""
-        total: Any = 0.0
-        for name, probe in self.probes.items():
-            features = getattr(self, self._FEATURES[name])
-            if features is None:
-                raise RuntimeError(f"{name} has nothing to learn from: compute_loss must call self.watch(…).")
-            try:
-                scores = probe(features.detach().float())
-                targets = labels.long().repeat(len(scores) // len(labels))
-                labelled = targets >= 0
-                count = labelled.sum().clamp(min=1)
-                losses = nn.functional.cross_entropy(scores, targets.clamp(min=0), reduction="none")
-            except (RuntimeError, IndexError) as error:  # a wrong width, or too few classes
-                error.add_note(f"module.{name} gets features {tuple(features.shape)}, and must give a score a class.")
-                raise
-            loss = torch.where(labelled, losses, 0.0).sum() / count
-            self.log(f"loss_{name}", loss)
-            if self._logging:
-                self.log(f"accuracy_{name}", ((scores.argmax(1) == targets) & labelled).sum() / count)
-            total = total + loss
-        return total
+    def _probe_loss(self, name: str, probe: nn.Module, labels: Tensor) -> Tensor:
+        """Return the mean cross-entropy of a probe's scores over the labelled views, and log the accuracy."""
+        features = getattr(self, self._FEATURES[name])  # (views × batch, dim)
+        if features is None:
+            raise RuntimeError(f"{name} has nothing to learn from: compute_loss must call self.watch(…).")
+        try:
+            scores = probe(features.detach().float())  # (views × batch, classes)
+            targets = labels.long().repeat(len(scores) // len(labels))  # (views × batch,)
+            labelled = targets >= 0
+            count = labelled.sum().clamp(min=1)
+            losses = nn.functional.cross_entropy(scores, targets.clamp(min=0), reduction="none")
+        except (RuntimeError, IndexError) as error:  # a wrong width, or too few classes
+            error.add_note(f"module.{name} gets features {tuple(features.shape)}, and must give a score per class.")
+            raise
+        if self.is_logging:
+            self.log(f"accuracy_{name}", ((scores.argmax(1) == targets) & labelled).sum() / count)
+        return torch.where(labelled, losses, 0.0).sum() / count

@@ -1,0 +1,270 @@
+"""Building: from configured nodes to modules, loss, data, metrics, monitors and optimizers."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..config import build, build_optimizer, build_scheduler
+from ..data import Loader, as_loader, length_of
+from ..exceptions import ConfigError
+from ..loggers.metrics import require_methods
+from ..optimizers import param_groups
+from ..runtime.seeding import Stream, seed_generators
+from ..runtime.weights import load_weights
+from .agreement import Alone, Together
+
+log = logging.getLogger("stable_ssl")
+
+
+class Builder:
+    """Builds the parts of one run.
+
+    Parameters
+    ----------
+    seed
+        The run's seed.
+    ranks
+        The processes of the run.
+    device
+        Where this process computes.
+    """
+
+    def __init__(self, seed: int, ranks: Alone | Together, device: torch.device):
+        self._seed, self._ranks, self._device = seed, ranks, device
+
+    def seeded(self, node: Any, path: str) -> Any:
+        """Build a node under a seed of its own, so that initial weights depend on nothing else that is configured.
+
+        Parameters
+        ----------
+        path
+            The node's key; its seed is derived from it.
+        """
+        seed_generators(self._seed, Stream.BUILD, zlib.crc32(path.encode()))
+        return build(node, path)
+
+    def modules(
+        self, nodes: Mapping[str, Any], required: Mapping[str, type], prepare: Callable[[dict[str, nn.Module]], None]
+    ) -> nn.ModuleDict:
+        """Build the networks.
+
+        Parameters
+        ----------
+        required
+            The class that each named module must have.
+        prepare
+            Called with the built modules by name; it may check and change them.
+
+        Raises
+        ------
+        ConfigError
+            Lists the objects that are no modules, or not of the required class.
+        """
+        modules = {name: self.seeded(node, f"module.{name}") for name, node in nodes.items()}
+        problems = [
+            f"module.{name}: a {type(module).__name__}, not a torch.nn.Module."
+            for name, module in modules.items()
+            if not isinstance(module, nn.Module)
+        ]
+        problems += [
+            f"module.{name}: the trainer needs a {kind.__name__}, not a {type(modules[name]).__name__}."
+            for name, kind in required.items()
+            if isinstance(modules[name], nn.Module) and not isinstance(modules[name], kind)
+        ]
+        if problems:
+            raise ConfigError(problems)
+        prepare(modules)
+        return nn.ModuleDict(
+            {name: self._ranks.synchronize_statistics(module, self._device) for name, module in modules.items()}
+        )
+
+    def data(self, nodes: Any) -> dict[str, Any]:
+        """Build the loaders, and bind them to the run; names with a leading underscore are plain values."""
+        data: dict[str, Any] = build(nodes, "data")
+        bound: set[int] = set()
+        for name in data_sets(data):
+            source = data[name]
+            # A source with two names is bound twice.
+            data[name] = as_loader(copy.copy(source) if id(source) in bound else source, name)
+            bound.add(id(source))
+        for name in data_sets(data):
+            loader = data[name]
+            loader.bind(self._seed, name, self._ranks.rank, self._ranks.size, is_even=name == "train")
+            if isinstance(loader, Loader):
+                loader.prepare(self._device)
+        return data
+
+    def settle(self, trained: nn.Module, modules: Mapping[str, nn.Module], compile_mode: bool | str) -> None:
+        """Give all processes the values of rank 0, then compile the modules.
+
+        They are compiled in place, so a module stays the user's object, and its parameters keep their names.
+
+        Parameters
+        ----------
+        compile_mode
+            `hardware.compile`: false, true, or a mode of `torch.compile`.
+        """
+        self._ranks.copy_from_main([*trained.parameters(), *trained.buffers()])
+        if compile_mode:
+            for module in modules.values():
+                module.compile(mode=compile_mode if isinstance(compile_mode, str) else None)
+
+    def metrics(self, nodes: Mapping[str, Any], sets: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """Build `logger.metric`, `{set: {name: metric}}`, on the device."""
+        built: dict[str, dict[str, Any]] = {}
+        for name in sets:
+            path = f"logger.metric.{name}"
+            metrics = build(nodes.get(name, {}), path)
+            self._ranks.check_metrics(metrics, path)
+            built[name] = {key: m.to(self._device) if hasattr(m, "to") else m for key, m in metrics.items()}
+        return built
+
+    def count_batches(self, loader: Any, limit: int | float) -> int:
+        """Return the mini-batches per epoch; for a stream without a length, the most that it may have.
+
+        Parameters
+        ----------
+        limit
+            `optim.max_steps`.
+
+        Raises
+        ------
+        ConfigError
+            The loader has no batch, or neither it nor `limit` tells how many there are.
+        """
+        available = length_of(loader)
+        if available is None:
+            if not isinstance(limit, int) or limit < 0:
+                raise ConfigError(
+                    "data.train has no length: set optim.max_steps to the mini-batches that make an epoch."
+                )
+            return limit
+        available = self._ranks.smallest(available)
+        if available == 0:
+            raise ConfigError("data.train has no batches.")
+        if isinstance(limit, float):
+            return max(1, int(limit * available))
+        return available if limit < 0 else min(limit, available)
+
+    def optimizer(self, optim: Any, modules: Mapping[str, nn.Module], loader: Any, num_batches: int) -> None:
+        """Build optimizer and schedule, and put them with `total_steps` into the run's `OptimConfig`."""
+        optim["total_steps"] = optim["epochs"] * math.ceil(num_batches / optim["accumulation_steps"])
+        groups = param_groups(modules, optim["exclude_bias_norm"])
+        optim["optimizer"] = build_optimizer(optim["optimizer"], groups)
+        if optim["lr_batch_size"]:
+            self._scale_learning_rates(optim, loader)
+        if optim["scheduler"] is not None:
+            optim["scheduler"] = build_scheduler(optim["scheduler"], optim["optimizer"], optim["total_steps"])
+
+    def _scale_learning_rates(self, optim: Any, loader: Any) -> None:
+        """Scale the learning rates linearly with the global batch."""
+        batch_size = getattr(loader, "batch_size", None)
+        if not batch_size:
+            raise ConfigError("optim.lr_batch_size: data.train does not tell its batch_size, so leave it out.")
+        whole = batch_size * self._ranks.size * optim["accumulation_steps"]
+        for group in optim["optimizer"].param_groups:
+            group["lr"] *= whole / optim["lr_batch_size"]
+        lr = optim["optimizer"].param_groups[0]["lr"]
+        log.info("The learning rate is %g, for a batch of %d over all processes.", lr, whole)
+
+
+def data_sets(data: Mapping[str, Any]) -> list[str]:
+    """Return the names in `data` that are data sets."""
+    return [name for name in data if not name.startswith("_")]
+
+
+def build_monitors(nodes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Build `logger.monitor`, `{set: {name: monitor}}`."""
+    built: dict[str, dict[str, Any]] = build(nodes, "logger.monitor")
+    for name, monitors in built.items():
+        require_methods(monitors, ("on_step", "compute", "state_dict"), f"logger.monitor.{name}")
+    return built
+
+
+def by_path(monitors: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """Yield ("<set>.<name>", monitor) for each monitor."""
+    return ((f"{group}.{name}", monitor) for group, named in monitors.items() for name, monitor in named.items())
+
+
+def check_optimized(
+    optimizer: torch.optim.Optimizer,
+    side: Mapping[str, torch.optim.Optimizer],
+    parameters: Iterable[tuple[str, nn.Parameter]],
+) -> None:
+    """Say which trainable parameters no optimizer has.
+
+    Raises
+    ------
+    ConfigError
+        A side optimizer is none, or the method's optimizer has no trainable parameter of its own.
+    """
+    for name, other in side.items():
+        if not isinstance(other, torch.optim.Optimizer):
+            raise ConfigError(f"side_optimizers(): '{name}' is a {type(other).__name__}, not an optimizer.")
+    trainable = {name: id(p) for name, p in parameters if p.requires_grad}
+    own, others = _parameter_ids([optimizer]), _parameter_ids(side.values())
+    if not (own - others) & set(trainable.values()):
+        raise ConfigError("optim.optimizer: has none of the parameters of module and loss.")
+    if left_out := [name for name, key in trainable.items() if key not in own | others]:
+        log.warning("No optimizer has %s: only those of module and loss are trained.", ", ".join(left_out))
+
+
+def _parameter_ids(optimizers: Iterable[torch.optim.Optimizer]) -> set[int]:
+    return {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+
+
+def load_initial_weights(modules: Mapping[str, nn.Module], sources: Mapping[str, Any]) -> None:
+    """Load the weights that `module_init` names."""
+    for name, source in sources.items():
+        load_weights(source, modules[name], name)
+
+
+class Calls:
+    """The methods of modules and losses that a run calls as it goes on, if they have them.
+
+    Parameters
+    ----------
+    parts
+        The modules and the loss; each of their methods is called once, though a part may come twice.
+    """
+
+    def __init__(self, parts: Iterable[Any]):
+        parts = list({id(part): part for part in parts}.values())
+        self._begin_epoch = list(_methods(parts, "begin_epoch"))
+        self._begin_step = list(_methods(parts, "begin_step"))
+        self._update_teacher = list(_methods(parts, "update_teacher"))
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Call `begin_epoch(epoch)` before an epoch's training."""
+        for method in self._begin_epoch:
+            method(epoch)
+
+    def begin_step(self, progress: float) -> None:
+        """Call `begin_step(progress)` before an optimizer step, with the fraction of the run's steps before it."""
+        for method in self._begin_step:
+            method(progress)
+
+    def update_teacher(self, progress: float) -> None:
+        """Call `update_teacher(progress)` after an optimizer step, with the fraction of the run's steps before it."""
+        for method in self._update_teacher:
+            method(progress)
+
+
+def _methods(parts: Iterable[Any], name: str) -> Iterator[Callable]:
+    return (getattr(part, name) for part in parts if callable(getattr(part, name, None)))
+
+
+def warn_of_unused(modules: Mapping[str, nn.Module]) -> None:
+    """Say which modules learn nothing, because no gradient has reached them."""
+    for name, module in modules.items():
+        trainable = [p for p in module.parameters() if p.requires_grad]
+        if trainable and all(p.grad is None for p in trainable):
+            log.warning("module.%s: no gradient reaches it in the first step. Does compute_loss use it?", name)

@@ -1,0 +1,66 @@
+"""Evaluation: metrics by set, and the record of each set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from ..data import length_of
+from ..runtime.device import describe_batch
+from .recording import Recorder
+from .session import Session
+
+
+class Evaluation:
+    """Gathers the metrics of the evaluation sets.
+
+    Parameters
+    ----------
+    run, recorder
+        The session, and where results are logged.
+    metrics
+        `{set: {name: metric}}`.
+    """
+
+    def __init__(self, run: Session, recorder: Recorder, metrics: Mapping[str, Mapping[str, Any]]):
+        self._run, self._recorder, self.metrics = run, recorder, metrics
+
+    @contextmanager
+    def over(
+        self, set_name: str, loader: Any, epoch: int, monitors: Mapping[str, Callable[[], Any]]
+    ) -> Iterator[Iterator[tuple[int, Any, Any]]]:
+        """Evaluate on a set in the block, which goes through the batches that it is given; then log the results.
+
+        Parameters
+        ----------
+        epoch
+            The epoch that the record names.
+        monitors
+            By name, what returns a monitor's value when all batches have been seen.
+        """
+        metrics = self.metrics[set_name]
+        for metric in metrics.values():
+            metric.reset()
+        with self._recorder.evaluation(set_name, epoch, length_of(loader)):
+            yield self._run.shown_batches(loader)
+            self._run.ranks.fill_empty_states(metrics)
+            computed = {name: metric.compute() for name, metric in metrics.items()}
+            computed.update((name, compute()) for name, compute in monitors.items())
+            if self._run.ranks.is_main:  # the values are those of all processes already
+                for name, value in computed.items():
+                    self._recorder.log_values(name, value)
+
+    def update(self, set_name: str, predictions: Tensor, labels: Any) -> None:
+        """Give the predictions and labels of a batch to the metrics of its set."""
+        for name, metric in self.metrics[set_name].items():
+            try:
+                metric.update(predictions.float(), labels)
+            except Exception as error:
+                error.add_note(
+                    f"While logger.metric.{set_name}.{name} took predictions {describe_batch(predictions)} and labels "
+                    f"{describe_batch(labels)}."
+                )
+                raise

@@ -1,0 +1,37 @@
+"""The record of how far a run is."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(slots=True)
+class Progress:
+    """Says what a run does next: `phase` of epoch `epoch`, after `batches` of its mini-batches.
+
+    Parameters
+    ----------
+    global_step
+        Optimizer steps attempted; a skipped one counts.
+    epoch
+        Epochs finished.
+    batches
+        Mini-batches of the current epoch that are over.
+    phase
+        "fit": the epoch's training goes on. "evaluate": its training is over, its evaluation is not.
+    """
+
+    global_step: int = 0
+    epoch: int = 0
+    batches: int = 0
+    phase: str = "fit"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the record as a checkpoint and `status.json` hold it."""
+        return asdict(self)
+
+    def go_to(self, record: dict[str, Any]) -> None:
+        """Take over a record that `as_dict` returned."""
+        self.global_step, self.epoch = record["global_step"], record["epoch"]
+        self.batches, self.phase = record["batches"], record["phase"]

@@ -1,0 +1,377 @@
+"""Checkpoints and weights: when they are due, what they hold, and how a run goes on from one."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..exceptions import CheckpointError, ConfigError, NanError
+from ..runtime.checkpoint import CheckpointStore
+from ..runtime.precision import all_finite, learned_values
+from ..runtime.weights import save_weights
+from .session import Session
+from .stepping import Stepper
+
+log = logging.getLogger("stable_ssl")
+
+SECONDS_BETWEEN_EPOCH_SAVES = 60.0
+
+
+@dataclass(frozen=True)
+class Part:
+    """An object beside the modules whose state a checkpoint holds.
+
+    Parameters
+    ----------
+    name
+        The key of its state.
+    object
+        Has `state_dict` and `load_state_dict`.
+    is_shared
+        Whether it is the same on all processes. If not, the checkpoint holds each process's state.
+    is_optional
+        Whether a run may go on from a checkpoint without it.
+    """
+
+    name: str
+    object: Any
+    is_shared: bool = False
+    is_optional: bool = False
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What makes the batches of an epoch. A configuration does not tell if a loader is a live object.
+
+    Parameters
+    ----------
+    batches_per_epoch
+        Mini-batches per epoch, on each process.
+    global_batch
+        Samples per mini-batch over all processes; None if the loader does not tell.
+    views
+        The declared views, as text; None without them.
+    """
+
+    batches_per_epoch: int
+    global_batch: int | None
+    views: str | None
+
+    def changes(self, before: Mapping[str, Any]) -> list[str]:
+        """Return a sentence per fact that differs from those that a checkpoint holds."""
+        # Checkpoints of the first versions hold the facts under the words themselves.
+        words = {
+            "batches_per_epoch": "mini-batches an epoch",
+            "global_batch": "samples a mini-batch, over all processes",
+            "views": "views",
+        }
+        now = asdict(self)
+        known = {key: before.get(key, before.get(word, now[key])) for key, word in words.items()}
+        return [
+            f"data.train: {words[key]}: the run in the folder has {known[key]}, this one {value}."
+            for key, value in now.items()
+            if known[key] != value
+        ]
+
+
+@dataclass(frozen=True)
+class Model:
+    """How the saver reaches the modules' state: the methods of an `nn.Module` of the same names."""
+
+    state_dict: Callable[..., dict[str, Any]]
+    load_state_dict: Callable[[Mapping[str, Any]], Any]
+    named_parameters: Callable[[], Iterator[tuple[str, nn.Parameter]]]
+    named_buffers: Callable[[], Iterator[tuple[str, Tensor]]]
+
+
+class Saver:
+    """Saves the state of a run, and restores it.
+
+    Parameters
+    ----------
+    run
+        The session.
+    options
+        The run's `LoggerConfig`.
+    model
+        All modules.
+    learned
+        Returns the modules whose values must be finite.
+    config
+        Returns the run's configuration, for the header of weights.
+
+    Attributes
+    ----------
+    is_new
+        Whether the folder has no checkpoint yet.
+    log_position
+        The length in bytes that `metrics.jsonl` had at the restored checkpoint; None if all of it stands.
+    """
+
+    def __init__(
+        self,
+        run: Session,
+        options: Any,
+        model: Model,
+        learned: Callable[[], Mapping[str, nn.Module]],
+        config: Callable[[], Mapping[str, Any]],
+    ):
+        self._run, self._ranks, self._progress = run, run.ranks, run.progress
+        self._options, self._model, self._learned, self._config = options, model, learned, config
+        self._store = CheckpointStore(run.folder.path / "checkpoints", options["checkpoint_keep"])
+        self._seconds = 60 * options["checkpoint_every_minutes"]
+        self._every_step = options["checkpoint_every_step"] or sys.maxsize
+        self.is_new: bool = self._ranks.from_main(self._store.is_empty)
+        self.log_position: int | None = 0
+        self._parts: dict[str, Part] = {}
+        self._unclaimed: dict[str, Any] = {}  # states in the restored checkpoint of parts that are not there yet
+        self._data_facts: DataFacts | None = None
+        self._check_losses: Callable[[], None] = lambda: None
+        self._saved: dict[str, Any] | None = None
+        self._last_save = 0.0
+
+    def add(self, part: Part) -> None:
+        """Make an object part of each checkpoint; if the run was restored already, restore it now.
+
+        Raises
+        ------
+        ConfigError
+            The object can't be saved, or its name is taken.
+        """
+        for method in ("state_dict", "load_state_dict"):
+            if not callable(getattr(part.object, method, None)):
+                raise ConfigError(
+                    f"{part.name}: a {type(part.object).__name__} has no {method}(), so it can't be saved."
+                )
+        if part.name in self._parts:
+            raise ConfigError(f"{part.name}: a part of the checkpoint has this name already.")
+        self._parts[part.name] = part
+        if part.name in self._unclaimed:
+            part.object.load_state_dict(self._unclaimed.pop(part.name))
+
+    def add_training(self, steps: Stepper, optim: Any, loader: Any) -> None:
+        """Make what training changes part of each checkpoint.
+
+        Parameters
+        ----------
+        optim
+            The run's `OptimConfig`, with optimizer and schedule built.
+        loader
+            The training set's. It is saved if it has a state.
+        """
+        self.add(Part("optimizer", optim["optimizer"], is_shared=True))
+        if optim["scheduler"] is not None:
+            self.add(Part("scheduler", optim["scheduler"], is_shared=True))
+        if self._run.precision.scaler:
+            self.add(Part("scaler", self._run.precision.scaler, is_shared=True, is_optional=True))
+        for name, optimizer in steps.side.items():
+            self.add(Part(name, optimizer, is_shared=True))
+        if hasattr(loader, "state_dict"):
+            self.add(Part("data", loader))
+        batch_size, views = getattr(loader, "batch_size", None), getattr(loader, "views", None)
+        whole = batch_size and batch_size * self._ranks.size
+        self._data_facts = DataFacts(steps.num_batches, whole, views and repr(views))
+        self._check_losses = steps.check_losses
+
+    # When -------------------------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Start the clock of `checkpoint_every_minutes`."""
+        self._last_save = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Return whether a checkpoint is due between two steps."""
+        is_old = time.monotonic() >= self._last_save + self._seconds
+        return is_old or self._progress.global_step % self._every_step == 0
+
+    def is_due_after_epoch(self) -> bool:
+        """Return whether a checkpoint is due at the end of an epoch's training."""
+        return self._saved is None or time.monotonic() - self._last_save >= SECONDS_BETWEEN_EPOCH_SAVES
+
+    def at_boundary(self, save_is_due: bool) -> None:
+        """Save if due, and stop if asked to: all processes at the same step, if one of them is asked."""
+        save_is_due, request = self._ranks.largest(save_is_due, self._run.stop.request)  # type: ignore[assignment]
+        if save_is_due or request:
+            self.save()
+        # submitit's handler has the job killed, so the checkpoint must be on disk before.
+        self._run.end_when_asked(request, f"at step {self._progress.global_step}", self._store.wait)
+
+    # Saving -----------------------------------------------------------------------------------------------------------
+
+    def save(self, kept: bool = False) -> None:
+        """Save the current step, unless it is saved already.
+
+        Parameters
+        ----------
+        kept
+            Never delete this checkpoint.
+
+        Raises
+        ------
+        NanError
+            A loss or a learned value is not finite.
+        """
+        progress = self._progress.as_dict()
+        if not self._store.wait():
+            self._saved = None
+        # Only rank 0 knows whether the last checkpoint is on disk.
+        if not self._ranks.any(progress != self._saved):
+            return
+        self._check_finite()
+        self.begin()
+        log_position = self._ranks.from_main(self._log_position)
+        if log_position is None:
+            return
+        state = {"progress": progress, **self._state(), "log_position": log_position}
+        shared = {name for name, part in self._parts.items() if part.is_shared}
+        self._ranks.add_shares(state, shared.union(name for name, _ in self._model.named_parameters()))
+        if self._ranks.is_main:
+            self._store.save(self._progress.global_step, state, self._facts(progress), kept)
+            self._run.write_status("running")
+        self._saved = progress
+
+    def _check_finite(self) -> None:
+        self._check_losses()
+        learned = [value for module in self._learned().values() for value in learned_values(module)]
+        if self._ranks.any(not all_finite(learned)):
+            raise NanError(
+                f"A weight or running statistic is not finite at step {self._progress.global_step}; "
+                "the checkpoint before it stands."
+            )
+
+    def _log_position(self) -> int | None:
+        try:
+            return self._run.log.position()
+        except OSError as error:
+            step = self._progress.global_step
+            log.error("No checkpoint of step %d, since metrics.jsonl can't be written: %s", step, error)
+            return None
+
+    def _state(self) -> dict[str, Any]:
+        """Return everything a resumed run needs that the configuration does not determine."""
+        persistent = {id(value) for value in self._model.state_dict(keep_vars=True).values()}
+        buffers = self._model.named_buffers()
+        return {
+            "modules": self._model.state_dict(),
+            # Non-persistent buffers affect the result too, although state_dict() leaves them out.
+            "buffers": {name: buffer for name, buffer in buffers if id(buffer) not in persistent},
+            "parts": {name: part.object.state_dict() for name, part in self._parts.items()},
+        }
+
+    def _facts(self, progress: dict[str, Any]) -> dict[str, Any]:
+        world = {"size": self._ranks.size, "device": str(self._run.device), "threads": torch.get_num_threads()}
+        return {"progress": progress, "world": world, "data": self._data_facts and asdict(self._data_facts)}
+
+    # Restoring --------------------------------------------------------------------------------------------------------
+
+    def restore(self, num_epochs: int) -> None:
+        """Go on from the newest valid checkpoint of the run's folder, if it has one.
+
+        Raises
+        ------
+        ConfigError
+            The checkpoint was made with other data.
+        CheckpointError
+            The checkpoints can't be read, or do not fit this run.
+        """
+        found = self._ranks.from_main(self._store.load_newest)
+        if found is None:
+            return
+        path, state, meta = found
+        if self._data_facts and (changes := self._data_facts.changes(meta.get("data") or {})):
+            raise ConfigError([f"'{path}' is of a run with other data; nothing was done.", *changes])
+        self._compare_world(meta["world"], state)
+        self._load(path, state)
+        self._progress.go_to(state["progress"])
+        self.log_position, self._saved = state["log_position"], state["progress"]
+        if self._ranks.from_main(lambda: self._run.folder.status).get("status") == "finished":
+            self._run.is_finished = self._progress.epoch >= num_epochs
+            self.log_position = None
+        if not self._run.is_finished:
+            log.info("Going on from '%s': step %d, epoch %d.", path, self._progress.global_step, self._progress.epoch)
+
+    def _compare_world(self, before: Mapping[str, Any], state: dict[str, Any]) -> None:
+        """Say what may change the last bits; give each process the state that it had, if their number is as before."""
+        if before["size"] != self._ranks.size:
+            log.warning(
+                "Going on with %d processes instead of %d: the samples come in the same order, but results may differ "
+                "in the last bits, and what each process had of its own is lost.",
+                self._ranks.size,
+                before["size"],
+            )
+        else:
+            self._ranks.take_share(state)
+        threads = torch.get_num_threads()
+        if threads != before["threads"]:
+            log.warning(
+                "Going on with %d threads instead of %d: results may differ in the last bits.",
+                threads,
+                before["threads"],
+            )
+
+    def _load(self, path: Path, state: dict[str, Any]) -> None:
+        try:
+            self._model.load_state_dict(state["modules"])
+        except RuntimeError as error:
+            raise CheckpointError(f"'{path}' does not fit this model: {error}") from error
+        buffers = dict(self._model.named_buffers())
+        self._unclaimed = dict(state["parts"])
+        name = ""
+        try:
+            for name, value in state["buffers"].items():
+                if name in buffers:  # a missing one is made later, as it was then
+                    buffers[name].copy_(value)
+            for name, part in self._parts.items():
+                if name in self._unclaimed or not part.is_optional:
+                    part.object.load_state_dict(self._unclaimed.pop(name))
+                else:
+                    log.info("%s begins here: the checkpoint is of a run without it.", name)
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"'{path}' does not fit this run: {name}: {error!r}") from error
+
+    # Weights ----------------------------------------------------------------------------------------------------------
+
+    def end_epoch(self) -> None:
+        """Keep the weights if due, and go on to the next epoch; stop if asked to."""
+        every, number = self._options["checkpoint_frequency"], self._progress.epoch + 1
+        is_kept = bool(every) and number % every == 0
+        if is_kept:
+            self._save_weights(f"epoch_{number:04d}")
+        self._progress.epoch, self._progress.phase = number, "fit"
+        if is_kept and not self._options["checkpoint_model_only"]:
+            self.save(kept=True)
+        self.at_boundary(False)
+
+    def finish(self) -> None:
+        """Save the final state, and the final weights if asked for."""
+        self.save()
+        if name := self._options["save_final_model"]:
+            self._save_weights(name if isinstance(name, str) else "final")
+
+    def _save_weights(self, name: str) -> None:
+        """Keep the weights of all modules for reading, as `weights/<name>.safetensors`."""
+        if not self._ranks.is_main:
+            return
+        tensors = {
+            key.removeprefix("module."): value
+            for key, value in self._model.state_dict().items()
+            if key.startswith("module.") and isinstance(value, Tensor)
+        }
+        header = {
+            "module": self._config()["trainer"].get("module"),
+            "global_step": self._progress.global_step,
+            "epoch": self._progress.epoch,
+        }
+        save_weights(self._run.folder.path / "weights" / f"{name}.safetensors", tensors, header)
+
+    def close(self) -> None:
+        """Wait for the checkpoint that is being written."""
+        self._store.close()

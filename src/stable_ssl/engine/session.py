@@ -1,0 +1,369 @@
+"""The session of a run: its processes, folder, messages, logs, signals and status, and its batches."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..exceptions import BreakAllEpochs, ConfigError, DataError, Preempted
+from ..loggers import Console, RunLog, read_metrics
+from ..runtime.device import count_images, describe_batch, place_module, resolve_device, to_device, use_deterministic
+from ..runtime.folder import RunFolder, config_differences
+from ..runtime.precision import Precision, resolve_precision
+from ..runtime.preemption import StopRequest, StopWaiting
+from ..runtime.seeding import Stream, seed_generators
+from .agreement import join
+from .progress import Progress
+
+log = logging.getLogger("stable_ssl")
+
+
+class Session:
+    """One run while it lasts.
+
+    Parameters
+    ----------
+    dump_path
+        The run's folder; None chooses one.
+    name
+        The run's name, for a chosen folder.
+    progress
+        The record of how far the run is. It is shared with the rest of the engine.
+    hardware, optim, logger
+        The run's configuration. `world_size`, `seed` and `precision` of `hardware` are replaced by what is used.
+
+    Attributes
+    ----------
+    ranks
+        The processes of the run: `Alone` or `Together`.
+    folder
+        The run's `RunFolder`.
+    device
+        Where this process computes.
+    precision
+        Autocast, loss scaling and clipping.
+    stop
+        The requests to stop, while the run lasts.
+    is_finished, has_ended
+        Whether the run came to its end, or ended before that. In both cases it can't be launched again.
+    """
+
+    stop: StopRequest
+    precision: Precision
+
+    def __init__(
+        self, dump_path: str | Path | None, name: str, progress: Progress, hardware: Any, optim: Any, logger: Any
+    ):
+        self.progress = progress
+        self.device, self._must_move = torch.device("cpu"), False
+        self.is_finished = self.has_ended = False
+        self._hardware, self._optim, self._logger = hardware, optim, logger
+        self._data_wait = 0.0
+        self._log: RunLog | None = None
+        self.ranks = join(hardware["world_size"] if "world_size" in hardware.model_fields_set else None)
+        hardware["world_size"] = self.ranks.size
+        try:
+            self.folder: RunFolder = self.ranks.from_main(lambda: RunFolder(dump_path, name))
+        except BaseException as error:
+            self._fail(error, self.ranks.leave)
+            raise
+
+    # Setting up -------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def preparing(self) -> Iterator[None]:
+        """Show messages in the block, which sets up the run. An error in it ends the run on all processes."""
+        try:
+            with self.console():
+                yield
+        except BaseException as error:
+            self._fail(error, self.let_go)
+            raise
+
+    def _fail(self, error: BaseException, leave: Callable[[], None]) -> None:
+        try:
+            self.ranks.fail(error)
+        finally:
+            leave()
+
+    def console(self) -> Console:
+        """Return a console for messages outside of training; they are kept in the run's folder too."""
+        return Console(self.folder.path, self._logger["level"], self._optim["epochs"], self.ranks.rank)
+
+    def let_go(self) -> None:
+        """Let other processes have the folder, and the other ranks go."""
+        self.ranks.leave()
+        self.folder.release()
+
+    def choose_seed(self, is_new: bool) -> int:
+        """Return `hardware.seed`; if it is None, take the seed of the run in the folder, or draw one for a new run."""
+
+        def choose() -> int:
+            if self._hardware["seed"] is not None:
+                return int(self._hardware["seed"])
+            earlier = None if is_new else self.folder.config
+            drawn = int(earlier["trainer"]["hardware"]["seed"] if earlier else secrets.randbits(31))
+            log.info("hardware.seed is none: the run has seed %d.", drawn)
+            return drawn
+
+        seed: int = self.ranks.from_main(choose)
+        self._hardware["seed"] = seed
+        return seed
+
+    def claim(self, config: dict[str, Any], is_new: bool) -> None:
+        """Write `config.yaml`, if the folder holds no run with another configuration.
+
+        A run that failed before its first checkpoint has nothing that another configuration could spoil.
+
+        Raises
+        ------
+        ConfigError
+            Lists the differences between the run in the folder and this one, or between this process and rank 0.
+        """
+
+        def write() -> None:
+            earlier = None if is_new else self.folder.config
+            if earlier and (differences := config_differences(earlier["trainer"], config["trainer"])):
+                raise ConfigError(
+                    [f"'{self.folder.path}' holds a run with another configuration; nothing was done.", *differences]
+                )
+            self.folder.write_config(config)
+
+        self.ranks.from_main(write)
+        self.ranks.compare(config["trainer"])
+
+    def take_device(self) -> torch.device:
+        """Choose the device and the precision that the machine has for what is configured, and return the device."""
+        hardware, ranks = self._hardware, self.ranks
+        self.device = resolve_device(hardware["device"], ranks.local_rank, ranks.size)
+        ranks.introduce(self.device)
+        hardware["precision"] = resolve_precision(hardware["precision"], self.device)
+        if hardware["deterministic"]:
+            use_deterministic(self.device)
+        self._must_move = self.device.type != "cpu" or hardware["channels_last"]
+        optim = self._optim
+        self.precision = Precision(
+            hardware["precision"], self.device, optim["grad_max_norm"], optim["nonfinite"] == "skip"
+        )
+        return self.device
+
+    def place(self, module: nn.Module) -> None:
+        """Move a module to the device, in the configured memory format."""
+        place_module(module, self.device, self._hardware["channels_last"])
+
+    # While it lasts ---------------------------------------------------------------------------------------------------
+
+    def may_begin(self) -> bool:
+        """Return whether there is anything left to do; a finished run lets the folder go and says so.
+
+        Raises
+        ------
+        RuntimeError
+            This run has ended already.
+        """
+        if self.has_ended:
+            raise RuntimeError(
+                "The run of this trainer has ended; a new trainer with the same dump_path goes on with it."
+            )
+        if self.is_finished:
+            with self.console():
+                log.info("The run in '%s' is finished; a larger optim.epochs would go on with it.", self.folder.path)
+            self.let_go()
+        return not self.is_finished
+
+    @contextmanager
+    def running(self, config: dict[str, Any], log_position: int | None, parts: Iterable[Any]) -> Iterator[None]:
+        """Open the logs and listen for signals in the block; then close them, and write down how the run ended.
+
+        Parameters
+        ----------
+        config
+            The configuration that trackers show.
+        log_position
+            The length in bytes that `metrics.jsonl` is cut back to; None leaves all of it.
+        parts
+            Have `close`, which is called at the end, before the status is written.
+        """
+        folder, status = self.folder, "failed"
+        self.ranks.on_lost = lambda: self.write_status("failed")
+        self.stop = StopRequest(self._hardware["time_limit"])
+        try:
+            self._log = RunLog(
+                folder.path,
+                self._logger,
+                self._optim["epochs"],
+                config,
+                self.progress.global_step,
+                log_position,
+                self.ranks.rank,
+            )
+            self.write_status("running")
+            if folder.is_chosen:
+                log.info("The run is in '%s'; start it again with logger.dump_path=%s to go on.", *[folder.path] * 2)
+            with self.stop:
+                try:
+                    yield
+                    status = "finished"
+                except BreakAllEpochs as request:
+                    self.ranks.broke_off(request)
+                    status = "stopped"
+                    log.info("Training was stopped at step %d. %s", self.progress.global_step, request)
+            self.is_finished = status == "finished"
+        except BaseException as error:
+            if isinstance(error, Preempted | KeyboardInterrupt):
+                status = "preempted"
+            else:
+                step = self.progress.global_step
+                log.error("The run failed at step %d: %s: %s", step, type(error).__name__, error)
+            if not self.stop.has_ended_run:
+                self.ranks.fail(error)
+            raise
+        finally:
+            self.has_ended = not self.is_finished
+            self._end(status, parts)
+
+    def _end(self, status: str, parts: Iterable[Any]) -> None:
+        try:
+            try:
+                for part in parts:
+                    part.close()
+                self.write_status(status)
+            finally:
+                if self._log:
+                    self._log.close(status)
+                    self._log = None
+        except BaseException as error:
+            self.ranks.fail(error)
+            raise
+        finally:
+            self.let_go()
+
+    @property
+    def log(self) -> RunLog:
+        """Console, `metrics.jsonl` and trackers, while the run lasts."""
+        assert self._log is not None, "The run is not going on."
+        return self._log
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return the records of `metrics.jsonl`, the newest included."""
+        if self._log:
+            self._log.position()  # writes out what is buffered
+        return read_metrics(self.folder.path / "metrics.jsonl")
+
+    def write_status(self, status: str) -> None:
+        """Write `status.json`: running, preempted, failed, stopped or finished."""
+        self.folder.write_status(status, self.progress.as_dict())
+
+    def end_when_asked(self, request: int, where: str, before: Callable[[], None]) -> None:
+        """End the run if there is a request to; `before` is called first."""
+        if request:
+            log.warning("Stopping %s because of %s.", where, self.stop.reason(request))
+            before()
+            self.stop.end_run(request)
+
+    def seed_epoch(self) -> None:
+        """Seed the default generators for the hooks around an epoch."""
+        seed_generators(self._hardware["seed"], Stream.EPOCH, self.progress.epoch)
+
+    def described(self, compute: Callable[[], Any], batch: Any, batch_idx: int) -> Any:
+        """Call a method of the trainer, and return its result; an error in it says which batch it was about."""
+        try:
+            return compute()
+        except Exception as error:
+            owner = type(getattr(compute, "__self__", None)).__name__
+            error.add_note(
+                f"While {owner}.{compute.__name__}() used batch {batch_idx} of epoch {self.progress.epoch}: "
+                f"{describe_batch(batch)}."
+            )
+            raise
+
+    # Its batches ------------------------------------------------------------------------------------------------------
+
+    def training_batches(self, loader: Any, num_batches: int, group: int) -> Iterator[tuple[int, Any, Any]]:
+        """Yield (place in the epoch, sample indices, batch on the device) from where the epoch stands.
+
+        Parameters
+        ----------
+        loader
+            Gives (indices, batch) by `batches(epoch, start)`.
+        num_batches
+            Mini-batches per epoch.
+        group
+            Mini-batches per optimizer step. A signal interrupts the wait for the first of them.
+
+        Raises
+        ------
+        DataError
+            The epoch has no batch.
+        """
+        progress, stop, clock, console = self.progress, self.stop, time.perf_counter, self.log.console
+        begin, size = progress.batches, self.ranks.size
+        console.begin_epoch(progress.epoch, num_batches, begin)
+        may_be_interrupted = self.ranks.can_drop_a_wait and not loader.is_stream
+        batches = loader.batches(progress.epoch, begin)
+        for batch_idx in range(begin, num_batches):
+            asked = clock()
+            stop.is_idle = may_be_interrupted and batch_idx % group == 0
+            found = next(batches, None)
+            stop.is_idle = False
+            if loader.is_stream and self.ranks.any(found is None):
+                found = None  # the epoch ends for all processes if it ends for one
+            if found is None:
+                if batch_idx > 0:
+                    return
+                raise DataError(
+                    f"data.train gave no batch in epoch {progress.epoch}. A source that can be read only once, such as "
+                    "a generator, makes no further epoch."
+                )
+            indices, batch = found
+            now = clock()
+            self._data_wait += now - asked
+            if now >= console.due:
+                console.show(batch_idx, count_images(indices, batch) * size)
+            yield batch_idx, indices, self.on_device(batch)
+
+    def evaluation_batches(self, loader: Any) -> Iterator[tuple[Any, Any]]:
+        """Yield (sample indices, batch on the device) of this process's share of a set, of which others may have more.
+
+        A request to stop ends the run: the checkpoint from before the evaluation stands.
+        """
+        batches, stop = loader.batches(0), self.stop
+        while True:
+            stop.is_idle = self.ranks.can_drop_a_wait
+            try:
+                found = next(batches, None)
+            except StopWaiting:
+                found = None
+            stop.is_idle = False
+            has_more, request = self.ranks.largest(found is not None, stop.request)
+            self.end_when_asked(request, "in the evaluation", lambda: None)
+            if found is not None:
+                yield found[0], self.on_device(found[1])
+            elif not has_more:
+                return
+
+    def shown_batches(self, loader: Any) -> Iterator[tuple[int, Any, Any]]:
+        """Yield (place in the set, sample indices, batch) of an evaluation set; each is seeded and shown."""
+        console, seed, rank, size = self.log.console, self._hardware["seed"], self.ranks.rank, self.ranks.size
+        for batch_idx, (indices, batch) in enumerate(self.evaluation_batches(loader)):
+            seed_generators(seed, Stream.EVAL, batch_idx, rank)
+            if time.perf_counter() >= console.due:
+                console.show(batch_idx, count_images(indices, batch) * size)
+            yield batch_idx, indices, batch
+
+    def on_device(self, batch: Any) -> Any:
+        """Return a batch on the run's device, in the configured memory format."""
+        return to_device(batch, self.device, self._hardware["channels_last"]) if self._must_move else batch
+
+    def take_data_wait(self) -> float:
+        """Return the seconds that training waited for data since the last call."""
+        waited, self._data_wait = self._data_wait, 0.0
+        return waited

@@ -1,0 +1,239 @@
+"""The optimizer step: gradients of a group of mini-batches, and what updates parameters with them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..exceptions import BreakStep, NanError
+from ..runtime.device import describe_batch
+from ..runtime.precision import FiniteWatch, running_statistics
+from ..runtime.seeding import Stream, derive_seed, seed_generators_in_turn
+from .recording import Recorder
+from .session import Session
+
+log = logging.getLogger("stable_ssl")
+
+
+class Stepper:
+    """Takes an optimizer step per group of `accumulation_steps` mini-batches.
+
+    Parameters
+    ----------
+    run, recorder
+        The session, and where losses and rates are logged.
+    options
+        The run's `OptimConfig`, with optimizer and schedule built, and `total_steps`.
+    seed
+        The run's seed.
+    num_batches
+        Mini-batches per epoch.
+    side
+        Optimizers of parameters with losses of their own, by name.
+    first_step
+        Called once, when gradients are there for the first time.
+
+    Attributes
+    ----------
+    ends_group
+        Whether the current mini-batch is the last of its group.
+    fraction
+        Optimizer steps so far, as a fraction of the run's.
+    """
+
+    def __init__(
+        self,
+        run: Session,
+        recorder: Recorder,
+        options: Any,
+        seed: int,
+        num_batches: int,
+        side: Mapping[str, torch.optim.Optimizer],
+        first_step: Callable[[], None],
+    ):
+        self._run, self._recorder, self._precision, self._first_step = run, recorder, run.precision, first_step
+        self._progress, self._ranks = run.progress, run.ranks
+        self.num_batches, self.accumulation = num_batches, options["accumulation_steps"]
+        self._optimizer, self._scheduler = options["optimizer"], options["scheduler"]
+        self._total_steps = options["total_steps"]
+        self.side, self._side = side, list(side.values())
+        self._optimizers = [self._optimizer, *self._side]
+        self._skips_nonfinite = options["nonfinite"] == "skip"
+        self._seed = derive_seed(seed, Stream.STEP, run.ranks.rank)
+        self._losses = FiniteWatch()
+        self.ends_group = True
+        self._group_size, self._num_backward, self._is_bad = 1, 0, False
+        if self._skips_nonfinite or self._precision.scaler:
+            why = "fp16" if self._precision.scaler else "optim.nonfinite=skip"
+            log.info("The loop waits for the device once per step: %s needs it.", why)
+
+    @property
+    def fraction(self) -> float:
+        """Optimizer steps so far, as a fraction of the run's."""
+        return self._progress.global_step / self._total_steps
+
+    @property
+    def autocast(self) -> AbstractContextManager:
+        """The context in which a loss is computed."""
+        return self._precision.autocast
+
+    def begin(self, batch_idx: int) -> bool:
+        """Begin a mini-batch: find its place in its group, and seed the default generators.
+
+        Returns
+        -------
+        bool
+            Whether it is the first of its group.
+        """
+        place = batch_idx % self.accumulation
+        if place == 0:
+            self._recorder.begin_step()
+            self._group_size = min(self.accumulation, self.num_batches - batch_idx)
+        self.ends_group = place + 1 == self._group_size
+        seed_generators_in_turn(self._seed, self._progress.global_step * self.accumulation + place)
+        return place == 0
+
+    def backward(self, losses: Any, owner: str) -> None:
+        """Add the gradients of a mini-batch's losses.
+
+        Parameters
+        ----------
+        losses
+            A scalar tensor, or a list or dict of numbers, of which one at least depends on parameters.
+        owner
+            Name of the class that computed them, for errors.
+        """
+        loss = self._total(losses, owner)
+        step = self._progress.global_step + 1
+        self._losses.add(loss, step)
+        if self._skips_nonfinite and not torch.isfinite(loss):
+            log.warning("Step %d is skipped: its loss is %s.", step, loss.item())
+            self._is_bad = True
+        self._precision.backward(loss / self._group_size if self._group_size > 1 else loss)
+        self._num_backward += 1
+
+    def side_backward(self, losses: Mapping[str, Tensor]) -> None:
+        """Log a mini-batch's side losses, and add the gradients of their sum, outside of autocast and loss scaling."""
+        for name, loss in losses.items():
+            self._recorder.log(name, loss)
+        (sum(losses.values()) / self._group_size).backward()  # type: ignore[union-attr]
+
+    def _total(self, losses: Any, owner: str) -> Tensor:
+        """Log what `compute_loss` returned, and return the sum."""
+        total: Any = None
+        named: Mapping[str, Any] = {}
+        if isinstance(losses, Tensor):
+            total = losses
+        elif isinstance(losses, Mapping | list | tuple) and losses:
+            named = losses if isinstance(losses, Mapping) else {f"loss_{i}": loss for i, loss in enumerate(losses)}
+            with suppress(TypeError):  # one of them is no number: the error below says so
+                total = sum(named.values())
+        if not isinstance(total, Tensor) or total.numel() != 1 or not total.requires_grad:
+            what = describe_batch(losses) if isinstance(losses, Tensor | Mapping | list | tuple) else repr(losses)
+            raise TypeError(
+                f"{owner}.compute_loss() returned {what}; expected a scalar tensor that depends on trainable "
+                "parameters, or a list or dict of them."
+            )
+        if self._recorder.is_logging:
+            for name, value in named.items():
+                self._recorder.log(name, value)
+            self._recorder.log("loss", total)
+        return total
+
+    def step(self, before: Callable[[], None]) -> bool:
+        """Update the parameters with the gradients of the group, and advance the schedule.
+
+        Parameters
+        ----------
+        before
+            The hook that runs when gradients are summed and unscaled, before they are clipped.
+
+        Returns
+        -------
+        bool
+            False, and nothing is done, if no process has gradients.
+        """
+        self._num_backward, self._is_bad = self._ranks.sum_gradients(self._optimizers, self._num_backward, self._is_bad)
+        if not self._num_backward:
+            return False
+        if self._progress.global_step == 0:
+            self._first_step()
+        if self._recorder.is_logging:
+            self._recorder.log("lr", self._optimizer.param_groups[0]["lr"])
+        if not self._is_bad:
+            # The losses were divided by the planned size of the group. It may have lost mini-batches since.
+            self._update(self._group_size * self._ranks.size / self._num_backward, before)
+        self._clear()
+        if self._scheduler is not None:
+            self._scheduler.step()
+        return True
+
+    def _update(self, scale: float, before: Callable[[], None]) -> None:
+        """Multiply the gradients by `scale`, run the hook, and let all optimizers step."""
+        if scale != 1.0:
+            side = [p.grad for o in self._side for g in o.param_groups for p in g["params"] if p.grad is not None]
+            if side:
+                torch._foreach_mul_(side, scale)
+        self._precision.unscale(self._optimizer, scale)
+        try:
+            self._ranks.hook(before)
+        except BreakStep:
+            return
+        if not self._precision.step(self._optimizer):
+            log.warning("Step %d is skipped: a gradient is not finite.", self._progress.global_step + 1)
+            return
+        for optimizer in self._side:
+            optimizer.step()
+
+    def _clear(self) -> None:
+        # `Optimizer.zero_grad` does the same in ten times the time.
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
+        self._num_backward, self._is_bad = 0, False
+
+    def drop_group(self) -> None:
+        """Forget the gradients and logged values of a group that was cut short."""
+        self._clear()
+        self._recorder.drop()
+
+    def write_log(self) -> None:
+        """Write the training record, if this step is logged."""
+        if self._recorder.is_logging:
+            self.check_losses()
+            self._recorder.write_step()
+
+    def end_epoch(self, trained: nn.Module) -> None:
+        """End an epoch's training: its evaluation is next.
+
+        Parameters
+        ----------
+        trained
+            The modules. Their running statistics become those of all processes, so that there is one model.
+        """
+        self._run.log.console.end_epoch(self._progress.batches)
+        self.check_losses()
+        self._progress.phase, self._progress.batches = "evaluate", 0
+        self._ranks.average(list(running_statistics(trained)))
+
+    def check_losses(self) -> None:
+        """Read the losses since the last call.
+
+        Raises
+        ------
+        NanError
+            One is not finite, and `nonfinite` is "raise".
+        """
+        bad = self._ranks.earliest(self._losses.first_bad())
+        if bad and not self._skips_nonfinite:
+            step, value = bad
+            raise NanError(
+                f"The loss of step {step} is {value}. The newest checkpoint is from before it; "
+                "optim.nonfinite=skip leaves such steps out."
+            )
