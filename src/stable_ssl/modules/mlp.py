@@ -40,9 +40,7 @@ class MLP(nn.Sequential):
 
     def __init__(self, sizes: Sequence[int], activation: str = "ReLU", batch_norm: bool = True):
         if len(sizes) < 2:
-            raise ValueError(
-                f"sizes: {list(sizes)} must have at least 2 widths: the input's and the output's."
-            )
+            raise ValueError(f"sizes: {list(sizes)} must have at least 2 widths: the input's and the output's.")
         if not isinstance(getattr(nn, activation, None), type):
             names = {name.lower(): name for name in dir(nn)}
             near = [names[name] for name in difflib.get_close_matches(activation.lower(), names)]
