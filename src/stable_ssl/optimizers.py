@@ -1,4 +1,4 @@
-"""LARS, and which parameters an optimizer gets."""
+"""The optimizer LARS, and the parameter groups of an optimizer."""
 
 from __future__ import annotations
 
@@ -10,18 +10,27 @@ from torch import Tensor, nn
 
 
 def param_groups(modules: Mapping[str, nn.Module], exclude_bias_norm: bool = False) -> list[dict[str, Any]]:
-    """Return the trainable parameters of some modules, each once, as groups for an optimizer.
+    """Return the trainable parameters of some modules as groups for an optimizer. Shared parameters appear once.
 
     Parameters
     ----------
+    modules
+        The modules by name.
     exclude_bias_norm
-        Put one-dimensional parameters (biases, and scale and shift of normalisations) into a group of their own,
+        Whether one-dimensional parameters (biases, and scale and shift of normalisations) get a group of their own,
         without weight decay and without LARS's scaling.
 
     Returns
     -------
     list of dict
-        One group, or two; none where nothing is trainable.
+        One group, or two with `exclude_bias_norm`. Empty groups are left out.
+
+    Examples
+    --------
+    >>> from stable_ssl.optimizers import param_groups
+    >>> weights, others = param_groups({"head": nn.Linear(8, 4)}, exclude_bias_norm=True)
+    >>> [tuple(p.shape) for p in weights["params"]], [tuple(p.shape) for p in others["params"]]
+    ([(4, 8)], [(4,)])
     """
     parameters = {id(p): p for module in modules.values() for p in module.parameters() if p.requires_grad}
     if not exclude_bias_norm:
@@ -36,19 +45,41 @@ class LARS(torch.optim.Optimizer):
     """Layer-wise adaptive rate scaling (You, Gitman and Ginsburg, "Large batch training of convolutional networks",
     arXiv:1708.03888, algorithm 1).
 
-    Each parameter w with gradient g moves by SGD with momentum along q (g + β w), with the weight decay β and the trust
-    ratio q = η ‖w‖ / (‖g‖ + β ‖w‖ + ε), or 1 where ‖w‖ or ‖g‖ is 0. Groups with `lars_exclude` are left unscaled.
+    For each parameter w with gradient g, SGD with momentum follows q (g + β w) instead of g. β is the weight decay, and
+    q is the trust ratio of the parameter:
+
+    $$ q = η ‖w‖ / (‖g‖ + β ‖w‖ + ε) $$
+
+    q is 1 if ‖w‖ or ‖g‖ is 0, and for parameter groups with `lars_exclude: True`.
 
     Parameters
     ----------
     params, lr, momentum, dampening, weight_decay, nesterov
         As for `torch.optim.SGD`.
     eta
-        η, the trust coefficient.
+        The trust coefficient η.
     epsilon
-        ε.
+        The constant ε in the denominator.
     clip_lr
-        Take min(q / lr, 1) for q: η alone then sets the pace, up to `lr` (LARC, as in NVIDIA's Apex).
+        Whether q is replaced by min(q / lr, 1). Then η sets the step size, and `lr` is only its upper limit (LARC, as
+        in NVIDIA's Apex).
+
+    Raises
+    ------
+    ValueError
+        `lr`, `momentum`, `eta` or `weight_decay` is below 0, or `nesterov` is combined with no momentum or with
+        dampening.
+
+    Examples
+    --------
+    >>> from stable_ssl.optimizers import LARS
+    >>> weight = nn.Parameter(torch.full((4,), 2.0))  # ‖w‖ = 4
+    >>> optimizer = LARS([weight], lr=1.0, eta=0.1)
+    >>> weight.sum().backward()  # ‖g‖ = 2, so q = 0.1 × 4 / 2 = 0.2
+    >>> optimizer.step()
+    >>> weight
+    Parameter containing:
+    tensor([1.8000, 1.8000, 1.8000, 1.8000], requires_grad=True)
     """
 
     def __init__(
@@ -65,9 +96,9 @@ class LARS(torch.optim.Optimizer):
     ):
         for name, value in (("lr", lr), ("momentum", momentum), ("eta", eta), ("weight_decay", weight_decay)):
             if value < 0:
-                raise ValueError(f"{name}: {value} is below 0.")
+                raise ValueError(f"{name}: {value} is below 0; give 0 or more.")
         if nesterov and (momentum == 0 or dampening != 0):
-            raise ValueError("nesterov: needs a momentum, and no dampening.")
+            raise ValueError("nesterov: true needs a momentum above 0 and a dampening of 0.")
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -83,7 +114,7 @@ class LARS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Update the parameters; never waits for the device."""
+        """Update the parameters. This never waits for the device."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -95,14 +126,15 @@ class LARS(torch.optim.Optimizer):
         return loss
 
     def _step_group(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        """Update the parameters of one group, all of which have gradients."""
         directions: list[Tensor] = [p.grad for p in params]  # type: ignore[misc]
         if group["weight_decay"]:
             decayed = list(torch._foreach_add(directions, params, alpha=group["weight_decay"]))
         else:
             decayed = directions
         if not group["lars_exclude"]:
-            weights = torch.stack(torch._foreach_norm(params))
-            grads = torch.stack(torch._foreach_norm(directions))
+            weights = torch.stack(torch._foreach_norm(params))  # (parameters,): one norm each
+            grads = torch.stack(torch._foreach_norm(directions))  # (parameters,)
             trust = group["eta"] * weights / (grads + group["weight_decay"] * weights + group["epsilon"])
             trust = torch.where((weights > 0) & (grads > 0), trust, torch.ones_like(trust))
             if group["clip_lr"]:
@@ -113,6 +145,7 @@ class LARS(torch.optim.Optimizer):
         torch._foreach_add_(params, decayed, alpha=-group["lr"])
 
     def _with_momentum(self, group: dict[str, Any], params: list[Tensor], steps: list[Tensor]) -> list[Tensor]:
+        """Return the steps of the parameters with momentum, and update the momentum buffers."""
         buffers = []
         for p, step in zip(params, steps, strict=True):
             state = self.state[p]

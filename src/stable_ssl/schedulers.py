@@ -1,7 +1,25 @@
-"""Learning-rate schedules: closed functions of the step, so that a resumed run is where it was.
+"""Learning-rate schedules. Each is a function of the step alone, so that a resumed run has the same learning rates.
 
-Each is a factor on the learning rate that its group was given. The first step has `start_factor`, the peak is 1, and
-the step after the last would have `end_lr`.
+A schedule multiplies the learning rate of each parameter group by a factor. The factor begins at `start_factor`, rises
+linearly to 1 at the peak, and then falls. `end_lr` is the learning rate that would follow the last step. `step()` is
+called once per optimizer step.
+
+Arguments of the schedules:
+
+optimizer
+    The optimizer whose learning rates change.
+total_steps
+    Number of optimizer steps of the whole run.
+start_factor
+    The factor of the first step.
+end_lr
+    The learning rate after the last step. It is a learning rate, not a factor.
+peak_step
+    The step of the peak. Below 1: a fraction of `total_steps`.
+n_cycles
+    Number of half cosines after the peak.
+gamma
+    The factor between the heights of two cycles or of two steps.
 """
 
 from __future__ import annotations
@@ -13,11 +31,15 @@ from functools import partial
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-_ROUNDING = 1e-9  # 29 / 100 * 100 is a little less than 29
+_ROUNDING = 1e-9  # makes up for rounding: 29 / 100 * 100 is a little less than 29
 
 
 class _Schedule(LambdaLR):
-    """Warms up linearly, then follows `after(progress)` with progress in [0, 1] from the peak to the end."""
+    """A linear warm-up, followed by the function `after`.
+
+    `after(progress, end)` returns the factor for a progress from 0 at the peak to 1 at the end. `end` is the factor that
+    makes `end_lr`.
+    """
 
     def __init__(
         self,
@@ -29,10 +51,12 @@ class _Schedule(LambdaLR):
         after: Callable[[float, float], float],
     ):
         if total_steps < 1:
-            raise ValueError(f"total_steps: {total_steps} is not at least 1.")
+            raise ValueError(f"total_steps: {total_steps} is below 1.")
         peak = peak_step * total_steps if peak_step < 1 else peak_step
         if not 0 <= peak <= total_steps:
-            raise ValueError(f"peak_step: {peak_step} is neither a fraction nor a count up to total_steps.")
+            raise ValueError(
+                f"peak_step: {peak_step} must be a fraction of the steps, or a step up to total_steps, {total_steps}."
+            )
         bases = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
         factors: list[Callable[[int], float]] = [
             partial(
@@ -48,7 +72,9 @@ class _Schedule(LambdaLR):
         super().__init__(optimizer, factors)
 
 
-def _factor(step: int, total: int, peak: float, start: float, end: float, after: Callable) -> float:
+def _factor(
+    step: int, total: int, peak: float, start: float, end: float, after: Callable[[float, float], float]
+) -> float:
     if step < peak:
         return start + (1 - start) * step / peak
     return after(min((step - peak) / max(total - peak, 1), 1.0), end)
@@ -75,15 +101,31 @@ def _three_steps(progress: float, end: float, gamma: float) -> float:
 
 
 class LinearWarmup(_Schedule):
-    """Rises linearly from `start_factor` to the peak at `peak_step` (a fraction of the steps, or a count); stays."""
+    """A linear rise from `start_factor` to the peak at `peak_step`. The learning rate then stays the same."""
 
     def __init__(self, optimizer: Optimizer, total_steps: int, start_factor: float = 0.01, peak_step: float = 0.1):
         super().__init__(optimizer, total_steps, start_factor, 0.0, peak_step, _constant)
 
 
 class LinearWarmupCosineAnnealing(_Schedule):
-    """Rises linearly to the peak, then falls along half a cosine to `end_lr` (Loshchilov and Hutter, "SGDR", ICLR 2017,
-    equation 5, without restarts)."""
+    """A linear rise to the peak, then a fall along half a cosine to `end_lr` (Loshchilov and Hutter, "SGDR", ICLR 2017,
+    equation 5, without restarts).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from stable_ssl.schedulers import LinearWarmupCosineAnnealing
+    >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.4)
+    >>> schedule = LinearWarmupCosineAnnealing(optimizer, total_steps=4, start_factor=0.5, peak_step=0.25)
+    >>> for _ in range(4):
+    ...     print(round(schedule.get_last_lr()[0], 3))
+    ...     optimizer.step()
+    ...     schedule.step()
+    0.2
+    0.4
+    0.3
+    0.1
+    """
 
     def __init__(
         self,
@@ -97,7 +139,8 @@ class LinearWarmupCosineAnnealing(_Schedule):
 
 
 class LinearWarmupCyclicAnnealing(_Schedule):
-    """Rises linearly to the peak, then falls along `n_cycles` half cosines, each `gamma` times as high as the last."""
+    """A linear rise to the peak, then `n_cycles` half cosines down to `end_lr`. Each cycle is `gamma` times as high as
+    the one before."""
 
     def __init__(
         self,
@@ -114,7 +157,8 @@ class LinearWarmupCyclicAnnealing(_Schedule):
 
 
 class LinearWarmupThreeStepsAnnealing(_Schedule):
-    """Rises linearly to the peak, then is multiplied by `gamma` three times, a quarter of the rest apart."""
+    """A linear rise to the peak, then three falls, each by the factor `gamma`. The falls are a quarter of the remaining
+    steps apart. The learning rate never falls below `end_lr`."""
 
     def __init__(
         self,
@@ -129,11 +173,20 @@ class LinearWarmupThreeStepsAnnealing(_Schedule):
 
 
 class CosineDecayer:
-    """A factor for `LambdaLR`: `n_cycles` half cosines from 1 to 0, each `gamma` times as high as the one before."""
+    """A function for `torch.optim.lr_scheduler.LambdaLR`: `n_cycles` half cosines down to 0. The first begins at 1, and
+    each other one begins at `gamma` times the height of the one before.
+
+    Examples
+    --------
+    >>> from stable_ssl.schedulers import CosineDecayer
+    >>> decay = CosineDecayer(total_steps=4, n_cycles=2, gamma=0.5)
+    >>> [round(decay(step), 3) for step in range(5)]
+    [1.0, 0.5, 0.5, 0.25, 0.0]
+    """
 
     def __init__(self, total_steps: int, n_cycles: int = 3, gamma: float = 0.2):
         self.total_steps, self.n_cycles, self.gamma = total_steps, n_cycles, gamma
 
     def __call__(self, step: int) -> float:
-        """Return the factor of a step."""
+        """Return the factor for a step, counted from 0."""
         return _cyclic(min(step / self.total_steps, 1.0), 0.0, self.n_cycles, self.gamma)

@@ -121,7 +121,7 @@ def test_is_finite_and_fp32_under_bf16_autocast(name):
 @pytest.mark.parametrize("name", LOSSES)
 def test_embeddings_of_other_shapes_are_refused(name):
     with pytest.raises(
-        ValueError, match=r"needs two embeddings of one shape \(batch, dim\), not \(4, 3\) and \(4, 2\)"
+        ValueError, match=r"needs two embeddings of the same shape \(batch, dim\), but got \(4, 3\) and \(4, 2\)"
     ):
         LOSSES[name](torch.randn(4, 3), torch.randn(4, 2))
 

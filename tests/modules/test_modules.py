@@ -29,7 +29,7 @@ def test_timms_models_are_there_under_their_names():
         small = load_backbone("timm/resnet18", num_classes=7, low_resolution=True).eval()
         assert small(torch.zeros(1, 3, 32, 32)).shape == (1, 7)
     assert small.conv1.stride == (1, 1)
-    with pytest.raises(ValueError, match="timm has no 'resnet19'; near are .*timm/resnet18"):
+    with pytest.raises(ValueError, match="timm has no 'resnet19'. Similar names: .*timm/resnet18"):
         load_backbone("timm/resnet19")
 
 
@@ -48,12 +48,12 @@ def test_low_resolution_keeps_the_size_through_the_stem():
 
 
 def test_low_resolution_of_another_family_is_refused():
-    with pytest.raises(ValueError, match="low_resolution: vgg11 has no such form"):
+    with pytest.raises(ValueError, match="low_resolution: vgg11 can't be adapted"):
         load_backbone("vgg11", low_resolution=True)
 
 
 def test_an_unknown_backbone_names_the_nearest():
-    with pytest.raises(ValueError, match="no backbone 'resnet_18'; near are .*'resnet18'"):
+    with pytest.raises(ValueError, match="no backbone 'resnet_18'. Similar names: .*'resnet18'"):
         load_backbone("resnet_18")
 
 

@@ -1,4 +1,4 @@
-"""Losses: one a file, plain torch."""
+"""Losses, one per file, in plain PyTorch."""
 
 from .barlow_twins import BarlowTwinsLoss
 from .dino import DINOLoss

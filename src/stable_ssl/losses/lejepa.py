@@ -1,4 +1,4 @@
-"""The loss of LeJEPA, and SIGReg, which it is made of."""
+"""The loss of LeJEPA, and SIGReg, its regulariser."""
 
 from __future__ import annotations
 
@@ -16,25 +16,41 @@ if TYPE_CHECKING:
 
 class SIGReg(nn.Module):
     r"""Sketched isotropic Gaussian regularisation (Balestriero and LeCun, "LeJEPA: provable and scalable
-    self-supervised learning without the heuristics", arXiv:2511.08544, section 4): how far embeddings are from a
+    self-supervised learning without the heuristics", arXiv:2511.08544, section 4): the distance of embeddings from a
     standard normal distribution.
 
-    The mean over random unit directions a of the Epps-Pulley statistic of the projections $a · z_1 … a · z_N$:
+    The N embeddings z are projected onto random unit vectors a. For each a, the Epps-Pulley statistic compares the
+    projections $a · z_1 … a · z_N$ with a standard normal distribution:
 
     $$ T = N \int_{-t_{max}}^{t_{max}} \left| \frac{1}{N} \sum_i e^{\mathrm{i} t a · z_i} - e^{-t^2/2} \right|^2
            e^{-t^2/2}\,dt $$
 
-    by the trapezoidal rule, as in the authors' code. Directions are drawn anew at each call; ranks share those of the
-    first, and the batch is that of all of them.
+    The result is the mean of T over all a. The integral is computed by the trapezoidal rule, as in the authors' code.
+    Each call draws new directions. All ranks use the directions of rank 0, and the batch consists of the images of all
+    ranks.
 
     Parameters
     ----------
     num_slices
-        Directions.
+        Number of random directions.
     num_points
-        Of the trapezoidal rule, between 0 and `t_max`; the integrand is symmetric.
+        Number of points of the trapezoidal rule, from 0 to `t_max`. The other half follows by symmetry.
     t_max
-        Where the integral ends.
+        Upper end of the integral.
+
+    Raises
+    ------
+    ValueError
+        There are no directions or fewer than 2 points, or `t_max` is not above 0.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from stable_ssl.losses import SIGReg
+    >>> _ = torch.manual_seed(0)  # the loss draws directions too
+    >>> z = torch.randn(256, 16)  # (batch, dim)
+    >>> SIGReg()(z) < SIGReg()(0.1 * z)  # a collapsing batch is far from a standard normal distribution
+    tensor(True)
     """
 
     points: Tensor
@@ -44,45 +60,62 @@ class SIGReg(nn.Module):
         super().__init__()
         if num_slices < 1 or num_points < 2 or t_max <= 0:
             raise ValueError(
-                f"num_slices {num_slices} must be 1, num_points {num_points} 2, and t_max {t_max} above 0."
+                f"num_slices {num_slices} must be at least 1, num_points {num_points} at least 2, and t_max {t_max} "
+                "above 0."
             )
         self.num_slices = num_slices
         points = torch.linspace(0, t_max, num_points)
-        weights = torch.full_like(points, 2 * t_max / (num_points - 1))
+        weights = torch.full_like(points, 2 * t_max / (num_points - 1))  # 2: for the negative half
         weights[[0, -1]] /= 2
         self.register_buffer("points", points, persistent=False)
         self.register_buffer("weights", weights * (-points.square() / 2).exp(), persistent=False)
 
     def forward(self, z: Float[Tensor, "*views batch dim"]) -> Float[Tensor, ""]:
-        """Return the statistic of a batch of embeddings; of several views, the mean of each one's."""
-        directions = torch.randn(z.shape[-1], self.num_slices, dtype=z.dtype, device=z.device)
-        projections = z @ nn.functional.normalize(from_main(directions), dim=0)
-        points, weights = self.points.to(z.dtype), self.weights.to(z.dtype)
+        """Return the statistic of a batch of embeddings. If there are several views, return the mean over them."""
+        directions = torch.randn(z.shape[-1], self.num_slices, dtype=z.dtype, device=z.device)  # (dim, slices)
+        projections = z @ nn.functional.normalize(from_main(directions), dim=0)  # (*views, batch, slices)
+        points, weights = self.points.to(z.dtype), self.weights.to(z.dtype)  # (points,) each
         angles = projections[..., None] * points  # (*views, batch, slices, points)
-        # Of all ranks by their means, which take no more memory the more ranks there are.
+        # Ranks exchange their means instead of their rows: the memory does not grow with the number of ranks.
         real, imaginary = all_gather(torch.stack([angles.cos().mean(-3), angles.sin().mean(-3)])[None]).mean(0)
-        errors = (real - (-points.square() / 2).exp()).square() + imaginary.square()
-        return (errors @ weights).mean() * z.shape[-2] * world_size()
+        errors = (real - (-points.square() / 2).exp()).square() + imaginary.square()  # (*views, slices, points)
+        statistic: Tensor = (errors @ weights).mean() * z.shape[-2] * world_size()
+        return statistic
 
 
 class LeJEPALoss(nn.Module):
     r"""LeJEPA (Balestriero and LeCun, "LeJEPA: provable and scalable self-supervised learning without the heuristics",
-    arXiv:2511.08544, section 5): all views are to be near the mean of the global ones, and distributed as a standard
-    normal.
+    arXiv:2511.08544, section 5). The embeddings of all views must be near the mean of the global views, and
+    distributed as a standard normal distribution.
 
     $$ L = \frac{1 - λ}{V} \sum_v \frac{1}{N D} \sum_i ‖ \frac{1}{V_g} \sum_{g ≤ V_g} z_{g, i} - z_{v, i} ‖^2
            + \frac{λ}{V} \sum_v \mathrm{SIGReg}(z_v) $$
 
-    The defaults are those of the authors' minimal example.
+    V is the number of views, N the number of images, D the width of the embeddings. The defaults are those of the
+    authors' minimal example.
 
     Parameters
     ----------
     num_global
-        $V_g$: the first so many views are global, the others local.
+        The number $V_g$ of global views. They come first; all others are local views.
     lambd
-        λ.
+        The weight λ of SIGReg, between 0 and 1.
     num_slices, num_points, t_max
-        Of `SIGReg`.
+        Arguments of `SIGReg`.
+
+    Raises
+    ------
+    ValueError
+        `num_global` is below 1, `lambd` is not between 0 and 1, or `SIGReg` refuses its arguments.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from stable_ssl.losses import LeJEPALoss
+    >>> views = torch.randn(3, 8, 16, generator=torch.Generator().manual_seed(0))  # (batch, dim) each
+    >>> loss = LeJEPALoss(num_global=2)  # the third view is local
+    >>> loss(*views).shape
+    torch.Size([])
     """
 
     def __init__(
@@ -100,21 +133,22 @@ class LeJEPALoss(nn.Module):
         self.sigreg = SIGReg(num_slices, num_points, t_max)
 
     def forward(self, *embeddings: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
-        """Return the loss of the embeddings of two or more views, computed in fp32 at least.
+        """Return the loss of two or more views' embeddings, computed in fp32 (fp64 for fp64 embeddings).
 
         Raises
         ------
         ValueError
-            The embeddings are not of one shape, there are fewer views than global ones, or one image only.
+            The shapes differ, there are fewer views than 2 or than `num_global`, or the batch has one image only.
         """
         if len({z.shape for z in embeddings}) > 1 or len(embeddings) < max(2, self.num_global):
             shapes = [tuple(z.shape) for z in embeddings]
             raise ValueError(
-                f"LeJEPALoss needs {max(2, self.num_global)} or more embeddings of one shape, not {shapes}."
+                f"LeJEPALoss needs {max(2, self.num_global)} or more embeddings of the same shape, but got {shapes}."
             )
         with torch.autocast(embeddings[0].device.type, enabled=False):
-            z = torch.stack([at_least_fp32(z) for z in embeddings])
+            z = torch.stack([at_least_fp32(z) for z in embeddings])  # (views, batch, dim)
             if z.shape[1] * world_size() < 2:
                 raise ValueError("LeJEPALoss needs at least 2 images in a batch.")
             invariance = (z[: self.num_global].mean(0) - z).square().mean()
-            return (1 - self.lambd) * invariance + self.lambd * self.sigreg(z)
+            loss: Tensor = (1 - self.lambd) * invariance + self.lambd * self.sigreg(z)
+            return loss

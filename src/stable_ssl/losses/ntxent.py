@@ -18,19 +18,35 @@ class NTXEntLoss(nn.Module):
     r"""Normalised temperature-scaled cross entropy (Chen et al., "A simple framework for contrastive learning of
     visual representations", ICML 2020, equation 1).
 
-    With unit vectors $u_1 … u_{2N}$, of which each $u_i$ has one positive $u_{p(i)}$, the other view of its image:
+    The embeddings of both views of N images, at unit length, are $u_1 … u_{2N}$. Each $u_i$ has one positive
+    $u_{p(i)}$: the other view of the same image.
 
     $$ L = -\frac{1}{2N} \sum_i \log \frac{\exp(u_i · u_{p(i)} / τ)}{\sum_{k ≠ i} \exp(u_i · u_k / τ)} $$
 
-    The batch is that of all ranks together.
+    The batch consists of the images of all ranks.
 
     Parameters
     ----------
     temperature
-        τ.
+        The temperature τ.
     chunk_size
-        How many embeddings are compared with all others at a time. With more than that, similarities are computed
-        again for the backward pass instead of being kept: memory grows with the batch, and not with its square.
+        How many embeddings are compared with all others at a time. If the batch has more embeddings, the backward pass
+        computes the similarities a second time instead of keeping them: memory grows with the batch, and not with its
+        square.
+
+    Raises
+    ------
+    ValueError
+        The temperature is not above 0, or the chunk size is below 1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from stable_ssl.losses import NTXEntLoss
+    >>> z_i, z_j = torch.randn(2, 8, 16, generator=torch.Generator().manual_seed(0))  # (batch, dim) each
+    >>> loss = NTXEntLoss(temperature=0.5)
+    >>> loss(z_i, z_i) < loss(z_i, z_j)  # views that agree have the smaller loss
+    tensor(True)
     """
 
     def __init__(self, temperature: float = 0.5, chunk_size: int = 2048):
@@ -42,10 +58,16 @@ class NTXEntLoss(nn.Module):
         self.temperature, self.chunk_size = temperature, chunk_size
 
     def forward(self, z_i: Float[Tensor, "batch dim"], z_j: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
-        """Return the loss of the embeddings of two views, computed in fp32 at least; errors as in `gather_pair`."""
+        """Return the loss of two views' embeddings, computed in fp32 (fp64 for fp64 embeddings).
+
+        Raises
+        ------
+        ValueError
+            The shapes differ or are not (batch, dim), or the batch has one image only.
+        """
         with torch.autocast(z_i.device.type, enabled=False):
-            z_i, z_j = gather_pair(self, z_i, z_j)
-            units = nn.functional.normalize(torch.cat([z_i, z_j]))
+            z_i, z_j = gather_pair(self, z_i, z_j)  # (N, dim) each
+            units = nn.functional.normalize(torch.cat([z_i, z_j]))  # (2 N, dim)
             if len(units) <= self.chunk_size:
                 return self._sum(units, 0) / len(units)
             starts = range(0, len(units), self.chunk_size)
@@ -54,10 +76,10 @@ class NTXEntLoss(nn.Module):
             ]
             return torch.stack(sums).sum() / len(units)
 
-    def _sum(self, units: Tensor, start: int) -> Tensor:
-        """Return the sum of the losses of a chunk of embeddings."""
-        places = torch.arange(start, min(start + self.chunk_size, len(units)), device=units.device)
-        similarities = units[start : start + self.chunk_size] @ units.T / self.temperature
-        similarities[places - start, places] = float("-inf")
-        positives = (places + len(units) // 2) % len(units)
+    def _sum(self, units: Float[Tensor, "all dim"], start: int) -> Float[Tensor, ""]:
+        """Return the sum of the losses of one chunk, the embeddings from `start` on."""
+        places = torch.arange(start, min(start + self.chunk_size, len(units)), device=units.device)  # (chunk,)
+        similarities = units[start : start + self.chunk_size] @ units.T / self.temperature  # (chunk, 2 N)
+        similarities[places - start, places] = float("-inf")  # no embedding is compared with itself
+        positives = (places + len(units) // 2) % len(units)  # (chunk,)
         return nn.functional.cross_entropy(similarities, positives, reduction="sum")

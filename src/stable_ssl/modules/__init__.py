@@ -1,4 +1,4 @@
-"""Networks: backbones, heads, teachers, and parts for masked and predictive methods."""
+"""Networks: backbones, projectors and predictors, teachers, and vision transformers that can hide patches."""
 
 from .backbones import load_backbone
 from .convmixer import ConvMixer

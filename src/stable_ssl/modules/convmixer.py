@@ -1,4 +1,4 @@
-"""ConvMixer."""
+"""ConvMixer, a network of convolutions on patches."""
 
 from __future__ import annotations
 
@@ -6,18 +6,30 @@ from torch import Tensor, nn
 
 
 class ConvMixer(nn.Module):
-    """Patches mixed by convolutions alone (Trockman and Kolter, "Patches are all you need?", TMLR 2023, section 2).
+    """A network that embeds patches and mixes them by convolutions only (Trockman and Kolter, "Patches are all you
+    need?", TMLR 2023, section 2).
 
     Parameters
     ----------
     in_channels
-        Channels of the images.
+        Number of channels of the images.
     num_classes
-        Width of the output; None: the representation, (batch, dim).
-    dim, depth
-        Channels inside, and blocks.
-    kernel_size, patch_size
-        Of the depth-wise convolutions, and of the patches, in pixels.
+        Width of the output. None: the output is the representation, (batch, dim).
+    dim
+        Number of channels inside the network.
+    depth
+        Number of blocks.
+    kernel_size
+        Height and width of the depth-wise convolutions, in patches.
+    patch_size
+        Height and width of a patch, in pixels.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from stable_ssl.modules import ConvMixer
+    >>> ConvMixer(num_classes=10)(torch.zeros(2, 3, 16, 16)).shape
+    torch.Size([2, 10])
     """
 
     def __init__(
@@ -40,11 +52,13 @@ class ConvMixer(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return (batch, num_classes) for images (batch, in_channels, height, width)."""
-        return self.fc(self.pool(self.blocks(self.stem(images))))
+        maps = self.blocks(self.stem(images))  # (batch, dim, height // patch_size, width // patch_size)
+        outputs: Tensor = self.fc(self.pool(maps))  # (batch, num_classes or dim)
+        return outputs
 
 
 class _Block(nn.Module):
-    """A depth-wise convolution with a shortcut, then a point-wise one."""
+    """A depth-wise convolution with a shortcut, then a point-wise convolution. It keeps the shape."""
 
     def __init__(self, dim: int, kernel_size: int):
         super().__init__()
@@ -54,4 +68,5 @@ class _Block(nn.Module):
         self.channel = nn.Sequential(nn.Conv2d(dim, dim, 1), nn.GELU(), nn.BatchNorm2d(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.channel(x + self.spatial(x))
+        outputs: Tensor = self.channel(x + self.spatial(x))
+        return outputs

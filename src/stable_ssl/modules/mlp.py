@@ -1,4 +1,4 @@
-"""Multi-layer perceptrons: projectors and predictors."""
+"""Multi-layer perceptrons, for projectors and predictors."""
 
 from __future__ import annotations
 
@@ -10,30 +10,41 @@ from torch import nn
 
 
 class MLP(nn.Sequential):
-    """Linear layers with batch normalisation and an activation between them; the last layer is linear, without bias.
+    """Linear layers with batch normalisation and an activation between them. The last layer has no bias.
+
+    It maps (batch, first size) to (batch, last size).
 
     Parameters
     ----------
     sizes
-        Widths, from the input's to the output's; at least 2.
+        Width of the input, widths of the hidden layers, width of the output.
     activation
-        Name of a module in `torch.nn`.
+        Name of a class in `torch.nn`, such as "GELU".
     batch_norm
-        Normalise before each activation; the linear layer before it then has no bias, which would be taken off again.
+        Whether to normalise before each activation. If so, the hidden layers have no bias, because the normalisation
+        would remove it.
 
     Raises
     ------
     ValueError
-        Too few sizes, or no such activation.
+        There are fewer than 2 sizes, or `torch.nn` has no such activation.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from stable_ssl.modules import MLP
+    >>> projector = MLP([512, 2048, 128])
+    >>> projector(torch.zeros(4, 512)).shape
+    torch.Size([4, 128])
     """
 
     def __init__(self, sizes: Sequence[int], activation: str = "ReLU", batch_norm: bool = True):
         if len(sizes) < 2:
-            raise ValueError(f"sizes: {list(sizes)} needs at least an input's and an output's width.")
+            raise ValueError(f"sizes: {list(sizes)} must have at least 2 widths: the input's and the output's.")
         if not isinstance(getattr(nn, activation, None), type):
             names = {name.lower(): name for name in dir(nn)}
             near = [names[name] for name in difflib.get_close_matches(activation.lower(), names)]
-            raise ValueError(f"activation: torch.nn has no module '{activation}'; near are {near}.")
+            raise ValueError(f"activation: torch.nn has no '{activation}'. Similar names: {near}.")
         layers: list[nn.Module] = []
         for width_in, width_out in itertools.pairwise(sizes[:-1]):
             layers.append(nn.Linear(width_in, width_out, bias=not batch_norm))

@@ -1,4 +1,4 @@
-"""Several views through one network."""
+"""Passing several views through one network."""
 
 from __future__ import annotations
 
@@ -12,20 +12,29 @@ from torch import Tensor, nn
 def forward_views(
     forward: Callable[[Tensor], Tensor], views: Sequence[Tensor], network: nn.Module | None = None
 ) -> list[Tensor]:
-    """Return a network's output for each view, (batch, dim).
+    """Return a network's output for each view, (batch, dim) each.
 
-    Views of one shape go through it together (Caron et al., "Unsupervised learning of visual features by contrasting
-    cluster assignments", NeurIPS 2020, section 3.3), unless it has batch normalisation, whose statistics are to be
-    those of one view.
+    Views of the same shape go through the network together, which is faster (Caron et al., "Unsupervised learning of
+    visual features by contrasting cluster assignments", NeurIPS 2020, section 3.3). If the network has batch
+    normalisation, each view goes through it alone, so that its statistics are those of one view.
 
     Parameters
     ----------
     forward
-        What to call.
+        The network, or a function that calls it.
     views
-        (batch, …) each.
+        The views, (batch, …) each.
     network
-        What `forward` runs, where that is not a module itself.
+        The network that `forward` calls. Needed only if `forward` is a function: without it, each view goes alone.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from stable_ssl.modules import ViT, forward_views
+    >>> views = [torch.zeros(4, 3, 32, 32)] * 2 + [torch.zeros(4, 3, 16, 16)] * 6  # 2 global and 6 local views
+    >>> outputs = forward_views(ViT(dim=12, depth=1), views)  # two calls of the network
+    >>> len(outputs), outputs[-1].shape
+    (8, torch.Size([4, 12]))
     """
     network = forward if network is None and isinstance(forward, nn.Module) else network
     if len(views) == 1 or network is None or has_batch_norm(network):
@@ -41,7 +50,7 @@ _has_batch_norm: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def has_batch_norm(network: nn.Module) -> bool:
-    """Say whether a network normalises by statistics of the batch. Looked up once: it takes 85 µs for a ViT-S."""
+    """Return whether a network has batch normalisation. The answer is kept, because finding it takes 85 µs (ViT-S)."""
     if network not in _has_batch_norm:
         _has_batch_norm[network] = any(isinstance(p, nn.modules.batchnorm._BatchNorm) for p in network.modules())
     return _has_batch_norm[network]

@@ -6,16 +6,24 @@ from torch import Tensor, nn
 
 
 class Resnet9(nn.Module):
-    """Eight convolutions, two of the pairs with a shortcut, and a linear layer; quick to train at 16 px and up.
+    """Eight convolutions and a linear layer, quick to train on small images. Two pairs of convolutions have a shortcut.
 
     Parameters
     ----------
     num_classes
-        Width of the output; None: the representation, (batch, 1028).
+        Width of the output. None: the output is the representation, (batch, 1028).
     in_channels
-        Channels of the images.
+        Number of channels of the images.
     widths
-        Channels after the stem and each of the three stages; the last is the width of the representation.
+        Number of channels after the stem and after each of the three stages. The last one is the width of the
+        representation.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from stable_ssl.modules import Resnet9
+    >>> Resnet9(num_classes=10)(torch.zeros(2, 3, 16, 16)).shape
+    torch.Size([2, 10])
     """
 
     def __init__(
@@ -39,18 +47,22 @@ class Resnet9(nn.Module):
         self.fc: nn.Module = nn.Identity() if num_classes is None else nn.Linear(last, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return (batch, num_classes) for images (batch, in_channels, height, width), of at least 8 × 8 pixels."""
-        return self.fc(self.pool(self.features(images)))
+        """Return (batch, num_classes) for images (batch, in_channels, height, width) of at least 8 × 8 pixels."""
+        maps = self.features(images)  # (batch, last width, height // 8, width // 8)
+        outputs: Tensor = self.fc(self.pool(maps))  # (batch, num_classes or last width)
+        return outputs
 
 
 class _Shortcut(nn.Sequential):
-    """x + f(x)."""
+    """Layers whose input is added to their output."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + super().forward(x)
+        outputs: Tensor = super().forward(x)  # the shape of x
+        return x + outputs
 
 
 def _convolution(channels_in: int, channels_out: int, pool: bool = False) -> nn.Sequential:
+    """Return a 3 × 3 convolution with batch normalisation and ReLU; `pool` halves height and width."""
     layers = [
         nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False),
         nn.BatchNorm2d(channels_out),

@@ -1,4 +1,4 @@
-"""A student and the teacher that follows it."""
+"""A student network, and a teacher whose weights are a moving average of the student's."""
 
 from __future__ import annotations
 
@@ -11,28 +11,44 @@ from torch import nn
 
 
 class TeacherStudentModule(nn.Module):
-    """A network that is trained, and a copy of it whose weights are a moving average of its own.
+    """A student network that is trained, and a teacher whose weights are a moving average of the student's.
 
-    The trainer has the teacher follow once an optimizer step, with a momentum that goes from the base coefficient to
-    the final one along half a cosine (Grill et al., "Bootstrap your own latent", NeurIPS 2020, section 3.2):
+    The trainer calls `update_teacher` once per optimizer step. The momentum m goes from the base coefficient to the
+    final one along half a cosine (Grill et al., "Bootstrap your own latent", NeurIPS 2020, section 3.2):
 
     $$ ξ ← m ξ + (1 - m) θ, \\qquad m = m_{final} - (m_{final} - m_{base}) (\\cos(π k / K) + 1) / 2 $$
 
-    with k the steps before this one, of K. Called plainly, it is the teacher: evaluation uses that.
+    ξ are the teacher's weights, θ the student's, k is the number of steps before this one, K the number of all steps.
+
+    Calling the module runs the teacher, so evaluation uses the teacher.
 
     Parameters
     ----------
     student
-        The network.
+        The network to train. The teacher is a copy of it without gradients.
     warm_init
-        Begin with the student's weights; else with new ones, of the layers that have `reset_parameters`.
+        Whether the teacher begins with the student's weights. If not, each of its layers that has `reset_parameters`
+        begins with new weights.
     base_ema_coefficient, final_ema_coefficient
-        The momentum at the start and at the end, in [0, 1].
+        The momentum at the start and at the end of training, between 0 and 1.
 
     Raises
     ------
     ValueError
-        A coefficient is not in [0, 1].
+        A coefficient is not between 0 and 1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from stable_ssl.modules import TeacherStudentModule
+    >>> pair = TeacherStudentModule(torch.nn.Linear(4, 2), base_ema_coefficient=0.9)
+    >>> _ = torch.nn.init.constant_(pair.teacher.bias, 0.0), torch.nn.init.constant_(pair.student.bias, 1.0)
+    >>> pair.update_teacher(progress=0.0)  # the first of all steps: 10 % of the way to the student
+    >>> pair.teacher.bias
+    Parameter containing:
+    tensor([0.1000, 0.1000])
+    >>> pair(torch.zeros(3, 4)).requires_grad, pair.forward_student(torch.zeros(3, 4)).requires_grad
+    (False, True)
     """
 
     def __init__(
@@ -66,31 +82,51 @@ class TeacherStudentModule(nn.Module):
         return self.teacher(*args, **kwargs)
 
     def update_teacher(self, progress: float) -> None:
-        """Have the teacher follow; `progress` is the fraction of all optimizer steps that came before this one."""
+        """Move the teacher's weights towards the student's.
+
+        Parameters
+        ----------
+        progress
+            The number of optimizer steps before this one, divided by the number of all steps: from 0 to below 1.
+        """
         follow(self.teacher, self.student, ema_coefficient(self, progress))
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile both networks in place."""
+        """Compile student and teacher in place, with the arguments of `torch.compile`."""
         self.student.compile(*args, **kwargs)
         self.teacher.compile(*args, **kwargs)
 
 
 def check_ema_coefficients(owner: Any) -> None:
-    """See that `owner.base_ema_coefficient` and the final one are in [0, 1]; a ValueError else."""
+    """Raise a ValueError unless `base_ema_coefficient` and `final_ema_coefficient` of `owner` are between 0 and 1."""
     for name in ("base_ema_coefficient", "final_ema_coefficient"):
         if not 0 <= getattr(owner, name) <= 1:
             raise ValueError(f"{name}: {getattr(owner, name)} is not between 0 and 1.")
 
 
 def ema_coefficient(owner: Any, progress: float) -> float:
-    """Return the momentum at a fraction of the run, between `owner.base_ema_coefficient` and the final one."""
-    base, final = owner.base_ema_coefficient, owner.final_ema_coefficient
+    """Return the teacher's momentum at a point of the run, by the formula of `TeacherStudentModule`.
+
+    Parameters
+    ----------
+    owner
+        An object with `base_ema_coefficient` and `final_ema_coefficient`.
+    progress
+        The part of all optimizer steps that is over, from 0 to 1.
+    """
+    base, final = float(owner.base_ema_coefficient), float(owner.final_ema_coefficient)
     return final - (final - base) * (math.cos(math.pi * progress) + 1) / 2
 
 
 @torch.no_grad()
 def follow(teacher: nn.Module, student: nn.Module, coefficient: float) -> None:
-    """Move a teacher's parameters and floating-point buffers towards the student's; other buffers are copied."""
+    """Move a teacher's parameters and floating-point buffers towards the student's, and copy its other buffers.
+
+    Parameters
+    ----------
+    coefficient
+        The momentum: 1 leaves the teacher as it is, 0 makes it equal to the student.
+    """
     own = [*teacher.parameters(), *teacher.buffers()]
     aims = [*student.parameters(), *student.buffers()]
     pairs = [(value, aim) for value, aim in zip(own, aims, strict=True) if value.is_floating_point()]

@@ -1,4 +1,8 @@
-"""A small vision transformer that can leave out patches, and what predicts patches from others."""
+"""A small vision transformer that can leave out patches, and a transformer that predicts patches from others.
+
+Both work on some patches of each image. `places` holds the numbers of these patches, counted row by row from the upper
+left one. Images may have different numbers of them, so shorter rows are padded, and `is_real` is False at the padding.
+"""
 
 from __future__ import annotations
 
@@ -13,29 +17,45 @@ if TYPE_CHECKING:
 
 
 class ViT(nn.Module):
-    """A vision transformer (Dosovitskiy et al., "An image is worth 16x16 words", ICLR 2021) with fixed positions and
-    without a class token: the representation is the mean of the patches, as in I-JEPA.
+    """A vision transformer (Dosovitskiy et al., "An image is worth 16x16 words", ICLR 2021) with fixed position
+    embeddings and without a class token. The representation is the mean over the patches, as in I-JEPA.
 
-    Images of other sizes than `image_size` are fine where the patches fill them: positions are those of a grid that is
-    stretched over the image.
+    Images of another size than `image_size` are accepted if `patch_size` divides their height and width. The grid of
+    positions is then stretched over the image.
 
     Parameters
     ----------
-    image_size, patch_size
-        In pixels.
-    dim, depth, num_heads
-        Width, blocks, and heads of each.
+    image_size
+        Height and width of the images, in pixels.
+    patch_size
+        Height and width of a patch, in pixels.
+    dim
+        Width of the tokens.
+    depth
+        Number of blocks.
+    num_heads
+        Number of attention heads per block.
     mlp_ratio
-        Width of a block's hidden layer, in multiples of `dim`.
+        Width of each block's hidden layer, in multiples of `dim`.
     in_channels
-        Of the images.
+        Number of channels of the images.
     num_classes
-        Width of the output; None: the representation, (batch, dim).
+        Width of the output. None: the output is the representation, (batch, dim).
 
     Raises
     ------
     ValueError
-        The patches do not fill the image, or heads do not divide the width.
+        `patch_size` does not divide `image_size`, or `dim` is not a multiple of 4 and of `num_heads`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from stable_ssl.modules import ViT
+    >>> vit = ViT(image_size=32, patch_size=8, dim=48)
+    >>> vit(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 48])
+    >>> vit.forward_patches(torch.zeros(2, 3, 32, 32)).shape  # 4 × 4 patches
+    torch.Size([2, 16, 48])
     """
 
     def __init__(
@@ -59,17 +79,21 @@ class ViT(nn.Module):
         nn.init.xavier_uniform_(self.embed.weight.flatten(1))
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch dim"]:
-        """Return representations, or the last layer's output.
+        """Return the representations (batch, dim), or the output of the last layer (batch, num_classes).
 
         Raises
         ------
         ValueError
-            The patches do not fill the images.
+            `patch_size` does not divide the height and width of the images.
         """
-        return self.fc(self.forward_patches(images).mean(1))
+        outputs: Tensor = self.fc(self.forward_patches(images).mean(1))
+        return outputs
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile the blocks in place: they are all that masked methods have in common with `forward`."""
+        """Compile the blocks in place, with the arguments of `torch.compile`.
+
+        `forward` itself is not compiled, because masked methods call `forward_patches` instead.
+        """
         self.blocks.compile(*args, **kwargs)
 
     def forward_patches(
@@ -78,53 +102,89 @@ class ViT(nn.Module):
         places: Int[Tensor, "batch kept"] | None = None,
         is_real: Bool[Tensor, "batch kept"] | None = None,
     ) -> Float[Tensor, "batch kept dim"]:
-        """Return the outputs of the patches at `places`, as if there were no others; of all of them without.
+        """Return the outputs of some patches, as if the image had no others.
 
-        Where `is_real` is false, there is no patch, and the output means nothing.
+        Parameters
+        ----------
+        images
+            The images.
+        places
+            The numbers of the patches. None: all patches.
+        is_real
+            False at the padding of `places`; the output there has no meaning. None: there is no padding.
+
+        Raises
+        ------
+        ValueError
+            `patch_size` does not divide the height and width of the images.
         """
         height, width = images.shape[2:]
         if height % self.patch_size or width % self.patch_size:
             raise ValueError(
                 f"patch_size: {self.patch_size} does not divide the size of views of {height} × {width} pixels."
             )
-        tokens = self.embed(images)
+        tokens = self.embed(images)  # (batch, dim, rows, columns)
         grid = (tokens.shape[2], tokens.shape[3])
-        tokens = tokens.flatten(2).transpose(1, 2)
+        tokens = tokens.flatten(2).transpose(1, 2)  # (batch, patches, dim)
         tokens = tokens + positions(grid, self.grid, tokens.shape[2], tokens.device, tokens.dtype)
-        return self.blocks(tokens if places is None else take(tokens, places), is_real)
+        outputs: Tensor = self.blocks(tokens if places is None else take(tokens, places), is_real)
+        return outputs  # (batch, kept, dim)
 
     def places_of(
         self, mask: Bool[Tensor, "batch patches"], images: Tensor
     ) -> tuple[Int[Tensor, "batch most"], Bool[Tensor, "batch most"]]:
-        """Return where a mask of the images' patches is true, as the function of this name does.
+        """Return the numbers of the patches at which a mask is true, and False at the padding.
+
+        This is the function `places_of`, after a check that the mask suits the images.
 
         Raises
         ------
         ValueError
-            It is a mask of other patches.
+            The mask has another number of patches than the images.
         """
         rows, columns = (size // self.patch_size for size in images.shape[2:])
         if mask.shape[1] != rows * columns:
             raise ValueError(
-                f"patch_size: the masks have {mask.shape[1]} patches, and the views {rows} × {columns}: give the views "
-                f"and the ViT one patch_size, now {self.patch_size} in the ViT."
+                f"patch_size: the masks have {mask.shape[1]} patches, and the views {rows} × {columns}: the masks "
+                f"and the ViT need the same patch_size, which is {self.patch_size} in the ViT."
             )
         return places_of(mask)
 
 
 class PatchPredictor(nn.Module):
-    """Predicts what is at some patches from the outputs of others: the decoder of MAE (He et al., "Masked autoencoders
-    are scalable vision learners", CVPR 2022, section 3) and the predictor of I-JEPA (Assran et al., "Self-supervised
-    learning from images with a joint-embedding predictive architecture", CVPR 2023, section 3).
+    """A transformer that predicts some patches from an encoder's outputs at others.
+
+    It is the decoder of MAE (He et al., "Masked autoencoders are scalable vision learners", CVPR 2022, section 3) and
+    the predictor of I-JEPA (Assran et al., "Self-supervised learning from images with a joint-embedding predictive
+    architecture", CVPR 2023, section 3).
 
     Parameters
     ----------
     grid
-        Patches along height and width.
-    dim, out_dim
-        Width of the outputs it is given, and of what it predicts.
-    hidden_dim, depth, num_heads, mlp_ratio
-        As `ViT`'s.
+        Number of patches along the height and along the width of an image.
+    dim
+        Width of the encoder's outputs.
+    out_dim
+        Width of the predictions: for MAE the values of a patch, for I-JEPA the width of the target encoder.
+    hidden_dim
+        Width of the tokens inside this transformer.
+    depth, num_heads, mlp_ratio
+        As for `ViT`.
+
+    Raises
+    ------
+    ValueError
+        `hidden_dim` is not a multiple of 4 and of `num_heads`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from stable_ssl.modules import PatchPredictor
+    >>> decoder = PatchPredictor(grid=(4, 4), dim=48, out_dim=192)
+    >>> kept, hidden = torch.tensor([[0, 5, 6, 9]]), torch.tensor([[1, 2]])  # numbers of patches
+    >>> is_real, is_wanted = torch.ones(1, 4, dtype=torch.bool), torch.ones(1, 2, dtype=torch.bool)  # no padding
+    >>> decoder(torch.zeros(1, 4, 48), kept, is_real, hidden, is_wanted).shape
+    torch.Size([1, 2, 192])
     """
 
     def __init__(
@@ -152,21 +212,32 @@ class PatchPredictor(nn.Module):
         wanted: Int[Tensor, "batch wanted"],
         is_wanted: Bool[Tensor, "batch wanted"],
     ) -> Float[Tensor, "batch wanted out_dim"]:
-        """Return what is predicted at the places `wanted`; `is_real` and `is_wanted` say which there are."""
+        """Return the predictions for the patches `wanted`.
+
+        Parameters
+        ----------
+        tokens
+            The encoder's outputs.
+        places, wanted
+            The numbers of the patches that the outputs belong to, and of those to predict.
+        is_real, is_wanted
+            False at the padding of `places` and of `wanted`; predictions there have no meaning.
+        """
         table = positions(self.grid, self.grid, len(self.mask_token), tokens.device, tokens.dtype)
-        given = self.embed(tokens) + table[places]
-        asked = self.mask_token + table[wanted]
+        given = self.embed(tokens) + table[places]  # (batch, kept, hidden_dim)
+        asked = self.mask_token + table[wanted]  # (batch, wanted, hidden_dim)
         outputs = self.blocks(torch.cat([given, asked.to(given.dtype)], dim=1), torch.cat([is_real, is_wanted], dim=1))
-        return self.head(outputs[:, given.shape[1] :])
+        predictions: Tensor = self.head(outputs[:, given.shape[1] :])
+        return predictions  # (batch, wanted, out_dim)
 
 
 class _Blocks(nn.Module):
-    """Transformer blocks that normalise first, and a last normalisation."""
+    """Transformer blocks that normalise before attention and before the hidden layer, and a last normalisation."""
 
     def __init__(self, dim: int, depth: int, num_heads: int, mlp_ratio: float):
         super().__init__()
         if dim % num_heads or dim % 4:
-            raise ValueError(f"dim: {dim} must be a multiple of 4, and of the {num_heads} heads.")
+            raise ValueError(f"dim: {dim} must be a multiple of 4 and of the number of heads, {num_heads}.")
         self.layers = nn.ModuleList(
             nn.TransformerEncoderLayer(
                 dim, num_heads, int(dim * mlp_ratio), dropout=0.0, activation="gelu", batch_first=True, norm_first=True
@@ -179,37 +250,59 @@ class _Blocks(nn.Module):
                 nn.init.xavier_uniform_(layer.weight)
                 nn.init.zeros_(layer.bias)
 
-    def forward(self, tokens: Tensor, is_real: Tensor | None = None) -> Tensor:
-        # An image of nothing but fillings, whose outputs nobody is to look at, would have attention over nothing: NaN.
+    def forward(
+        self, tokens: Float[Tensor, "batch kept dim"], is_real: Bool[Tensor, "batch kept"] | None = None
+    ) -> Float[Tensor, "batch kept dim"]:
+        # If all tokens of an image are padding, none is hidden: attention over nothing would give NaN.
         is_padding = None if is_real is None else ~is_real & is_real.any(1, keepdim=True)
         for layer in self.layers:
             tokens = layer(tokens, src_key_padding_mask=is_padding)
-        return self.norm(tokens)
+        outputs: Tensor = self.norm(tokens)
+        return outputs
 
 
 def places_of(mask: Bool[Tensor, "batch patches"]) -> tuple[Int[Tensor, "batch most"], Bool[Tensor, "batch most"]]:
-    """Return where each row of a mask is true, in order, filled up to the most of all rows; and what is no filling.
+    """Return the indices of each row's true entries, padded to the longest row, and a mask that is False at padding.
 
-    On a GPU it waits for the device, which alone knows how many the most are.
+    On a GPU this waits for the device, because the length of the longest row is known only there.
+
+    Examples
+    --------
+    >>> places, is_real = places_of(torch.tensor([[False, True, True], [True, False, False]]))
+    >>> places[0], is_real
+    (tensor([1, 2]), tensor([[ True,  True],
+            [ True, False]]))
     """
-    counts = mask.sum(1)
+    counts = mask.sum(1)  # (batch,)
     places = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, : int(counts.max())]
     return places, torch.arange(places.shape[1], device=mask.device) < counts[:, None]
 
 
-def take(tokens: Float[Tensor, "batch patches dim"], places: Int[Tensor, "batch kept"]) -> Tensor:
-    """Return each row's tokens at its places, (batch, kept, dim)."""
+def take(
+    tokens: Float[Tensor, "batch patches dim"], places: Int[Tensor, "batch kept"]
+) -> Float[Tensor, "batch kept dim"]:
+    """Return the tokens at some places of each row."""
     return tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[2]))
 
 
-def patchify(images: Float[Tensor, "batch channels height width"], patch_size: int) -> Tensor:
-    """Return the values of each patch, (batch, patches, patch_size² × channels): row by row, channels last."""
+def patchify(
+    images: Float[Tensor, "batch channels height width"], patch_size: int
+) -> Float[Tensor, "batch patches values"]:
+    """Return the pixels of each patch, (batch, patches, patch_size² × channels).
+
+    Patches come row by row. So do the pixels inside a patch, each with its channels side by side.
+
+    Examples
+    --------
+    >>> patchify(torch.zeros(2, 3, 32, 32), patch_size=8).shape
+    torch.Size([2, 16, 192])
+    """
     batch, channels, height, width = images.shape
     cut = images.reshape(batch, channels, height // patch_size, patch_size, width // patch_size, patch_size)
     return cut.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, patch_size * patch_size * channels)
 
 
-@functools.lru_cache(maxsize=64)  # or each forward pass would compute and send them
+@functools.lru_cache(maxsize=64)  # else each forward pass would compute the table and copy it to the device
 def positions(
     grid: tuple[int, int],
     base: tuple[int, int],
@@ -217,14 +310,26 @@ def positions(
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "patches dim"]:
-    """Return sines and cosines of the places in a grid (Vaswani et al., "Attention is all you need", NeurIPS 2017,
-    section 3.5), half of them for the row and half for the column; a grid other than `base` is stretched to it."""
+    """Return the position embeddings of a grid of patches: sines and cosines of each patch's row and column (Vaswani et
+    al., "Attention is all you need", NeurIPS 2017, section 3.5). Half of the dimensions are for the row.
+
+    Parameters
+    ----------
+    grid
+        Number of rows and columns.
+    base
+        The grid that the model was made for. A grid of another size is stretched over it.
+    dim
+        Width of the embeddings, a multiple of 4.
+    device, dtype
+        Those of the result.
+    """
     frequencies = 10000 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
     halves = []
     for size, base_size in zip(grid, base, strict=True):
-        place = (torch.arange(size, dtype=torch.float64) + 0.5) * base_size / size - 0.5
-        angles = place[:, None] * frequencies
+        place = (torch.arange(size, dtype=torch.float64) + 0.5) * base_size / size - 0.5  # (size,)
+        angles = place[:, None] * frequencies  # (size, dim / 4)
         halves.append(torch.cat([angles.sin(), angles.cos()], dim=1))
-    rows, columns = halves
+    rows, columns = halves  # (rows, dim / 2), (columns, dim / 2)
     table = torch.cat([rows[:, None].expand(-1, grid[1], -1), columns[None].expand(grid[0], -1, -1)], dim=2)
     return table.reshape(-1, dim).to(device, dtype)

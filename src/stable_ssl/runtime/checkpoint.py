@@ -13,7 +13,6 @@ import io
 import json
 import logging
 import os
-import platform
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ..exceptions import CheckpointError
+from .environment import software
 
 log = logging.getLogger("stable_ssl")
 
@@ -261,14 +261,6 @@ def _is_kept(folder: Path) -> bool:
         return json.loads((folder / "meta.json").read_text())["kept"]
     except (OSError, ValueError, KeyError):
         return False
-
-
-def software() -> dict[str, str]:
-    """Return the versions that results depend on."""
-    from .. import __version__
-
-    versions = {"stable_ssl": __version__, "torch": torch.__version__, "numpy": numpy.__version__}
-    return {"python": platform.python_version(), **versions}
 
 
 def sync_folder(folder: Path) -> None:

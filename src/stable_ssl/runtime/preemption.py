@@ -1,4 +1,4 @@
-"""Being asked to stop: by a signal, or by the clock."""
+"""Requests to stop a run: from a signal, or from its time limit."""
 
 from __future__ import annotations
 
@@ -7,15 +7,41 @@ import signal
 import subprocess
 import threading
 import time
+from enum import IntEnum
 from types import FrameType
 from typing import Any
 
 from ..exceptions import Preempted
 
-TIME_LIMIT_STATUS = 75  # EX_TEMPFAIL: the job is to be started again
-# What may ask for a stop, by rising urgency: of several processes' requests the largest holds. submitit requeues on
-# signals of its own, which must not go under in a SIGTERM to another process.
-_REASONS: tuple[int, ...] = (0, TIME_LIMIT_STATUS, signal.SIGTERM, signal.SIGUSR2, signal.SIGUSR1, signal.SIGINT)
+TIME_LIMIT_STATUS = 75  # EX_TEMPFAIL in sysexits.h: start the job again
+
+
+class Request(IntEnum):
+    """A reason to stop, ordered by urgency: if the processes of a run have several, the largest wins.
+
+    The order matters for submitit: it requeues a job on SIGUSR2 or SIGUSR1, so a SIGTERM that another process got
+    must not hide these.
+    """
+
+    NONE = 0
+    TIME_LIMIT = 1
+    SIGTERM = 2
+    SIGUSR2 = 3
+    SIGUSR1 = 4
+    SIGINT = 5
+
+    @property
+    def reason(self) -> str:
+        """The reason in words, for messages."""
+        return "the time limit" if self is Request.TIME_LIMIT else self.name
+
+    @property
+    def status(self) -> int:
+        """The exit status of a run that stops for this reason: 75 for the time limit, 128 + signal number else."""
+        return TIME_LIMIT_STATUS if self is Request.TIME_LIMIT else 128 + signal.Signals[self.name]
+
+
+_SIGNALS = {signal.Signals[request.name]: request for request in Request if request > Request.TIME_LIMIT}
 
 
 class StopWaiting(BaseException):
@@ -23,100 +49,103 @@ class StopWaiting(BaseException):
 
 
 class StopRequest:
-    """Notes that the run was asked to stop; the loop looks at it at step boundaries.
+    """Notes requests to stop. The training loop looks at `request` after each step, and saves before it stops.
 
-    While it is installed, a signal is only noted: saving happens at a boundary, never inside a step. Where
-    `is_idle` is set it raises StopWaiting too. A second Ctrl-C raises KeyboardInterrupt at once.
+    Inside `with StopRequest() as stop:`, signals are noted instead of being handled, so that no signal interrupts a
+    step. There are two exceptions. If `is_idle` is true, a signal raises StopWaiting at once. A second Ctrl-C always
+    raises KeyboardInterrupt at once.
 
     Parameters
     ----------
     time_limit
-        Minutes from now after which `request` says so; None: no limit.
+        Minutes from now until the run must stop. None: no limit.
 
     Attributes
     ----------
+    is_idle : bool
+        Set by the loop: the run only waits for data, and nothing is lost if it stops waiting.
     has_ended_run : bool
         Whether `end_run` was called.
     """
 
     def __init__(self, time_limit: float | None = None):
-        self.signum: int | None = None
-        self.is_idle = False  # the run waits, and whatever it waits for may be dropped
-        self.has_ended_run = self._is_interrupted = False
-        self.deadline = float("inf") if time_limit is None else time.monotonic() + 60 * time_limit
+        self.is_idle = self.has_ended_run = self._is_interrupted = False
+        self._noted = Request.NONE
+        self._deadline = None if time_limit is None else time.monotonic() + 60 * time_limit
         self._kept: dict[int, Any] = {}
         self._pid = os.getpid()
 
     def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():
-            for number in _REASONS[2:]:
-                self._kept[number] = signal.signal(number, self._note)
+        if threading.current_thread() is threading.main_thread():  # Python lets no other thread set handlers
+            for signum in _SIGNALS:
+                self._kept[signum] = signal.signal(signum, self._note)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        for number, handler in self._kept.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        for signum, handler in self._kept.items():
+            signal.signal(signum, handler if handler is not None else signal.SIG_DFL)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        # A forked child inherits this handler; the request was not meant for it.
+        # A forked child inherits this handler, but the request is for the parent.
         if os.getpid() != self._pid:
             return
         if signum == signal.SIGINT and self._is_interrupted:
             raise KeyboardInterrupt
         self._is_interrupted |= signum == signal.SIGINT
-        self.signum = max(self.signum or 0, signum, key=_REASONS.index)
+        self._noted = max(self._noted, _SIGNALS[signal.Signals(signum)])
         if self.is_idle:
             self.is_idle = False
             raise StopWaiting
 
     @property
-    def request(self) -> int:
-        """What asked this process to stop at the next boundary: a number for `end_run`; 0: nothing did."""
-        if self.signum is not None:
-            return _REASONS.index(self.signum)
-        return int(time.monotonic() >= self.deadline)
+    def request(self) -> Request:
+        """Why this process must stop after the current step; `Request.NONE`, which is false, if it need not stop."""
+        if self._noted or self._deadline is None or time.monotonic() < self._deadline:
+            return self._noted
+        return Request.TIME_LIMIT
 
     @staticmethod
     def reason(request: int) -> str:
-        """Return the words for a request."""
-        return "the time limit" if request == 1 else signal.Signals(_REASONS[request]).name
+        """Return a request's reason in words."""
+        return Request(request).reason
 
     def end_run(self, request: int) -> None:
-        """End the run because of `request`, which may be another rank's, after its state was saved.
+        """End the run because of a request of this process or another one. Save the state before calling this.
 
-        A handler that somebody else had installed for this signal is called first: submitit's requeues the job,
-        Python's own raises KeyboardInterrupt on Ctrl-C.
+        If the signal had a handler before this object replaced it, that handler is called first: submitit's handler
+        requeues the job, and Python's own handler of Ctrl-C raises KeyboardInterrupt.
 
         Raises
         ------
         Preempted
-            With status 128 + the signal's number, or 75 for the time limit.
+            With `Request.status` as its exit status.
         """
         self.has_ended_run = True
-        if request == 1:
-            raise Preempted(TIME_LIMIT_STATUS)
-        code = _REASONS[request]
+        why = Request(request)
+        if why is Request.TIME_LIMIT:
+            raise Preempted(why.status)
+        signum = signal.Signals[why.name]
         submitits = signal.Signals["SIG" + os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2")]
-        if code in (signal.SIGTERM, submitits) and (job := _submitit_job()):
-            is_running = " JobState=RUNNING " in job  # else Slurm has requeued it already, or it was cancelled
-            if is_running and " PreemptTime=" in job and " PreemptTime=None " not in job:
-                code = submitits
-            elif not is_running:
-                raise Preempted(128 + code)
-        kept = self._kept.get(code)
-        if callable(kept):
+        if signum in (signal.SIGTERM, submitits) and (job := _submitit_job()):
+            if " JobState=RUNNING " not in job:  # Slurm has requeued the job already, or the job was cancelled
+                raise Preempted(128 + signum)
+            if " PreemptTime=" in job and " PreemptTime=None " not in job:
+                signum = submitits
+        handler = self._kept.get(signum)
+        if callable(handler):
             try:
-                kept(code, None)
-            except SystemExit as end:  # submitit's way to end a job that it has requeued
+                handler(signum, None)
+            except SystemExit as end:  # submitit exits this way after it has requeued the job
                 raise Preempted(end.code) from None
-        raise Preempted(128 + code)
+        raise Preempted(128 + signum)
 
 
 def _submitit_job() -> str:
-    """Return what Slurm knows of the job, if it is submitit's and this is its first process; else nothing.
+    """Return Slurm's description of the job, or "" unless submitit started it and this is its first process.
 
-    Slurm requeues what it ends; a job that ends by itself in the grace time has failed. submitit asks for a requeue
-    when it gets a signal of its own, but many clusters send none but SIGTERM; and it must not ask a second time.
+    Why ask: Slurm requeues a job that it ends itself, but a job that exits by itself after a SIGTERM counts as failed.
+    submitit requeues a job only if it gets its own signal, and many clusters send SIGTERM only. A job that Slurm has
+    requeued must not be requeued a second time.
     """
     number, rank = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_PROCID", "0")
     if os.environ.get("SUBMITIT_EXECUTOR") != "slurm" or rank != "0":
@@ -126,5 +155,5 @@ def _submitit_job() -> str:
         jobs = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()
     except (OSError, subprocess.SubprocessError):
         return ""
-    # The number of the last job of an array stands for all of it.
+    # The last job of an array has the array's own number, for which scontrol lists every job of the array.
     return next((line for line in jobs if line.startswith(f"JobId={number} ")), "")

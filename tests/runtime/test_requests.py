@@ -1,0 +1,30 @@
+"""Requests to stop are numbers that processes compare, and say themselves what they mean."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from stable_ssl.runtime.preemption import Request, StopRequest
+
+
+def test_the_most_urgent_of_several_requests_wins_as_an_enum_and_as_a_number():
+    with StopRequest() as stop:
+        assert stop.request is Request.NONE
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.request is Request.SIGUSR1
+    assert list(Request) == sorted(Request)
+    assert max(int(stop.request), int(Request.SIGINT)) == Request.SIGINT
+
+
+def test_a_time_limit_is_a_request_once_it_has_passed():
+    assert StopRequest(time_limit=0).request is Request.TIME_LIMIT
+    assert StopRequest(time_limit=1).request is Request.NONE
+
+
+def test_a_request_knows_its_words_and_its_exit_status_whoever_it_was_made_to():
+    assert [(StopRequest.reason(int(request)), request.status) for request in list(Request)[1:]] == [
+        ("the time limit", 75),
+        *((f"SIG{name}", 128 + signal.Signals[f"SIG{name}"]) for name in ("TERM", "USR2", "USR1", "INT")),
+    ]
