@@ -218,10 +218,10 @@ def make_report(runs: dict[str, list[Run]]) -> str:
     lines += [
         "",
         f"The state has {ours[0].bytes / 1e6:.0f} MB, Lightning's {lightning[0].bytes / 1e6:.0f} MB. {len(ours)} runs "
-        f"a row, {len(later['stable-ssl'][0])} saves after the first of a run; seconds, median (least to most). While "
-        "stable-ssl writes in the background, training has to share the cores with it: a step, else "
-        f"{describe(quiet)}, takes {describe([s for seconds in extra for s in seconds])} more when it begins during "
-        f"a write, which is {describe(per_save)} a checkpoint beside the stall.",
+        f"per row, {len(later['stable-ssl'][0])} saves after the first of a run; seconds, median (least to most). "
+        "While stable-ssl writes in the background, it shares the cores with training: a step of "
+        f"{describe(quiet)} that begins during a write takes {describe([s for seconds in extra for s in seconds])} "
+        f"more. Per checkpoint, this adds up to {describe(per_save)}.",
     ]
     return "\n".join(lines)
 

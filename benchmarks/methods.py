@@ -264,7 +264,7 @@ def main() -> None:
         print(json.dumps(run(args.methods[0], args.one, args)))
         return
     table = [
-        "| method | kNN before | after | gain | linear before | after | gain | epochs × batch | s a run |",
+        "| method | kNN before | after | gain | linear before | after | gain | epochs × batch | s per run |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     print("\n".join(table), flush=True)

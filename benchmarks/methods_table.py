@@ -115,7 +115,7 @@ def main() -> None:
     args = parser.parse_args()
     accuracies = learned(args.write or ROOT / "docs" / "methods.md")
     table = [
-        "| method | paper | trainer | recipes | lines: Python, YAML | loss is held to | learned on CIFAR-10 |",
+        "| method | paper | trainer | recipes | lines: Python, YAML | loss is compared with | learned on CIFAR-10 |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, (title, paper, family, own, *tests) in METHODS.items():

@@ -1,4 +1,4 @@
-"""Pretrain SimCLR on handwritten digits without labels, then see what ten labels a class are worth.
+"""Pretrain SimCLR on handwritten digits without labels, then see what ten labels per class are worth.
 
 python examples/demo.py [--seed 0] [overrides of the recipe simclr_digits]
 """
@@ -20,7 +20,7 @@ from stable_ssl import instanciate_config
 from stable_ssl.cli.compose import compose
 from stable_ssl.data import Digits
 
-LABELS_A_CLASS = 10
+LABELS_PER_CLASS = 10
 NUM_DRAWS = 20
 
 
@@ -40,7 +40,7 @@ def few_label_accuracy(network):
     for draw in range(NUM_DRAWS):
         rng = np.random.default_rng(draw)
         chosen = np.concatenate(
-            [rng.choice(np.flatnonzero(y == digit), LABELS_A_CLASS, replace=False) for digit in range(10)]
+            [rng.choice(np.flatnonzero(y == digit), LABELS_PER_CLASS, replace=False) for digit in range(10)]
         )
         classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
         accuracies.append(classifier.fit(x[chosen], y[chosen]).score(x_test, y_test))
@@ -66,7 +66,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     args, overrides = parser.parse_known_args()
     rows, folder = run([f"hardware.seed={args.seed}", *overrides])
-    table = Table(title=f"Linear classifier on {LABELS_A_CLASS} labels a class, {NUM_DRAWS} draws, held-out digits")
+    table = Table(title=f"Linear classifier on {LABELS_PER_CLASS} labels per class, {NUM_DRAWS} draws, held-out digits")
     table.add_column("features")
     table.add_column("accuracy", justify="right")
     table.add_column("standard error", justify="right")

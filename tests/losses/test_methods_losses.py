@@ -57,7 +57,7 @@ def test_moco_special_cases():
 
 
 def test_moco_equals_lightlys():
-    lightly = pytest.importorskip("lightly.loss", reason="lightly is not installed: pip install '.[bench]'")
+    lightly = pytest.importorskip("lightly.loss", reason="lightly is not installed: pip install '.[dev]'")
     theirs, ours, (q, k) = (
         lightly.NTXentLoss(0.2, memory_bank_size=(16, 4)),
         MoCoLoss(4, 16, 0.2),
@@ -103,7 +103,7 @@ def test_dino_special_cases():
 
 
 def test_dino_equals_lightlys():
-    lightly = pytest.importorskip("lightly.loss", reason="lightly is not installed: pip install '.[bench]'")
+    lightly = pytest.importorskip("lightly.loss", reason="lightly is not installed: pip install '.[dev]'")
     theirs = lightly.DINOLoss(6, warmup_teacher_temp=0.04, teacher_temp=0.04, warmup_teacher_temp_epochs=1)
     ours, (s, t) = DINOLoss(6), draw(2, 5, 6).float()
     torch.testing.assert_close(theirs([t], [t, s], epoch=0), ours(s, t))  # its first student's view is the teacher's
@@ -174,7 +174,7 @@ def test_swav_keeps_its_queue_through_a_state_dict_and_leaves_it_alone_in_evalua
 
 
 def test_swav_equals_lightlys():
-    lightly = pytest.importorskip("lightly.loss", reason="lightly is not installed: pip install '.[bench]'")
+    lightly = pytest.importorskip("lightly.loss", reason="lightly is not installed: pip install '.[dev]'")
     ours, views = SwAVLoss(4, 3, 0.1, 0.05), draw(3, 6, 4).float()
     weight = nn.functional.normalize(ours.prototypes.weight)
     scores = [nn.functional.normalize(view) @ weight.T for view in views]

@@ -102,6 +102,6 @@ def test_two_ranks_on_halves_have_the_gradient_of_one_on_the_whole_batch(tmp_pat
 
 
 def test_equals_lightlys():
-    lightly = pytest.importorskip("lightly.loss", reason="lightly is not installed: pip install '.[bench]'")
+    lightly = pytest.importorskip("lightly.loss", reason="lightly is not installed: pip install '.[dev]'")
     z = torch.randn(2, 16, 8, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(NTXEntLoss(0.2)(*z), lightly.NTXentLoss(0.2)(*z))

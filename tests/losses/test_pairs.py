@@ -79,7 +79,7 @@ def test_equals_the_plain_loops(name, shape):
 
 @pytest.mark.parametrize("name", ["vicreg", "barlow", "cosine"])
 def test_equals_lightlys(name):
-    lightly = pytest.importorskip("lightly.loss", reason="lightly is not installed: pip install '.[bench]'")
+    lightly = pytest.importorskip("lightly.loss", reason="lightly is not installed: pip install '.[dev]'")
     theirs = {
         "vicreg": lightly.VICRegLoss(),
         "barlow": lightly.BarlowTwinsLoss(0.3),

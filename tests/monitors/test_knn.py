@@ -58,7 +58,7 @@ def test_predicts_what_scikit_learn_does(k):
 
 
 def test_predicts_what_lightly_does():
-    knn = pytest.importorskip("lightly.utils.benchmarking.knn")
+    knn = pytest.importorskip("lightly.utils.benchmarking.knn", reason="lightly is not installed: pip install '.[dev]'")
     bank, labels, queries = features(300, 200)
     normal = torch.nn.functional.normalize
     expected = knn.knn_predict(normal(queries, dim=1), normal(bank, dim=1).T, labels, 4, knn_k=20, knn_t=0.07)

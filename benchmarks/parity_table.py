@@ -1,0 +1,55 @@
+"""The table of methods trained beside lightly's, with each of three optimizers: `tests/parity` makes the comparison.
+
+    python benchmarks/parity_table.py [--write docs/methods.md]
+
+The largest difference is that of any value after any of 15 optimizer steps, in float64. It ends with status 1 if
+something differs that `tests/parity/cases.py` does not name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+from tables import write_table
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+from parity.cases import CASES, Case
+from parity.sides import OPTIMIZERS, TOLERANCE, compare
+
+
+def row(name: str, case: Case) -> tuple[str, bool]:
+    """Return a method's line of the table, and whether exactly the named kinds of values differ."""
+    results = [compare(case.make, optimizer) for optimizer in OPTIMIZERS]
+    differs = {kind for result in results for kind, value in result.items() if not value <= TOLERANCE}
+    same = [kind for kind in results[0] if kind not in differs]
+    largest = f"{max(result[kind] for result in results for kind in same):.0e}" if same else ""
+    cells = [name, case.equals, ", ".join(same), largest, ", ".join(sorted(differs))]
+    return f"| {' | '.join(cells)} |", differs == case.differs
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", type=Path, help="a Markdown file with <!-- parity --> … <!-- /parity -->")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", message=".*weight_norm", category=FutureWarning)
+    table = ["| method | equals | in | largest difference | differs in |", "|---|---|---|---|---|"]
+    is_expected = True
+    print("\n".join(table))
+    for name, case in CASES.items():
+        line, is_as_named = row(name, case)
+        print(line if is_as_named else f"{line}  <- not what tests/parity/cases.py says", flush=True)
+        table.append(line)
+        is_expected &= is_as_named
+    if args.write and is_expected:
+        write_table(args.write, "parity", table)
+    return int(not is_expected)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""The table of methods: how each is made, what it equals, and where it differs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .joint_embedding import barlow_twins, lejepa, simclr, swav, vicreg
+from .masked import ijepa, mae
+from .self_distillation import byol, dino, moco, simsiam
+from .sides import Sides
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method beside its reference."""
+
+    make: Callable[[], Sides]
+    optimizer: str  # the one of the quick tests; the table is made with all
+    equals: str = "lightly"
+    differs: frozenset[str] = frozenset()  # kinds of values that are known to differ
+
+
+# Our teachers' running statistics follow the student's. Elsewhere teachers compute their own.
+TEACHER = frozenset({"teacher's statistics"})
+
+CASES = {
+    "SimCLR": Case(simclr, "LARS"),
+    "SimCLR, both views at once, no batch normalisation": Case(
+        functools.partial(simclr, batch_norm=False, together=True), "SGD"
+    ),
+    "SimCLR, both views at once, with batch normalisation": Case(
+        functools.partial(simclr, together=True),
+        "SGD",
+        differs=frozenset({"loss", "student's weights", "student's statistics"}),
+    ),
+    "Barlow Twins": Case(barlow_twins, "LARS", "lightly, with the authors' projector"),
+    "VICReg": Case(vicreg, "LARS", "lightly, with the authors' projector"),
+    "LeJEPA, 2 + 2 views": Case(lejepa, "AdamW"),
+    "SwAV, 2 + 2 views": Case(swav, "SGD"),
+    "SwAV, 2 + 2 views, queue": Case(
+        functools.partial(swav, num_queued=2), "LARS", "lightly, with the authors' rule for the queue"
+    ),
+    "MoCo v2": Case(moco, "SGD", differs=TEACHER),
+    "BYOL": Case(byol, "LARS", "lightly, with the authors' heads and the paper's momentum", TEACHER),
+    "SimSiam": Case(simsiam, "SGD"),
+    "DINO, ViT, 2 + 2 views": Case(dino, "AdamW", "lightly, with the authors' momentum"),
+    "DINO, ConvNet, 2 + 2 views": Case(
+        functools.partial(dino, with_vit=False), "SGD", "lightly, with the authors' momentum", TEACHER
+    ),
+    "MAE, pixels as they are": Case(functools.partial(mae, normalize=False), "AdamW"),
+    "MAE, pixels standardised": Case(functools.partial(mae, normalize=True), "SGD"),
+    "I-JEPA": Case(ijepa, "AdamW"),
+    "I-JEPA, contexts of different sizes": Case(functools.partial(ijepa, num_sizes=5), "SGD"),
+}
