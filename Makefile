@@ -1,7 +1,10 @@
 PYTHON ?= python3
 VENV ?= .venv
+JOBS ?= 2
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+# A file's tests stay together, and share what they set up.
+PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 .PHONY: demo test test-all lint format constraints clean
 
@@ -9,10 +12,10 @@ demo: $(VENV)/.core                ## pretrain on digits without labels, and see
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.dev                 ## the tests, without those marked slow
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: $(VENV)/.dev             ## all tests
-	$(BIN)/python -m pytest -m 'slow or not slow'
+	$(PYTEST) -m 'slow or not slow'
 
 lint: $(VENV)/.dev                 ## format, lint and types
 	$(BIN)/ruff format --check .

@@ -1,24 +1,35 @@
-"""What the tests of the trainer share: a run in a folder of its own."""
+"""What the tests share: a run in a folder of its own, ranks, and one thread per process."""
 
 from __future__ import annotations
 
-import functools
+import os
 import signal
 
+import processes
 import pytest
-import torch
-from ranks import Ranks
-from toys import Toy, toy_backbone, toy_dataset
 
-from stable_ssl.data import Loader
-
+# More would wait for each other, and the last bits of a result depend on their number.
+os.environ["OMP_NUM_THREADS"] = "1"
 # A shell without job control has what it starts in the background ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+pytest_plugins = ["cpu_time"]
+
+
+def pytest_configure(config):
+    if getattr(config.option, "numprocesses", None):
+        processes.address()  # the server of all workers
 
 
 @pytest.fixture
 def make_toy(tmp_path):
     """Return a function that makes a trainer: `make_toy(cls, data=…, epochs=2, dump_path=…)`."""
+    import functools
+
+    import torch
+    from toys import Toy, toy_backbone, toy_dataset
+
+    from stable_ssl.data import Loader
 
     def make(cls=Toy, data=None, module=None, hardware=None, loss=None, logger=None, **optim):
         data = data or {"train": Loader(toy_dataset(), 8, shuffle=True)}
@@ -33,6 +44,8 @@ def make_toy(tmp_path):
 @pytest.fixture
 def start_ranks():
     """Return a function that starts ranks; those that a test left are killed."""
+    from ranks import Ranks
+
     started = []
 
     def start(function, *args, world_size=2):

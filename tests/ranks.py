@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import pickle
 import socket
-import traceback
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["stable_ssl.trainers", "torchmetrics.classification"])
+import processes
+
+RANK = """
+import pickle, sys, traceback
+from pathlib import Path
+call, answer = map(Path, sys.argv[1:])
+try:
+    function, args = pickle.loads(call.read_bytes())
+    result = function(*args)
+except BaseException as error:
+    answer.write_bytes(pickle.dumps(repr(error)))
+    raise
+answer.write_bytes(pickle.dumps(result))
+"""
 
 
 def _free_port() -> int:
@@ -18,47 +32,39 @@ def _free_port() -> int:
         return free.getsockname()[1]
 
 
-def _run(function, args, rank, world_size, port, results):
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    os.environ["LOCAL_RANK"] = str(rank)
-    import torch
-
-    torch.set_num_threads(1)
-    try:
-        results.put((rank, pickle.dumps(function(*args))))  # not torch's way, which needs this process to live on
-    except BaseException as error:
-        traceback.print_exc()
-        results.put((rank, pickle.dumps(repr(error))))
-        raise
-
-
 class Ranks:
     """Processes that run a function together."""
 
     def __init__(self, function, *args, world_size=2):
-        self._results, port = CONTEXT.SimpleQueue(), _free_port()
-        self.processes = [
-            CONTEXT.Process(target=_run, args=(function, args, rank, world_size, port, self._results))
-            for rank in range(world_size)
-        ]
-        for process in self.processes:
-            process.start()
+        self._folder, port = Path(tempfile.mkdtemp(prefix="ranks_")), _free_port()
+        call = self._folder / "call"
+        call.write_bytes(pickle.dumps((function, args)))
+        self.processes = []
+        for rank in range(world_size):
+            world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size}
+            address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": os.pathsep.join(sys.path)}
+            env = {**os.environ, **{name: str(value) for name, value in {**world, **address}.items()}}
+            command = [sys.executable, "-c", RANK, call, self._answer(rank)]
+            self.processes.append(processes.start(command, env=env))
+
+    def _answer(self, rank: int) -> Path:
+        return self._folder / f"answer_{rank}"
 
     def join(self, timeout=60):
         """Return the exit statuses, by rank; those that are left hanging are killed, and have -9."""
         for process in self.processes:
-            process.join(timeout)
+            try:
+                process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                continue
         for process in self.processes:
-            if process.is_alive():
-                process.kill()
-                process.join()
-        return [process.exitcode for process in self.processes]
+            process.kill()
+            process.wait()
+        return [process.returncode for process in self.processes]
 
     def results(self, timeout=60):
         """Return what the function returned, by rank, where all of them ended well."""
-        statuses, found = self.join(timeout), {}
-        while not self._results.empty():
-            rank, result = self._results.get()
-            found[rank] = pickle.loads(result)
+        statuses, answers = self.join(timeout), [self._answer(rank) for rank in range(len(self.processes))]
+        found = [pickle.loads(answer.read_bytes()) if answer.exists() else None for answer in answers]
         assert statuses == [0] * len(self.processes), found
-        return [found[rank] for rank in range(len(self.processes))]
+        return found

@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import signal
+import subprocess
 import time
 
 import pytest
@@ -122,8 +123,8 @@ def run_slow_to_leave(folder):
 @pytest.mark.slow
 def test_ranks_wait_for_one_that_is_long_over_its_last_checkpoint(start_ranks, tmp_path):
     ranks = start_ranks(run_slow_to_leave, tmp_path)
-    ranks.processes[1].join(30)
-    assert ranks.processes[1].is_alive()
+    with pytest.raises(subprocess.TimeoutExpired):
+        ranks.processes[1].wait(30)
     assert ranks.join(30) == [128 + signal.SIGTERM] * 2
     assert json.loads((tmp_path / "status.json").read_text())["status"] == "preempted"
 
@@ -154,7 +155,7 @@ def fail(folder, how):
 @pytest.mark.parametrize(("how", "status", "seconds"), [("raise", 1, 10), ("kill", -9, 30)])
 def test_a_rank_that_fails_ends_the_others(start_ranks, tmp_path, how, status, seconds):
     ranks = start_ranks(fail, tmp_path, how)
-    ranks.processes[1].join(60)
+    ranks.processes[1].wait(60)
     begun = time.monotonic()
     assert ranks.join(seconds) == [1, status]
     assert time.monotonic() - begun < seconds

@@ -18,15 +18,6 @@ from stable_ssl.monitors import RankMe
 NAMES = list(METHODS)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """As in the ranks: with another number of threads, the last bits are others."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """Runs that nothing disturbed, of one rank."""
