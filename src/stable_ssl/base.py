@@ -158,7 +158,7 @@ class BaseTrainer(nn.Module):
         self.hardware = cfg.parse_config(cfg.HardwareConfig, hardware, "hardware", problems)
         self.optim = cfg.parse_config(cfg.OptimConfig, optim, "optim", problems)
         self.logger = cfg.parse_config(cfg.LoggerConfig, logger, "logger", problems)
-        check_arguments(self, data, module, loss, module_init or {}, kwargs, problems)
+        check_arguments(BaseTrainer, self, data, module, loss, module_init or {}, kwargs, problems)
         if problems:
             raise ConfigError(problems)
         self.data, self.module, self.loss = data, module, loss
@@ -1137,7 +1137,7 @@ class BaseTrainer(nn.Module):
 
         A live object appears as its class name, in angle brackets.
         """
-        arguments = arguments_by_name(type(self), *vars(self)["_captured"])
+        arguments = arguments_by_name(BaseTrainer, type(self), *vars(self)["_captured"])
         arguments.update({name: fields for name, fields in self._fields.items() if name in arguments})
         if "logger" in arguments:
             arguments["logger"] = {key: value for key, value in arguments["logger"].items() if key != "dump_path"}
