@@ -17,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from stable_ssl import instanciate_config
-from stable_ssl.cli.compose import compose
+from stable_ssl.compose import compose
 from stable_ssl.data import Digits
 
 LABELS_PER_CLASS = 10

@@ -32,7 +32,7 @@ _HOME = {
     "HardwareConfig": "config",
     "OptimConfig": "config",
     "LoggerConfig": "config",
-    "instanciate_config": "config",
+    "instanciate_config": "instantiate",
     "Loader": "data",
     "BreakAllEpochs": "exceptions",
     "BreakEpoch": "exceptions",

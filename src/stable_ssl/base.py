@@ -113,7 +113,7 @@ class BaseTrainer(nn.Module):
         self.hardware = cfg.parse_config(cfg.HardwareConfig, hardware, "hardware", problems)
         self.optim = cfg.parse_config(cfg.OptimConfig, optim, "optim", problems)
         self.logger = cfg.parse_config(cfg.LoggerConfig, logger, "logger", problems)
-        check_arguments(self, data, module, loss, module_init or {}, kwargs, problems)
+        check_arguments(BaseTrainer, self, data, module, loss, module_init or {}, kwargs, problems)
         if problems:
             raise ConfigError(problems)
         self.data, self.module, self.loss = data, module, loss
@@ -480,7 +480,7 @@ class BaseTrainer(nn.Module):
 
         A live object appears as its class name, in angle brackets.
         """
-        return resolved_config(type(self), vars(self)["_captured"], self._configured)
+        return resolved_config(BaseTrainer, type(self), vars(self)["_captured"], self._configured)
 
     def checkpoint(self, *args: Any, **kwargs: Any) -> DelayedSubmission:
         """Return the task that goes on with this run. submitit calls this when the job is preempted.

@@ -1,4 +1,4 @@
-"""The three configurations of a trainer, strict; and the way from a config file to a trainer."""
+"""The three configurations of a trainer, strict."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from .exceptions import ConfigError
-from .nodes import build, check_nodes, describe, is_node, live_paths, locate, nearest, plain
+from .nodes import build, check_nodes, describe, nearest, plain
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +34,6 @@ __all__ = [
     "build_scheduler",
     "check_nodes",
     "describe",
-    "instanciate_config",
     "nearest",
     "parse_config",
 ]
@@ -284,49 +283,6 @@ def _sentence(cls: type[_Config], path: str, key: str, values: Mapping, item: Ma
         hint = nearest(str(values[key]), options).removeprefix(".")
     expected = reason if reason.startswith(("expected", "unknown")) else f"expected {reason}"
     return f"{path}.{key}: {values[key]!r} will not do: {expected}.{hint}"
-
-
-def instanciate_config(config: Any) -> Any:
-    """Make the trainer that a configuration describes.
-
-    Parameters
-    ----------
-    config
-        A dict or DictConfig with the key `trainer`, or the trainer's node itself. What is inside it is built by
-        the trainer's `setup`.
-
-    Raises
-    ------
-    ConfigError
-        Lists everything that is wrong.
-    """
-    config = plain(config)
-    if not isinstance(config, Mapping):
-        raise ConfigError(f"The configuration is a {type(config).__name__}, not a dict.")
-    node = config.get("trainer", config)
-    if not is_node(node):
-        raise ConfigError("trainer._target_: missing; it names the trainer's class, stable_ssl.trainers.… or your own.")
-    live = live_paths(node, "trainer")
-    if live:
-        raise ConfigError(
-            [
-                "This configuration is of a run that Python code started with live objects; run that code again.",
-                *(f"{path}: a live object." for path in live),
-            ]
-        )
-    target = locate(node["_target_"], "trainer")
-    arguments = {key: value for key, value in node.items() if not key.startswith("_")}
-    problems: list[str] = []
-    required = ["data", "module", "hardware", "optim", "logger"]
-    from .base import BaseTrainer
-
-    if isinstance(target, type) and issubclass(target, BaseTrainer) and target.__init__ is BaseTrainer.__init__:
-        # An empty section means its defaults.
-        return target(**{**arguments, **{name: arguments.get(name) or {} for name in required}})
-    check_nodes({"_target_": target, **{key: None for key in arguments}}, "trainer", problems)
-    if problems:
-        raise ConfigError(problems)
-    return target(**arguments)
 
 
 def build_optimizer(node: Any, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

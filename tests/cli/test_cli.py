@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from stable_ssl import ConfigError
-from stable_ssl.cli.compose import arithmetic, complete_override, recipe_names
+from stable_ssl.compose import arithmetic, complete_override, recipe_names
 
 COMMAND = Path(sys.executable).with_name("stable-ssl")
 TINY = [

@@ -7,6 +7,7 @@ import pickle
 import pytest
 
 from stable_ssl.cli import main
+from stable_ssl.cli.run import Run
 from stable_ssl.cli.slurm import read_settings
 
 TRAIN = ["train", "supervised_digits", "--slurm"]
@@ -66,6 +67,13 @@ def test_a_sweep_is_submitted_as_one_array(login_node, capsys):
     configs = [submitted(login_node, f"123_{index}").function.config["trainer"] for index in range(4)]
     assert [(c["hardware"]["seed"], c["optim"]["epochs"]) for c in configs] == [(1, 3), (1, 4), (2, 3), (2, 4)]
     assert "runs/SupervisedTrainer_123_3'" in capsys.readouterr().out
+
+
+def test_a_job_that_an_older_version_submitted_can_go_on():
+    task = Run({"trainer": {}}, ["folder"])
+    older = pickle.dumps(task, protocol=0).replace(b"stable_ssl.cli.run", b"stable_ssl.cli.slurm")
+    assert b"stable_ssl.cli.slurm" in older
+    assert vars(pickle.loads(older)) == vars(task)
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from ..compose import RECIPES, compose, recipe_names
 from ..exceptions import ConfigError
-from .compose import RECIPES, compose, recipe_names
 
 
 def main(args: argparse.Namespace, rest: list[str]) -> int:

@@ -6,9 +6,9 @@ import argparse
 import json
 from pathlib import Path
 
+from ..compose import compose, importable
 from ..exceptions import ConfigError
-from .compose import compose, importable
-from .train import run
+from .run import Run
 
 
 def main(args: argparse.Namespace, rest: list[str]) -> int:
@@ -23,7 +23,7 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     with importable(Path.cwd()):
         config = compose(str(config_file), overrides)
         config["trainer"]["logger"]["dump_path"] = str(folder)
-        run(config)
+        Run(config, folders=())()
     return 0
 
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..exceptions import ConfigError
 from ..nodes import nearest
-from .compose import importable
-
-if TYPE_CHECKING:
-    from submitit.helpers import DelayedSubmission
+from .run import Run
 
 PREFIX = "slurm."
 SHORT = {
@@ -26,30 +23,6 @@ SHORT = {
 _LEAST = {"timeout_min": 1, "gpus_per_node": 0, "tasks_per_node": 1, "cpus_per_task": 1, "nodes": 1, "mem_gb": 0.001}
 # submitit counts preemptions of short jobs, and those near the time limit, as time-outs.
 MAX_TIMEOUTS = 1000
-
-
-class Run:
-    """What is submitted: a configuration, and how to go on with its run.
-
-    Where the run stands is in its folder, which a requeued job finds again; so nothing else needs to be kept.
-    """
-
-    def __init__(self, config: dict[str, Any], folders: Iterable[Path]):
-        self.config = config
-        self.folders = [*folders]
-
-    def __call__(self) -> None:
-        """Make the trainer and run it."""
-        from .train import run
-
-        with importable(*self.folders):
-            run(self.config)
-
-    def checkpoint(self) -> DelayedSubmission:
-        """Return the task that goes on with this run: submitit's protocol."""
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self)
 
 
 def submit(configs: list[dict[str, Any]], name: str, settings: list[str], folders: Iterable[Path]) -> None:
@@ -70,7 +43,7 @@ def submit(configs: list[dict[str, Any]], name: str, settings: list[str], folder
     import submitit
     from submitit.core.utils import FailedJobError
 
-    from ..config import instanciate_config
+    from ..instantiate import instanciate_config
     from ..runtime.folder import job_path
 
     if shutil.which("sbatch") is None:

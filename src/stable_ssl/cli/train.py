@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..compose import SEARCH_PATH, arithmetic, compose, compose_sweep, composer, find, importable, resolved
 from ..exceptions import ConfigError
 from . import slurm
-from .compose import SEARCH_PATH, arithmetic, compose, compose_sweep, composer, find, importable, resolved
+from .run import Run
 
 
 def main(args: argparse.Namespace, rest: list[str]) -> int:
@@ -43,15 +44,8 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
         elif args.multirun:
             return _sweep(config_folder, name, overrides)
         else:
-            run(compose(str(source), overrides, folder))
+            Run(compose(str(source), overrides, folder), folders)()
     return 0
-
-
-def run(config: Any) -> None:
-    """Train what a configuration describes."""
-    from ..config import instanciate_config
-
-    instanciate_config(config)()
 
 
 def _job(config: Any) -> None:
@@ -59,7 +53,7 @@ def _job(config: Any) -> None:
     from omegaconf import OmegaConf
 
     OmegaConf.register_new_resolver("eval", arithmetic, replace=True)
-    run(resolved(config))
+    Run(resolved(config), folders=())()
 
 
 def _sweep(folder: Path, name: str, overrides: list[str]) -> int:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..compose import compose, find, importable
 from ..exceptions import ConfigError
-from .compose import compose, find, importable
 
 if TYPE_CHECKING:
     from PIL.Image import Image

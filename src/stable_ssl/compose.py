@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..exceptions import ConfigError
-from ..nodes import nearest
+from .exceptions import ConfigError
+from .nodes import nearest
 
-RECIPES = Path(__file__).parent.parent / "recipes"
+RECIPES = Path(__file__).parent / "recipes"
 SEARCH_PATH = "hydra.searchpath=[pkg://stable_ssl.recipes]"
 
 

@@ -1,0 +1,43 @@
+"""One run of the command line: the task that `train` and `resume` call here, and that `train --slurm` submits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..compose import importable
+
+if TYPE_CHECKING:
+    from submitit.helpers import DelayedSubmission
+
+
+class Run:
+    """A task that makes the trainer of a configuration and runs it.
+
+    It keeps no progress: a run's progress is in its folder, and a requeued job finds the same folder again.
+
+    Parameters
+    ----------
+    config
+        The configuration, `{"trainer": {...}}`.
+    folders
+        Folders whose modules a `_target_` may name.
+    """
+
+    def __init__(self, config: dict[str, Any], folders: Iterable[Path]):
+        self.config = config
+        self.folders = [*folders]
+
+    def __call__(self) -> None:
+        """Make the trainer and run it."""
+        from ..instantiate import instanciate_config
+
+        with importable(*self.folders):
+            instanciate_config(self.config)()
+
+    def checkpoint(self) -> DelayedSubmission:
+        """Return the task that goes on with this run. submitit calls this method when Slurm preempts the job."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
