@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +13,10 @@ from torch import Tensor, nn
 from . import config as cfg
 from .arguments import check_arguments, resolved_config
 from .engine import Builder, Calls, Evaluation, Model, Part, Progress, Recorder, Saver, Session, Stepper, does_nothing
-from .engine.building import build_monitors, by_path, check_optimized, data_sets, load_initial_weights, warn_of_unused
+from .engine.building import build_monitors, by_path, check_optimized, data_sets, load_initial_weights
 from .exceptions import BreakEpoch, BreakStep, ConfigError
 from .runtime.batches import images_of
 from .runtime.preemption import StopWaiting
-
-if TYPE_CHECKING:
-    from submitit.helpers import DelayedSubmission
 
 
 class BaseTrainer(nn.Module):
@@ -58,36 +54,22 @@ class BaseTrainer(nn.Module):
     **kwargs
         Become attributes.
 
-    Every argument may hold live objects, `_target_` nodes, or both. The constructor checks them; `setup` builds.
+    Every argument may hold live objects, `_target_` nodes, or both. The constructor checks them, and raises one
+    ConfigError that names everything that is wrong; `setup` builds.
 
     Attributes
     ----------
     batch, batch_idx, indices
         The current mini-batch, its place in the epoch (or evaluation set), and its sample indices if known.
-    epoch, global_step
-        Epochs finished, and optimizer steps attempted.
-    stepped : bool
+    stepped
         In `after_fit_step`: whether this mini-batch ended an optimizer step.
     device, rank, world_size
         The device and the number of this process, and the number of processes.
     latest_representations, latest_embeddings
         Outputs of the backbone and of the projector for the current batch, (batch, dim), in methods that have them.
-
-    Raises
-    ------
-    ConfigError
-        Names everything that is wrong with the arguments.
     """
 
     required_modules: Mapping[str, type] = {}
-    # Nodes or live objects until `setup` builds them.
-    data: Any
-    module: Any
-    loss: Any
-    hardware: Any
-    optim: Any
-    logger: Any
-
     batch: Any = None
     batch_idx: int = 0
     indices: Any = None
@@ -116,18 +98,14 @@ class BaseTrainer(nn.Module):
         check_arguments(BaseTrainer, self, data, module, loss, module_init or {}, kwargs, problems)
         if problems:
             raise ConfigError(problems)
-        self.data, self.module, self.loss = data, module, loss
-        self.module_init = module_init or {}
+        self.data, self.module, self.loss, self.module_init = data, module, loss, module_init or {}
         self._attributes = kwargs
         for name, value in kwargs.items():
             setattr(self, name, value)
         # As configured: `setup` replaces some fields by what it builds.
         self._configured = {name: dict(getattr(self, name)) for name in ("hardware", "optim", "logger")}
-        self._dump_path = self.logger["dump_path"]
-        self._progress = Progress()
+        self._dump_path, self._progress, self._is_set_up = self.logger["dump_path"], Progress(), False
         self._registered: dict[str, Any] = {}
-        self._run: Session | None = None
-        self._recorder: Recorder | None = None
 
     def __call__(self) -> None:
         """Set up and launch."""
@@ -170,8 +148,7 @@ class BaseTrainer(nn.Module):
     def side_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """Return optimizers, by name, of parameters that `side_losses` train.
 
-        They are saved and restored, their gradients are summed over the processes, and they skip a step when the
-        method does. Called once, when modules and the method's optimizer are there.
+        They are saved, their gradients are summed over the processes, and they skip a step when the method does.
         """
         return {}
 
@@ -186,18 +163,13 @@ class BaseTrainer(nn.Module):
         """Raise a ConfigError if what was built does not fit together."""
 
     def register(self, name: str, part: Any) -> None:
-        """Save an object with each checkpoint, and restore it when the run goes on.
+        """Save an object that has `state_dict` and `load_state_dict` with each checkpoint, and restore it on resume.
 
-        Parameters
-        ----------
-        name
-            Its name in the checkpoint.
-        part
-            Has `state_dict` and `load_state_dict`. With several processes, each keeps its own state.
+        With several processes, each keeps a state of its own.
         """
         self._registered[name] = part
-        if self._run:
-            self._saver.add(Part(f"registered.{name}", part))
+        if self._is_set_up:
+            self._saver.register({name: part})
 
     @does_nothing
     def before_optimizer_step(self) -> None:
@@ -253,9 +225,11 @@ class BaseTrainer(nn.Module):
         CheckpointError
             The folder's checkpoints can't be used.
         """
-        if self._run:
+        if self._is_set_up:
             return
-        run = Session(self._dump_path, type(self).__name__, self._progress, self.hardware, self.optim, self.logger)
+        run = self._run = Session(
+            self._dump_path, type(self).__name__, self._progress, self.hardware, self.optim, self.logger
+        )
         self._dump_path, self.rank, self.world_size = run.folder.path, run.ranks.rank, run.ranks.size
         with run.preparing():
             model = Model(self.state_dict, self.load_state_dict, self.named_parameters, self.named_buffers)
@@ -279,7 +253,8 @@ class BaseTrainer(nn.Module):
             build.settle(self, self.module, self.hardware["compile"])
 
             self._recorder = Recorder(run, self.logger["log_every_step"])
-            self._evaluation = Evaluation(run, self._recorder, build.metrics(self.logger["metric"], self.eval_sets))
+            metrics = build.metrics(self.logger["metric"], self.eval_sets)
+            self._evaluation = Evaluation(run, self._recorder, metrics, self.optim["epochs"])
             self.logger["monitor"] = build_monitors(self.logger["monitor"])
             for path, monitor in by_path(self.logger["monitor"]):
                 if hasattr(monitor, "check"):
@@ -287,18 +262,16 @@ class BaseTrainer(nn.Module):
                 saver.add(Part(f"monitor.{path}", monitor, is_optional=True))
             if "train" in self.data:
                 train, optim = self.data["train"], self.optim
-                num_batches = build.count_batches(train, optim["max_steps"])
-                build.optimizer(optim, self.optimized_modules(), train, num_batches)
-                side, first_step = self.side_optimizers(), functools.partial(warn_of_unused, self.module)
+                build.optimizer(optim, self.optimized_modules(), train)
+                side = self.side_optimizers()
                 check_optimized(optim["optimizer"], side, self.named_parameters())
-                self._steps = Stepper(run, self._recorder, optim, seed, num_batches, side, first_step)
+                self._steps = Stepper(run, self._recorder, optim, seed, self.module, side)
                 self._calls = Calls([*self.modules(), self.loss])
                 saver.add_training(self._steps, optim, train)
             self.check_setup()
-            for name, part in self._registered.items():
-                saver.add(Part(f"registered.{name}", part))
+            saver.register(self._registered)
             saver.restore(self.optim["epochs"])
-        self._run = run
+        self._is_set_up = True
 
     def launch(self) -> None:
         """Train, evaluate and clean up.
@@ -350,10 +323,8 @@ class BaseTrainer(nn.Module):
 
     def _fit_epoch(self) -> None:
         """Train on one epoch's mini-batches; `accumulation_steps` of them make an optimizer step."""
-        run, steps, ranks = self._run, self._steps, self._run.ranks
-        for batch_idx, indices, batch in run.training_batches(
-            self.data["train"], steps.num_batches, steps.accumulation
-        ):
+        train, steps, ranks = self.data["train"], self._steps, self._run.ranks
+        for batch_idx, indices, batch in self._run.training_batches(train, steps.num_batches, steps.accumulation):
             # `nn.Module.__setattr__` costs more than a microsecond per name; writing here does not.
             vars(self).update(batch_idx=batch_idx, indices=indices, batch=batch, stepped=False)
             if steps.begin(batch_idx):
@@ -388,9 +359,9 @@ class BaseTrainer(nn.Module):
         """Count the mini-batch. After an optimizer step: let teachers and monitors follow; log, save, stop if due."""
         steps, progress, recorder = self._steps, self._progress, self._recorder
         if steps.ends_group:
-            self._calls.update_teacher(steps.fraction)
-            progress.global_step += 1
+            fraction, progress.global_step = steps.fraction, progress.global_step + 1
             vars(self)["stepped"] = True
+            self._calls.update_teacher(fraction)
             for name, monitor in self.logger["monitor"].get("train", {}).items():
                 monitor.on_step(self)
                 if recorder.is_logging:
@@ -414,11 +385,10 @@ class BaseTrainer(nn.Module):
         """Evaluate on every set but `train`."""
         self.eval()
         self.before_eval()
-        epoch = min(self.epoch, self.optim["epochs"] - 1)
         for name_loader in self.eval_sets:
             monitors = self.logger["monitor"].get(name_loader, {})
             values = {name: functools.partial(monitor.compute, self) for name, monitor in monitors.items()}
-            with self._evaluation.over(name_loader, self.data[name_loader], epoch, values) as batches:
+            with self._evaluation.over(name_loader, self.data[name_loader], values) as batches:
                 for batch_idx, indices, batch in batches:
                     self.batch_idx, self.indices, self.batch = batch_idx, indices, batch
                     with contextlib.suppress(BreakStep):
@@ -439,26 +409,17 @@ class BaseTrainer(nn.Module):
     # What it tells ----------------------------------------------------------------------------------------------------
 
     epoch = property(lambda self: self._progress.epoch, doc="Epochs finished.")
-    is_logging = property(lambda self: self._recorder.is_logging, doc="Whether the current step is logged.")
     global_step = property(lambda self: self._progress.global_step, doc="Optimizer steps attempted.")
-
-    @property
-    def folder(self) -> Path:
-        """The run's folder, known after `setup`."""
-        return self._run.folder.path
-
-    @property
-    def eval_sets(self) -> list[str]:
-        """The names in `data` of the sets to evaluate on."""
-        return [name for name in data_sets(self.data) if name != "train"]
+    is_logging = property(lambda self: self._recorder.is_logging, doc="Whether the current step is logged.")
+    folder = property(lambda self: self._run.folder.path, doc="The run's folder, known after `setup`.")
+    eval_sets = property(lambda self: data_sets(self.data, but="train"), doc="The sets in `data` to evaluate on.")
 
     def log(self, name: str, value: Tensor | float) -> None:
-        """Log one number, as `train/<name>`, or `<set>/<name>` during evaluation.
+        """Log one number, as `train/<name>`, or `<set>/<name>` during evaluation, without waiting for the device.
 
-        It costs nothing between logging steps, and never waits for the device. If a name is logged several times
-        before the record is written, the record has the mean.
+        If a name is logged several times before the record is written, the record has the mean.
         """
-        if self._recorder:
+        if self._is_set_up:
             self._recorder.log(name, value)
 
     @torch.no_grad()
@@ -476,17 +437,11 @@ class BaseTrainer(nn.Module):
         return self._run.records()
 
     def get_config(self) -> dict[str, Any]:
-        """Return the resolved configuration, as `config.yaml` has it, with all defaults and without `dump_path`.
-
-        A live object appears as its class name, in angle brackets.
-        """
+        """Return the configuration as `config.yaml` has it, with all defaults; a live object is `<live ClassName>`."""
         return resolved_config(BaseTrainer, type(self), vars(self)["_captured"], self._configured)
 
-    def checkpoint(self, *args: Any, **kwargs: Any) -> DelayedSubmission:
-        """Return the task that goes on with this run. submitit calls this when the job is preempted.
-
-        The task is a fresh trainer with the arguments of this one. It finds what was learned in the run's folder.
-        """
+    def checkpoint(self, *args: Any, **kwargs: Any) -> Any:
+        """Return submitit's `DelayedSubmission` of a fresh trainer. It finds what was learned in the run's folder."""
         from submitit.helpers import DelayedSubmission
 
         own_args, own_kwargs = vars(self)["_captured"]

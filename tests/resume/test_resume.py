@@ -125,7 +125,7 @@ def test_a_self_supervised_run_with_probes_and_rankme_goes_on_as_if_left_alone(t
     again()
     assert again.global_step == 6
     assert_same_ending(ending(alone), ending(again))
-    moments = [t._probe_optimizer.state_dict()["state"] for t in (alone, again)]
+    moments = [t._steps.side["probe_optimizer"].state_dict()["state"] for t in (alone, again)]
     assert all(torch.equal(moments[0][i][k], moments[1][i][k]) for i in moments[0] for k in moments[0][i])
 
 

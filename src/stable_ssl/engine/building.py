@@ -127,7 +127,7 @@ class Builder:
             built[name] = {key: m.to(self._device) if hasattr(m, "to") else m for key, m in metrics.items()}
         return built
 
-    def count_batches(self, loader: Any, limit: int | float) -> int:
+    def _count_batches(self, loader: Any, limit: int | float) -> int:
         """Return the mini-batches per epoch; for a stream without a length, the most that it may have.
 
         Parameters
@@ -154,8 +154,12 @@ class Builder:
             return max(1, int(limit * available))
         return available if limit < 0 else min(limit, available)
 
-    def optimizer(self, optim: Any, modules: Mapping[str, nn.Module], loader: Any, num_batches: int) -> None:
-        """Build optimizer and schedule, and put them with `total_steps` into the run's `OptimConfig`."""
+    def optimizer(self, optim: Any, modules: Mapping[str, nn.Module], loader: Any) -> None:
+        """Build optimizer and schedule, and put them into the run's `OptimConfig`.
+
+        `num_batches`, the mini-batches per epoch, and `total_steps`, the optimizer steps of the run, are put there too.
+        """
+        num_batches = optim["num_batches"] = self._count_batches(loader, optim["max_steps"])
         optim["total_steps"] = optim["epochs"] * math.ceil(num_batches / optim["accumulation_steps"])
         groups = param_groups(modules, optim["exclude_bias_norm"])
         optim["optimizer"] = build_optimizer(optim["optimizer"], groups)
@@ -176,9 +180,9 @@ class Builder:
         log.info("The learning rate is %g, for a batch of %d over all processes.", lr, whole)
 
 
-def data_sets(data: Mapping[str, Any]) -> list[str]:
-    """Return the names in `data` that are data sets."""
-    return [name for name in data if not name.startswith("_")]
+def data_sets(data: Mapping[str, Any], but: str = "") -> list[str]:
+    """Return the names in `data` that are data sets, `but` left out."""
+    return [name for name in data if not name.startswith("_") and name != but]
 
 
 def build_monitors(nodes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -260,11 +264,3 @@ class Calls:
 
 def _methods(parts: Iterable[Any], name: str) -> Iterator[Callable]:
     return (getattr(part, name) for part in parts if callable(getattr(part, name, None)))
-
-
-def warn_of_unused(modules: Mapping[str, nn.Module]) -> None:
-    """Say which modules learn nothing, because no gradient has reached them."""
-    for name, module in modules.items():
-        trainable = [p for p in module.parameters() if p.requires_grad]
-        if trainable and all(p.grad is None for p in trainable):
-            log.warning("module.%s: no gradient reaches it in the first step. Does compute_loss use it?", name)

@@ -23,27 +23,28 @@ class Evaluation:
         The session, and where results are logged.
     metrics
         `{set: {name: metric}}`.
+    num_epochs
+        Epochs of the run. An evaluation after the last one is recorded under the last one's number.
     """
 
-    def __init__(self, run: Session, recorder: Recorder, metrics: Mapping[str, Mapping[str, Any]]):
-        self._run, self._recorder, self.metrics = run, recorder, metrics
+    def __init__(self, run: Session, recorder: Recorder, metrics: Mapping[str, Mapping[str, Any]], num_epochs: int):
+        self._run, self._recorder, self.metrics, self._num_epochs = run, recorder, metrics, num_epochs
 
     @contextmanager
     def over(
-        self, set_name: str, loader: Any, epoch: int, monitors: Mapping[str, Callable[[], Any]]
+        self, set_name: str, loader: Any, monitors: Mapping[str, Callable[[], Any]]
     ) -> Iterator[Iterator[tuple[int, Any, Any]]]:
         """Evaluate on a set in the block, which goes through the batches that it is given; then log the results.
 
         Parameters
         ----------
-        epoch
-            The epoch that the record names.
         monitors
             By name, what returns a monitor's value when all batches have been seen.
         """
         metrics = self.metrics[set_name]
         for metric in metrics.values():
             metric.reset()
+        epoch = min(self._run.progress.epoch, self._num_epochs - 1)
         with self._recorder.evaluation(set_name, epoch, length_of(loader)):
             yield self._run.shown_batches(loader)
             self._run.ranks.fill_empty_states(metrics)

@@ -157,6 +157,11 @@ class Saver:
         if part.name in self._unclaimed:
             part.object.load_state_dict(self._unclaimed.pop(part.name))
 
+    def register(self, objects: Mapping[str, Any]) -> None:
+        """Make the objects that a trainer registered by name part of each checkpoint."""
+        for name, registered in objects.items():
+            self.add(Part(f"registered.{name}", registered))
+
     def add_training(self, steps: Stepper, optim: Any, loader: Any) -> None:
         """Make what training changes part of each checkpoint.
 

@@ -262,7 +262,7 @@ class Session:
         """Write `status.json`: running, preempted, failed, stopped or finished."""
         self.folder.write_status(status, self.progress.as_dict())
 
-    def end_when_asked(self, request: int, where: str, before: Callable[[], None]) -> None:
+    def end_when_asked(self, request: int, where: str, before: Callable[[], Any]) -> None:
         """End the run if there is a request to; `before` is called first."""
         if request:
             log.warning("Stopping %s because of %s.", where, self.stop.reason(request))

@@ -28,15 +28,13 @@ class Stepper:
     run, recorder
         The session, and where losses and rates are logged.
     options
-        The run's `OptimConfig`, with optimizer and schedule built, and `total_steps`.
+        The run's `OptimConfig`, with optimizer and schedule built, `num_batches` and `total_steps`.
     seed
         The run's seed.
-    num_batches
-        Mini-batches per epoch.
+    modules
+        The networks, by name; those without a gradient in the first step are named in the log.
     side
         Optimizers of parameters with losses of their own, by name.
-    first_step
-        Called once, when gradients are there for the first time.
 
     Attributes
     ----------
@@ -52,15 +50,15 @@ class Stepper:
         recorder: Recorder,
         options: Any,
         seed: int,
-        num_batches: int,
+        modules: Mapping[str, nn.Module],
         side: Mapping[str, torch.optim.Optimizer],
-        first_step: Callable[[], None],
     ):
-        self._run, self._recorder, self._precision, self._first_step = run, recorder, run.precision, first_step
+        self._run, self._recorder, self._precision, self._modules = run, recorder, run.precision, modules
         self._progress, self._ranks = run.progress, run.ranks
-        self.num_batches, self.accumulation = num_batches, options["accumulation_steps"]
+        self.num_batches: int = options["num_batches"]
+        self.accumulation: int = options["accumulation_steps"]
         self._optimizer, self._scheduler = options["optimizer"], options["scheduler"]
-        self._total_steps = options["total_steps"]
+        self._total_steps: int = options["total_steps"]
         self.side, self._side = side, list(side.values())
         self._optimizers = [self._optimizer, *self._side]
         self._skips_nonfinite = options["nonfinite"] == "skip"
@@ -162,7 +160,7 @@ class Stepper:
         if not self._num_backward:
             return False
         if self._progress.global_step == 0:
-            self._first_step()
+            _warn_of_unused(self._modules)
         if self._recorder.is_logging:
             self._recorder.log("lr", self._optimizer.param_groups[0]["lr"])
         if not self._is_bad:
@@ -237,3 +235,11 @@ class Stepper:
                 f"The loss of step {step} is {value}. The newest checkpoint is from before it; "
                 "optim.nonfinite=skip leaves such steps out."
             )
+
+
+def _warn_of_unused(modules: Mapping[str, nn.Module]) -> None:
+    """Say which modules learn nothing, because no gradient has reached them."""
+    for name, module in modules.items():
+        trainable = [p for p in module.parameters() if p.requires_grad]
+        if trainable and all(p.grad is None for p in trainable):
+            log.warning("module.%s: no gradient reaches it in the first step. Does compute_loss use it?", name)

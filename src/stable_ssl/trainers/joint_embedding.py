@@ -38,7 +38,8 @@ class JointEmbeddingTrainer(SelfSupervisedTrainer):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return representations, (batch, dim)."""
-        return self.module["backbone"](images)
+        representations: Tensor = self.module["backbone"](images)
+        return representations
 
     def compute_loss(self) -> dict[str, Tensor]:
         """Return the loss between the embeddings of the views."""

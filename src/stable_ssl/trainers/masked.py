@@ -36,7 +36,8 @@ class MaskedTrainer(SelfSupervisedTrainer):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return representations, (batch, dim)."""
-        return self.module["backbone"](images)
+        representations: Tensor = self.module["backbone"](images)
+        return representations
 
     def compute_loss(self) -> dict[str, Tensor]:
         """Return the loss of the hidden patches."""

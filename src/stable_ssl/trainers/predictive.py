@@ -61,7 +61,8 @@ class JointEmbeddingPredictiveTrainer(SelfSupervisedTrainer):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the target encoder's representations, (batch, dim)."""
-        return self.module["target_encoder"](images)
+        representations: Tensor = self.module["target_encoder"](images)
+        return representations
 
     def compute_loss(self) -> dict[str, Tensor]:
         """Return the loss between prediction and target."""

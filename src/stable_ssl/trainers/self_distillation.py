@@ -54,7 +54,8 @@ class SelfDistillationTrainer(SelfSupervisedTrainer):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return representations, (batch, dim): the teacher's, where there is one."""
-        return self.module["backbone"](images)
+        representations: Tensor = self.module["backbone"](images)
+        return representations
 
     def compute_loss(self) -> dict[str, Tensor]:
         """Return the mean loss over the pairs of a student's view and another one of the teacher's."""

@@ -169,7 +169,8 @@ class SelfSupervisedTrainer(BaseTrainer):
 
     def predict(self) -> Tensor:
         """Return the backbone probe's class scores for the batch at hand, (batch, classes)."""
-        return self.module["backbone_classifier"](self.forward(images_of(self.batch)))
+        scores: Tensor = self.module["backbone_classifier"](self.forward(images_of(self.batch)))
+        return scores
 
     def side_losses(self) -> dict[str, Tensor]:
         """Return the probes' losses for the current batch, by name, and log their accuracies."""

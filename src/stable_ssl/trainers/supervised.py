@@ -19,7 +19,8 @@ class SupervisedTrainer(BaseTrainer):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return class scores, (batch, classes)."""
-        return self.module["backbone"](images)
+        scores: Tensor = self.module["backbone"](images)
+        return scores
 
     def predict(self) -> Tensor:
         """Return class scores for the batch at hand."""
@@ -31,5 +32,6 @@ class SupervisedTrainer(BaseTrainer):
             raise DataError(
                 f"{type(self).__name__} needs batches (images, labels), but this one is {describe_batch(self.batch)}."
             )
-        loss = self.loss if self.loss is not None else nn.functional.cross_entropy
-        return loss(self.predict(), self.batch[1])
+        criterion = self.loss if self.loss is not None else nn.functional.cross_entropy
+        loss: Tensor = criterion(self.predict(), self.batch[1])
+        return loss
