@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..exceptions import CheckpointError, ConfigError, NanError
 from ..runtime.checkpoint import CheckpointStore
+from ..runtime.environment import environment, environment_changes
 from ..runtime.precision import all_finite, learned_values
 from ..runtime.weights import save_weights
 from .session import Session
@@ -136,7 +137,7 @@ class Saver:
         self._data_facts: DataFacts | None = None
         self._check_losses: Callable[[], None] = lambda: None
         self._saved: dict[str, Any] | None = None
-        self._last_save = 0.0
+        self._last_save = time.monotonic()
 
     def add(self, part: Part) -> None:
         """Make an object part of each checkpoint; if the run was restored already, restore it now.
@@ -188,10 +189,6 @@ class Saver:
 
     # When -------------------------------------------------------------------------------------------------------------
 
-    def begin(self) -> None:
-        """Start the clock of `checkpoint_every_minutes`."""
-        self._last_save = time.monotonic()
-
     def is_due(self) -> bool:
         """Return whether a checkpoint is due between two steps."""
         is_old = time.monotonic() >= self._last_save + self._seconds
@@ -231,7 +228,7 @@ class Saver:
         if not self._ranks.any(progress != self._saved):
             return
         self._check_finite()
-        self.begin()
+        self._last_save = time.monotonic()
         log_position = self._ranks.from_main(self._log_position)
         if log_position is None:
             return
@@ -272,8 +269,13 @@ class Saver:
         }
 
     def _facts(self, progress: dict[str, Any]) -> dict[str, Any]:
-        world = {"size": self._ranks.size, "device": str(self._run.device), "threads": torch.get_num_threads()}
-        return {"progress": progress, "world": world, "data": self._data_facts and asdict(self._data_facts)}
+        device = self._run.device
+        return {
+            "progress": progress,
+            "world": {"size": self._ranks.size, "device": str(device), "threads": torch.get_num_threads()},
+            "environment": environment(device),
+            "data": self._data_facts and asdict(self._data_facts),
+        }
 
     # Restoring --------------------------------------------------------------------------------------------------------
 
@@ -287,13 +289,14 @@ class Saver:
         CheckpointError
             The checkpoints can't be read, or do not fit this run.
         """
+        self._last_save = time.monotonic()
         found = self._ranks.from_main(self._store.load_newest)
         if found is None:
             return
         path, state, meta = found
         if self._data_facts and (changes := self._data_facts.changes(meta.get("data") or {})):
             raise ConfigError([f"'{path}' is of a run with other data; nothing was done.", *changes])
-        self._compare_world(meta["world"], state)
+        self._compare_world(meta, state)
         self._load(path, state)
         self._progress.go_to(state["progress"])
         self.log_position, self._saved = state["log_position"], state["progress"]
@@ -303,8 +306,9 @@ class Saver:
         if not self._run.is_finished:
             log.info("Going on from '%s': step %d, epoch %d.", path, self._progress.global_step, self._progress.epoch)
 
-    def _compare_world(self, before: Mapping[str, Any], state: dict[str, Any]) -> None:
+    def _compare_world(self, meta: Mapping[str, Any], state: dict[str, Any]) -> None:
         """Say what may change the last bits; give each process the state that it had, if their number is as before."""
+        before = meta["world"]
         if before["size"] != self._ranks.size:
             log.warning(
                 "Going on with %d processes instead of %d: the samples come in the same order, but results may differ "
@@ -314,13 +318,8 @@ class Saver:
             )
         else:
             self._ranks.take_share(state)
-        threads = torch.get_num_threads()
-        if threads != before["threads"]:
-            log.warning(
-                "Going on with %d threads instead of %d: results may differ in the last bits.",
-                threads,
-                before["threads"],
-            )
+        for change in environment_changes(meta, environment(self._run.device)):
+            log.warning("%s Results may differ in the last bits.", change)
 
     def _load(self, path: Path, state: dict[str, Any]) -> None:
         try:

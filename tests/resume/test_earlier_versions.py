@@ -1,0 +1,43 @@
+"""Runs that earlier versions of the library began go on, and end as they would have ended there.
+
+`tests/data/runs/<name>/preempted` is the folder of a short run that was preempted, `ending` what the same run, left
+alone, ended with. Both were written by the version that `config.yaml` and `meta.json` name.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from stable_ssl import instanciate_config
+from stable_ssl.compose import compose
+
+RUNS = Path(__file__).parent.parent / "data" / "runs"
+
+
+def records(path: Path) -> list[dict]:
+    lines = map(json.loads, path.read_text().splitlines())
+    return [{name: value for name, value in line.items() if not name.startswith("perf/")} for line in lines]
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in RUNS.iterdir()))
+def test_a_run_that_an_earlier_version_began_ends_as_it_would_have_there(name, tmp_path):
+    folder, ending = tmp_path / "run", RUNS / name / "ending"
+    shutil.copytree(RUNS / name / "preempted", folder)
+    begun = records(folder / "metrics.jsonl")
+    instanciate_config(compose(str(folder / "config.yaml"), [f"logger.dump_path={folder}"]))()
+    found, expected = records(folder / "metrics.jsonl"), records(ending / "metrics.jsonl")
+    assert 0 < len(begun) < len(expected)
+    assert found[: len(begun)] == begun
+    assert [record.keys() for record in found] == [record.keys() for record in expected]
+    for record, known in zip(found, expected, strict=True):
+        assert record == pytest.approx(known, rel=1e-3)  # another processor may round differently
+    weights, known = load_file(folder / "weights" / "final.safetensors"), load_file(ending / "final.safetensors")
+    assert weights.keys() == known.keys()
+    for key, value in known.items():
+        torch.testing.assert_close(weights[key], value, rtol=1e-3, atol=1e-4, msg=key)
