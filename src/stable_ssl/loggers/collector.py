@@ -50,9 +50,9 @@ class Collector:
         return {name: len(values) for name, values in self._values.items()}
 
     def flush(self) -> dict[str, float]:
-        """Return the mean per name in fp32, in the order in which the names were first added, and remove all values.
+        """Return the mean per name, in the order in which the names were first added, and remove all values.
 
-        This waits for a device at most once.
+        Means of tensors are those of their values in fp32. This waits for a device at most once.
         """
         record: dict[str, float] = {}
         elsewhere: dict[str, Tensor] = {}

@@ -168,8 +168,8 @@ class Console:
     def _measure(self, now: float, ends: bool) -> None:
         """Measure the speed over the batches since `_measured_from`, once they took long enough or are the last."""
         begun, batches = self._measured_from
-        seconds, is_short_epoch = now - begun, ends and self._done > batches
-        if seconds > SECONDS_TO_THE_FIRST_RATE or is_short_epoch:
+        seconds, is_last = now - begun, ends and self._done > batches
+        if seconds > SECONDS_TO_THE_FIRST_RATE or is_last:
             self._batches_per_second = (self._done - batches) / seconds
             self.images_per_second = self._batches_per_second * self._batch_size
             if seconds > SECONDS_OF_A_RATE:
