@@ -37,8 +37,8 @@ _ROUNDING = 1e-9  # makes up for rounding: 29 / 100 * 100 is a little less than 
 class _Schedule(LambdaLR):
     """A linear warm-up, followed by the function `after`.
 
-    `after(progress, end)` returns the factor for a progress from 0 at the peak to 1 at the end. `end` is the factor that
-    makes `end_lr`.
+    `after(progress, end)` returns the factor for a progress from 0 at the peak to 1 at the end. `end` is the factor
+    that makes `end_lr`.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Where a run's numbers and words go."""
+"""The outputs of a run: metrics in `metrics.jsonl` and trackers, messages and progress on the console."""
 
 from .collector import Collector
 from .console import Console

@@ -1,4 +1,4 @@
-"""What a user sees while a run goes on: messages, and a progress bar or plain lines."""
+"""The output of a run on the screen: messages, and a progress bar or plain lines of progress."""
 
 from __future__ import annotations
 
@@ -15,24 +15,33 @@ log = logging.getLogger("stable_ssl")
 
 SECONDS_BETWEEN_REDRAWS = 0.1
 SECONDS_BETWEEN_LINES = 10.0
+SECONDS_TO_THE_FIRST_RATE = 0.5
+SECONDS_OF_A_RATE = 10.0  # after this time, the measurement of the speed begins again
 
 
 class Console:
-    """Shows messages of the logger "stable_ssl", and how far the run is.
+    """Shows the messages of the logger "stable_ssl" and the progress of the run.
 
-    On a terminal there is a bar below the messages. Elsewhere there are plain lines: the first soon, then one every ten
-    seconds. All messages and plain lines go to a file too.
+    On a terminal, a bar below the messages shows the progress. Otherwise plain lines show it: the first one after a
+    second, then one every ten seconds. Messages and plain lines are also written to a file.
 
     Parameters
     ----------
     folder
-        Where the file is: `console.log`, or `console_rank1.log` of rank 1.
+        The folder of the file. Rank 0 writes `console.log`, rank 1 `console_rank1.log`, and so on.
     level
-        Least severe messages that are shown.
+        The least severe level of messages to show, as in `logging`.
     num_epochs
-        How many epochs the run has in all, for the time left.
+        Number of epochs of the whole run, for the time left.
     rank
-        Number of this process. Those above 0 show errors alone, and no bar: what rank 0 shows is enough.
+        Number of this process. Ranks above 0 show errors only and no bar, because rank 0 shows the rest.
+
+    Attributes
+    ----------
+    due : float
+        When to call `show` again, in seconds of `time.perf_counter`.
+    images_per_second : float
+        The speed of all ranks together, 0 until it is known.
     """
 
     def __init__(self, folder: Path, level: int, num_epochs: int, rank: int = 0):
@@ -67,10 +76,11 @@ class Console:
         self._is_live = (
             self._rich.is_terminal and not self._rich.is_dumb_terminal and level <= logging.INFO and not rank
         )
-        self._shown: dict[str, float] = {}
-        self._what, self._total, self._done, self._epoch, self._batch_size = "", 0, 0, 0, 0
-        self._rate_start = (time.perf_counter(), 0)
-        self._batches_per_s = self.images_per_second = 0.0
+        self._newest: dict[str, Any] = {}
+        self._activity, self._is_training = "", False
+        self._total, self._done, self._epoch, self._batch_size = 0, 0, 0, 0
+        self._measured_from = (time.perf_counter(), 0)  # time and number of batches
+        self._batches_per_second = self.images_per_second = 0.0
         self.due = 0.0
         self._line_due = time.perf_counter() + 1.0
 
@@ -81,64 +91,65 @@ class Console:
         self.close()
 
     def begin_epoch(self, epoch: int, num_batches: int, done: int = 0) -> None:
-        """Begin epoch `epoch` (from 0), of which `done` batches are over already."""
-        self._epoch = epoch
+        """Show the progress of an epoch's training from now on.
+
+        Parameters
+        ----------
+        epoch
+            Number of the epoch, from 0.
+        num_batches
+            Batches of the epoch.
+        done
+            Batches of the epoch that an earlier process trained on.
+        """
+        self._epoch, self._is_training = epoch, True
         self._begin(f"epoch {epoch + 1}/{self._num_epochs}", num_batches, done)
 
     def end_epoch(self, done: int) -> None:
-        """End the epoch after `done` batches; plain output gets a line where the last is old enough."""
+        """End the epoch's training after `done` batches. Plain output gets a line if one is due."""
         self.show(done, ends=True)
         self._hide()
 
     def begin_evaluation(self, set_name: str, num_batches: int | None) -> None:
-        """Begin to evaluate on a set."""
+        """Show the progress of an evaluation on one set from now on. `num_batches` is None if it is not known."""
+        self._is_training = False
         self._begin(f"evaluating {set_name}", num_batches or 0, 0)
 
     def end_evaluation(self, results: dict[str, float]) -> None:
-        """End the evaluation, and show what came out."""
+        """End the evaluation and show its results by name."""
         self._hide()
         if results:
             log.info("epoch %d  %s", min(self._epoch + 1, self._num_epochs), _compact(results))
 
     def show(self, done: int, batch_size: int = 0, ends: bool = False) -> None:
-        """Show that `done` batches are over, and how fast. To be called when the clock has reached `due`.
+        """Show how many batches are done, and the speed. Call this when the clock has reached `due`.
 
         Parameters
         ----------
         done
-            Batches of the epoch, or of the evaluation set.
+            Batches done of the epoch or of the evaluation set.
         batch_size
-            Images in a batch; 0: as many as at the last call.
+            Images per batch over all ranks. 0: as many as at the last call.
         ends
-            This was the last: short as it was, its speed is that of the epoch.
+            Whether this is the last call of the epoch. A short epoch gets a speed only then.
         """
         now = time.perf_counter()
         self.due = now + SECONDS_BETWEEN_REDRAWS
         self._done, self._batch_size = done, batch_size or self._batch_size
-        begun, batches = self._rate_start
-        if now - begun > 0.5 or (ends and done > batches):
-            self._batches_per_s = (done - batches) / (now - begun)
-            self.images_per_second = self._batches_per_s * self._batch_size
-            if now - begun > 10:  # the rate of late
-                self._rate_start = (now, done)
+        self._measure(now, ends)
         if self._task is not None:
             self._bar.update(self._task, completed=done, count=self._count(), shown=self._summary())
             self._bar.refresh()
         elif not self._is_live and now >= self._line_due:
             self._line_due = now + SECONDS_BETWEEN_LINES
-            log.info("%s  step %s  %s", self._what, self._count(), self._summary())
+            log.info("%s  step %s  %s", self._activity, self._count(), self._summary())
 
     def metrics(self, record: dict[str, Any]) -> None:
-        """Take the newest logged values."""
-        wanted = {"train/loss": "loss"}
-        for name, value in record.items():
-            if "accuracy" in name:
-                self._shown["probe" if name.startswith("train/") else name] = value
-            elif name in wanted:
-                self._shown[wanted[name]] = value
+        """Remember the newest logged values, so that `show` can show them."""
+        self._newest.update(record)
 
     def close(self) -> None:
-        """Leave the terminal and the logger as they were."""
+        """Restore the terminal and the logger to their state before this console."""
         self._hide()
         for handler in self._handlers:
             log.removeHandler(handler)
@@ -146,12 +157,23 @@ class Console:
         log.setLevel(self._level)
         log.propagate = self._propagate
 
-    def _begin(self, what: str, total: int, done: int) -> None:
-        self._what, self._total, self._done = what, total, done
-        self._rate_start = (time.perf_counter(), done)
+    def _begin(self, activity: str, total: int, done: int) -> None:
+        self._activity, self._total, self._done = activity, total, done
+        self._measured_from = (time.perf_counter(), done)
         if self._is_live:
             self._bar.start()
-            self._task = self._bar.add_task(what, total=total or None, completed=done, count=self._count(), shown="")
+            length = total or None  # None: the bar does not know how long it gets
+            self._task = self._bar.add_task(activity, total=length, completed=done, count=self._count(), shown="")
+
+    def _measure(self, now: float, ends: bool) -> None:
+        """Measure the speed over the batches since `_measured_from`, once they took long enough or are the last."""
+        begun, batches = self._measured_from
+        seconds, is_last = now - begun, ends and self._done > batches
+        if seconds > SECONDS_TO_THE_FIRST_RATE or is_last:
+            self._batches_per_second = (self._done - batches) / seconds
+            self.images_per_second = self._batches_per_second * self._batch_size
+            if seconds > SECONDS_OF_A_RATE:
+                self._measured_from = (now, self._done)
 
     def _hide(self) -> None:
         if self._task is not None:
@@ -163,18 +185,24 @@ class Console:
         return f"{self._done}/{self._total}" if self._total else str(self._done)
 
     def _summary(self) -> str:
-        parts = [_compact({name: self._shown[name] for name in ("loss", "probe") if name in self._shown})]
+        values = {"loss": self._newest["train/loss"]} if "train/loss" in self._newest else {}
+        probes = [name for name in self._newest if name.startswith("train/") and "accuracy" in name]
+        if probes:
+            values["probe"] = self._newest[probes[-1]]
+        parts = [_compact(values)]
         if self.images_per_second:
             parts.append(f"{self.images_per_second:.0f} img/s")
-        if self._what.startswith("epoch") and self._batches_per_s:
+        if self._is_training and self._batches_per_second:
             left = self._total * (self._num_epochs - self._epoch) - self._done
-            parts.append(f"{_clock(left / self._batches_per_s)} left")
+            parts.append(f"{_clock(left / self._batches_per_second)} left")
         return "  ".join(part for part in parts if part)
 
 
 def _compact(values: dict[str, float]) -> str:
+    """Return names and values on one line, such as `loss 0.51  probe 0.9`."""
     return "  ".join(f"{name} {value:.4g}" for name, value in values.items())
 
 
 def _clock(seconds: float) -> str:
+    """Return a time as `hours:minutes:seconds`."""
     return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}"

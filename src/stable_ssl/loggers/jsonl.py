@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: one JSON object a line."""
+"""The file `metrics.jsonl`, which has one JSON object per line."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 from ..exceptions import CheckpointError
 
-_MANY = 1 << 16  # bytes
+_MANY_BYTES = 1 << 16
 
 
 class MetricsFile:
-    """Appends records to a file of JSON lines.
+    """A file of JSON lines to which records are appended.
 
-    Floats are written so that they read back to the bit; those that are not finite as `NaN` and `Infinity`, which
-    Python's `json` reads.
+    Floats read back as the same bits. Those that are not finite are written as `NaN` and `Infinity`, which Python's
+    `json` reads.
     """
 
     def __init__(self, path: Path):
@@ -26,19 +26,19 @@ class MetricsFile:
         self._pending = bytearray()
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append a record. It is on disk after `position` or `close`, or when many are pending."""
+        """Append a record. It is kept in memory until `position`, `close`, or the next 64 KiB of records."""
         self._pending += json.dumps(record).encode() + b"\n"
-        if len(self._pending) > _MANY:
-            with contextlib.suppress(OSError):  # a full disk may have room later; `position` says so else
+        if len(self._pending) > _MANY_BYTES:
+            with contextlib.suppress(OSError):  # a full disk may have room later; if not, `position` raises
                 self._write()
 
     def position(self) -> int:
-        """Return the length in bytes, with everything on disk; a checkpoint remembers it.
+        """Write all records to disk and return the length of the file in bytes, which a checkpoint remembers.
 
         Raises
         ------
         OSError
-            Not everything could be written; what could not is kept, for the next time.
+            Some records could not be written. They are kept in memory, and the next call tries again.
         """
         self._write()
         os.fsync(self._file.fileno())
@@ -49,23 +49,24 @@ class MetricsFile:
             del self._pending[: self._file.write(self._pending)]
 
     def cut_back(self, position: int) -> None:
-        """Forget what came after `position`, a half-written line included.
+        """Remove everything after the first `position` bytes, so that a resumed run writes those records anew.
 
         Raises
         ------
         CheckpointError
-            The file is shorter than that.
+            The file is shorter than `position`.
         """
         length = self._file.seek(0, os.SEEK_END)
         if length < position:
             raise CheckpointError(
-                f"'{self.path}' has {length} bytes, but the checkpoint was written after {position}: lines are missing."
+                f"'{self.path}' has {length} bytes, but had {position} when the checkpoint was written, so lines "
+                "are missing. Restore the file from a copy."
             )
         self._file.truncate(position)
         self._file.seek(position)
 
     def close(self) -> None:
-        """Write everything and close the file."""
+        """Write all records to disk and close the file."""
         try:
             self.position()
         finally:
@@ -73,7 +74,7 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a file; a last line that was cut off is left out."""
+    """Return the records of a file, without a last line that was not written to its end."""
     if not path.exists():
         return []
     whole, _, _ = path.read_text().rpartition("\n")

@@ -1,4 +1,4 @@
-"""What evaluation measures with: metrics and monitors that the trainer can use, on one process and on several."""
+"""Checks of the metrics and monitors that a user gives, and the states of metrics over several processes."""
 
 from __future__ import annotations
 
@@ -12,33 +12,55 @@ from ..exceptions import ConfigError
 
 
 def check_metrics(metrics: Mapping[str, Any], path: str, world_size: int) -> None:
-    """Refuse what is no metric, and with several processes what can't be combined over them.
+    """Raise a ConfigError if one of the objects can't be used as a metric.
+
+    A metric has the methods `update`, `compute` and `reset`. With several processes, it must be a metric of
+    torchmetrics, because only these can be combined over processes.
+
+    Parameters
+    ----------
+    metrics
+        The metrics by name.
+    path
+        The key of the metrics in the configuration, for the message.
+    world_size
+        Number of processes.
 
     Raises
     ------
     ConfigError
-        Names each of them by its key below `path`.
+        Says for each object what is wrong with it.
     """
     require_methods(metrics, ("update", "compute", "reset"), path)
     alone = [name for name, metric in metrics.items() if not _states({name: metric})]
     if alone and world_size > 1:
         raise ConfigError(
-            f"{path}: {alone} can't be combined over {world_size} processes, since they are no torchmetrics metrics."
+            f"{path}: {alone} can't be combined over {world_size} processes. "
+            "Use metrics of torchmetrics, or train with one process."
         )
 
 
 def require_methods(parts: Mapping[str, Any], methods: tuple[str, ...], path: str) -> None:
-    """Refuse objects without some methods, and classes.
+    """Raise a ConfigError if one of the objects lacks one of the methods, or is a class instead of an object.
+
+    Parameters
+    ----------
+    parts
+        The objects by name.
+    methods
+        Names of the methods.
+    path
+        The key of the objects in the configuration, for the message.
 
     Raises
     ------
     ConfigError
-        Names each of them by its key below `path`.
+        Says for each object what is wrong with it.
     """
     problems = [
-        f"{path}.{name}: {part!r} is a class; make an object of it."
+        f"{path}.{name}: {part!r} is a class. Give an object of it instead."
         if isinstance(part, type)
-        else f"{path}.{name}: a {type(part).__name__} has no {method}()."
+        else f"{path}.{name}: a {type(part).__name__} has no {method}(). Give an object that has it."
         for name, part in parts.items()
         for method in methods
         if isinstance(part, type) or not callable(getattr(part, method, None))
@@ -48,12 +70,16 @@ def require_methods(parts: Mapping[str, Any], methods: tuple[str, ...], path: st
 
 
 def fill_empty_states(metrics: Mapping[str, Any], gather: Callable[[Any], list[Any]]) -> None:
-    """Give metrics that saw nothing on this rank no samples of the right shape: torchmetrics can't gather none.
+    """Give metrics without samples on this rank an empty tensor of the right shape.
+
+    torchmetrics can't gather the empty list that such a metric has for a state.
 
     Parameters
     ----------
+    metrics
+        The metrics by name.
     gather
-        Returns what each rank gave, rank by rank.
+        A function that is called with one object on each rank, and returns the list of these objects on all ranks.
     """
     states = [(part, state) for part, state in _states(metrics) if isinstance(state, list)]
     kinds = gather([(state[0].shape[1:], state[0].dtype) if state else None for _, state in states])
@@ -65,6 +91,6 @@ def fill_empty_states(metrics: Mapping[str, Any], gather: Callable[[Any], list[A
 
 
 def _states(metrics: Mapping[str, Any]) -> list[tuple[Any, Any]]:
-    """Return (metric, state) for each state of torchmetrics metrics, and of those that they are made of."""
+    """Return (metric, state) for each state of torchmetrics metrics and of the metrics inside them."""
     parts: Any = [part for metric in metrics.values() if isinstance(metric, nn.Module) for part in metric.modules()]
     return [(part, state) for part in parts if hasattr(part, "metric_state") for state in part.metric_state.values()]

@@ -1,4 +1,4 @@
-"""Everything that one run writes about itself while it runs."""
+"""All outputs of one run, opened and closed together."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ log = logging.getLogger("stable_ssl")
 
 
 class RunLog:
-    """The console, `metrics.jsonl` and the trackers of one run, opened and closed together.
+    """The console, `metrics.jsonl` and the experiment trackers of one run.
 
     Parameters
     ----------
     folder
         The run's folder.
     options
-        Fields `level`, `wandb` and `tensorboard`.
+        A mapping with the keys `level`, `wandb` and `tensorboard` of the `logger` configuration.
     num_epochs
-        How many epochs the run has in all.
+        Number of epochs of the whole run.
     config
-        What a tracker shows as the run's configuration.
+        The run's configuration, which trackers show.
     step
-        Global step from which the run goes on.
+        The global step of the checkpoint that the run resumes from; 0 for a new run.
     position
-        Length in bytes that `metrics.jsonl` is cut back to; None leaves all of it.
+        The length in bytes that `metrics.jsonl` had at this checkpoint: later records are removed. None: keep all.
     rank
-        Number of this process. Those above 0 have a console only.
+        Number of this process. Ranks above 0 have a console only.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class RunLog:
             raise
 
     def write(self, record: dict[str, Any]) -> None:
-        """Write one record: numbers by name, `global_step` and `epoch` among them."""
+        """Write one record: values by name, which include `global_step` and `epoch`."""
         if self._file:
             self._file.log(record)
         self.console.metrics(record)
@@ -69,13 +69,13 @@ class RunLog:
             tracker.log(record, record["global_step"])
 
     def position(self) -> int:
-        """Return the length of `metrics.jsonl` in bytes, all of it on disk, as is what the trackers have."""
+        """Write all records to disk and to the trackers, and return the length of `metrics.jsonl` in bytes."""
         for tracker in self._trackers:
             tracker.flush()
         return self._file.position() if self._file else 0
 
     def close(self, status: str) -> None:
-        """Close everything; `status` is finished, stopped, preempted or failed."""
+        """Close all outputs. `status` is "finished", "stopped", "preempted" or "failed"."""
         try:
             if self._file:
                 self._file.close()

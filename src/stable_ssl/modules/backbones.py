@@ -58,17 +58,21 @@ def load_backbone(
     >>> backbone(torch.zeros(2, 3, 32, 32)).shape, dim
     (torch.Size([2, 512]), 512)
     """
-    if name.startswith("timm/"):
-        network = _load_timm(name, num_classes, bool(weights), **kwargs)
-        if low_resolution:
-            _adapt_stem(network, name)
-        return (network, network.num_features) if return_feature_dim else network
     own = _OWN.get(name.lower())
-    if own is not None:
-        if weights is not None:
-            raise ValueError(f"weights: {name} has no pre-trained weights; leave weights out.")
+    if own is None:
+        load = _load_timm if name.startswith("timm/") else _load_torchvision
+        network, dim = load(name, num_classes, weights, low_resolution, **kwargs)
+    elif weights is None:
         network = own(num_classes=num_classes, **kwargs)
-        return (network, network.num_features) if return_feature_dim else network
+        dim = network.num_features
+    else:
+        raise ValueError(f"weights: {name} has no pre-trained weights; leave weights out.")
+    return (network, dim) if return_feature_dim else network
+
+
+def _load_torchvision(
+    name: str, num_classes: int | None, weights: Any, low_resolution: bool, **kwargs: Any
+) -> tuple[nn.Module, int]:
     from torchvision import models
 
     if name not in models.list_models():
@@ -77,11 +81,12 @@ def load_backbone(
     network = models.get_model(name, weights=weights, **kwargs)
     if low_resolution:
         _adapt_stem(network, name)
-    dim = _replace_head(network, name, num_classes)
-    return (network, dim) if return_feature_dim else network
+    return network, _replace_head(network, name, num_classes)
 
 
-def _load_timm(name: str, num_classes: int | None, pretrained: bool, **kwargs: Any) -> Any:
+def _load_timm(
+    name: str, num_classes: int | None, weights: Any, low_resolution: bool, **kwargs: Any
+) -> tuple[nn.Module, int]:
     try:
         import timm
     except ImportError as error:
@@ -89,7 +94,10 @@ def _load_timm(name: str, num_classes: int | None, pretrained: bool, **kwargs: A
     if not timm.is_model(model := name.removeprefix("timm/")):
         near = [f"timm/{known}" for known in difflib.get_close_matches(model, timm.list_models(), n=3)]
         raise ValueError(f"name: timm has no '{model}'. Similar names: {near}.")
-    return timm.create_model(model, pretrained=pretrained, num_classes=num_classes or 0, **kwargs)
+    network: Any = timm.create_model(model, pretrained=bool(weights), num_classes=num_classes or 0, **kwargs)
+    if low_resolution:
+        _adapt_stem(network, name)
+    return network, network.num_features
 
 
 def _adapt_stem(network: nn.Module, name: str) -> None:

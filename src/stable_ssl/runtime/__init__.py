@@ -1,1 +1,1 @@
-"""The engine room: seeding, devices, precision, checkpoints, signals. Knows nothing of self-supervised learning."""
+"""What any training run needs, self-supervised or not: seeds, devices, precision, checkpoints, processes, signals."""

@@ -1,8 +1,8 @@
-"""Checkpoints that can be trusted: written whole or not at all, verified before use, loaded without running code.
+"""Checkpoints on disk: written completely or not at all, verified before use, and loaded without running their code.
 
 checkpoints/step_00001200/
     state.pt     the state, for `torch.load(weights_only=True)`
-    meta.json    written last: what made it, and size and checksum of the other file
+    meta.json    written last: the software, facts about the run, and size and checksum of state.pt
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import os
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy
 import torch
@@ -24,6 +24,9 @@ from torch import Tensor
 
 from ..exceptions import CheckpointError
 from .environment import software
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 log = logging.getLogger("stable_ssl")
 
@@ -36,9 +39,9 @@ class CheckpointStore:
     Parameters
     ----------
     folder
-        Where they are; made when the first is saved.
+        The folder of the checkpoints. The first save creates it.
     keep
-        How many to keep.
+        Number of checkpoints to keep. Older ones are deleted.
     """
 
     def __init__(self, folder: Path, keep: int = 2):
@@ -50,37 +53,38 @@ class CheckpointStore:
         self._writing: tuple[int, Future] | None = None
 
     def save(self, step: int, state: dict[str, Any], facts: dict[str, Any], kept: bool = False) -> None:
-        """Copy a state to host memory, and write it as a checkpoint in the background.
+        """Copy a state to host memory, then write it as a checkpoint in the background.
 
-        The first one is waited for, and read back. The memory of the copy is kept for the next one, until `close`.
+        The first save waits until the checkpoint is written and was read back. The memory of the copy is used again for
+        the next save, until `close` gives it up.
 
         Parameters
         ----------
         step
-            Global step; names the folder. A checkpoint of the same step is replaced.
+            The global step, which names the folder. A checkpoint of the same step is replaced.
         state
             Tensors, numbers, strings and containers of them.
         facts
-            What `meta.json` says beside software and files.
+            Further entries of `meta.json`.
         kept
-            Never delete this one.
+            Whether this checkpoint is never deleted.
 
         Raises
         ------
         CheckpointError
-            The state can't be loaded again (found by reading the first one back).
+            The first checkpoint could not be read back, so the state is not of these types.
         """
         self.wait()
-        is_first = not self._read_back  # asked now: the writer may be done with that before it is asked afterwards
+        is_first = not self._read_back  # read before the writer starts, because the writer sets it
         self._copy = on_host(state, self._copy)
         self._writing = step, self._writer.submit(self._write, step, self._copy, facts, kept)
         if is_first:
             self.wait()
 
     def wait(self) -> bool:
-        """Wait until the checkpoint being written is durable; False, and a line in the log, where it could not be.
+        """Wait until the checkpoint being written is on disk, and return whether it could be written.
 
-        What was there before it still is then.
+        If it could not, for example because the disk is full, an error is logged and earlier checkpoints stay valid.
         """
         if self._writing is None:
             return True
@@ -88,7 +92,7 @@ class CheckpointStore:
         try:
             future.result()
         except (OSError, RuntimeError) as error:
-            # torch's writer of archives hides the disk's error behind one of its own.
+            # torch raises an error of its own for an error of the disk, which is then the context of torch's.
             cause = error if isinstance(error, OSError) else error.__context__
             if not isinstance(cause, OSError):
                 raise
@@ -97,12 +101,12 @@ class CheckpointStore:
         return True
 
     def close(self) -> None:
-        """Wait for the checkpoint being written, and give up the host memory."""
+        """Wait for the checkpoint being written, and free the host memory of the copy."""
         self.wait()
         self._copy = None
 
     def _write(self, step: int, state: dict[str, Any], facts: dict[str, Any], kept: bool) -> None:
-        """Write one checkpoint, durable when this returns, and delete the oldest beyond `keep`."""
+        """Write one checkpoint to disk, and delete the oldest ones beyond `keep`."""
         final = self.folder / f"step_{step:08d}"
         part = self.folder / f".{final.name}.part"
         shutil.rmtree(part, ignore_errors=True)
@@ -129,7 +133,7 @@ class CheckpointStore:
                 os.fsync(file.fileno())
             sync_folder(part)
             replaced = self.folder / f".{final.name}.old"
-            if final.exists():  # `load_newest` looks at this one too, should we end between the two renames
+            if final.exists():  # if this process ends between the two renames, `load_newest` finds `replaced`
                 final.rename(replaced)
             part.rename(final)
             sync_folder(self.folder)
@@ -142,14 +146,14 @@ class CheckpointStore:
             self._delete(old)
 
     def load_newest(self) -> tuple[Path, dict[str, Any], dict[str, Any]] | None:
-        """Return (folder, state, meta) of the newest checkpoint that verifies; None where there is none at all.
+        """Return (folder, state, meta) of the newest valid checkpoint, or None if there are no checkpoints.
 
-        One that does not verify is reported and put aside, as `invalid_step_…`, and the one before it is used.
+        An invalid checkpoint is logged and renamed to `invalid_step_…`, and the one before it is tried.
 
         Raises
         ------
         CheckpointError
-            There are checkpoints, and none of them is valid.
+            There are checkpoints, but none of them is valid.
         """
         reasons: dict[Path, str] = {}
         for folder in self._newest_first():
@@ -160,50 +164,53 @@ class CheckpointStore:
                 log.error("%s", error)
                 reasons[folder] = str(error)
                 continue
-            for invalid in reasons:  # or they would count among the newest
+            for invalid in reasons:  # else they would be among the newest ones that are kept
                 aside = self.folder / f"invalid_{invalid.name.lstrip('.')}"
                 shutil.rmtree(aside, ignore_errors=True)
                 invalid.rename(aside)
             return folder, state, meta
         if reasons:
-            raise CheckpointError(
-                "\n".join(
-                    [f"None of the checkpoints in '{self.folder}' is valid; not starting over.", *reasons.values()]
-                )
-            )
+            what = f"None of the checkpoints in '{self.folder}' is valid. Restore one, or delete all to begin anew."
+            raise CheckpointError("\n".join([what, *reasons.values()]))
         return None
 
     def is_empty(self) -> bool:
-        """Whether nothing was saved yet, valid or not."""
+        """Return whether there is no checkpoint, valid or not."""
         return not self._newest_first()
 
     def _newest_first(self) -> list[Path]:
+        """Return the folders of all checkpoints. One that was being replaced comes after its replacement."""
         folders = [*self.folder.glob("step_*[0-9]"), *self.folder.glob(".step_*[0-9].old")]
         return sorted(folders, key=lambda folder: (int(folder.stem.split("_")[1]), not folder.suffix), reverse=True)
 
     def _delete(self, folder: Path) -> None:
-        """Delete metadata first, so that a deletion cut short leaves nothing that looks valid."""
+        """Delete a checkpoint. Its meta.json goes first, so that a half-deleted checkpoint is not valid."""
         (folder / "meta.json").unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
 
 
 class _HashingFile(io.BufferedWriter):
-    """A file that knows the checksum of what was written to it, so that it need not be read again for that."""
+    """A file that computes its checksum while it is written, so that it need not be read again."""
 
     def __init__(self, path: Path):
         super().__init__(open(path, "wb", buffering=0))  # noqa: SIM115 (closed with this one)
         self.sha256 = hashlib.sha256()
 
-    def write(self, data) -> int:
+    def write(self, data: ReadableBuffer) -> int:
         self.sha256.update(data)
         return super().write(data)
 
 
 def on_host(state: Any, earlier: Any = None) -> Any:
-    """Return a copy of a nested state that nobody else changes, its tensors in host memory.
+    """Return a copy of a nested state, with its tensors in host memory.
 
-    Tensors of `earlier`, a copy that is not needed any more, are overwritten where they fit: fresh memory costs more
-    than the copying.
+    Parameters
+    ----------
+    state
+        Tensors, numbers, strings, and dicts, lists and tuples of them.
+    earlier
+        A copy that is not needed any more. Its tensors are overwritten if dtype and shape suit, because new memory
+        takes more time than the copy itself.
     """
     if isinstance(state, Tensor):
         state = state.detach()
@@ -220,7 +227,7 @@ def on_host(state: Any, earlier: Any = None) -> Any:
 
 
 def digest(value: Any) -> bytes:
-    """Return what tells nested states of host tensors, numbers and strings apart."""
+    """Return a checksum of a nested state of host tensors, numbers and strings, to compare states by."""
     found = hashlib.sha256()
 
     def add(value: Any) -> None:
@@ -240,15 +247,16 @@ def digest(value: Any) -> bytes:
 
 def _overwrite(copy: Tensor, tensor: Tensor) -> None:
     if tensor.device.type == "cpu":
-        # torch's threads would wait for each other at every tensor, which takes ten times as long on shared cores.
-        with contextlib.suppress(TypeError, RuntimeError):  # a kind of tensor that NumPy lacks
+        # NumPy copies with one thread. torch's threads wait for each other at every tensor, which takes ten times as
+        # long if other processes use the cores too.
+        with contextlib.suppress(TypeError, RuntimeError):  # NumPy lacks some dtypes
             numpy.copyto(copy.numpy(), tensor.numpy())
             return
     copy.copy_(tensor)
 
 
 def _has_form(candidate: Any, tensor: Tensor) -> bool:
-    """Whether `candidate` is a tensor that differs from `tensor` in device and values only."""
+    """Return whether `candidate` is a tensor that differs from `tensor` in its device and its values only."""
     return (
         type(candidate) is type(tensor)
         and candidate.layout == tensor.layout == torch.strided
@@ -258,13 +266,13 @@ def _has_form(candidate: Any, tensor: Tensor) -> bool:
 
 def _is_kept(folder: Path) -> bool:
     try:
-        return json.loads((folder / "meta.json").read_text())["kept"]
+        return bool(json.loads((folder / "meta.json").read_text())["kept"])
     except (OSError, ValueError, KeyError):
         return False
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames and deletions inside `folder` durable."""
+    """Write a folder's list of files to disk, so that renames and deletions in it survive a crash."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -278,31 +286,32 @@ def _fingerprint(path: Path) -> dict[str, Any]:
 
 
 def _verify(folder: Path) -> dict[str, Any]:
-    """Return the content of `meta.json` after checking the files against it."""
+    """Return the content of `meta.json`, after checking size and checksum of `state.pt`."""
     try:
-        meta = json.loads((folder / "meta.json").read_text())
+        meta: dict[str, Any] = json.loads((folder / "meta.json").read_text())
         expected = meta["files"]["state.pt"]
         version = meta["format"]
     except FileNotFoundError:
-        raise CheckpointError(f"'{folder}' is not a whole checkpoint: it has no meta.json.") from None
+        raise CheckpointError(f"'{folder}' is not a whole checkpoint, because it has no meta.json.") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"'{folder / 'meta.json'}' can't be read: {error!r}") from error
     if version != FORMAT:
-        raise CheckpointError(f"'{folder}' has format {version}; this version reads format {FORMAT}.")
+        raise CheckpointError(f"'{folder}' has format {version}, but this version of stable-ssl reads format {FORMAT}.")
     try:
         found = _fingerprint(folder / "state.pt")
     except OSError as error:
         raise CheckpointError(f"'{folder / 'state.pt'}' can't be read: {error}") from error
     if found != expected:
-        raise CheckpointError(f"'{folder / 'state.pt'}' is damaged: {found} instead of {expected}.")
+        raise CheckpointError(f"'{folder / 'state.pt'}' is damaged: it has {found} instead of {expected}.")
     return meta
 
 
 def _load_state(folder: Path) -> dict[str, Any]:
     try:
-        return torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+        return state
     except Exception as error:
         raise CheckpointError(
-            f"'{folder / 'state.pt'}' can't be loaded: a state may hold tensors, numbers, strings and containers "
-            f"of them only, so that loading never runs code. {error}"
+            f"'{folder / 'state.pt'}' can't be loaded. A state may only hold tensors, numbers, strings and "
+            f"containers of them, so that loading never runs code. {error}"
         ) from error

@@ -1,4 +1,4 @@
-"""Which device a run uses, and how a batch gets there."""
+"""Choosing the device of a run, and moving modules and batches to it."""
 
 from __future__ import annotations
 
@@ -15,30 +15,35 @@ log = logging.getLogger("stable_ssl")
 
 
 def resolve_device(name: str, local_rank: int = 0, world_size: int = 1) -> torch.device:
-    """Turn a configured device name into one that this machine has.
+    """Return the device for a configured name. If this machine lacks it, warn and return another one.
 
     Parameters
     ----------
     name
-        "auto" (cuda, else mps, else cpu), "cpu", "mps", "cuda", or "cuda:N".
+        "cpu", "mps", "cuda", "cuda:N" for the CUDA device with index N, or "auto": cuda if there is one, else mps, else
+        cpu.
     local_rank
-        Index of this process on its machine; a process on a CUDA machine takes the device of that index.
+        Index of this process on its machine. With several processes, it is also the index of the CUDA device.
     world_size
-        How many processes train together. Several need a device each, which "cuda:N" and "mps" can't give.
+        Number of processes that train together. If there are several, each needs its own device, so "cuda:N" and "mps"
+        are refused.
 
     Returns
     -------
     torch.device
-        With an index where it is a CUDA device. The CPU, after a warning, where the one asked for is missing.
+        A CUDA device has an index. The CPU if CUDA or mps was asked for and is missing.
 
     Raises
     ------
     ConfigError
-        Several processes have less than a device each.
+        There are fewer CUDA devices than processes, or the name means one device for several processes.
     """
     kind = name.split(":")[0]
     if world_size > 1 and name not in ("auto", "cuda", "cpu"):
-        raise ConfigError(f"hardware.device: '{name}' is one device, and {world_size} processes need one each.")
+        raise ConfigError(
+            f"hardware.device: '{name}' is one device, but each of {world_size} processes needs its own. "
+            "Set it to cuda or cpu."
+        )
     if kind == "auto" and world_size > 1:
         kind = "cuda" if torch.cuda.is_available() else "cpu"
     if kind == "auto":
@@ -47,17 +52,17 @@ def resolve_device(name: str, local_rank: int = 0, world_size: int = 1) -> torch
         log.warning("hardware.device is '%s', but this machine has no CUDA device: using the CPU.", name)
         kind = "cpu"
     if kind == "mps" and not torch.backends.mps.is_available():
-        log.warning("hardware.device is 'mps', but this machine has none: using the CPU.")
+        log.warning("hardware.device is 'mps', but this machine has no such device: using the CPU.")
         kind = "cpu"
     if kind != "cuda":
         return torch.device(kind)
     index = int(name.split(":")[1]) if ":" in name and local_rank == 0 else local_rank
-    if torch.cuda.device_count() == 1 and ":" not in name:  # Slurm may show each process its own device only
+    if torch.cuda.device_count() == 1 and ":" not in name:  # Slurm may hide the devices of other processes
         index = 0
     if index >= torch.cuda.device_count() and world_size > 1:
         raise ConfigError(
-            f"hardware.world_size: process {local_rank} of this machine would need device {index} of the "
-            f"{torch.cuda.device_count()} there are. Start one process a device, or set hardware.device=cpu."
+            f"hardware.world_size: process {local_rank} of this machine needs CUDA device {index}, but there are only "
+            f"{torch.cuda.device_count()}. Start one process per device, or set hardware.device=cpu."
         )
     if index >= torch.cuda.device_count():
         log.warning("hardware.device is '%s', but there are only %d: using cuda:0.", name, torch.cuda.device_count())
@@ -67,7 +72,7 @@ def resolve_device(name: str, local_rank: int = 0, world_size: int = 1) -> torch
 
 
 def use_deterministic(device: torch.device) -> None:
-    """Make torch choose kernels that give the same bits each time, for this process."""
+    """Make torch use only operations whose results are the same bits each time, in this process from now on."""
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         log.info("hardware.deterministic: CUBLAS_WORKSPACE_CONFIG is %s.", os.environ["CUBLAS_WORKSPACE_CONFIG"])
@@ -76,7 +81,7 @@ def use_deterministic(device: torch.device) -> None:
 
 
 def place_module(module: nn.Module, device: torch.device, channels_last: bool) -> None:
-    """Move a module to a device, in place; with `channels_last`, lay out its convolutions' weights that way."""
+    """Move a module to a device, in place. `channels_last`: the memory order of its convolutions' weights."""
     if channels_last:
         module.to(device).to(memory_format=torch.channels_last)
     else:
@@ -84,14 +89,19 @@ def place_module(module: nn.Module, device: torch.device, channels_last: bool) -
 
 
 def to_device(batch: Any, device: torch.device, channels_last: bool = False) -> Any:
-    """Copy the tensors of a nested batch (lists, tuples, dicts) to a device, without waiting for it.
+    """Copy the tensors of a nested batch (lists, tuples, dicts) to a device. On CUDA this does not wait for the copy.
 
     Parameters
     ----------
+    batch
+        The batch. Anything in it that is not a tensor stays as it is.
+    device
+        The device.
     channels_last
-        Lay out 4-dimensional tensors, (batch, channels, height, width), with the channels last in memory.
+        Whether tensors (batch, channels, height, width) get the memory order with the channels last.
     """
-    # CUDA's copies of pageable memory are done when they return; elsewhere it may be used again too early.
+    # On other devices, the host memory could be used again before a copy in the background has read it. CUDA reads
+    # pageable memory before the call returns.
     in_background = device.type == "cuda"
     if isinstance(batch, Tensor):
         if channels_last and batch.ndim == 4:
@@ -107,7 +117,7 @@ def to_device(batch: Any, device: torch.device, channels_last: bool = False) -> 
 
 
 def _first_tensor(batch: Any) -> Tensor | None:
-    """Return the first tensor of a nested batch, None where there is none."""
+    """Return the first tensor of a nested batch, or None if it has none."""
     if isinstance(batch, Tensor):
         return batch
     values = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, list | tuple) else ()
@@ -115,7 +125,15 @@ def _first_tensor(batch: Any) -> Tensor | None:
 
 
 def count_images(indices: Any, batch: Any) -> int:
-    """Return how many samples a mini-batch has, from its first tensor where their indices are not known."""
+    """Return the number of samples of a mini-batch: that of its indices, else the length of its first tensor.
+
+    Parameters
+    ----------
+    indices
+        The indices of the samples in the data set, or None if they are not known.
+    batch
+        The batch.
+    """
     if indices is not None:
         return len(indices)
     tensor = _first_tensor(batch)
@@ -123,7 +141,13 @@ def count_images(indices: Any, batch: Any) -> int:
 
 
 def describe_batch(batch: Any) -> str:
-    """Say what a nested batch is made of, for messages: `[float32 (8, 3, 32, 32), int64 (8,)]`."""
+    """Return a short description of a nested batch, for messages.
+
+    Examples
+    --------
+    >>> describe_batch([torch.zeros(8, 3, 32, 32), torch.arange(8)])
+    '[float32 (8, 3, 32, 32), int64 (8,)]'
+    """
     if isinstance(batch, Tensor):
         return f"{str(batch.dtype).removeprefix('torch.')} {tuple(batch.shape)}"
     if isinstance(batch, dict):

@@ -1,4 +1,4 @@
-"""This process among the others, and collectives that gradients flow through."""
+"""Exchange of tensors between the processes of a run (ranks), with gradients where they are needed."""
 
 from __future__ import annotations
 
@@ -10,32 +10,37 @@ from torch import Tensor
 
 
 def world_size() -> int:
-    """Return how many processes there are; 1 without a process group."""
+    """Return the number of processes, which is 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def all_gather(x: Tensor) -> Tensor:
-    """Return the rows of all ranks, in the order of the ranks: (batch, dim) → (world × batch, dim).
+    """Return the rows of all ranks in the order of the ranks: (batch, dim) becomes (world size × batch, dim).
 
-    Gradients flow back to every rank's rows, summed over ranks. Averaging the ranks' gradients, as data parallelism
-    does, then gives the gradient of the loss of the whole batch, where each rank computes that loss.
+    The gradient of a rank's rows is the sum over all ranks. If each rank computes the loss of the whole batch, and data
+    parallelism then averages the gradients over ranks, the result is the gradient of that loss.
+
+    Examples
+    --------
+    >>> all_gather(torch.zeros(4, 8)).shape  # one process: the rows themselves
+    torch.Size([4, 8])
     """
     return x if world_size() == 1 else _AllGather.apply(x)
 
 
 def gather_rows(x: Tensor) -> Tensor:
-    """Return the rows of all ranks as `all_gather` does, where ranks have differing numbers of them; without gradients.
+    """Return the rows of all ranks, of which each rank may have another number. No gradients flow.
 
-    A rank that has none need not know their shape.
+    A rank without rows may give an empty tensor of any shape.
     """
     if world_size() == 1:
         return x
     shapes: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(shapes, tuple(x.shape))
     longest = max(shapes)
-    if not longest[0]:
+    if not longest[0]:  # no rank has rows
         return x
-    padded = x.new_zeros(longest)
+    padded = x.new_zeros(longest)  # (most rows of a rank, …)
     if len(x):
         padded[: len(x)] = x
     parts = [torch.empty_like(padded) for _ in shapes]
@@ -44,23 +49,25 @@ def gather_rows(x: Tensor) -> Tensor:
 
 
 def own_rows(x: Tensor) -> Tensor:
-    """Return this rank's rows of what `all_gather` returned, or of what was made of it row by row."""
+    """Return this rank's rows of a tensor that has the rows of all ranks, in the order of `all_gather`."""
     return x if world_size() == 1 else x.chunk(dist.get_world_size())[dist.get_rank()]
 
 
 def from_main(x: Tensor) -> Tensor:
-    """Return rank 0's tensor, without gradients; the others' have its shape."""
+    """Return rank 0's tensor on all ranks. It overwrites `x`, which needs the same shape. No gradients flow."""
     if world_size() > 1:
         dist.broadcast(x, 0)
     return x
 
 
 class _AllGather(torch.autograd.Function):
+    """The forward and backward pass of `all_gather`."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         rows = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
         dist.all_gather(rows, x.contiguous())
-        return torch.cat(rows)
+        return torch.cat(rows)  # (world size × batch, …)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]

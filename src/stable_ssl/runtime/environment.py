@@ -54,7 +54,8 @@ def environment(device: torch.device) -> dict[str, str | int]:
 def environment_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return one sentence per difference that can change the last bits of results.
 
-    Only entries that both sides have are compared. Of Python's version, the last number (3.12.*1*) makes no difference.
+    Only entries that both sides have are compared. Python 3.12.1 and 3.12.4 count as equal, because results do not
+    depend on the last number.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The folder of a run: where it is, whose it is, what its status is, and whether a configuration goes on with it."""
+"""The folder of a run: its place, lock and status, and whether a run with a changed configuration may resume in it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from ..exceptions import ConfigError
 
 log = logging.getLogger("stable_ssl")
 
-# What may differ when a run goes on: it does not change what is learned. `*` stands for any name.
+# The keys that may change when a run is resumed, because they do not change what is learned. `*` is one name, `**` is
+# one name or several.
 _FREE = (
     "logger.**",
     "hardware.device",
@@ -35,19 +36,28 @@ _FREE = (
 
 
 class RunFolder:
-    """A run's folder, held by one process group at a time: by its rank 0, whose copies elsewhere write nothing.
+    """A run's folder, created if needed and locked, so that one run at a time writes to it.
+
+    Rank 0 holds the lock. The other ranks get pickled copies of this object, which have no lock and write no status.
 
     Parameters
     ----------
     path
-        The folder; None chooses one (`choose_path`).
+        The folder. None: `choose_path` chooses it.
     name
         The run's name, for a chosen path.
+
+    Attributes
+    ----------
+    path : Path
+        The folder.
+    is_chosen : bool
+        Whether `choose_path` chose it.
 
     Raises
     ------
     ConfigError
-        The folder can't be written, or another process holds it.
+        The folder can't be written, or another process is running in it.
     """
 
     def __init__(self, path: str | Path | None, name: str):
@@ -55,7 +65,7 @@ class RunFolder:
         self.is_chosen = path is None
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            # A lock of fcntl's kind ends with its process; flock's would live on in forked workers.
+            # A lock of fcntl ends with the process that took it. One of flock would last as long as forked workers.
             self._lock = open(self.path / ".lock", "a")  # noqa: SIM115 (held as long as the run)
         except OSError as error:
             raise ConfigError(f"logger.dump_path: '{self.path}' can't be written: {error}") from error
@@ -63,19 +73,21 @@ class RunFolder:
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._lock.close()
-            raise ConfigError(f"logger.dump_path: another process is running in '{self.path}'.") from error
+            raise ConfigError(
+                f"logger.dump_path: another process is running in '{self.path}'. Wait for it, or choose another folder."
+            ) from error
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_lock": None}
 
     def release(self) -> None:
-        """Let another process have the folder."""
+        """Release the lock, so that another process may use the folder."""
         if self._lock:
             self._lock.close()
 
     @property
     def config(self) -> dict[str, Any] | None:
-        """The configuration of the run that is here, or None."""
+        """The content of `config.yaml`, or None if there is no such file."""
         from omegaconf import OmegaConf
 
         path = self.path / "config.yaml"
@@ -84,19 +96,28 @@ class RunFolder:
         return OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[return-value]
 
     def write_config(self, config: dict[str, Any]) -> None:
-        """Write `config.yaml`."""
+        """Write a configuration to `config.yaml`."""
         from omegaconf import OmegaConf
 
         self._replace("config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
 
     @property
     def status(self) -> dict[str, Any]:
-        """The content of `status.json`; empty where there is none."""
+        """The content of `status.json`. Empty if there is no such file."""
         path = self.path / "status.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        return content
 
     def write_status(self, status: str, progress: dict[str, Any]) -> None:
-        """Write `status.json`: running, preempted, failed, stopped or finished."""
+        """Write `status.json`.
+
+        Parameters
+        ----------
+        status
+            "running", "preempted", "failed", "stopped" or "finished".
+        progress
+            How far the run is.
+        """
         if self._lock is None:
             return
         record = {
@@ -108,20 +129,22 @@ class RunFolder:
         }
         try:
             self._replace("status.json", json.dumps(record) + "\n")
-        except OSError as error:  # a full disk is no reason to end a run
+        except OSError as error:  # such as a full disk, which need not end the run
             log.error("status.json could not be written: %s", error)
 
     def _replace(self, name: str, text: str) -> None:
+        """Write a file of the folder completely or not at all."""
         part = self.path / f".{name}.part"
         part.write_text(text)
         os.replace(part, self.path / name)
 
 
 def choose_path(name: str) -> Path:
-    """Return where a run of this name goes when nobody said.
+    """Return the folder of a run whose configuration names none.
 
-    Under a Hydra launcher its sweep folder; inside a Slurm job `runs/<name>_<jobid>[_<task>]`, which is the same
-    after a requeue; else a new `runs/<name>_<date>_<time>`.
+    - In a multirun of Hydra: the folder that Hydra gives this run.
+    - In a Slurm job: `runs/<name>_<jobid>[_<task>]`, which is the same after a requeue.
+    - Otherwise: `runs/<name>_<date>_<time>`, which does not exist yet.
     """
     if "hydra.core.hydra_config" in sys.modules:
         from hydra.core.hydra_config import HydraConfig
@@ -143,15 +166,15 @@ def choose_path(name: str) -> Path:
 
 
 def job_path(name: str, job: str) -> Path:
-    """Return where a run goes inside a Slurm job; a job of an array is `<jobid>_<task>`."""
+    """Return the folder of a run in a Slurm job. `job` is the job's id, or `<id>_<task>` in an array."""
     return Path("runs", f"{name}_{job}")
 
 
 def config_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """List what keeps a run with configuration `old` from going on under `new`, one sentence a key.
+    """Return why a run with configuration `old` can't be resumed with configuration `new`: one sentence per key.
 
-    Workers, logging, paths and a larger `optim.epochs` may differ, as may the number of processes where their batches
-    together are as large as before: then the samples come in the same order.
+    Workers, logging, paths and a larger `optim.epochs` may differ. The number of processes may differ if it makes the
+    same batch size over all processes, because the samples then come in the same order.
     """
     return [
         f"{path}: the run in the folder has {before!r}, this one {now!r}."
@@ -170,7 +193,7 @@ def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, 
 
 
 def _with_global_batches(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a trainer's configuration with each batch size multiplied by the number of processes."""
+    """Return a trainer's configuration with each loader's batch size multiplied by the number of processes."""
     world_size = config.get("hardware", {}).get("world_size", 1)
     data = {
         name: {

@@ -1,4 +1,7 @@
-"""How the processes of a run come to be, and find each other: by torchrun, submitit, srun, or one of their own."""
+"""How the processes of a run are started, and how they find each other.
+
+torchrun, submitit or srun may start them. Without one of these, the first process starts the others.
+"""
 
 from __future__ import annotations
 
@@ -21,16 +24,26 @@ from ..exceptions import ConfigError
 SECONDS_TO_JOIN = 600.0
 SECONDS_TO_LEAVE = 30.0
 
-FOLDER = os.getcwd()  # that the command line is meant for; a script may go elsewhere later
+FOLDER = os.getcwd()  # the command line starts from here, even if the script changes its working folder later
 _PARENT = "STABLE_SSL_PARENT"
 _store: dist.TCPStore | None = None
-started: Place | None = None  # the place of this process, where it started the others
-children: dict[int, subprocess.Popen] = {}
+started: Place | None = None  # the place of this process, if it started the others
+children: dict[int, subprocess.Popen] = {}  # the processes that this one started, by rank
 
 
 @dataclass(frozen=True)
 class Place:
-    """A process among those that were started together."""
+    """The place of a process among those that a launcher started together.
+
+    Attributes
+    ----------
+    launcher
+        Name of the launcher, for messages.
+    rank, local_rank
+        Number of the process, and its number on its machine, from 0.
+    size
+        Number of processes.
+    """
 
     launcher: str
     rank: int
@@ -39,7 +52,7 @@ class Place:
 
 
 def find_place() -> Place | None:
-    """Return this process's place among those of torchrun, submitit or Slurm's srun; None where none started it."""
+    """Return this process's place if torchrun, submitit or Slurm's srun started it, else None."""
     env = os.environ
     if "RANK" in env and "WORLD_SIZE" in env:
         return Place("torchrun", int(env["RANK"]), int(env.get("LOCAL_RANK", env["RANK"])), int(env["WORLD_SIZE"]))
@@ -48,14 +61,14 @@ def find_place() -> Place | None:
 
         job = submitit.JobEnvironment()
         return Place("submitit", job.global_rank, job.local_rank, job.num_tasks)
-    # Not SLURM_NTASKS: a batch script has it too, and is one process however many tasks its job may start.
+    # SLURM_NTASKS would not do: a batch script has it too, and is one process whatever number its job may start.
     if int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         return Place("srun", int(env["SLURM_PROCID"]), int(env["SLURM_LOCALID"]), int(env["SLURM_STEP_NUM_TASKS"]))
     return None
 
 
 def connect(place: Place) -> dist.TCPStore:
-    """Return the store that all processes share; rank 0, or torchrun's agent, keeps it."""
+    """Return the key-value store that all processes share. It lives in rank 0, or in torchrun's agent."""
     global _store
     if _store is None:
         if _PARENT in os.environ:
@@ -68,7 +81,7 @@ def connect(place: Place) -> dist.TCPStore:
 
 
 def _address() -> tuple[str, int]:
-    """Return where rank 0 can be reached: what the launcher says, or what the job's nodes and number give."""
+    """Return host and port of rank 0: those that the launcher gives, else the job's first node and a port by its id."""
     host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
     if host is None:
         import submitit
@@ -77,23 +90,32 @@ def _address() -> tuple[str, int]:
         host = job.hostnames[0]
         try:
             socket.getaddrinfo(host, None)
-        except OSError:  # a node's name need not be a host's
+        except OSError:  # the name of a Slurm node need not be the name of a host
             host = os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")
     if port is None:
-        # Jobs on one machine get ports of their own, and a requeued one another than before.
+        # Different jobs on one machine need different ports, and so does a job that was requeued.
         names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT", "SUBMITIT_LOCAL_JOB_ID")
         key = " ".join(os.environ.get(name, "") for name in names)
-        port = str(20000 + zlib.crc32(key.encode()) % 12000)  # below those that systems give out themselves
+        port = str(20000 + zlib.crc32(key.encode()) % 12000)  # below the ports that systems assign by themselves
     return host, int(port)
 
 
 def start_others(size: int) -> Place:
-    """Start the other processes of this machine by the command line of this one, and keep their store."""
+    """Start the other processes on this machine, and return the place of this one. It keeps the store of all.
+
+    Each process runs the command line of this one. The processor's cores are divided between them, unless
+    OMP_NUM_THREADS is set.
+
+    Raises
+    ------
+    ConfigError
+        There is no script that the others could run.
+    """
     global _store, started
     if hasattr(sys, "ps1") or "ipykernel" in sys.modules or sys.argv[0] in ("", "-"):
         raise ConfigError(
             f"hardware.world_size: {size} processes run one script, and there is none here (a notebook or a prompt). "
-            "Put the code into a file and run that."
+            "Put the code into a file and run it with Python."
         )
     _store = dist.TCPStore("127.0.0.1", 0, size, is_master=True, wait_for_workers=False)
     started = Place("this process", 0, 0, size)
@@ -110,7 +132,7 @@ def start_others(size: int) -> Place:
 
 
 def _end_with_parent(parent: int) -> None:
-    """End this process when the one that started it is gone, whatever it waits for."""
+    """End this process as soon as the one that started it has ended, even if the main thread waits for something."""
     while os.getppid() == parent:
         time.sleep(1.0)
     os._exit(1)
@@ -118,6 +140,7 @@ def _end_with_parent(parent: int) -> None:
 
 @atexit.register
 def _wait_for_others() -> None:
+    """Wait for the processes that this one started, and kill those that do not end in time."""
     deadline = time.monotonic() + SECONDS_TO_LEAVE
     for child in children.values():
         try:

@@ -118,7 +118,7 @@ class StopRequest:
         Raises
         ------
         Preempted
-            With `Request.status` as its exit status.
+            With `Request.status` as its exit status, or with the one that submitit's handler exits with.
         """
         self.has_ended_run = True
         why = Request(request)

@@ -1,4 +1,4 @@
-"""Weights for reading: safetensors files whose header says how to rebuild the modules."""
+"""Files of weights, in the format safetensors. A header says how to build the modules again."""
 
 from __future__ import annotations
 
@@ -12,10 +12,20 @@ from ..exceptions import CheckpointError
 
 
 def save_weights(path: Path, tensors: dict[str, Tensor], header: dict) -> None:
-    """Write tensors, keyed `<module>.<parameter>`, with a JSON-able header; the file appears whole or not at all."""
+    """Write tensors to a file, which appears completely or not at all.
+
+    Parameters
+    ----------
+    path
+        The file.
+    tensors
+        The tensors by key, `<module>.<parameter>`.
+    header
+        A dict that JSON can hold.
+    """
     from safetensors.torch import save_file
 
-    # Tied parameters share storage, which the format has no way to say.
+    # Each tensor gets memory of its own, because the format can't hold tied parameters.
     tensors = {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
@@ -26,12 +36,17 @@ def save_weights(path: Path, tensors: dict[str, Tensor], header: dict) -> None:
 
 
 def find_weights(source: str | Path) -> Path:
-    """Return the safetensors file that `source` means: the file itself, or the newest of a run's folder.
+    """Return the path of a safetensors file.
+
+    Parameters
+    ----------
+    source
+        The file itself, or the folder of a run: then its newest file of weights.
 
     Raises
     ------
     CheckpointError
-        There is no such file, or the run kept no weights.
+        There is no such file, or the run has no weights.
     """
     path = Path(source)
     if path.is_file():
@@ -40,19 +55,28 @@ def find_weights(source: str | Path) -> Path:
     found = sorted(folder.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
     if not found:
         raise CheckpointError(
-            f"No weights at '{source}': neither a file nor a run that kept weights. "
-            "Set logger.save_final_model or logger.checkpoint_frequency in the run that should keep them."
+            f"There are no weights at '{source}', which is neither a file nor the folder of a run with weights. "
+            "To keep weights of a run, set logger.save_final_model or logger.checkpoint_frequency in it."
         )
     return found[-1]
 
 
 def load_weights(source: str | Path, module: nn.Module, name: str) -> None:
-    """Load into `module` the tensors whose keys begin with `<name>.`.
+    """Load a module's weights from a file or a run.
+
+    Parameters
+    ----------
+    source
+        The file, or the folder of a run, as for `find_weights`.
+    module
+        The module, which is changed in place.
+    name
+        The module's name in the file: its tensors are those whose keys begin with `<name>.`.
 
     Raises
     ------
     CheckpointError
-        The file can't be read, or its tensors do not fit; every mismatch is named.
+        The file can't be read, or its tensors do not fit the module. The message names each mismatch.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -66,12 +90,27 @@ def load_weights(source: str | Path, module: nn.Module, name: str) -> None:
     own = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
     if not own:
         held = sorted({key.split(".")[0] for key in tensors})
-        raise CheckpointError(f"'{path}' has no weights of a module '{name}'; it holds {held}.")
+        raise CheckpointError(f"'{path}' has no weights of a module '{name}'. Its modules are {held}.")
     load_strictly(module, own, f"'{path}' does not fit module '{name}'")
 
 
 def load_strictly(module: nn.Module, state: dict, what: str) -> None:
-    """Load a state dict; a mismatch raises a CheckpointError that begins with `what` and names each key."""
+    """Load a state dict into a module.
+
+    Parameters
+    ----------
+    module
+        The module, which is changed in place.
+    state
+        Its state dict.
+    what
+        The beginning of the error message.
+
+    Raises
+    ------
+    CheckpointError
+        The keys or shapes differ. The message names each of them.
+    """
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
