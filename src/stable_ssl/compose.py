@@ -12,8 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .exceptions import ConfigError
-from .nodes import nearest
+from .exceptions import ConfigError, nearest
 
 RECIPES = Path(__file__).parent / "recipes"
 SEARCH_PATH = "hydra.searchpath=[pkg://stable_ssl.recipes]"
@@ -42,7 +41,7 @@ def find(source: str | None, folder: str | None = None) -> tuple[Path, str]:
         return path.parent.resolve(), path.stem
     if source not in recipe_names():
         known = recipe_names()
-        raise ConfigError(f"no recipe '{source}'{nearest(source, known)} There are: {', '.join(known)}.")
+        raise ConfigError(f"no recipe '{source}'.{nearest(source, known)} There are: {', '.join(known)}.")
     return RECIPES, source
 
 

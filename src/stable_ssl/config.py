@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import logging
 import math
+import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 
-from .exceptions import ConfigError
-from .nodes import build, check_nodes, describe, nearest, plain
+from .exceptions import ConfigError, nearest
+from .nodes import argument_names, build, check_nodes, describe, plain
 
 if TYPE_CHECKING:
     import torch
@@ -34,52 +31,93 @@ __all__ = [
     "build_scheduler",
     "check_nodes",
     "describe",
+    "full_key",
     "nearest",
     "parse_config",
 ]
 
 WANDB_KEYS = ("dir", "entity", "project", "name", "id", "tags", "group")
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+# Other names for valid values, as other libraries have them.
+_OTHER_NAMES = {
+    "gpu": "cuda", "metal": "mps", "16": "fp16", "16-mixed": "fp16", "float16": "fp16", "half": "fp16",
+    "bf16-mixed": "bf16", "bfloat16": "bf16", "32": "fp32", "float32": "fp32", "none": "null",
+}  # fmt: skip
+# Arguments that most optimizers take: known even if no optimizer is configured.
+_OF_OPTIMIZERS = ("lr", "weight_decay", "momentum", "betas", "eps", "nesterov")
+
+
+def _refuse() -> ValueError:
+    """Return the error of a validator. It has no text: the sentence about it is made from the field's description."""
+    return ValueError()
 
 
 def _not_bool(value: Any) -> Any:
-    """Python takes True for 1; a configuration that says so is mistaken."""
+    """Refuse true and false, which Python takes for 1 and 0."""
     if isinstance(value, bool):
-        raise ValueError("expected a number, not a yes or no")
+        raise _refuse()
     return value
 
 
-def _max_steps(value: Any) -> Any:
+def _max_steps(value: int | float) -> int | float:
     if isinstance(value, float) and 0 < value < 1:
         return value
     if not math.isfinite(value) or float(value) != int(value) or (value < 1 and value != -1):
-        raise ValueError("expected -1, a count of at least 1, or a fraction in (0, 1)")
+        raise _refuse()
     return int(value)
 
 
 def _level(value: Any) -> int:
-    if isinstance(value, str) and not value.isdigit():
-        names = logging.getLevelNamesMapping()
-        if value.upper() not in names:
-            raise ValueError(f"expected a number or one of {', '.join(names)}")
+    names = logging.getLevelNamesMapping()
+    if isinstance(value, str) and value.upper() in names:
         return names[value.upper()]
-    if not isinstance(value, int | str) or isinstance(value, bool):
-        raise ValueError("expected a number or a name such as INFO")
+    if isinstance(value, bool) or not str(value).isdigit():
+        raise _refuse()
     return int(value)
 
 
 def _wandb(value: Any) -> Any:
     if isinstance(value, Mapping):
-        unknown = [key for key in value if key not in WANDB_KEYS]
-        if unknown:
-            raise ValueError(f"unknown key '{unknown[0]}'{nearest(unknown[0], WANDB_KEYS)}")
-    elif value is not None and not isinstance(value, bool):
-        raise ValueError("expected true, false, none or a dict")
-    return value or None if not isinstance(value, Mapping) else dict(value)
+        for key in value:
+            if key not in WANDB_KEYS:
+                raise PydanticCustomError("unknown_key", "unknown key", {"key": key, "valid": WANDB_KEYS})
+        return dict(value)
+    if value is not None and not isinstance(value, bool):
+        raise _refuse()
+    return value or None
 
 
-Count = Annotated[int, BeforeValidator(_not_bool), Field(ge=1)]
-CountOrZero = Annotated[int, BeforeValidator(_not_bool), Field(ge=0)]
-Positive = Annotated[float, BeforeValidator(_not_bool), Field(gt=0, allow_inf_nan=False)]
+# A field's `description` completes the sentence "VALUE is not …"; its `examples` are suggested if they are alike.
+Count = Annotated[int, BeforeValidator(_not_bool), Field(ge=1, description="a whole number of at least 1")]
+CountOrZero = Annotated[int, BeforeValidator(_not_bool), Field(ge=0, description="a whole number of at least 0")]
+Positive = Annotated[
+    float, BeforeValidator(_not_bool), Field(gt=0, allow_inf_nan=False, description="a finite number above 0")
+]
+Device = Annotated[
+    str,
+    Field(
+        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+        description="'auto', 'cpu', 'mps', 'cuda' or 'cuda:N' for the GPU with number N",
+        examples=["auto", "cpu", "mps", "cuda"],
+    ),
+]
+MaxSteps = Annotated[
+    int | float,
+    BeforeValidator(_not_bool),
+    AfterValidator(_max_steps),
+    Field(description="-1, a whole number of at least 1, or a fraction between 0 and 1"),
+]
+Level = Annotated[
+    int,
+    BeforeValidator(_level),
+    Field(description=f"a whole number or one of {', '.join(_LEVELS)}", examples=[*_LEVELS]),
+]
+Wandb = Annotated[
+    Any,
+    AfterValidator(_wandb),
+    Field(description=f"true, false, null or a dict with any of the keys {', '.join(WANDB_KEYS)}"),
+]
+BySet = Annotated[dict[str, Any], Field(description="a dict with the names of data sets as keys")]
 
 
 class _Config(BaseModel):
@@ -91,7 +129,7 @@ class _Config(BaseModel):
         try:
             return self.__dict__[name]
         except KeyError:
-            raise KeyError(f"{type(self).__name__} has no field '{name}'{nearest(name, self.__dict__)}") from None
+            raise KeyError(f"{type(self).__name__} has no field '{name}'.{nearest(name, self.__dict__)}") from None
 
     def __setitem__(self, name: str, value: Any) -> None:
         self.__dict__[name] = value
@@ -100,7 +138,7 @@ class _Config(BaseModel):
         return name in self.__dict__
 
     def get(self, name: str, default: Any = None) -> Any:
-        """Return a field, or `default` where there is none."""
+        """Return a field, or `default` if there is no such field."""
         return self.__dict__.get(name, default)
 
 
@@ -133,7 +171,7 @@ class HardwareConfig(_Config):
     """
 
     seed: CountOrZero | None = 0
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    device: Device = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     float16: bool = False
     world_size: Count = 1
@@ -180,7 +218,7 @@ class OptimConfig(_Config):
     lr_batch_size: Count | None = None
     scheduler: Any = None
     epochs: Count = 1000
-    max_steps: Annotated[int | float, BeforeValidator(_not_bool), AfterValidator(_max_steps)] = -1
+    max_steps: MaxSteps = -1
     accumulation_steps: Count = 1
     grad_max_norm: Positive | None = None
     exclude_bias_norm: bool = False
@@ -220,9 +258,9 @@ class LoggerConfig(_Config):
         Write TensorBoard events too.
     """
 
-    level: Annotated[int, BeforeValidator(_level)] = 20
-    metric: dict[str, Any] = {}
-    monitor: dict[str, Any] = {}
+    level: Level = 20
+    metric: BySet = {}
+    monitor: BySet = {}
     eval_every_epoch: CountOrZero | None = 1
     log_every_step: Count = 1
     checkpoint_every_minutes: Positive = 10
@@ -232,8 +270,11 @@ class LoggerConfig(_Config):
     checkpoint_model_only: bool = True
     save_final_model: bool | str = False
     dump_path: str | None = None
-    wandb: Annotated[Any, AfterValidator(_wandb)] = None
+    wandb: Wandb = None
     tensorboard: bool = False
+
+
+SECTIONS: dict[str, type[_Config]] = {"hardware": HardwareConfig, "optim": OptimConfig, "logger": LoggerConfig}
 
 
 def parse_config(cls: type[_Config], values: Any, path: str, problems: list[str]) -> Any:
@@ -241,48 +282,99 @@ def parse_config(cls: type[_Config], values: Any, path: str, problems: list[str]
 
     Parameters
     ----------
+    cls
+        The configuration's class.
     values
         A dict, or an object of `cls`.
     path
-        Its key, for the problems' sentences, which are added to `problems`.
+        The configuration's key, for the sentences about problems.
+    problems
+        Gets one sentence per mistake.
 
     Returns
     -------
     _Config or None
-        None where there is a problem.
+        None if there is a mistake.
     """
     values = plain(values)
     if isinstance(values, cls):
         return values.model_copy()
     if not isinstance(values, Mapping):
-        problems.append(f"{path}: {values!r} is not a dict.")
+        problems.append(f"{path}: {values!r} is not a dict of settings.")
         return None
-    values = {key: str(v) if key == "dump_path" and v is not None else v for key, v in values.items()}
+    values = {str(key): str(v) if key == "dump_path" and v is not None else v for key, v in values.items()}
     try:
         return cls.model_validate(values)
     except ValidationError as error:
-        seen = set()
-        for item in error.errors():
-            key = str(item["loc"][0]) if item["loc"] else ""
-            if key in seen:  # one sentence a key, though pydantic says one for each type that did not fit
-                continue
-            seen.add(key)
-            problems.append(_sentence(cls, path, key, values, item))
+        # Pydantic reports each type of a union that did not fit; one sentence per key is enough.
+        by_key = {item["loc"][0]: item for item in reversed(error.errors())}
+        problems += [_sentence(cls, path, values, by_key[key]) for key in values if key in by_key]
         return None
 
 
-def _sentence(cls: type[_Config], path: str, key: str, values: Mapping, item: Mapping) -> str:
+def _sentence(cls: type[_Config], path: str, values: Mapping[str, Any], item: Mapping[str, Any]) -> str:
+    """Say what is wrong with the value of a key: made from the kind of pydantic's error, never from its text."""
+    key = str(item["loc"][0])
+    value = values[key]
     if item["type"] == "extra_forbidden":
-        return f"{path}.{key}: unknown key (value {values[key]!r}){nearest(key, cls.model_fields)}"
-    reason = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    if not key:
-        return f"{path}: {reason}."
-    hint = ""
-    if item["type"] == "literal_error":
-        options = item["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
-        hint = nearest(str(values[key]), options).removeprefix(".")
-    expected = reason if reason.startswith(("expected", "unknown")) else f"expected {reason}"
-    return f"{path}.{key}: {values[key]!r} will not do: {expected}.{hint}"
+        nodes = {f"optim.{name}": values.get(name) for name in ("optimizer", "scheduler")}
+        meant = full_key(key, nodes)
+        hint = f" Did you mean '{meant}'?" if meant else nearest(key, cls.model_fields)
+        return f"{path}.{key}: unknown key (value {value!r}).{hint}"
+    if item["type"] == "unknown_key":
+        inner = item["ctx"]["key"]
+        return f"{path}.{key}.{inner}: unknown key (value {value[inner]!r}).{nearest(inner, item['ctx']['valid'])}"
+    field = cls.model_fields[key]
+    words = field.description or _listed(_in_words(field.annotation))
+    return f"{path}.{key}: {value!r} is not {words}.{_nearest_value(value, field)}"
+
+
+def full_key(name: str, nodes: Mapping[str, Any]) -> str:
+    """Return the full key of a setting that is known by its last part, as "optim.epochs" for "epochs".
+
+    Parameters
+    ----------
+    name
+        The last part.
+    nodes
+        Nodes by their keys. Their arguments count as settings too.
+
+    Returns
+    -------
+    str
+        Empty if no section and no node has such a setting.
+    """
+    sections = (f"{section}.{name}" for section, cls in SECTIONS.items() if name in cls.model_fields)
+    arguments = (f"{path}.{name}" for path, node in nodes.items() if name in argument_names(node))
+    if not argument_names(nodes.get("optim.optimizer")) and name in _OF_OPTIMIZERS:
+        return f"optim.optimizer.{name}"
+    return next(itertools.chain(sections, arguments), "")
+
+
+def _in_words(kind: Any) -> list[str]:
+    """Return what an annotation allows, one phrase per alternative."""
+    if get_origin(kind) in (Union, UnionType):
+        return [words for member in get_args(kind) for words in _in_words(member)]
+    if get_origin(kind) is Annotated:
+        return [part.description for part in get_args(kind) if isinstance(part, FieldInfo) and part.description]
+    if get_origin(kind) is Literal:
+        return [repr(option) for option in get_args(kind)]
+    return {bool: ["true", "false"], str: ["a text"], NoneType: ["null"]}.get(kind, [])
+
+
+def _listed(words: list[str]) -> str:
+    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def _nearest_value(value: Any, field: FieldInfo) -> str:
+    """Suggest the valid value of a field that is most like a mistaken one, or is another name for it."""
+    words = [word.strip("'") for word in _in_words(field.annotation)]
+    options = [*(field.examples or ()), *(word for word in words if " " not in word)]
+    number = re.fullmatch(r"(?:gpu|cuda)?\W?(\d+)", str(value).lower())
+    if "cuda" in options and number:
+        return f" Did you mean 'cuda:{number[1]}'?"
+    other = _OTHER_NAMES.get(str(value).lower())
+    return f" Did you mean '{other}'?" if other in options else nearest(value, options, cutoff=0.7)
 
 
 def build_optimizer(node: Any, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

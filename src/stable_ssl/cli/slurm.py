@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..exceptions import ConfigError
-from ..nodes import nearest
+from ..exceptions import ConfigError, nearest
 from .run import Run
 
 PREFIX = "slurm."
@@ -82,7 +81,7 @@ def read_settings(texts: list[str]) -> tuple[str, dict[str, Any]]:
         name = SHORT.get(key.removeprefix(PREFIX), key.removeprefix(PREFIX))
         value = _value(text)
         if name not in known:
-            problems.append(f"{key}: unknown setting{nearest(name, known)}")
+            problems.append(f"{key}: unknown setting.{nearest(name, known)}")
         elif value in (None, ""):
             continue
         elif name in _LEAST:
