@@ -303,6 +303,7 @@ def trainer_of(cls, **attributes):
         (SupervisedTrainer, {"seed": 3}, "seed: unknown argument. Did you mean 'hardware.seed'?"),
         (SupervisedTrainer, {"lr": 3}, "lr: unknown argument. Did you mean 'optim.optimizer.lr'?"),
         (SupervisedTrainer, {"batch_size": 3}, "batch_size: unknown argument. Did you mean 'data.train.batch_size'?"),
+        (SupervisedTrainer, {"backbone": 3}, "backbone: unknown argument. Did you mean 'module.backbone'?"),
         (Own, {"optimizer": 3}, "optimizer: unknown argument. Did you mean 'optim.optimizer'?"),
         (Own, {"modul": 3}, "modul: unknown argument. Did you mean 'module'?"),
         (Own, {"temprature": 3}, "temprature: unknown argument. Did you mean 'temperature'?"),

@@ -68,7 +68,7 @@ def compose_sweep(folder: Path, name: str, overrides: Iterable[str]) -> list[dic
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    with composer(folder, name) as (composed, complete):
+    with composer(folder, name, is_sweep=True) as (composed, complete):
         parser = OverridesParser.create(GlobalHydra.instance().config_loader())
         choices = [
             [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
@@ -83,12 +83,25 @@ def resolved(config: Any) -> dict[str, Any]:
     """Return what a trainer is made of as plain dicts and lists, interpolations resolved."""
     from omegaconf import OmegaConf
 
-    return {"trainer": OmegaConf.to_container(config.trainer, resolve=True, throw_on_missing=True)}
+    return {"trainer": OmegaConf.to_container(_with_trainer(config).trainer, resolve=True, throw_on_missing=True)}
 
 
 @contextmanager
-def composer(folder: Path, name: str) -> Iterator[tuple[Any, Any]]:
-    """Open a config folder; give a function that composes under overrides, and one that completes these."""
+def composer(folder: Path, name: str, is_sweep: bool = False) -> Iterator[tuple[Any, Any]]:
+    """Open the folder of a configuration.
+
+    Parameters
+    ----------
+    folder, name
+        The folder, and the name of the file in it without `.yaml`.
+    is_sweep
+        Overrides may list several values, as in key=1,2.
+
+    Yields
+    ------
+    composed, complete
+        A function that composes the configuration under overrides, and one that checks and completes overrides first.
+    """
     import hydra
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
@@ -106,12 +119,79 @@ def composer(folder: Path, name: str) -> Iterator[tuple[Any, Any]]:
             groups = set(GlobalHydra.instance().config_loader().list_groups(""))
             plain: Any = OmegaConf.to_container(_with_trainer(composed([])), resolve=False)
             _check_places(plain)
-            yield composed, lambda overrides: [complete_override(text, plain, groups) for text in overrides]
-    except YAMLError as error:
-        raise ConfigError(f"'{name}' is not YAML: {' '.join(str(error).split())}") from error
-    except (HydraException, OmegaConfBaseException) as error:
-        cause = f" {error.__cause__}" if error.__cause__ is not None and str(error.__cause__) not in str(error) else ""
-        raise ConfigError(f"'{name}' does not compose: {error}{cause}") from error
+
+            def complete(overrides: Iterable[str]) -> list[str]:
+                for text in overrides:
+                    _check_override(text, is_sweep)
+                return [complete_override(text, plain, groups) for text in overrides]
+
+            yield composed, complete
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+        raise ConfigError(f"'{name}' does not compose: {_explained(error)}") from error
+
+
+def _check_override(text: str, is_sweep: bool) -> None:
+    """Raise a ConfigError if an override can't be read, or has several values outside of a sweep."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    key, equals, value = text.partition("=")
+    if not key.strip("+~ "):
+        raise ConfigError(f"'{text}': this override names no key; write key=value.")
+    if not equals and not text.startswith("~"):
+        raise ConfigError(f"'{text}': this override has no value; write {key}=value.")
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        raise ConfigError(
+            f"'{text}': the value of this override can't be read. If it is a text with special characters, quote it "
+            f"twice: \"{key}='{value}'\"."
+        ) from error
+    if override.is_sweep_override() and not is_sweep:
+        raise ConfigError(f"'{text}': this override has several values, which need --multirun; a list needs brackets.")
+
+
+def _explained(error: BaseException) -> str:
+    """Say why a configuration does not compose: from the kind of the error and its fields, or else in its own words."""
+    from hydra.errors import MissingConfigException
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import MarkedYAMLError
+
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, missing = str(error.missing_cfg_file).rpartition("/")
+        options = error.options or (() if group else recipe_names())
+        return f"there is no '{error.missing_cfg_file}'.{nearest(missing, options)}"
+    if isinstance(error, MarkedYAMLError) and error.problem_mark:
+        mark = error.problem_mark
+        return f"it is not YAML at line {mark.line + 1}, column {mark.column + 1} of '{mark.name}': {error.problem}."
+    if isinstance(error, OmegaConfBaseException) and error.full_key:
+        return f"{error.full_key.removeprefix('trainer.')}: {_explained_value(error)}"
+    if isinstance(error.__cause__, OmegaConfBaseException) and error.__cause__.full_key:
+        return _explained(error.__cause__)
+    return " ".join(str(error).split())
+
+
+def _explained_value(error: Any) -> str:
+    """Say why OmegaConf can't tell the value of a key."""
+    from omegaconf import errors
+
+    text = str(error.child_node)
+    cause = error
+    while isinstance(cause, errors.OmegaConfBaseException) and (inner := cause.__cause__ or cause.__context__):
+        cause = inner
+    if isinstance(error, errors.MissingMandatoryValue):
+        return "'???' stands for a value that you must give."
+    if isinstance(error, errors.ConfigKeyError | errors.ConfigAttributeError):
+        return "there is no such key."
+    if isinstance(error, errors.InterpolationKeyError):
+        return f"'{text}' refers to a key that is not there."
+    if isinstance(error, errors.UnsupportedInterpolationType):
+        return f"'{text}' calls a resolver that is not there."
+    if isinstance(error, errors.GrammarParseError):
+        return "the value can't be read; a reference to another key is ${key}."
+    if isinstance(cause, errors.OmegaConfBaseException):
+        return f"'{text}' refers to itself, or to a value that is missing."
+    return f"'{text}' has no value: {cause.args[0] if cause.args else type(cause).__name__}"
 
 
 def complete_override(text: str, config: Any, groups: set[str]) -> str:
@@ -158,10 +238,14 @@ def _followed(key: str, config: Any) -> str:
 
 
 def _with_trainer(config: Any) -> Any:
+    from omegaconf import DictConfig
+
     if "trainer" not in config:
         raise ConfigError(
             f"The configuration has no key 'trainer', under which all else stands; it has {list(config)}."
         )
+    if not isinstance(config.trainer, DictConfig):
+        raise ConfigError(f"trainer: {config.trainer!r} is not a dict of settings.")
     return config
 
 

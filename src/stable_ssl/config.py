@@ -337,7 +337,7 @@ def full_key(name: str, nodes: Mapping[str, Any]) -> str:
     name
         The last part.
     nodes
-        Nodes by their keys. Their arguments count as settings too.
+        Nodes by their keys, which count as settings too, as do the arguments of the nodes.
 
     Returns
     -------
@@ -345,10 +345,11 @@ def full_key(name: str, nodes: Mapping[str, Any]) -> str:
         Empty if no section and no node has such a setting.
     """
     sections = (f"{section}.{name}" for section, cls in SECTIONS.items() if name in cls.model_fields)
+    parts = (path for path in nodes if path.endswith(f".{name}"))
     arguments = (f"{path}.{name}" for path, node in nodes.items() if name in argument_names(node))
     if not argument_names(nodes.get("optim.optimizer")) and name in _OF_OPTIMIZERS:
         return f"optim.optimizer.{name}"
-    return next(itertools.chain(sections, arguments), "")
+    return next(itertools.chain(sections, parts, arguments), "")
 
 
 def _in_words(kind: Any) -> list[str]:
