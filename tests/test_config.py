@@ -400,7 +400,7 @@ def test_a_partial_is_described_by_the_node_that_builds_it():
 
 
 def test_a_configuration_of_a_run_with_live_objects_says_to_run_the_script():
-    with pytest.raises(ConfigError, match="run that code again"):
+    with pytest.raises(ConfigError, match="run that script again"):
         instanciate_config(
             {"trainer": {"_target_": "stable_ssl.SupervisedTrainer", "data": {"train": "<live Loader>"}}}
         )

@@ -1,4 +1,4 @@
-"""From a recipe or file, and overrides, to one resolved configuration: Hydra's composition."""
+"""From a recipe or file and overrides to a configuration, by Hydra's composition."""
 
 from __future__ import annotations
 
@@ -19,20 +19,32 @@ SEARCH_PATH = "hydra.searchpath=[pkg://stable_ssl.recipes]"
 
 
 def recipe_names() -> list[str]:
-    """Return the recipes' names; files that begin with an underscore are parts of them."""
+    """Return the names of the recipes. Files that begin with an underscore are parts of recipes."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml") if not path.name.startswith("_"))
 
 
 def find(source: str | None, folder: str | None = None) -> tuple[Path, str]:
-    """Return (folder, name) of a recipe or of a YAML file.
+    """Find a recipe or a YAML file.
+
+    Parameters
+    ----------
+    source
+        A recipe's name, or the path of a file.
+    folder
+        Where the file is, if it is no recipe.
+
+    Returns
+    -------
+    tuple
+        The folder, and the name of the file in it without `.yaml`.
 
     Raises
     ------
     ConfigError
-        There is no such thing; the nearest names are given.
+        There is no such recipe or file. The message suggests the nearest recipe.
     """
     if source is None:
-        raise ConfigError("which? Give a recipe's name or a YAML file; `stable-ssl recipes` lists the recipes.")
+        raise ConfigError("which recipe? Give a recipe's name or a YAML file; `stable-ssl recipes` lists the recipes.")
     path = Path(folder or ".", source)
     if folder is not None or path.suffix in (".yaml", ".yml"):
         path = path if path.suffix in (".yaml", ".yml") else path.with_name(path.name + ".yaml")
@@ -46,24 +58,38 @@ def find(source: str | None, folder: str | None = None) -> tuple[Path, str]:
 
 
 def compose(source: str, overrides: Iterable[str] = (), folder: str | None = None) -> dict[str, Any]:
-    """Return the resolved configuration, `{"trainer": {...}}`.
+    """Return the configuration of a run, `{"trainer": {...}}`, with interpolations resolved.
+
+    Parameters
+    ----------
+    source, folder
+        As for `find`.
+    overrides
+        As on the command line: key=value, +key=value or ~key; `trainer.` may be left out.
 
     Raises
     ------
     ConfigError
-        The recipe is unknown, or does not compose.
+        There is no such recipe or file, an override can't be used, or they do not compose.
     """
     with composer(*find(source, folder)) as (composed, complete):
         return resolved(composed([*complete(overrides)]))
 
 
 def compose_sweep(folder: Path, name: str, overrides: Iterable[str]) -> list[dict[str, Any]]:
-    """Return the resolved configuration of each combination of values.
+    """Return the configuration of each combination of the values in the overrides, as `compose` does for one.
+
+    Parameters
+    ----------
+    folder, name
+        What `find` returns.
+    overrides
+        As for `compose`, but key=1,2 lists two values.
 
     Raises
     ------
     ConfigError
-        One does not compose.
+        An override can't be used, or a combination does not compose.
     """
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -80,7 +106,7 @@ def compose_sweep(folder: Path, name: str, overrides: Iterable[str]) -> list[dic
 
 
 def resolved(config: Any) -> dict[str, Any]:
-    """Return what a trainer is made of as plain dicts and lists, interpolations resolved."""
+    """Return the trainer's part of a configuration as plain dicts and lists, with interpolations resolved."""
     from omegaconf import OmegaConf
 
     return {"trainer": OmegaConf.to_container(_with_trainer(config).trainer, resolve=True, throw_on_missing=True)}
@@ -88,7 +114,7 @@ def resolved(config: Any) -> dict[str, Any]:
 
 @contextmanager
 def composer(folder: Path, name: str, is_sweep: bool = False) -> Iterator[tuple[Any, Any]]:
-    """Open the folder of a configuration.
+    """Prepare to compose the configurations of a folder.
 
     Parameters
     ----------
@@ -195,17 +221,19 @@ def _explained_value(error: Any) -> str:
 
 
 def complete_override(text: str, config: Any, groups: set[str]) -> str:
-    """Put `trainer.` before an override that leaves it out, and let one under it set keys that are not there yet.
+    """Put `trainer.` before an override that leaves it out, and let it set keys that are not there yet.
 
-    Below a key that stands for another one, as in `backbone: ${backbone}`, the other one's is set. Which keys there may
-    be is checked later, and strictly.
+    If a key on the way refers to another one, as in `backbone: ${backbone}`, the override is applied to the other one.
+    Unknown keys are refused later, when the trainer is made.
 
     Parameters
     ----------
+    text
+        The override.
     config
-        The composed configuration, as plain dicts and lists, interpolations as they are.
+        The composed configuration as plain dicts and lists, with interpolations unresolved.
     groups
-        Names of the groups that there are.
+        Names of Hydra's config groups, which an override may choose from.
     """
     match = re.fullmatch(r"(\+\+|\+|~)?([^=]+)(=.*)?", text, re.DOTALL)
     if match is None:
@@ -222,7 +250,7 @@ def complete_override(text: str, config: Any, groups: set[str]) -> str:
 
 
 def _followed(key: str, config: Any) -> str:
-    """Return the key that is meant where one on the way stands for another."""
+    """Return the key that is set in place of one on whose way a key refers to another."""
     node, parts = config, key.split(".")
     for depth, part in enumerate(parts[:-1], start=1):
         node = node.get(part) if isinstance(node, dict) else None
@@ -250,7 +278,7 @@ def _with_trainer(config: Any) -> Any:
 
 
 def _check_places(config: dict[Any, Any]) -> None:
-    """Refuse what belongs below `trainer` and stands beside it, where nothing stands for it either."""
+    """Refuse sections that stand beside `trainer` instead of below it, unless an interpolation refers to them."""
     misplaced = [
         f"{name}: stands beside 'trainer', where nothing looks at it; put it below, as trainer.{name}."
         for name in ("data", "module", "hardware", "optim", "logger", "loss")
@@ -262,7 +290,7 @@ def _check_places(config: dict[Any, Any]) -> None:
 
 @contextmanager
 def importable(*folders: Path) -> Iterator[None]:
-    """Let `_target_` name modules of these folders."""
+    """Make the modules in these folders importable, so that a `_target_` may name them."""
     added = [str(folder) for folder in folders if str(folder) not in sys.path]
     sys.path[:0] = added
     try:
@@ -286,17 +314,17 @@ _OPERATORS: dict[type, Any] = {
 
 
 def arithmetic(text: str) -> int | float:
-    """Compute an expression of numbers, + - * / // % and parentheses: the resolver `${eval:…}`.
+    """Compute an expression of numbers, + - * / // % and parentheses. This is the resolver `${eval:…}`.
 
     Raises
     ------
     ValueError
-        It holds anything else.
+        The expression contains anything else.
     """
 
-    def value(node: ast.expr) -> int | float:
+    def value(node: ast.expr) -> Any:
         if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-            return node.value  # type: ignore[return-value]
+            return node.value
         if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
             return _OPERATORS[type(node.op)](value(node.left), value(node.right))
         if isinstance(node, ast.UnaryOp) and type(node.op) in _OPERATORS:
@@ -304,6 +332,7 @@ def arithmetic(text: str) -> int | float:
         raise ValueError(f"eval: '{text}' is not arithmetic on numbers.")
 
     try:
-        return value(ast.parse(str(text), mode="eval").body)
+        result: int | float = value(ast.parse(str(text), mode="eval").body)
+        return result
     except SyntaxError:
         raise ValueError(f"eval: '{text}' is not arithmetic on numbers.") from None

@@ -121,7 +121,7 @@ BySet = Annotated[dict[str, Any], Field(description="a dict with the names of da
 
 
 class _Config(BaseModel):
-    """Fields that can be read as attributes and as items."""
+    """A group of settings, which can be read as attributes and as items."""
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
@@ -148,26 +148,26 @@ class HardwareConfig(_Config):
     Parameters
     ----------
     seed
-        What everything random is derived from; None draws one and records it.
+        Seed of everything random. None: draw one and record it.
     device
-        "auto" (cuda, else mps, else cpu), "cpu", "mps", "cuda" or "cuda:N".
+        "auto" (the first of cuda, mps and cpu that is available), "cpu", "mps", "cuda" or "cuda:N".
     precision
         "fp32", "bf16" or "fp16".
     float16
-        Old name for precision "fp16"; a given `precision` wins.
+        Old name for precision "fp16". If `precision` is given too, `precision` wins.
     world_size
-        Processes of the run, one a device; what torchrun or Slurm started, where it is not given. Where nothing
-        started any, the others are started on this machine.
+        Number of processes, one per device. By default the number that torchrun or Slurm started, else 1. If neither
+        started any, the run starts the others on this machine.
     strategy
-        How they share a model: "ddp", each has all of it, and gradients are averaged.
+        How the processes share a model. "ddp": each has a whole copy, and gradients are averaged.
     compile
         Compile the modules: true, or a mode of `torch.compile`.
     channels_last
-        Memory layout of images and convolutions.
+        Store images and the weights of convolutions with channels last in memory.
     deterministic
-        Use only kernels that give the same bits each time; needed on a GPU for exact resume.
+        Use only kernels that give the same bits each time. Exact resume on a GPU needs it.
     time_limit
-        Minutes after which the run saves and ends with status 75.
+        Minutes after which the run saves its state and ends with status 75. None: no limit.
     """
 
     seed: CountOrZero | None = 0
@@ -194,24 +194,26 @@ class OptimConfig(_Config):
     Parameters
     ----------
     optimizer
-        Called with the parameters: a node, a partial, any callable, or an optimizer that has them already.
+        A node, a partial or any other callable that gets the parameters, or an optimizer that has them already.
     lr_batch_size
-        The batch that the optimizer's learning rates are meant for: they are multiplied by the batch there is, over
-        all processes and accumulated mini-batches, divided by this. None: they are taken as they are.
+        Batch size that the optimizer's learning rates are meant for. They are multiplied by the real batch size (over
+        all processes and accumulated mini-batches) divided by this one. None: they are used as they are.
     scheduler
-        Called with the optimizer; steps once an optimizer step. Gets `total_steps` where it asks for that.
+        A node or callable that gets the optimizer. It steps once per optimizer step. If it has a parameter
+        `total_steps` that was not given, it gets the run's. None: constant learning rates.
     epochs
-        How many in all.
+        Number of epochs.
     max_steps
-        Mini-batches an epoch: -1 all of them, a count at most that many, a float in (0, 1) that fraction.
+        Mini-batches per epoch: -1 for all of them, a whole number for at most that many, a number between 0 and 1 for
+        that fraction of them.
     accumulation_steps
-        Mini-batches to an optimizer step.
+        Mini-batches per optimizer step.
     grad_max_norm
-        Largest L2 norm of all gradients together; None: no clipping.
+        Largest L2 norm of all gradients together. None: no clipping.
     exclude_bias_norm
-        No weight decay, and no LARS scaling, on biases and normalisation.
+        Apply neither weight decay nor LARS scaling to biases and normalisation layers.
     nonfinite
-        What a loss that is not finite does: "raise" ends the run, "skip" leaves out the step.
+        Reaction to a loss that is not finite: "raise" ends the run, "skip" skips the step.
     """
 
     optimizer: Any = None
@@ -226,34 +228,34 @@ class OptimConfig(_Config):
 
 
 class LoggerConfig(_Config):
-    """What is watched and kept.
+    """What a run watches, logs and saves, and how often.
 
     Parameters
     ----------
     level
         Least severe messages that are shown, as in `logging`.
     metric
-        `{evaluation set: {name: torchmetrics metric}}`; each gets (predictions, labels).
+        `{evaluation set: {name: torchmetrics metric}}`. Each metric gets (predictions, labels).
     monitor
         `{data set: {name: Monitor}}`.
     eval_every_epoch
-        Evaluate after every so many epochs, and at the end; 0 or None: only at the end.
+        Epochs from one evaluation to the next; there is one at the end too. 0 or None: only at the end.
     log_every_step
-        Write training values every so many optimizer steps.
+        Optimizer steps from one record of training values to the next.
     checkpoint_every_minutes, checkpoint_every_step
-        When resumable checkpoints are written.
+        Minutes, and optimizer steps, from one resumable checkpoint to the next.
     checkpoint_keep
-        How many of them are kept.
+        Number of resumable checkpoints that are kept.
     checkpoint_frequency
-        Keep the weights every so many epochs, for reading.
+        Epochs from one file of weights, kept for reading, to the next. None: no such files.
     checkpoint_model_only
-        False keeps that epoch's full state too.
+        False: keep the full state of those epochs too.
     save_final_model
-        Keep the final weights; a string names the file.
+        Keep the final weights. A text names their file.
     dump_path
-        The run's folder; None chooses one.
+        The run's folder. None: choose one.
     wandb
-        True, or a dict with keys dir, entity, project, name, id, tags, group.
+        True, or a dict with any of the keys dir, entity, project, name, id, tags, group.
     tensorboard
         Write TensorBoard events too.
     """

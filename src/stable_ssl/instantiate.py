@@ -16,13 +16,13 @@ def instanciate_config(config: Any) -> Any:
     Parameters
     ----------
     config
-        A dict or DictConfig with the key `trainer`, or the trainer's node itself. What is inside it is built by
-        the trainer's `setup`.
+        A dict or DictConfig with the key `trainer`, or the trainer's node itself. The trainer's `setup` builds the
+        nodes inside it.
 
     Raises
     ------
     ConfigError
-        Lists everything that is wrong.
+        Lists everything that is wrong with the configuration.
     """
     config = plain(config)
     if not isinstance(config, Mapping):
@@ -34,7 +34,7 @@ def instanciate_config(config: Any) -> Any:
     if live:
         raise ConfigError(
             [
-                "This configuration is of a run that Python code started with live objects; run that code again.",
+                "A Python script started this run with live objects, which no file describes; run that script again.",
                 *(f"{path}: a live object." for path in live),
             ]
         )

@@ -1,7 +1,7 @@
 """`_target_` nodes: checked before anything runs, then built.
 
-A node is a dict with `_target_`, the import path of a callable, and its arguments; `_args_` holds positional ones and
-`_partial_: true` makes a `functools.partial`. It is what Hydra instantiates, and works without Hydra.
+A node is a dict with `_target_`, the import path of a callable, and the callable's arguments. `_args_` holds positional
+arguments, and `_partial_: true` makes a `functools.partial`. Hydra's `instantiate` understands the same dicts.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _EXTRAS = {
 
 
 def plain(value: Any) -> Any:
-    """Return OmegaConf containers as dicts and lists, interpolations resolved; anything else as it is."""
+    """Return OmegaConf containers as dicts and lists with interpolations resolved, and anything else unchanged."""
     if "omegaconf" in sys.modules:
         from omegaconf import OmegaConf
 
@@ -39,7 +39,7 @@ def plain(value: Any) -> Any:
 
 
 def is_node(value: Any) -> bool:
-    """Say whether `value` is a dict with a `_target_`."""
+    """Say whether a value is a dict with a `_target_`."""
     return isinstance(value, Mapping) and "_target_" in value
 
 
@@ -165,12 +165,19 @@ def _missing_package(name: str) -> str:
 
 
 def build(value: Any, path: str) -> Any:
-    """Build every node in `value`; dicts and lists of them keep their shape, live objects are left as they are.
+    """Build every node in a value. Dicts and lists keep their shape, and live objects are left unchanged.
+
+    Parameters
+    ----------
+    value
+        A node, a dict or list that may contain nodes, or anything else.
+    path
+        The value's key, for error messages.
 
     Raises
     ------
     ConfigError
-        A target can't be found, or raised an error: names the key path, the target and the error.
+        A target can't be found or raised an error. The message names the key, the target and the error.
     """
     value = plain(value)
     if is_node(value):
@@ -195,8 +202,11 @@ def build(value: Any, path: str) -> Any:
 
 
 def describe(value: Any) -> Any:
-    """Return `value` as plain containers, numbers and strings: a `functools.partial` as the node that would build it,
-    and any other live object as its class name in angle brackets."""
+    """Return a value as plain containers, numbers and strings.
+
+    A `functools.partial` becomes the node that would build it. Any other live object becomes its class name in angle
+    brackets.
+    """
     value = plain(value)
     if isinstance(value, functools.partial):
         args = {"_args_": describe(value.args)} if value.args else {}
@@ -215,7 +225,7 @@ def describe(value: Any) -> Any:
 
 
 def _import_path(target: Any) -> str:
-    """Return what `locate` finds a callable by; its name in angle brackets where there is nothing like that."""
+    """Return the import path of a callable, or its name in angle brackets if it can't be imported."""
     name = getattr(target, "__qualname__", type(target).__name__)
     module = getattr(target, "__module__", "__main__")
     is_importable = module != "__main__" and getattr(sys.modules.get(module), name, None) is target
@@ -223,7 +233,7 @@ def _import_path(target: Any) -> str:
 
 
 def live_paths(value: Any, path: str = "") -> list[str]:
-    """Return the key paths under which a described configuration stands for live objects."""
+    """Return the keys whose values are names of live objects in a configuration that `describe` made."""
     if isinstance(value, Mapping):
         return [p for key, item in value.items() for p in live_paths(item, f"{path}.{key}" if path else str(key))]
     if isinstance(value, list | tuple):

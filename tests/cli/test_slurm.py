@@ -113,7 +113,7 @@ def test_without_sbatch_the_error_says_so(login_node, capsys):
 
 def test_settings_of_a_job_need_the_job(login_node, capsys):
     assert main(["train", "supervised_digits", "slurm.time=1"]) == 2
-    assert "'slurm.time=1' is about a Slurm job, which --slurm asks for" in capsys.readouterr().err
+    assert "'slurm.time=1' is a setting of a Slurm job; add --slurm" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
