@@ -421,3 +421,22 @@ def test_omegaconf_and_plain_dicts_give_the_same_trainer():
     assert isinstance(trainer, SupervisedTrainer)
     assert trainer.data["test"]["batch_size"] == 3
     assert trainer.hardware["seed"] == 0
+
+
+class OwnArgument(SupervisedTrainer):
+    def __init__(self, width, **kwargs):
+        super().__init__(**kwargs)
+
+
+def test_the_arguments_of_a_user_s_constructor_are_checked_too():
+    node = {
+        "_target_": OwnArgument,
+        "data": {"test": LOADER},
+        "module": {"backbone": {"_target_": "torch.nn.Identity"}},
+        "hardware": None,
+        "optim": {},
+        "logger": None,
+    }
+    with pytest.raises(ConfigError, match=r"^trainer\.width: missing; OwnArgument needs it\.$"):
+        instanciate_config(node)
+    assert instanciate_config({**node, "width": 3}).hardware["seed"] == 0

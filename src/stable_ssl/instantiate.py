@@ -9,6 +9,8 @@ from .base import BaseTrainer
 from .exceptions import ConfigError
 from .nodes import check_nodes, is_node, live_paths, locate, plain
 
+_SECTIONS = ("data", "module", "hardware", "optim", "logger")
+
 
 def instanciate_config(config: Any) -> Any:
     """Make the trainer that a configuration describes.
@@ -39,12 +41,15 @@ def instanciate_config(config: Any) -> Any:
             ]
         )
     target = locate(node["_target_"], "trainer")
-    arguments = {key: value for key, value in node.items() if not key.startswith("_")}
-    problems: list[str] = []
-    required = ["data", "module", "hardware", "optim", "logger"]
+    # An empty section means its defaults.
+    arguments = {
+        key: {} if value is None and key in _SECTIONS else value
+        for key, value in node.items()
+        if not key.startswith("_")
+    }
     if isinstance(target, type) and issubclass(target, BaseTrainer) and target.__init__ is BaseTrainer.__init__:
-        # An empty section means its defaults.
-        return target(**{**arguments, **{name: arguments.get(name) or {} for name in required}})
+        return target(**{**{name: {} for name in _SECTIONS}, **arguments})
+    problems: list[str] = []
     check_nodes({"_target_": target, **{key: None for key in arguments}}, "trainer", problems)
     if problems:
         raise ConfigError(problems)

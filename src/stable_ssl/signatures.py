@@ -23,6 +23,11 @@ def parameters_of(target: Callable) -> Mapping[str, Parameter] | None:
     except (ValueError, TypeError):
         return None
     function = inspect.unwrap(target.__init__ if isinstance(target, type) else target)  # type: ignore[misc]
+    takes_all = all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters.values())
+    if isinstance(target, type) and takes_all and inspect.isfunction(function):
+        # These are the parameters of `__new__`, which leaves the arguments to `__init__`.
+        _self, *own = inspect.signature(function).parameters.values()
+        parameters = {p.name: p for p in own}  # type: ignore[assignment]
     scope = getattr(function, "__globals__", {})
     return {name: p.replace(annotation=evaluated(p.annotation, scope)) for name, p in parameters.items()}
 

@@ -88,7 +88,7 @@ def draw(trainer: dict[str, Any], num_samples: int, epoch: int) -> Image:
 
 
 def _dimmed(images: Any, is_dimmed: Any) -> Any:
-    """Return images, (batch, channels, height, width), with the patches that a mask, (batch, patches), selects dimmed."""
+    """Return images, (batch, channels, height, width), with patches dimmed where a mask, (batch, patches), is true."""
     import torch
 
     height, width = images.shape[-2:]
