@@ -28,7 +28,7 @@ MAY = {
     "signatures": {"exceptions"},
     "nodes": {"exceptions", "signatures"},
     "config": {"exceptions", "nodes"},
-    "arguments": {"config", "exceptions", "nodes"},
+    "arguments": {"config", "exceptions", "nodes", "signatures"},
     "data": {"augmentations", "exceptions", "runtime"},
     "engine": {*ENGINE, "weights"},
     "base": {"arguments", "config", "data", "engine", "exceptions", "loggers", "runtime"},

@@ -1,9 +1,12 @@
 """Self-supervised learning around one class, `BaseTrainer`.
 
-Importing the package imports nothing heavy: each public name is looked up when it is first used.
+Importing this package is quick: torch and other heavy packages are imported when a public name is first used.
 """
 
+from __future__ import annotations
+
 from importlib import import_module
+from typing import Any
 
 _HOME = {
     "BaseTrainer": "base",
@@ -53,7 +56,7 @@ __all__ = list(_HOME)
 __version__ = "1.0.0.dev0"
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
     if name in _ROOMS:
@@ -61,5 +64,5 @@ def __getattr__(name: str):
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted([*globals(), *_HOME, *_ROOMS])

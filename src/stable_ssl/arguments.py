@@ -1,18 +1,58 @@
-"""The arguments of a trainer's constructor: what is wrong with them, and which is which."""
+"""The arguments of a trainer's constructor: which is which, and what is wrong with them."""
 
 from __future__ import annotations
 
+import builtins
 import inspect
-from collections.abc import Mapping
+import logging
+import sys
+from collections.abc import Iterator, Mapping
+from inspect import Parameter
 from typing import TYPE_CHECKING, Any
 
-from .nodes import check_nodes, describe, nearest
+from .config import full_key
+from .exceptions import nearest
+from .nodes import check_nodes, describe
+from .signatures import evaluated, wrong_kind
 
 if TYPE_CHECKING:
     from .base import BaseTrainer
 
+log = logging.getLogger("stable_ssl")
 
-_MEANT = {"optimizer": ". Did you mean 'optim'?", "dataset": ". Did you mean 'data'?"}
+_OWN = ("data", "module", "hardware", "optim", "logger", "loss", "module_init")
+_OTHER_NAMES = {"optimizer": "optim.optimizer", "dataset": "data"}
+_INTERNAL = "It was internal and can no longer be overridden."
+# Private methods of trainers that are gone: what to do instead, and the methods' names. An override of one of them
+# would never be called.
+_GONE = {
+    "BaseTrainer": {
+        "Define prepare_modules(modules) instead.": "_build_modules _seeded_build",
+        "Define initialize_modules() for first values, or check_setup() for checks, instead.": "_build",
+        "Define check_setup() instead.": "_build_data _compare_ranks _look_for_untrained _look_for_unused",
+        "Define side_optimizers() instead.": "_build_optimization",
+        "Define side_losses() or before_optimizer_step() instead.": "_backward _apply_gradients _clear_gradients",
+        "Define before_optimizer_step() instead.": "_optimizer_step _sum_gradients",
+        "Define compute_loss() instead.": "_total_loss _described _check_losses",
+        "Define after_fit_step() instead.": "_finish_batch _end_group _at_boundary",
+        "Define update_teacher() on a module instead.": "_follow",
+        "Define after_fit_epoch() instead.": "_end_training_epoch _end_epoch",
+        "Define after_fit() instead.": "_end_run _close _running",
+        "Define before_eval_step() instead.": "_evaluation_batches",
+        "Define get_extra_state() and set_extra_state() instead.": "_state _restore _progress",
+        "Call self.log(name, value) in a hook instead.": "_log_values _flush _write_training_record",
+        "Set optim.lr_batch_size instead.": "_scale_learning_rates",
+        "Set optim.max_steps instead.": "_count_batches",
+        _INTERNAL: "_let_go _console _claim_folder _together _meet _drop_group _save _data_facts _schedule_save "
+        "_save_weights",
+    },
+    "SelfSupervisedTrainer": {
+        "Define check_setup() instead.": "_check_loss _check_views",
+        "Define side_losses() instead.": "_probe_loss",
+        "Define side_optimizers() instead.": "_probe_parameters",
+        _INTERNAL: "_labels",
+    },
+}
 
 
 def check_arguments(
@@ -22,7 +62,7 @@ def check_arguments(
     module: Any,
     loss: Any,
     module_init: Any,
-    attributes: Any,
+    attributes: Mapping[str, Any],
     problems: list[str],
 ) -> None:
     """Collect what is wrong with a trainer's arguments, before anything is built.
@@ -30,52 +70,76 @@ def check_arguments(
     Parameters
     ----------
     base
-        `BaseTrainer`, which imports this file.
+        `BaseTrainer` itself, which this file can't import because `base` imports this file.
     trainer
-        Whose `hardware`, `optim` and `logger` are parsed already, or None where they could not be.
-    data, module, loss, module_init, attributes
-        As given; `attributes` are the arguments that BaseTrainer does not know.
+        The trainer. Its `hardware`, `optim` and `logger` are parsed already; each is None if it has a mistake.
+    data, module, loss, module_init
+        The arguments as given.
+    attributes
+        The arguments that `BaseTrainer` does not know. They become attributes of the trainer.
     problems
-        Gets one sentence for each.
+        Gets one sentence per mistake.
     """
+    cls = type(trainer)
+    problems += _gone_methods(base, cls)
     shapeless = [name for name, value in (("data", data), ("module", module)) if not isinstance(value, Mapping)]
     if shapeless:
-        problems.extend(f"{name}: expected a dict of names." for name in shapeless)
+        problems.extend(f"{name}: not a dict of names." for name in shapeless)
         return
     for name, value in (("data", data), ("module", module), ("loss", loss)):
         check_nodes(value, name, problems)
     sets = [name for name in data if not name.startswith("_")]
+    if not sets:
+        problems.append("data: no data set. `train` is trained on, any other name is evaluated on.")
     if trainer.optim is not None:
         for name in ("optimizer", "scheduler"):
             check_nodes(trainer.optim[name], f"optim.{name}", problems, partial=True)
-        if "train" in sets and trainer.optim["optimizer"] is None:
-            problems.append("optim.optimizer: missing; a run that trains needs one.")
-    if "train" in sets and type(trainer).compute_loss is base.compute_loss:
-        problems.append(f"{type(trainer).__name__} does not implement compute_loss(), which training needs.")
+    if "train" in sets:
+        problems += _missing_for_training(base, trainer)
     if isinstance(loss, type):
         problems.append(f"loss: a class, {loss.__name__}; make an object of it.")
     if trainer.logger is not None:
         _check_watched_sets(base, trainer, sets, problems)
-    if not sets:
-        problems.append("data: no data set. `train` is trained on, any other name is evaluated on.")
     problems += [
-        f"module.{name}: missing; {type(trainer).__name__} needs it{nearest(name, list(module))}"
+        f"module.{name}: missing; {cls.__name__} needs it.{nearest(name, module)}"
         for name in trainer.required_modules
         if name not in module
     ]
     problems += [
-        f"module_init.{name}: no such module{nearest(name, list(module))}" for name in module_init if name not in module
+        f"module_init.{name}: no such module.{nearest(name, module)}" for name in module_init if name not in module
     ]
-    own = ["data", "module", "hardware", "optim", "logger", "loss", "module_init"]
-    parameters = [name for cls in type(trainer).__mro__ for name in vars(cls).get("__annotations__", ())]
-    known = [*own, *(name for name in parameters if not name.startswith("_"))]
-    for name, value in attributes.items():
-        if hasattr(base, name) or name in own:
-            problems.append(f"{name}: BaseTrainer uses this name itself; choose another.")
-        elif (meant := _MEANT.get(name) or nearest(name, known, 0.8)) != "." and not hasattr(type(trainer), name):
-            problems.append(f"{name}: unknown argument{meant}")
-        else:
-            check_nodes(value, name, problems)
+    nodes = {"data.train": data.get("train"), "loss": loss, **{f"module.{name}": node for name, node in module.items()}}
+    if trainer.optim is not None:
+        nodes |= {f"optim.{name}": trainer.optim[name] for name in ("optimizer", "scheduler")}
+    _check_attributes(base, cls, attributes, nodes, problems)
+
+
+def _gone_methods(base: type, cls: type) -> Iterator[str]:
+    """Yield a sentence per method of a user's classes that overrides a private method which is gone."""
+    families = {ancestor.__name__ for ancestor in cls.__mro__ if not _is_users(base, ancestor)}
+    instead = {
+        name: advice
+        for family in families & _GONE.keys()
+        for advice, names in _GONE[family].items()
+        for name in names.split()
+    }
+    for ancestor in cls.__mro__:
+        for name, value in vars(ancestor).items() if _is_users(base, ancestor) else ():
+            is_method = callable(value) or isinstance(value, property | classmethod | staticmethod)
+            if is_method and name in instead:
+                yield f"{ancestor.__name__}.{name}: this method of a base class is gone. {instead[name]}"
+
+
+def _is_users(base: type, cls: type) -> bool:
+    """Say whether a class among a trainer's ancestors is neither of this package nor an ancestor of `BaseTrainer`."""
+    return cls not in base.__mro__ and cls.__module__.split(".")[0] != __package__
+
+
+def _missing_for_training(base: type[BaseTrainer], trainer: BaseTrainer) -> Iterator[str]:
+    if trainer.optim is not None and trainer.optim["optimizer"] is None:
+        yield "optim.optimizer: missing; a run that trains needs one."
+    if type(trainer).compute_loss is base.compute_loss:
+        yield f"{type(trainer).__name__} does not implement compute_loss(), which training needs."
 
 
 def _check_watched_sets(base: type[BaseTrainer], trainer: BaseTrainer, sets: list[str], problems: list[str]) -> None:
@@ -87,17 +151,83 @@ def _check_watched_sets(base: type[BaseTrainer], trainer: BaseTrainer, sets: lis
             if field == "metric" and watched and type(trainer).predict is base.predict:
                 problems.append(f"{type(trainer).__name__} does not implement predict(), which logger.metric needs.")
             if name not in valid:
-                problems.append(f"logger.{field}.{name}: no such set in data{nearest(name, valid)}")
+                problems.append(f"logger.{field}.{name}: no such set in data.{nearest(name, valid)}")
             elif not isinstance(watched, Mapping) or "_target_" in watched:
                 problems.append(f"logger.{field}.{name}: {watched!r} is not a dict of names.")
 
 
+def _check_attributes(
+    base: type, cls: type, attributes: Mapping[str, Any], nodes: Mapping[str, Any], problems: list[str]
+) -> None:
+    """Collect what is wrong with the arguments that become attributes.
+
+    A class declares such an argument by an annotation, a class attribute or a parameter of its constructor. One that
+    is not declared may still be meant: it is refused only if it is like a known name, or if a trainer of this package,
+    which has no use for it, gets the name of a setting.
+    """
+    declared = _declared(base, cls)
+    known = [*_OWN, *declared, *(name for name in inspect.get_annotations(base) if not name.startswith("_"))]
+    for name, value in attributes.items():
+        if hasattr(base, name) or name in _OWN:
+            problems.append(f"{name}: BaseTrainer uses this name itself; choose another.")
+            continue
+        check_nodes(value, name, problems)
+        if name in declared:
+            problems += _wrong_attribute(value, name, declared[name], cls)
+        elif not hasattr(cls, name):
+            meant = _OTHER_NAMES.get(name) or full_key(name, nodes)
+            hint = f" Did you mean '{meant}'?" if meant else ""
+            near = nearest(name, known, cutoff=0.8)
+            if near or name in _OTHER_NAMES or (meant and not _is_users(base, cls)):
+                problems.append(f"{name}: unknown argument.{hint or near}")
+            elif meant:
+                log.warning("%s: becomes an attribute of %s and is no setting.%s", name, cls.__name__, hint)
+
+
+def _declared(base: type, cls: type) -> dict[str, Any]:
+    """Return the annotations of the arguments that a class and its ancestors below `BaseTrainer` declare, by name."""
+    declared: dict[str, Any] = {}
+    for ancestor in cls.__mro__:
+        if ancestor not in base.__mro__:
+            annotations = inspect.get_annotations(ancestor)
+            scope = vars(sys.modules.get(ancestor.__module__, builtins))
+            constructor = (
+                inspect.signature(vars(ancestor)["__init__"]).parameters if "__init__" in vars(ancestor) else ()
+            )
+            for name in (*annotations, *constructor):
+                if not name.startswith("_"):
+                    declared.setdefault(name, evaluated(annotations.get(name, Parameter.empty), scope))
+    return declared
+
+
+def _wrong_attribute(value: Any, name: str, kind: Any, cls: type) -> Iterator[str]:
+    """Yield a sentence if a value can't be meant for an attribute that is annotated."""
+    owner = next((ancestor for ancestor in cls.__mro__ if name in inspect.get_annotations(ancestor)), cls)
+    if kind is int and owner.__module__.split(".")[0] == __package__:
+        # The whole numbers that trainers of this package take are counts.
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            yield f"{name}: {value!r} is not a count, a whole number of at least 0."
+        return
+    parameter = Parameter(name, Parameter.KEYWORD_ONLY, default=getattr(cls, name, None), annotation=kind)
+    yield from wrong_kind(value, parameter, name, cls, cls.__name__)
+
+
 def arguments_by_name(base: type, cls: type, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return a constructor's arguments by name; those that it only passes on have BaseTrainer's names."""
+    """Return the arguments of a trainer's constructor by name.
+
+    Parameters
+    ----------
+    base
+        `BaseTrainer` itself. Arguments that the constructor of `cls` only passes on have the names of its parameters.
+    cls
+        The trainer's class.
+    args, kwargs
+        What its constructor was called with.
+    """
     signature = inspect.signature(cls.__init__)  # type: ignore[misc]
     arguments = dict(signature.bind(None, *args, **kwargs).arguments)
     del arguments[next(iter(signature.parameters))]  # self
-    passed_on = list(inspect.signature(base.__init__).parameters)[1:]
+    passed_on = list(inspect.signature(base.__init__).parameters)[1:]  # type: ignore[misc]
     for name, parameter in signature.parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:
             arguments.update(arguments.pop(name, {}))

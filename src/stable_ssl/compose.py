@@ -1,4 +1,4 @@
-"""From a recipe or file, and overrides, to one resolved configuration: Hydra's composition."""
+"""From a recipe or file and overrides to a configuration, by Hydra's composition."""
 
 from __future__ import annotations
 
@@ -12,28 +12,39 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .exceptions import ConfigError
-from .nodes import nearest
+from .exceptions import ConfigError, nearest
 
 RECIPES = Path(__file__).parent / "recipes"
 SEARCH_PATH = "hydra.searchpath=[pkg://stable_ssl.recipes]"
 
 
 def recipe_names() -> list[str]:
-    """Return the recipes' names; files that begin with an underscore are parts of them."""
+    """Return the names of the recipes. Files that begin with an underscore are parts of recipes."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml") if not path.name.startswith("_"))
 
 
 def find(source: str | None, folder: str | None = None) -> tuple[Path, str]:
-    """Return (folder, name) of a recipe or of a YAML file.
+    """Find a recipe or a YAML file.
+
+    Parameters
+    ----------
+    source
+        A recipe's name, or the path of a file.
+    folder
+        Where the file is, if it is no recipe.
+
+    Returns
+    -------
+    tuple
+        The folder, and the name of the file in it without `.yaml`.
 
     Raises
     ------
     ConfigError
-        There is no such thing; the nearest names are given.
+        There is no such recipe or file. The message suggests the nearest recipe.
     """
     if source is None:
-        raise ConfigError("which? Give a recipe's name or a YAML file; `stable-ssl recipes` lists the recipes.")
+        raise ConfigError("which recipe? Give a recipe's name or a YAML file; `stable-ssl recipes` lists the recipes.")
     path = Path(folder or ".", source)
     if folder is not None or path.suffix in (".yaml", ".yml"):
         path = path if path.suffix in (".yaml", ".yml") else path.with_name(path.name + ".yaml")
@@ -42,34 +53,48 @@ def find(source: str | None, folder: str | None = None) -> tuple[Path, str]:
         return path.parent.resolve(), path.stem
     if source not in recipe_names():
         known = recipe_names()
-        raise ConfigError(f"no recipe '{source}'{nearest(source, known)} There are: {', '.join(known)}.")
+        raise ConfigError(f"no recipe '{source}'.{nearest(source, known)} There are: {', '.join(known)}.")
     return RECIPES, source
 
 
 def compose(source: str, overrides: Iterable[str] = (), folder: str | None = None) -> dict[str, Any]:
-    """Return the resolved configuration, `{"trainer": {...}}`.
+    """Return the configuration of a run, `{"trainer": {...}}`, with interpolations resolved.
+
+    Parameters
+    ----------
+    source, folder
+        As for `find`.
+    overrides
+        As on the command line: key=value, +key=value or ~key; `trainer.` may be left out.
 
     Raises
     ------
     ConfigError
-        The recipe is unknown, or does not compose.
+        There is no such recipe or file, an override can't be used, or they do not compose.
     """
     with composer(*find(source, folder)) as (composed, complete):
         return resolved(composed([*complete(overrides)]))
 
 
 def compose_sweep(folder: Path, name: str, overrides: Iterable[str]) -> list[dict[str, Any]]:
-    """Return the resolved configuration of each combination of values.
+    """Return the configuration of each combination of the values in the overrides, as `compose` does for one.
+
+    Parameters
+    ----------
+    folder, name
+        What `find` returns.
+    overrides
+        As for `compose`, but key=1,2 lists two values.
 
     Raises
     ------
     ConfigError
-        One does not compose.
+        An override can't be used, or a combination does not compose.
     """
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    with composer(folder, name) as (composed, complete):
+    with composer(folder, name, is_sweep=True) as (composed, complete):
         parser = OverridesParser.create(GlobalHydra.instance().config_loader())
         choices = [
             [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
@@ -81,15 +106,28 @@ def compose_sweep(folder: Path, name: str, overrides: Iterable[str]) -> list[dic
 
 
 def resolved(config: Any) -> dict[str, Any]:
-    """Return what a trainer is made of as plain dicts and lists, interpolations resolved."""
+    """Return the trainer's part of a configuration as plain dicts and lists, with interpolations resolved."""
     from omegaconf import OmegaConf
 
-    return {"trainer": OmegaConf.to_container(config.trainer, resolve=True, throw_on_missing=True)}
+    return {"trainer": OmegaConf.to_container(_with_trainer(config).trainer, resolve=True, throw_on_missing=True)}
 
 
 @contextmanager
-def composer(folder: Path, name: str) -> Iterator[tuple[Any, Any]]:
-    """Open a config folder; give a function that composes under overrides, and one that completes these."""
+def composer(folder: Path, name: str, is_sweep: bool = False) -> Iterator[tuple[Any, Any]]:
+    """Prepare to compose the configurations of a folder.
+
+    Parameters
+    ----------
+    folder, name
+        The folder, and the name of the file in it without `.yaml`.
+    is_sweep
+        Overrides may list several values, as in key=1,2.
+
+    Yields
+    ------
+    composed, complete
+        A function that composes the configuration under overrides, and one that checks and completes overrides first.
+    """
     import hydra
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
@@ -107,26 +145,95 @@ def composer(folder: Path, name: str) -> Iterator[tuple[Any, Any]]:
             groups = set(GlobalHydra.instance().config_loader().list_groups(""))
             plain: Any = OmegaConf.to_container(_with_trainer(composed([])), resolve=False)
             _check_places(plain)
-            yield composed, lambda overrides: [complete_override(text, plain, groups) for text in overrides]
-    except YAMLError as error:
-        raise ConfigError(f"'{name}' is not YAML: {' '.join(str(error).split())}") from error
-    except (HydraException, OmegaConfBaseException) as error:
-        cause = f" {error.__cause__}" if error.__cause__ is not None and str(error.__cause__) not in str(error) else ""
-        raise ConfigError(f"'{name}' does not compose: {error}{cause}") from error
+
+            def complete(overrides: Iterable[str]) -> list[str]:
+                for text in overrides:
+                    _check_override(text, is_sweep)
+                return [complete_override(text, plain, groups) for text in overrides]
+
+            yield composed, complete
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+        raise ConfigError(f"'{name}' does not compose: {_explained(error)}") from error
+
+
+def _check_override(text: str, is_sweep: bool) -> None:
+    """Raise a ConfigError if an override can't be read, or has several values outside of a sweep."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    key, equals, value = text.partition("=")
+    if not key.strip("+~ "):
+        raise ConfigError(f"'{text}': this override names no key; write key=value.")
+    if not equals and not text.startswith("~"):
+        raise ConfigError(f"'{text}': this override has no value; write {key}=value.")
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        raise ConfigError(
+            f"'{text}': the value of this override can't be read. If it is a text with special characters, quote it "
+            f"twice: \"{key}='{value}'\"."
+        ) from error
+    if override.is_sweep_override() and not is_sweep:
+        raise ConfigError(f"'{text}': this override has several values, which need --multirun; a list needs brackets.")
+
+
+def _explained(error: BaseException) -> str:
+    """Say why a configuration does not compose: from the kind of the error and its fields, or else in its own words."""
+    from hydra.errors import MissingConfigException
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import MarkedYAMLError
+
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, missing = str(error.missing_cfg_file).rpartition("/")
+        options = error.options or (() if group else recipe_names())
+        return f"there is no '{error.missing_cfg_file}'.{nearest(missing, options)}"
+    if isinstance(error, MarkedYAMLError) and error.problem_mark:
+        mark = error.problem_mark
+        return f"it is not YAML at line {mark.line + 1}, column {mark.column + 1} of '{mark.name}': {error.problem}."
+    if isinstance(error, OmegaConfBaseException) and error.full_key:
+        return f"{error.full_key.removeprefix('trainer.')}: {_explained_value(error)}"
+    if isinstance(error.__cause__, OmegaConfBaseException) and error.__cause__.full_key:
+        return _explained(error.__cause__)
+    return " ".join(str(error).split())
+
+
+def _explained_value(error: Any) -> str:
+    """Say why OmegaConf can't tell the value of a key."""
+    from omegaconf import errors
+
+    text = str(error.child_node)
+    cause = error
+    while isinstance(cause, errors.OmegaConfBaseException) and (inner := cause.__cause__ or cause.__context__):
+        cause = inner
+    if isinstance(error, errors.MissingMandatoryValue):
+        return "'???' stands for a value that you must give."
+    if isinstance(error, errors.ConfigKeyError | errors.ConfigAttributeError):
+        return "there is no such key."
+    if isinstance(error, errors.InterpolationKeyError):
+        return f"'{text}' refers to a key that is not there."
+    if isinstance(error, errors.UnsupportedInterpolationType):
+        return f"'{text}' calls a resolver that is not there."
+    if isinstance(error, errors.GrammarParseError):
+        return "the value can't be read; a reference to another key is ${key}."
+    if isinstance(cause, errors.OmegaConfBaseException):
+        return f"'{text}' refers to itself, or to a value that is missing."
+    return f"'{text}' has no value: {cause.args[0] if cause.args else type(cause).__name__}"
 
 
 def complete_override(text: str, config: Any, groups: set[str]) -> str:
-    """Put `trainer.` before an override that leaves it out, and let one under it set keys that are not there yet.
+    """Put `trainer.` before an override that leaves it out, and let it set keys that are not there yet.
 
-    Below a key that stands for another one, as in `backbone: ${backbone}`, the other one's is set. Which keys there may
-    be is checked later, and strictly.
+    If a key on the way refers to another one, as in `backbone: ${backbone}`, the override is applied to the other one.
+    Unknown keys are refused later, when the trainer is made.
 
     Parameters
     ----------
+    text
+        The override.
     config
-        The composed configuration, as plain dicts and lists, interpolations as they are.
+        The composed configuration as plain dicts and lists, with interpolations unresolved.
     groups
-        Names of the groups that there are.
+        Names of Hydra's config groups, which an override may choose from.
     """
     match = re.fullmatch(r"(\+\+|\+|~)?([^=]+)(=.*)?", text, re.DOTALL)
     if match is None:
@@ -143,7 +250,7 @@ def complete_override(text: str, config: Any, groups: set[str]) -> str:
 
 
 def _followed(key: str, config: Any) -> str:
-    """Return the key that is meant where one on the way stands for another."""
+    """Return the key that is set in place of one on whose way a key refers to another."""
     node, parts = config, key.split(".")
     for depth, part in enumerate(parts[:-1], start=1):
         node = node.get(part) if isinstance(node, dict) else None
@@ -159,15 +266,19 @@ def _followed(key: str, config: Any) -> str:
 
 
 def _with_trainer(config: Any) -> Any:
+    from omegaconf import DictConfig
+
     if "trainer" not in config:
         raise ConfigError(
             f"The configuration has no key 'trainer', under which all else stands; it has {list(config)}."
         )
+    if not isinstance(config.trainer, DictConfig):
+        raise ConfigError(f"trainer: {config.trainer!r} is not a dict of settings.")
     return config
 
 
 def _check_places(config: dict[Any, Any]) -> None:
-    """Refuse what belongs below `trainer` and stands beside it, where nothing stands for it either."""
+    """Refuse sections that stand beside `trainer` instead of below it, unless an interpolation refers to them."""
     misplaced = [
         f"{name}: stands beside 'trainer', where nothing looks at it; put it below, as trainer.{name}."
         for name in ("data", "module", "hardware", "optim", "logger", "loss")
@@ -179,7 +290,7 @@ def _check_places(config: dict[Any, Any]) -> None:
 
 @contextmanager
 def importable(*folders: Path) -> Iterator[None]:
-    """Let `_target_` name modules of these folders."""
+    """Make the modules in these folders importable, so that a `_target_` may name them."""
     added = [str(folder) for folder in folders if str(folder) not in sys.path]
     sys.path[:0] = added
     try:
@@ -203,17 +314,17 @@ _OPERATORS: dict[type, Any] = {
 
 
 def arithmetic(text: str) -> int | float:
-    """Compute an expression of numbers, + - * / // % and parentheses: the resolver `${eval:…}`.
+    """Compute an expression of numbers, + - * / // % and parentheses. This is the resolver `${eval:…}`.
 
     Raises
     ------
     ValueError
-        It holds anything else.
+        The expression contains anything else.
     """
 
-    def value(node: ast.expr) -> int | float:
+    def value(node: ast.expr) -> Any:
         if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-            return node.value  # type: ignore[return-value]
+            return node.value
         if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
             return _OPERATORS[type(node.op)](value(node.left), value(node.right))
         if isinstance(node, ast.UnaryOp) and type(node.op) in _OPERATORS:
@@ -221,6 +332,7 @@ def arithmetic(text: str) -> int | float:
         raise ValueError(f"eval: '{text}' is not arithmetic on numbers.")
 
     try:
-        return value(ast.parse(str(text), mode="eval").body)
+        result: int | float = value(ast.parse(str(text), mode="eval").body)
+        return result
     except SyntaxError:
         raise ValueError(f"eval: '{text}' is not arithmetic on numbers.") from None

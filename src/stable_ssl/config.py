@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import logging
 import math
+import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 
-from .exceptions import ConfigError
-from .nodes import build, check_nodes, describe, nearest, plain
+from .exceptions import ConfigError, nearest
+from .nodes import argument_names, build, check_nodes, describe, plain
 
 if TYPE_CHECKING:
     import torch
@@ -34,56 +31,97 @@ __all__ = [
     "build_scheduler",
     "check_nodes",
     "describe",
+    "full_key",
     "nearest",
     "parse_config",
 ]
 
 WANDB_KEYS = ("dir", "entity", "project", "name", "id", "tags", "group")
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+# Other names for valid values, as other libraries have them.
+_OTHER_NAMES = {
+    "gpu": "cuda", "metal": "mps", "16": "fp16", "16-mixed": "fp16", "float16": "fp16", "half": "fp16",
+    "bf16-mixed": "bf16", "bfloat16": "bf16", "32": "fp32", "float32": "fp32", "none": "null",
+}  # fmt: skip
+# Arguments that most optimizers take: known even if no optimizer is configured.
+_OF_OPTIMIZERS = ("lr", "weight_decay", "momentum", "betas", "eps", "nesterov")
+
+
+def _refuse() -> ValueError:
+    """Return the error of a validator. It has no text: the sentence about it is made from the field's description."""
+    return ValueError()
 
 
 def _not_bool(value: Any) -> Any:
-    """Python takes True for 1; a configuration that says so is mistaken."""
+    """Refuse true and false, which Python takes for 1 and 0."""
     if isinstance(value, bool):
-        raise ValueError("expected a number, not a yes or no")
+        raise _refuse()
     return value
 
 
-def _max_steps(value: Any) -> Any:
+def _max_steps(value: int | float) -> int | float:
     if isinstance(value, float) and 0 < value < 1:
         return value
     if not math.isfinite(value) or float(value) != int(value) or (value < 1 and value != -1):
-        raise ValueError("expected -1, a count of at least 1, or a fraction in (0, 1)")
+        raise _refuse()
     return int(value)
 
 
 def _level(value: Any) -> int:
-    if isinstance(value, str) and not value.isdigit():
-        names = logging.getLevelNamesMapping()
-        if value.upper() not in names:
-            raise ValueError(f"expected a number or one of {', '.join(names)}")
+    names = logging.getLevelNamesMapping()
+    if isinstance(value, str) and value.upper() in names:
         return names[value.upper()]
-    if not isinstance(value, int | str) or isinstance(value, bool):
-        raise ValueError("expected a number or a name such as INFO")
+    if isinstance(value, bool) or not str(value).isdigit():
+        raise _refuse()
     return int(value)
 
 
 def _wandb(value: Any) -> Any:
     if isinstance(value, Mapping):
-        unknown = [key for key in value if key not in WANDB_KEYS]
-        if unknown:
-            raise ValueError(f"unknown key '{unknown[0]}'{nearest(unknown[0], WANDB_KEYS)}")
-    elif value is not None and not isinstance(value, bool):
-        raise ValueError("expected true, false, none or a dict")
-    return value or None if not isinstance(value, Mapping) else dict(value)
+        for key in value:
+            if key not in WANDB_KEYS:
+                raise PydanticCustomError("unknown_key", "unknown key", {"key": key, "valid": WANDB_KEYS})
+        return dict(value)
+    if value is not None and not isinstance(value, bool):
+        raise _refuse()
+    return value or None
 
 
-Count = Annotated[int, BeforeValidator(_not_bool), Field(ge=1)]
-CountOrZero = Annotated[int, BeforeValidator(_not_bool), Field(ge=0)]
-Positive = Annotated[float, BeforeValidator(_not_bool), Field(gt=0, allow_inf_nan=False)]
+# A field's `description` completes the sentence "VALUE is not …"; its `examples` are suggested if they are alike.
+Count = Annotated[int, BeforeValidator(_not_bool), Field(ge=1, description="a whole number of at least 1")]
+CountOrZero = Annotated[int, BeforeValidator(_not_bool), Field(ge=0, description="a whole number of at least 0")]
+Positive = Annotated[
+    float, BeforeValidator(_not_bool), Field(gt=0, allow_inf_nan=False, description="a finite number above 0")
+]
+Device = Annotated[
+    str,
+    Field(
+        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+        description="'auto', 'cpu', 'mps', 'cuda' or 'cuda:N' for the GPU with number N",
+        examples=["auto", "cpu", "mps", "cuda"],
+    ),
+]
+MaxSteps = Annotated[
+    int | float,
+    BeforeValidator(_not_bool),
+    AfterValidator(_max_steps),
+    Field(description="-1, a whole number of at least 1, or a fraction between 0 and 1"),
+]
+Level = Annotated[
+    int,
+    BeforeValidator(_level),
+    Field(description=f"a whole number or one of {', '.join(_LEVELS)}", examples=[*_LEVELS]),
+]
+Wandb = Annotated[
+    Any,
+    AfterValidator(_wandb),
+    Field(description=f"true, false, null or a dict with any of the keys {', '.join(WANDB_KEYS)}"),
+]
+BySet = Annotated[dict[str, Any], Field(description="a dict with the names of data sets as keys")]
 
 
 class _Config(BaseModel):
-    """Fields that can be read as attributes and as items."""
+    """A group of settings, which can be read as attributes and as items."""
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
@@ -91,7 +129,7 @@ class _Config(BaseModel):
         try:
             return self.__dict__[name]
         except KeyError:
-            raise KeyError(f"{type(self).__name__} has no field '{name}'{nearest(name, self.__dict__)}") from None
+            raise KeyError(f"{type(self).__name__} has no field '{name}'.{nearest(name, self.__dict__)}") from None
 
     def __setitem__(self, name: str, value: Any) -> None:
         self.__dict__[name] = value
@@ -100,7 +138,7 @@ class _Config(BaseModel):
         return name in self.__dict__
 
     def get(self, name: str, default: Any = None) -> Any:
-        """Return a field, or `default` where there is none."""
+        """Return a field, or `default` if there is no such field."""
         return self.__dict__.get(name, default)
 
 
@@ -110,30 +148,30 @@ class HardwareConfig(_Config):
     Parameters
     ----------
     seed
-        What everything random is derived from; None draws one and records it.
+        Seed of everything random. None: draw one and record it.
     device
-        "auto" (cuda, else mps, else cpu), "cpu", "mps", "cuda" or "cuda:N".
+        "auto" (the first of cuda, mps and cpu that is available), "cpu", "mps", "cuda" or "cuda:N".
     precision
         "fp32", "bf16" or "fp16".
     float16
-        Old name for precision "fp16"; a given `precision` wins.
+        Old name for precision "fp16". If `precision` is given too, `precision` wins.
     world_size
-        Processes of the run, one a device; what torchrun or Slurm started, where it is not given. Where nothing
-        started any, the others are started on this machine.
+        Number of processes, one per device. By default the number that torchrun or Slurm started, else 1. If neither
+        started any, the run starts the others on this machine.
     strategy
-        How they share a model: "ddp", each has all of it, and gradients are averaged.
+        How the processes share a model. "ddp": each has a whole copy, and gradients are averaged.
     compile
         Compile the modules: true, or a mode of `torch.compile`.
     channels_last
-        Memory layout of images and convolutions.
+        Store images and the weights of convolutions with channels last in memory.
     deterministic
-        Use only kernels that give the same bits each time; needed on a GPU for exact resume.
+        Use only kernels that give the same bits each time. Exact resume on a GPU needs it.
     time_limit
-        Minutes after which the run saves and ends with status 75.
+        Minutes after which the run saves its state and ends with status 75. None: no limit.
     """
 
     seed: CountOrZero | None = 0
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    device: Device = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     float16: bool = False
     world_size: Count = 1
@@ -156,31 +194,33 @@ class OptimConfig(_Config):
     Parameters
     ----------
     optimizer
-        Called with the parameters: a node, a partial, any callable, or an optimizer that has them already.
+        A node, a partial or any other callable that gets the parameters, or an optimizer that has them already.
     lr_batch_size
-        The batch that the optimizer's learning rates are meant for: they are multiplied by the batch there is, over
-        all processes and accumulated mini-batches, divided by this. None: they are taken as they are.
+        Batch size that the optimizer's learning rates are meant for. They are multiplied by the real batch size (over
+        all processes and accumulated mini-batches) divided by this one. None: they are used as they are.
     scheduler
-        Called with the optimizer; steps once an optimizer step. Gets `total_steps` where it asks for that.
+        A node or callable that gets the optimizer. It steps once per optimizer step. If it has a parameter
+        `total_steps` that was not given, it gets the run's. None: constant learning rates.
     epochs
-        How many in all.
+        Number of epochs.
     max_steps
-        Mini-batches an epoch: -1 all of them, a count at most that many, a float in (0, 1) that fraction.
+        Mini-batches per epoch: -1 for all of them, a whole number for at most that many, a number between 0 and 1 for
+        that fraction of them.
     accumulation_steps
-        Mini-batches to an optimizer step.
+        Mini-batches per optimizer step.
     grad_max_norm
-        Largest L2 norm of all gradients together; None: no clipping.
+        Largest L2 norm of all gradients together. None: no clipping.
     exclude_bias_norm
-        No weight decay, and no LARS scaling, on biases and normalisation.
+        Apply neither weight decay nor LARS scaling to biases and normalisation layers.
     nonfinite
-        What a loss that is not finite does: "raise" ends the run, "skip" leaves out the step.
+        Reaction to a loss that is not finite: "raise" ends the run, "skip" skips the step.
     """
 
     optimizer: Any = None
     lr_batch_size: Count | None = None
     scheduler: Any = None
     epochs: Count = 1000
-    max_steps: Annotated[int | float, BeforeValidator(_not_bool), AfterValidator(_max_steps)] = -1
+    max_steps: MaxSteps = -1
     accumulation_steps: Count = 1
     grad_max_norm: Positive | None = None
     exclude_bias_norm: bool = False
@@ -188,41 +228,41 @@ class OptimConfig(_Config):
 
 
 class LoggerConfig(_Config):
-    """What is watched and kept.
+    """What a run watches, logs and saves, and how often.
 
     Parameters
     ----------
     level
         Least severe messages that are shown, as in `logging`.
     metric
-        `{evaluation set: {name: torchmetrics metric}}`; each gets (predictions, labels).
+        `{evaluation set: {name: torchmetrics metric}}`. Each metric gets (predictions, labels).
     monitor
         `{data set: {name: Monitor}}`.
     eval_every_epoch
-        Evaluate after every so many epochs, and at the end; 0 or None: only at the end.
+        Epochs from one evaluation to the next; there is one at the end too. 0 or None: only at the end.
     log_every_step
-        Write training values every so many optimizer steps.
+        Optimizer steps from one record of training values to the next.
     checkpoint_every_minutes, checkpoint_every_step
-        When resumable checkpoints are written.
+        Minutes, and optimizer steps, from one resumable checkpoint to the next.
     checkpoint_keep
-        How many of them are kept.
+        Number of resumable checkpoints that are kept.
     checkpoint_frequency
-        Keep the weights every so many epochs, for reading.
+        Epochs from one file of weights, kept for reading, to the next. None: no such files.
     checkpoint_model_only
-        False keeps that epoch's full state too.
+        False: keep the full state of those epochs too.
     save_final_model
-        Keep the final weights; a string names the file.
+        Keep the final weights. A text names their file.
     dump_path
-        The run's folder; None chooses one.
+        The run's folder. None: choose one.
     wandb
-        True, or a dict with keys dir, entity, project, name, id, tags, group.
+        True, or a dict with any of the keys dir, entity, project, name, id, tags, group.
     tensorboard
         Write TensorBoard events too.
     """
 
-    level: Annotated[int, BeforeValidator(_level)] = 20
-    metric: dict[str, Any] = {}
-    monitor: dict[str, Any] = {}
+    level: Level = 20
+    metric: BySet = {}
+    monitor: BySet = {}
     eval_every_epoch: CountOrZero | None = 1
     log_every_step: Count = 1
     checkpoint_every_minutes: Positive = 10
@@ -232,8 +272,11 @@ class LoggerConfig(_Config):
     checkpoint_model_only: bool = True
     save_final_model: bool | str = False
     dump_path: str | None = None
-    wandb: Annotated[Any, AfterValidator(_wandb)] = None
+    wandb: Wandb = None
     tensorboard: bool = False
+
+
+SECTIONS: dict[str, type[_Config]] = {"hardware": HardwareConfig, "optim": OptimConfig, "logger": LoggerConfig}
 
 
 def parse_config(cls: type[_Config], values: Any, path: str, problems: list[str]) -> Any:
@@ -241,48 +284,100 @@ def parse_config(cls: type[_Config], values: Any, path: str, problems: list[str]
 
     Parameters
     ----------
+    cls
+        The configuration's class.
     values
         A dict, or an object of `cls`.
     path
-        Its key, for the problems' sentences, which are added to `problems`.
+        The configuration's key, for the sentences about problems.
+    problems
+        Gets one sentence per mistake.
 
     Returns
     -------
     _Config or None
-        None where there is a problem.
+        None if there is a mistake.
     """
     values = plain(values)
     if isinstance(values, cls):
         return values.model_copy()
     if not isinstance(values, Mapping):
-        problems.append(f"{path}: {values!r} is not a dict.")
+        problems.append(f"{path}: {values!r} is not a dict of settings.")
         return None
-    values = {key: str(v) if key == "dump_path" and v is not None else v for key, v in values.items()}
+    values = {str(key): str(v) if key == "dump_path" and v is not None else v for key, v in values.items()}
     try:
         return cls.model_validate(values)
     except ValidationError as error:
-        seen = set()
-        for item in error.errors():
-            key = str(item["loc"][0]) if item["loc"] else ""
-            if key in seen:  # one sentence a key, though pydantic says one for each type that did not fit
-                continue
-            seen.add(key)
-            problems.append(_sentence(cls, path, key, values, item))
+        # Pydantic reports each type of a union that did not fit; one sentence per key is enough.
+        by_key = {item["loc"][0]: item for item in reversed(error.errors())}
+        problems += [_sentence(cls, path, values, by_key[key]) for key in values if key in by_key]
         return None
 
 
-def _sentence(cls: type[_Config], path: str, key: str, values: Mapping, item: Mapping) -> str:
+def _sentence(cls: type[_Config], path: str, values: Mapping[str, Any], item: Mapping[str, Any]) -> str:
+    """Say what is wrong with the value of a key: made from the kind of pydantic's error, never from its text."""
+    key = str(item["loc"][0])
+    value = values[key]
     if item["type"] == "extra_forbidden":
-        return f"{path}.{key}: unknown key (value {values[key]!r}){nearest(key, cls.model_fields)}"
-    reason = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    if not key:
-        return f"{path}: {reason}."
-    hint = ""
-    if item["type"] == "literal_error":
-        options = item["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
-        hint = nearest(str(values[key]), options).removeprefix(".")
-    expected = reason if reason.startswith(("expected", "unknown")) else f"expected {reason}"
-    return f"{path}.{key}: {values[key]!r} will not do: {expected}.{hint}"
+        nodes = {f"optim.{name}": values.get(name) for name in ("optimizer", "scheduler")}
+        meant = full_key(key, nodes)
+        hint = f" Did you mean '{meant}'?" if meant else nearest(key, cls.model_fields)
+        return f"{path}.{key}: unknown key (value {value!r}).{hint}"
+    if item["type"] == "unknown_key":
+        inner = item["ctx"]["key"]
+        return f"{path}.{key}.{inner}: unknown key (value {value[inner]!r}).{nearest(inner, item['ctx']['valid'])}"
+    field = cls.model_fields[key]
+    words = field.description or _listed(_in_words(field.annotation))
+    return f"{path}.{key}: {value!r} is not {words}.{_nearest_value(value, field)}"
+
+
+def full_key(name: str, nodes: Mapping[str, Any]) -> str:
+    """Return the full key of a setting that is known by its last part, as "optim.epochs" for "epochs".
+
+    Parameters
+    ----------
+    name
+        The last part.
+    nodes
+        Nodes by their keys, which count as settings too, as do the arguments of the nodes.
+
+    Returns
+    -------
+    str
+        Empty if no section and no node has such a setting.
+    """
+    sections = (f"{section}.{name}" for section, cls in SECTIONS.items() if name in cls.model_fields)
+    parts = (path for path in nodes if path.endswith(f".{name}"))
+    arguments = (f"{path}.{name}" for path, node in nodes.items() if name in argument_names(node))
+    if not argument_names(nodes.get("optim.optimizer")) and name in _OF_OPTIMIZERS:
+        return f"optim.optimizer.{name}"
+    return next(itertools.chain(sections, parts, arguments), "")
+
+
+def _in_words(kind: Any) -> list[str]:
+    """Return what an annotation allows, one phrase per alternative."""
+    if get_origin(kind) in (Union, UnionType):
+        return [words for member in get_args(kind) for words in _in_words(member)]
+    if get_origin(kind) is Annotated:
+        return [part.description for part in get_args(kind) if isinstance(part, FieldInfo) and part.description]
+    if get_origin(kind) is Literal:
+        return [repr(option) for option in get_args(kind)]
+    return {bool: ["true", "false"], str: ["a text"], NoneType: ["null"]}.get(kind, [])
+
+
+def _listed(words: list[str]) -> str:
+    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def _nearest_value(value: Any, field: FieldInfo) -> str:
+    """Suggest the valid value of a field that is most like a mistaken one, or is another name for it."""
+    words = [word.strip("'") for word in _in_words(field.annotation)]
+    options = [*(field.examples or ()), *(word for word in words if " " not in word)]
+    number = re.fullmatch(r"(?:gpu|cuda)?\W?(\d+)", str(value).lower())
+    if "cuda" in options and number:
+        return f" Did you mean 'cuda:{number[1]}'?"
+    other = _OTHER_NAMES.get(str(value).lower())
+    return f" Did you mean '{other}'?" if other in options else nearest(value, options, cutoff=0.7)
 
 
 def build_optimizer(node: Any, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

@@ -1,4 +1,8 @@
-"""What a run can end with, apart from success."""
+"""The exceptions that end a run or a part of it, and what the checks that raise them share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
 
 
 class BreakAllEpochs(Exception):
@@ -6,36 +10,36 @@ class BreakAllEpochs(Exception):
 
 
 class BreakEpoch(Exception):
-    """Raise it in a hook to end the epoch at hand and go on with the next one."""
+    """Raise it in a hook to end the current epoch and go on with the next one."""
 
 
 class BreakStep(Exception):
-    """Raise it in a hook to leave out the rest of this mini-batch."""
+    """Raise it in a hook to skip the rest of the current mini-batch."""
 
 
 class NanError(Exception):
-    """The loss, or a weight, is not finite."""
+    """The loss or a weight is not finite."""
 
 
 class DataError(Exception):
-    """A sample or batch that can't be read or used; says which one."""
+    """A sample or batch can't be read or used. The message says which one."""
 
 
 class CheckpointError(Exception):
-    """A checkpoint, weights file or run folder that can't be used; says which and why."""
+    """A checkpoint, weights file or run folder can't be used. The message says which one and why."""
 
 
 class PeerError(Exception):
-    """Another process of the run failed, is gone, or did not come."""
+    """Another process of the run failed, ended early or never started."""
 
 
 class ConfigError(Exception):
-    """A request that can't be carried out as it is written.
+    """A request can't be carried out as it is written.
 
     Parameters
     ----------
     problems
-        One human sentence for each thing that is wrong, or a single sentence.
+        One human sentence per mistake, or a single sentence.
     """
 
     def __init__(self, problems: str | list[str]):
@@ -44,7 +48,7 @@ class ConfigError(Exception):
 
 
 class Preempted(SystemExit):
-    """The run was asked to stop, has saved its state and will go on from there when started again.
+    """The run was asked to stop, has saved its state, and will continue when it is started again.
 
     A `SystemExit`, so that the line after `trainer()` does not take a half-trained model for a finished one.
 
@@ -53,3 +57,24 @@ class Preempted(SystemExit):
     code : int
         Exit status: 128 + the signal's number, or 75 for the time limit.
     """
+
+
+def nearest(name: object, valid: Iterable[object], cutoff: float = 0.6) -> str:
+    """Return the sentence " Did you mean 'x'?" for the valid name most like a mistaken one, or "" if none is like it.
+
+    Parameters
+    ----------
+    name
+        The mistaken name. Upper and lower case count as the same if no valid name is like it otherwise.
+    valid
+        The names that there are.
+    cutoff
+        How much alike two names must be, from 0 to 1 (equal).
+    """
+    import difflib
+
+    options = [str(option) for option in valid]
+    for text, names in ((str(name), options), (str(name).lower(), [option.lower() for option in options])):
+        if found := difflib.get_close_matches(text, names, n=1, cutoff=cutoff):
+            return f" Did you mean '{options[names.index(found[0])]}'?"
+    return ""

@@ -9,6 +9,8 @@ from .base import BaseTrainer
 from .exceptions import ConfigError
 from .nodes import check_nodes, is_node, live_paths, locate, plain
 
+_SECTIONS = ("data", "module", "hardware", "optim", "logger")
+
 
 def instanciate_config(config: Any) -> Any:
     """Make the trainer that a configuration describes.
@@ -16,13 +18,13 @@ def instanciate_config(config: Any) -> Any:
     Parameters
     ----------
     config
-        A dict or DictConfig with the key `trainer`, or the trainer's node itself. What is inside it is built by
-        the trainer's `setup`.
+        A dict or DictConfig with the key `trainer`, or the trainer's node itself. The trainer's `setup` builds the
+        nodes inside it.
 
     Raises
     ------
     ConfigError
-        Lists everything that is wrong.
+        Lists everything that is wrong with the configuration.
     """
     config = plain(config)
     if not isinstance(config, Mapping):
@@ -34,17 +36,20 @@ def instanciate_config(config: Any) -> Any:
     if live:
         raise ConfigError(
             [
-                "This configuration is of a run that Python code started with live objects; run that code again.",
+                "A Python script started this run with live objects, which no file describes; run that script again.",
                 *(f"{path}: a live object." for path in live),
             ]
         )
     target = locate(node["_target_"], "trainer")
-    arguments = {key: value for key, value in node.items() if not key.startswith("_")}
-    problems: list[str] = []
-    required = ["data", "module", "hardware", "optim", "logger"]
+    # An empty section means its defaults.
+    arguments = {
+        key: {} if value is None and key in _SECTIONS else value
+        for key, value in node.items()
+        if not key.startswith("_")
+    }
     if isinstance(target, type) and issubclass(target, BaseTrainer) and target.__init__ is BaseTrainer.__init__:
-        # An empty section means its defaults.
-        return target(**{**arguments, **{name: arguments.get(name) or {} for name in required}})
+        return target(**{**{name: {} for name in _SECTIONS}, **arguments})
+    problems: list[str] = []
     check_nodes({"_target_": target, **{key: None for key in arguments}}, "trainer", problems)
     if problems:
         raise ConfigError(problems)

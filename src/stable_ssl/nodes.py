@@ -1,21 +1,21 @@
 """`_target_` nodes: checked before anything runs, then built.
 
-A node is a dict with `_target_`, the import path of a callable, and its arguments; `_args_` holds positional ones and
-`_partial_: true` makes a `functools.partial`. It is what Hydra instantiates, and works without Hydra.
+A node is a dict with `_target_`, the import path of a callable, and the callable's arguments. `_args_` holds positional
+arguments, and `_partial_: true` makes a `functools.partial`. Hydra's `instantiate` understands the same dicts.
 """
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from .exceptions import ConfigError
+from .exceptions import ConfigError, nearest
+from .signatures import check_call, keywords_of, parameters_of
 
 _KEYWORDS = {"_target_", "_args_", "_partial_", "_convert_", "_recursive_"}
 _EXTRAS = {
@@ -28,14 +28,8 @@ _EXTRAS = {
 }
 
 
-def nearest(name: str, valid: Iterable[str], cutoff: float = 0.6) -> str:
-    """Return ". Did you mean …?" for the valid name most like `name`, or a full stop where none is."""
-    found = difflib.get_close_matches(name, [str(option) for option in valid], n=1, cutoff=cutoff)
-    return f". Did you mean '{found[0]}'?" if found else "."
-
-
 def plain(value: Any) -> Any:
-    """Return OmegaConf containers as dicts and lists, interpolations resolved; anything else as it is."""
+    """Return OmegaConf containers as dicts and lists with interpolations resolved, and anything else unchanged."""
     if "omegaconf" in sys.modules:
         from omegaconf import OmegaConf
 
@@ -45,81 +39,122 @@ def plain(value: Any) -> Any:
 
 
 def is_node(value: Any) -> bool:
-    """Say whether `value` is a dict with a `_target_`."""
+    """Say whether a value is a dict with a `_target_`."""
     return isinstance(value, Mapping) and "_target_" in value
 
 
+def arguments_of(node: Mapping) -> tuple[list[Any], dict[str, Any]]:
+    """Return a node's positional arguments, and its arguments by name."""
+    return list(node.get("_args_", ())), {key: value for key, value in node.items() if key not in _KEYWORDS}
+
+
+def argument_names(node: Any) -> list[str]:
+    """Return the names of the arguments that the target of a node or of a `functools.partial` takes.
+
+    The list is empty for anything else, and for a target that can't be imported.
+    """
+    try:
+        target = locate(node["_target_"], "") if is_node(node) else getattr(node, "func", None)
+    except ConfigError:
+        return []
+    return keywords_of(parameters_of(target) or {}) if callable(target) else []
+
+
 def check_nodes(value: Any, path: str, problems: list[str], partial: bool = False) -> None:
-    """Collect what would keep the nodes in `value` from being built, one sentence a problem.
+    """Collect what would keep the nodes in a value from being built.
 
     Parameters
     ----------
+    value
+        A node, a dict or list that may contain nodes, or anything else.
     path
-        Key path of `value`, for the sentences.
+        The value's key, for the sentences.
+    problems
+        Gets one sentence per mistake.
     partial
-        The node's first arguments come later (optimizers, schedules).
+        The node's first arguments come later, as for optimizers and schedules.
     """
     value = plain(value)
-    if isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            check_nodes(item, f"{path}[{index}]", problems)
-    elif is_node(value):
-        for key, item in value.items():
-            if key not in _KEYWORDS:
-                check_nodes(item, f"{path}.{key}", problems)
-        for index, item in enumerate(value.get("_args_", ())):
-            check_nodes(item, f"{path}._args_[{index}]", problems)
-        try:
-            target = locate(value["_target_"], path)
-        except ConfigError as error:
-            problems.extend(error.problems)
-        else:
-            _check_arguments(target, value, path, problems, partial or bool(value.get("_partial_")))
+    if is_node(value):
+        _check_node(value, path, problems, partial or bool(value.get("_partial_")))
     elif isinstance(value, Mapping):
         for key, item in value.items():
             check_nodes(item, f"{path}.{key}", problems)
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            check_nodes(item, f"{path}[{index}]", problems)
 
 
-def locate(target: Any, path: str) -> Callable:
-    """Import what a `_target_` names.
+def _check_node(node: Mapping, path: str, problems: list[str], partial: bool) -> None:
+    args, kwargs = arguments_of(node)
+    for key, item in kwargs.items():
+        check_nodes(item, f"{path}.{key}", problems)
+    for index, item in enumerate(args):
+        check_nodes(item, f"{path}._args_[{index}]", problems)
+    try:
+        target = locate(node["_target_"], path)
+    except ConfigError as error:
+        problems.extend(error.problems)
+        return
+    parameters = parameters_of(target)
+    if parameters is not None:
+        check_call(target, parameters, args, kwargs, path, problems, partial)
+
+
+def locate(target: Any, path: str) -> Callable[..., Any]:
+    """Import the callable that a `_target_` names.
+
+    Parameters
+    ----------
+    target
+        An import path, as "torch.optim.SGD", or a callable, which is returned as it is.
+    path
+        The node's key, for error messages.
 
     Raises
     ------
     ConfigError
-        There is no such thing, or it can't be called.
+        Nothing has this name, it can't be imported, or it can't be called.
     """
     where = f"{path}._target_"
     if callable(target):
-        return target
+        return target  # type: ignore[no-any-return]
     if not isinstance(target, str) or not all(part.isidentifier() for part in target.split(".")):
         raise ConfigError(f"{where}: {target!r} is not an import path.")
+    found, names = _import_longest(target, where)
+    parent = target.split(".")[: -len(names) or None]
+    for name in names:
+        found = _attribute(found, name, ".".join(parent), target, where)
+        parent.append(name)
+    if not callable(found):
+        raise ConfigError(f"{where}: {target!r} is a {type(found).__name__} and can't be called.")
+    return found  # type: ignore[no-any-return]
+
+
+def _import_longest(target: str, where: str) -> tuple[Any, list[str]]:
+    """Import the longest part of an import path that is a module. Return the module and the names that are left."""
     parts = target.split(".")
-    found: Any = None
     for depth in range(len(parts), 0, -1):
         module = ".".join(parts[:depth])
         try:
-            found = import_module(module)
-            break
+            return import_module(module), parts[depth:]
         except ModuleNotFoundError as error:
             missing = error.name or module
             if missing != module and not module.startswith(f"{missing}."):
                 raise ConfigError(f"{where}: '{target}' can't be imported: {_missing_package(missing)}") from error
         except Exception as error:
             raise ConfigError(f"{where}: importing '{module}' failed: {type(error).__name__}: {error}") from error
-    else:
-        raise ConfigError(f"{where}: '{target}' can't be found: {_missing_package(parts[0])}")
-    for index, name in enumerate(parts[depth:], depth):
-        parent = ".".join(parts[:index])
-        try:
-            found = getattr(found, name)
-        except ImportError as error:
-            raise ConfigError(f"{where}: '{target}' can't be imported: {error}") from error
-        except AttributeError:
-            hint = nearest(name, dir(found))
-            raise ConfigError(f"{where}: '{target}' can't be found: {parent} has no '{name}'{hint}") from None
-    if not callable(found):
-        raise ConfigError(f"{where}: '{target}' is a {type(found).__name__} and can't be called.")
-    return found
+    raise ConfigError(f"{where}: '{target}' can't be found: {_missing_package(parts[0])}")
+
+
+def _attribute(parent: Any, name: str, parent_name: str, target: str, where: str) -> Any:
+    try:
+        return getattr(parent, name)
+    except ImportError as error:
+        raise ConfigError(f"{where}: '{target}' can't be imported: {error}") from error
+    except AttributeError:
+        hint = nearest(name, dir(parent))
+        raise ConfigError(f"{where}: '{target}' can't be found: {parent_name} has no '{name}'.{hint}") from None
 
 
 def _missing_package(name: str) -> str:
@@ -129,41 +164,28 @@ def _missing_package(name: str) -> str:
     return f"no module named '{name}'."
 
 
-def _check_arguments(target: Callable, node: Mapping, path: str, problems: list[str], partial: bool) -> None:
-    try:
-        signature = inspect.signature(target)
-    except (ValueError, TypeError):  # some builtins have none
-        return
-    name = getattr(target, "__name__", str(target))
-    parameters = signature.parameters
-    keywords = {key for key in node if key not in _KEYWORDS}
-    named = [key for key, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    unknown = set() if takes_any else keywords - set(named)
-    for key in sorted(unknown):
-        problems.append(f"{path}.{key}: {name} has no such argument (value {node[key]!r}){nearest(key, named)}")
-    if partial:
-        return
-    try:
-        signature.bind(*node.get("_args_", ()), **{key: None for key in keywords - unknown})
-    except TypeError as error:
-        problems.append(f"{path}: {name} can't be called like this: {error}.")
-
-
 def build(value: Any, path: str) -> Any:
-    """Build every node in `value`; dicts and lists of them keep their shape, live objects are left as they are.
+    """Build every node in a value. Dicts and lists keep their shape, and live objects are left unchanged.
+
+    Parameters
+    ----------
+    value
+        A node, a dict or list that may contain nodes, or anything else.
+    path
+        The value's key, for error messages.
 
     Raises
     ------
     ConfigError
-        A target can't be found, or raised an error: names the key path, the target and the error.
+        A target can't be found or raised an error. The message names the key, the target and the error.
     """
     value = plain(value)
     if is_node(value):
         target = locate(value["_target_"], path)
         inner = build if value.get("_recursive_", True) else lambda item, path: item
-        args = [inner(item, f"{path}._args_[{index}]") for index, item in enumerate(value.get("_args_", ()))]
-        kwargs = {key: inner(item, f"{path}.{key}") for key, item in value.items() if key not in _KEYWORDS}
+        args, kwargs = arguments_of(value)
+        args = [inner(item, f"{path}._args_[{index}]") for index, item in enumerate(args)]
+        kwargs = {key: inner(item, f"{path}.{key}") for key, item in kwargs.items()}
         if value.get("_partial_"):
             return functools.partial(target, *args, **kwargs)
         try:
@@ -180,8 +202,11 @@ def build(value: Any, path: str) -> Any:
 
 
 def describe(value: Any) -> Any:
-    """Return `value` as plain containers, numbers and strings: a `functools.partial` as the node that would build it,
-    and any other live object as its class name in angle brackets."""
+    """Return a value as plain containers, numbers and strings.
+
+    A `functools.partial` becomes the node that would build it. Any other live object becomes its class name in angle
+    brackets.
+    """
     value = plain(value)
     if isinstance(value, functools.partial):
         args = {"_args_": describe(value.args)} if value.args else {}
@@ -200,7 +225,7 @@ def describe(value: Any) -> Any:
 
 
 def _import_path(target: Any) -> str:
-    """Return what `locate` finds a callable by; its name in angle brackets where there is nothing like that."""
+    """Return the import path of a callable, or its name in angle brackets if it can't be imported."""
     name = getattr(target, "__qualname__", type(target).__name__)
     module = getattr(target, "__module__", "__main__")
     is_importable = module != "__main__" and getattr(sys.modules.get(module), name, None) is target
@@ -208,7 +233,7 @@ def _import_path(target: Any) -> str:
 
 
 def live_paths(value: Any, path: str = "") -> list[str]:
-    """Return the key paths under which a described configuration stands for live objects."""
+    """Return the keys whose values are names of live objects in a configuration that `describe` made."""
     if isinstance(value, Mapping):
         return [p for key, item in value.items() for p in live_paths(item, f"{path}.{key}" if path else str(key))]
     if isinstance(value, list | tuple):

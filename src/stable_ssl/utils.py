@@ -1,4 +1,4 @@
-"""Old names of things that live elsewhere now."""
+"""Names of early 2025 whose objects are in other modules now."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ def str_to_dtype(name: str) -> torch.dtype:
     """Return a torch dtype by its name, "float32" or "torch.float32"."""
     dtype = getattr(torch, name.removeprefix("torch."), None)
     if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"'{name}' is no torch dtype.")
+        raise ValueError(f"'{name}' is not the name of a torch dtype.")
     return dtype

@@ -70,7 +70,7 @@ def test_a_run_trains_anew_from_its_own_configuration(tmp_path, name):
         (["train"], "which?"),
         (["train", "none.yaml"], "no file 'none.yaml'"),
         (["train", "simclr_digits", "optim.epoch=1", "hardware.sed=1"], "hardware.sed: unknown key"),
-        (["train", "simclr_digits", "optim.epochs=[1"], "does not compose"),
+        (["train", "simclr_digits", "optim.epochs=[1"], "'optim.epochs=[1': the value of this override can't be read"),
         (["train", "--bogus"], "unknown option --bogus"),
     ],
 )

@@ -84,7 +84,7 @@ def test_a_job_that_an_older_version_submitted_can_go_on():
         (["slurm.time=1:30:00"], "slurm.time: '1:30:00' is not a whole number of at least 1."),
         (["slurm.gpus=-1"], "slurm.gpus: -1 is not a whole number of at least 0."),
         (["optim.epoch=1"], "optim.epoch: unknown key"),
-        (["hardware.seed=1,2"], "does not compose"),
+        (["hardware.seed=1,2"], "several values, which need --multirun"),
         (["-m", "optim.epochs=1,-1"], "optim.epochs"),
         (["-m", "hardware.seed=1,2", "logger.dump_path=run"], "would share 'run'; leave it out"),
         (["-m", "hydra/launcher=submitit_slurm"], "has no effect with --slurm"),
@@ -113,7 +113,7 @@ def test_without_sbatch_the_error_says_so(login_node, capsys):
 
 def test_settings_of_a_job_need_the_job(login_node, capsys):
     assert main(["train", "supervised_digits", "slurm.time=1"]) == 2
-    assert "'slurm.time=1' is about a Slurm job, which --slurm asks for" in capsys.readouterr().err
+    assert "'slurm.time=1' is a setting of a Slurm job; add --slurm" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -109,10 +109,16 @@ def test_a_run_may_go_on_with_half_the_processes_and_batches_of_twice_the_size(s
 class SlowToLeave(Stopping):
     """Rank 0 is long over its last checkpoint."""
 
-    def _end_run(self, code, where):
-        if self.rank == 0:
+    has_slept = False
+
+    def get_extra_state(self):
+        if self.rank == 0 and self.global_step == 4 and not self.has_slept:
+            self.has_slept = True
             time.sleep(35)
-        super()._end_run(code, where)
+        return {}
+
+    def set_extra_state(self, state):
+        pass
 
 
 def run_slow_to_leave(folder):
@@ -165,10 +171,9 @@ def test_a_rank_that_fails_ends_the_others(start_ranks, tmp_path, how, status, s
 
 
 class FailingInSetup(Embedding):
-    def _build_data(self):
+    def prepare_modules(self, modules):
         if self.rank == 1:
-            raise FileNotFoundError("no data on this node")
-        super()._build_data()
+            raise FileNotFoundError("no weights on this node")
 
 
 def test_a_rank_that_fails_while_setting_up_ends_the_others(start_ranks, tmp_path):

@@ -1,4 +1,4 @@
-"""`stable-ssl recipes`: what there is to train."""
+"""`stable-ssl recipes`: the recipes that come with the library."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     """List the recipes, or show one."""
     if args.action == "show":
         if args.name is None:
-            raise ConfigError("recipes show: which?")
+            raise ConfigError("recipes show: which recipe? `stable-ssl recipes` lists them.")
         from omegaconf import OmegaConf
 
         print(OmegaConf.to_yaml(OmegaConf.create(compose(args.name, rest))), end="")
@@ -20,7 +20,7 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("recipe", "what it is")
+    table = Table("recipe", "what it trains")
     for name in recipe_names():
         table.add_row(name, (RECIPES / f"{name}.yaml").read_text().splitlines()[0].removeprefix("# "))
     Console().print(table)

@@ -12,7 +12,7 @@ from .run import Run
 
 
 def main(args: argparse.Namespace, rest: list[str]) -> int:
-    """Go on with the run in a folder, or with the newest one under `runs/` that did not come to its end."""
+    """Go on with the run in a folder, or with the newest unfinished run in `runs/`."""
     given, overrides = args.run, [*args.overrides, *rest]
     if given and "=" in given and not Path(given).exists():
         given, overrides = None, [given, *overrides]
@@ -28,12 +28,14 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def newest_unfinished(runs: Path) -> Path:
-    """Return the run that was last active, of those that are running, preempted or failed by their status.
+    """Return the folder of the unfinished run that was active last.
+
+    A run is unfinished if its status is running, preempted or failed.
 
     Raises
     ------
     ConfigError
-        There is none.
+        No run in the folder is unfinished.
     """
     found = []
     for path in runs.glob("*/status.json"):

@@ -1,4 +1,4 @@
-"""`stable-ssl train --slurm`: a run, or each run of a sweep, as a Slurm job that is requeued until it is finished."""
+"""`stable-ssl train --slurm`: runs as Slurm jobs, one per run, that are requeued until the run is finished."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..exceptions import ConfigError
-from ..nodes import nearest
+from ..exceptions import ConfigError, nearest
 from .run import Run
 
 PREFIX = "slurm."
@@ -19,26 +18,30 @@ SHORT = {
     "cpus": "cpus_per_task",
     "mem": "mem_gb",
 }
-# What submitit knows by a name that all its clusters share, and the least that it can be; the rest is Slurm's alone.
+# Settings whose names submitit shares among its kinds of clusters, and their least values. The others are Slurm's only.
 _LEAST = {"timeout_min": 1, "gpus_per_node": 0, "tasks_per_node": 1, "cpus_per_task": 1, "nodes": 1, "mem_gb": 0.001}
-# submitit counts preemptions of short jobs, and those near the time limit, as time-outs.
+# submitit counts a preemption as a time-out if the job is short or near its time limit.
 MAX_TIMEOUTS = 1000
 
 
 def submit(configs: list[dict[str, Any]], name: str, settings: list[str], folders: Iterable[Path]) -> None:
-    """Submit runs that differ in their configuration, several as one job array, and say where they will be.
+    """Submit one job per configuration, several as a job array, and print where the runs will be.
 
     Parameters
     ----------
+    configs
+        The configurations, `{"trainer": {...}}`.
+    name
+        The job's name.
     settings
         Overrides that begin with `slurm.`.
     folders
-        What `_target_` may import from.
+        Folders whose modules a `_target_` may name.
 
     Raises
     ------
     ConfigError
-        A setting or configuration is wrong, or Slurm takes no such job; nothing was submitted.
+        A setting or a configuration is wrong, or Slurm refuses the job. Nothing was submitted.
     """
     import submitit
     from submitit.core.utils import FailedJobError
@@ -70,7 +73,7 @@ def submit(configs: list[dict[str, Any]], name: str, settings: list[str], folder
 
 
 def read_settings(texts: list[str]) -> tuple[str, dict[str, Any]]:
-    """Return the folder for submitit's files, and submitit's parameters, that `slurm.*` overrides ask for."""
+    """Return the folder for submitit's files and submitit's parameters, as `slurm.*` overrides ask for them."""
     from submitit import SlurmExecutor
 
     known = {*SHORT, *_LEAST, *SlurmExecutor._valid_parameters(), "folder"} - {"ntasks_per_node", "num_gpus"}
@@ -82,7 +85,7 @@ def read_settings(texts: list[str]) -> tuple[str, dict[str, Any]]:
         name = SHORT.get(key.removeprefix(PREFIX), key.removeprefix(PREFIX))
         value = _value(text)
         if name not in known:
-            problems.append(f"{key}: unknown setting{nearest(name, known)}")
+            problems.append(f"{key}: unknown setting.{nearest(name, known)}")
         elif value in (None, ""):
             continue
         elif name in _LEAST:
@@ -105,7 +108,7 @@ def read_settings(texts: list[str]) -> tuple[str, dict[str, Any]]:
 
 
 def _value(text: str) -> Any:
-    """Return the value of an override; as it stands where it is Slurm's own notation, as in `low,high` or `n[1-4]`."""
+    """Return the value of an override, or its text if it is in Slurm's own notation, as `low,high` or `n[1-4]`."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -121,7 +124,13 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _set_world_size(trainer: dict[str, Any], tasks: int) -> None:
-    """Let the run have as many processes as its job has tasks."""
+    """Set the number of the run's processes to the number of the job's tasks.
+
+    Raises
+    ------
+    ConfigError
+        The configuration asks for another number.
+    """
     hardware = trainer["hardware"] = dict(trainer.get("hardware") or {})
     wanted = hardware.get("world_size")
     if wanted is None and tasks > 1:

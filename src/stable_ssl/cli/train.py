@@ -14,12 +14,12 @@ from .run import Run
 
 
 def main(args: argparse.Namespace, rest: list[str]) -> int:
-    """Train what the arguments name."""
+    """Train the recipe or file that the arguments name."""
     folder = args.config_path or args.config_dir
     overrides = [*args.overrides, *rest]
     source = args.source
     if folder is not None or args.config_name is not None:
-        # The older form has no place for a source: what stands there is the first override.
+        # The older form has no source: the argument in its place is the first override.
         overrides = [*([source] if source else []), *overrides]
         source, folder = args.config_name or "config", folder or "."
     if source is not None and "=" in source:
@@ -28,7 +28,7 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     settings = [text for text in overrides if text.startswith(slurm.PREFIX)]
     overrides = [text for text in overrides if text not in settings]
     if settings and not args.slurm:
-        raise ConfigError(f"train: '{settings[0]}' is about a Slurm job, which --slurm asks for.")
+        raise ConfigError(f"train: '{settings[0]}' is a setting of a Slurm job; add --slurm, or leave it out.")
     folders = (Path.cwd(), config_folder)
     with importable(*folders):
         if args.slurm:
@@ -49,7 +49,7 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _job(config: Any) -> None:
-    """Train one point of a sweep; under a launcher it may run in a process that has nothing set up yet."""
+    """Run one point of a sweep. A launcher may call this in a new process, where the resolver is not registered yet."""
     from omegaconf import OmegaConf
 
     OmegaConf.register_new_resolver("eval", arithmetic, replace=True)
@@ -57,7 +57,7 @@ def _job(config: Any) -> None:
 
 
 def _sweep(folder: Path, name: str, overrides: list[str]) -> int:
-    """Let Hydra's sweeper and launcher run a job for each combination of values."""
+    """Let Hydra's sweeper and launcher start one job per combination of values."""
     import hydra
 
     with composer(folder, name) as (_, complete):

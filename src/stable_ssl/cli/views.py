@@ -1,4 +1,4 @@
-"""`stable-ssl views`: a picture of samples and their views, with the parameters that made each."""
+"""`stable-ssl views`: a picture of samples and their views, with the parameters that were drawn for each view."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ CELL, LINE, MARGIN = 192, 13, 6  # pixels
 
 
 def main(args: argparse.Namespace, rest: list[str]) -> int:
-    """Draw the views of a recipe's training data."""
+    """Write a picture of the views of a recipe's training data."""
     from PIL import Image
 
     if args.samples < 1:
-        raise ConfigError(f"views: --samples {args.samples} is not a count of at least 1.")
+        raise ConfigError(f"views: --samples {args.samples} is not a whole number of at least 1.")
     suffix = Path(args.out).suffix.lower()
     if Image.registered_extensions().get(suffix) not in Image.SAVE:
-        raise ConfigError(f"views: --out {args.out}: '{suffix}' is no kind of picture; .png is one.")
+        raise ConfigError(f"views: --out {args.out}: '{suffix}' is not a format of pictures; take .png, for example.")
     with importable(Path.cwd(), find(args.source)[0]):
         trainer = compose(args.source, [*args.overrides, *rest])["trainer"]
         if "train" not in trainer.get("data", {}):
@@ -37,7 +37,17 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def draw(trainer: dict[str, Any], num_samples: int, epoch: int) -> Image:
-    """Return a grid: a row for each sample, with the image as it was read and each of its views."""
+    """Return a grid with one row per sample: the image as it was read, then its views.
+
+    Parameters
+    ----------
+    trainer
+        The trainer's configuration.
+    num_samples
+        Number of rows; fewer if a batch has fewer samples.
+    epoch
+        The epoch whose views are drawn.
+    """
     from ..config import build
     from ..data import Loader, as_loader
     from ..data.views import WithViews, split, to_array
@@ -45,7 +55,9 @@ def draw(trainer: dict[str, Any], num_samples: int, epoch: int) -> Image:
     seed = trainer.get("hardware", {}).get("seed", 0) or 0
     loader = as_loader(build(trainer["data"]["train"], "data.train"), "train")
     if not isinstance(loader, Loader):
-        raise ConfigError(f"views: data.train is a {type(loader.source).__name__}; only a Loader knows its samples.")
+        raise ConfigError(
+            f"views: data.train is a {type(loader.source).__name__}; views are shown for a stable_ssl.data.Loader only."
+        )
     loader.bind(seed, "train")
     try:
         indices, batch = next(iter(loader.batches(epoch)))
@@ -76,7 +88,7 @@ def draw(trainer: dict[str, Any], num_samples: int, epoch: int) -> Image:
 
 
 def _dimmed(images: Any, is_dimmed: Any) -> Any:
-    """Return images with some of their patches, (batch, patches), dimmed."""
+    """Return images, (batch, channels, height, width), with patches dimmed where a mask, (batch, patches), is true."""
     import torch
 
     height, width = images.shape[-2:]
@@ -86,7 +98,7 @@ def _dimmed(images: Any, is_dimmed: Any) -> Any:
 
 
 def _unnormalized(made: Any, operations: Sequence[Any]) -> Any:
-    """Return values from 0 to 1 again."""
+    """Return images, (batch, channels, height, width), with their normalisation undone, as values from 0 to 1."""
     import torch
 
     from ..augmentations import Normalize
@@ -99,7 +111,7 @@ def _unnormalized(made: Any, operations: Sequence[Any]) -> Any:
 
 
 def _captions(parameters: dict[str, Any], num_samples: int) -> list[list[str]]:
-    """Return a line for each operation that was applied to a sample: its name, and what was drawn for it."""
+    """Return for each sample one line per operation that was applied: its name and the values that were drawn."""
     by_operation: dict[str, dict[str, Any]] = {}
     for key, values in parameters.items():
         place, operation, name = key.split(".")
@@ -121,7 +133,7 @@ def _said(name: str, value: Any) -> str:
 
 
 def _shown(image: Any) -> Any:
-    """Return an image of any kind and range as uint8 (height, width, channels)."""
+    """Return an image of any kind and range of values as uint8, (height, width, channels)."""
     import numpy as np
     from torch import Tensor
 
@@ -132,13 +144,13 @@ def _shown(image: Any) -> Any:
     if array.dtype == np.uint8:
         return array
     low, high = array.min(), array.max()
-    if low < 0 or high > 1:  # normalised: what was black and white is not known
+    if low < 0 or high > 1:  # normalised, and nobody knows by which mean: show the full range
         array = (array - low) / max(high - low, 1e-6)
     return np.rint(255 * array).astype(np.uint8)
 
 
 def _grid(rows: list[list[tuple[Any, list[str]]]]) -> Image:
-    """Return the picture of rows of (image, lines below it)."""
+    """Return a picture of rows of cells. A cell is an image, (height, width, channels), and the lines below it."""
     from PIL import Image, ImageDraw
 
     cells = [(pixels, _wrap(text)) for row in rows for pixels, text in row]

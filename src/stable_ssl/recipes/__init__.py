@@ -1,1 +1,1 @@
-"""Configurations that come with the library: one a method and data set."""
+"""Configurations that come with the library, one per method and data set."""
