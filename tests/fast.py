@@ -82,7 +82,20 @@ def main() -> int:
     for test, file in chosen.items():
         print(f"{test}  because of {file}")
     deadline = f"--deadline={time.time() + SECONDS}"
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", deadline, *chosen, *sys.argv[1:]]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-n",
+        "2",
+        "--dist",
+        "loadfile",
+        "--no-loadscope-reorder",
+        deadline,
+        *chosen,
+        *sys.argv[1:],
+    ]
     return subprocess.run(command, cwd=ROOT).returncode
 
 

@@ -24,11 +24,12 @@ SCRIPT = """
     class Failing(Toy):
         def compute_loss(self):
             if self.global_step == 1 and len(sys.argv) > 2:
-                (self.folder / f"rank_{self.rank}_is_in_step_2").touch()
-                while self.rank == 1 and not (self.folder / "rank_0_is_in_step_2").exists():
+                if self.rank == 0:
+                    (self.folder / "rank_0_is_in_step_2").touch()
+                    return super().compute_loss()
+                while not (self.folder / "rank_0_is_in_step_2").exists():
                     time.sleep(0.01)
-                if self.rank == 1:
-                    raise ValueError("a mishap of rank 1")
+                raise ValueError("a mishap of rank 1")
             return super().compute_loss()
 
     hardware = {"device": "cpu"}
@@ -39,7 +40,7 @@ SCRIPT = """
         {"backbone": toy_backbone()},
         hardware,
         {"optimizer": functools.partial(torch.optim.SGD, lr=0.1), "epochs": 2},
-        {"dump_path": sys.argv[1]},
+        {"dump_path": sys.argv[1], "checkpoint_every_step": 1},  # which writes the records out, too
     )
     trainer()
     sys.stdout.write(f"trained by rank {trainer.rank}\\n")
