@@ -4,32 +4,38 @@ JOBS ?= 2
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 # A file's tests stay together, and share what they set up.
-PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-all lint format constraints clean
+.PHONY: help demo test test-all fast lint format constraints clean
+
+help:                              ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
 
 demo: $(VENV)/.core                ## pretrain on digits without labels, and see what it is worth
 	$(BIN)/python examples/demo.py
 
-test: $(VENV)/.dev                 ## the tests, without those marked slow
+test: $(VENV)/.dev                 ## the tests, without those marked slow; JOBS=4 runs four at a time
 	$(PYTEST)
 
 test-all: $(VENV)/.dev             ## all tests
 	$(PYTEST) -m 'slow or not slow'
+
+fast: $(VENV)/.dev                 ## the tests of what changed, in a minute
+	$(BIN)/python tests/fast.py
 
 lint: $(VENV)/.dev                 ## format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-format: $(VENV)/.dev
+format: $(VENV)/.dev               ## format the code, and mend what ruff can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 constraints: $(VENV)/.dev          ## pin what is installed now: names and versions, no addresses
 	$(BIN)/python -m pip freeze --exclude-editable --exclude stable-ssl > constraints.txt
 
-clean:
+clean:                             ## remove the environment
 	rm -rf $(VENV)
 
 $(VENV)/bin/python:

@@ -2,8 +2,8 @@
 
     python benchmarks/chaos.py [--kills 100] [--workers 0] [--ranks 1] [--epochs 30] [--seed 0]
 
-SIGKILL and SIGTERM by turns of a coin; one kill in ten hits while the process still starts. Each is checked to have
-hit. Of several ranks, rank 0 is hit or all of them, by another coin; the next start does not wait for those left over.
+A coin chooses SIGKILL or SIGTERM; one kill in ten hits while the process still starts. Each is checked to have hit. Of
+several ranks, another coin chooses rank 0 or all of them; the next start does not wait for those left over.
 The run trains a small network with dropout, batch-norm, a schedule, accumulation and an evaluation each epoch, and
 saves every 25 steps. Exit status 1 unless the endings are the same to the bit.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import signal
@@ -22,9 +23,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
-
-from stable_ssl.runtime.checkpoint import CheckpointStore
+from endings import ending, same
 
 RUN = """
 import functools, logging, os, sys
@@ -76,20 +75,6 @@ Beating(
 """
 
 
-def start(folder: Path, args: argparse.Namespace, beat: Path) -> subprocess.Popen:
-    beat.unlink(missing_ok=True)  # a process left over may write to the one before
-    beat.touch()
-    command = [sys.executable, "-c", RUN, str(folder), str(args.workers), str(args.ranks), str(beat), str(args.epochs)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with open(folder.with_suffix(".stderr"), "w") as stderr:
-        return subprocess.Popen(command, stderr=stderr, env=env, start_new_session=True)
-
-
-def wait_for_a_step(process: subprocess.Popen, beat: Path) -> None:
-    while process.poll() is None and not beat.read_text().endswith("\n"):
-        time.sleep(0.002)
-
-
 def newest_step(folder: Path) -> int:
     return max((int(path.name[5:]) for path in folder.glob("checkpoints/step_*")), default=0)
 
@@ -99,23 +84,106 @@ def is_finished(folder: Path) -> bool:
     return status.exists() and json.loads(status.read_text())["status"] == "finished"
 
 
-def ending(folder: Path) -> tuple[dict, list[str]]:
-    """Return the last checkpoint's state, and the records of the log without `perf/`."""
-    _, state, _ = CheckpointStore(folder / "checkpoints").load_newest()  # type: ignore[misc]
-    del state["log_position"]  # in bytes, some of which are of `perf/`
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    records = [{k: v for k, v in json.loads(line).items() if not k.startswith("perf/")} for line in lines]
-    return state, [json.dumps(record) for record in records]
+class Chaos:
+    """A run that is killed again and again, beside one that is left alone.
 
+    Parameters
+    ----------
+    root
+        A folder for both.
+    kills, workers, ranks, epochs, seed
+        As on the command line.
+    start_process
+        Starts Python, with the arguments of `subprocess.Popen`.
+    """
 
-def same(one, other) -> bool:
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
+    def __init__(self, root: Path, kills=100, workers=0, ranks=1, epochs=30, seed=0, start_process=subprocess.Popen):
+        self.kills, self.workers, self.ranks, self.epochs = kills, workers, ranks, epochs
+        self.alone, self.killed, self._beat = root / "alone", root / "killed", root / "beat"
+        self._chance = random.Random(seed)
+        self._start_process = start_process
+        self.hits = {signal.SIGKILL: 0, signal.SIGTERM: 0}
+        self.lost: list[int] = []  # steps, per kill
+        self.num_in_start_up = 0
+
+    def run(self) -> dict[str, object]:
+        """Return what happened, as a row of the table."""
+        self._leave_alone()
+        while sum(self.hits.values()) < self.kills and self._kill():
+            print(f"\r{sum(self.hits.values())} kills  ", end="", file=sys.stderr, flush=True)
+        last = self._start(self.killed)
+        assert last.wait() == 0, self._stderr(self.killed)
+        state, log = ending(self.killed)
+        return {
+            "ranks": self.ranks,
+            "workers": self.workers,
+            "kills that hit": sum(self.hits.values()),
+            "SIGKILL": self.hits[signal.SIGKILL],
+            "SIGTERM": self.hits[signal.SIGTERM],
+            "while starting": self.num_in_start_up,
+            "steps lost to a kill (median, most)": f"{statistics.median(self.lost)}, {max(self.lost)}",
+            "steps of the run": state["progress"]["global_step"],
+            "same ending to the bit": "yes" if same((state, log), ending(self.alone)) else "NO",
+        }
+
+    def _leave_alone(self) -> None:
+        process = self._start(self.alone)
+        self._await_step(process, 1)
+        assert process.wait() == 0, self._stderr(self.alone)
+        self._num_steps = ending(self.alone)[0]["progress"]["global_step"]
+
+    def _kill(self) -> bool:
+        """Start the run and kill it; return whether the signal came before its end."""
+        process = self._start(self.killed)
+        signum = self._chance.choice(list(self.hits))
+        is_early = self._chance.random() < 0.1
+        if is_early:
+            signum = signal.SIGKILL  # nobody listens for SIGTERM yet
+            self._await_step(process, 1, self._chance.uniform(0, self._start_up))
+        else:
+            # The steps that are left are enough for the kills that are left.
+            newest = newest_step(self.killed)
+            most = 0.9 * (self._num_steps - newest) / (self.kills - sum(self.hits.values()))
+            self._await_step(process, newest + 1 + int(self._chance.uniform(0, most)))
+            time.sleep(self._chance.uniform(0, 0.01))  # any moment of a step, of a save or of an evaluation
+        if process.poll() is None and self.ranks > 1 and self._chance.random() < 0.5:
+            os.killpg(process.pid, signum)
+        else:
+            process.send_signal(signum)
+        if process.wait() == 0 or is_finished(self.killed):
+            return False
+        expected = -signum if signum == signal.SIGKILL else 128 + signum
+        assert process.returncode == expected, (process.returncode, self._stderr(self.killed))
+        self.hits[signum] += 1
+        self.num_in_start_up += is_early
+        step = int(self._beat.read_text() or 0)
+        self.lost.append(max(step - newest_step(self.killed), 0) if step else 0)
+        return True
+
+    def _start(self, folder: Path):
+        self._beat.unlink(missing_ok=True)  # a process left over may write to the one before
+        self._beat.touch()
+        args = [str(folder), str(self.workers), str(self.ranks), str(self._beat), str(self.epochs)]
+        with open(folder.with_suffix(".stderr"), "w") as stderr:
+            env = {**os.environ, "OMP_NUM_THREADS": "1"}
+            return self._start_process(
+                [sys.executable, "-c", RUN, *args], env=env, stderr=stderr, start_new_session=True
+            )
+
+    def _await_step(self, process, step: int, timeout: float = math.inf) -> None:
+        """Wait until the run has done a step, or has ended; no longer than `timeout`, in seconds."""
+        begun, has_begun = time.monotonic(), False
+        while process.poll() is None and time.monotonic() - begun < timeout:
+            said = self._beat.read_text()
+            if said.endswith("\n"):
+                if not has_begun:
+                    self._start_up, has_begun = time.monotonic() - begun, True
+                if int(said) >= step:
+                    return
+            time.sleep(0.002)
+
+    def _stderr(self, folder: Path) -> str:
+        return folder.with_suffix(".stderr").read_text()
 
 
 def main() -> int:
@@ -125,65 +193,10 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    chance = random.Random(args.seed)
     root = Path(tempfile.mkdtemp(prefix="chaos_"))
-    beat = root / "beat"
-
-    process = start(root / "alone", args, beat)
-    begun = time.monotonic()
-    wait_for_a_step(process, beat)
-    start_up = time.monotonic() - begun
-    begun = time.monotonic()
-    assert process.wait() == 0, (root / "alone.stderr").read_text()
-    duration = time.monotonic() - begun
-    num_steps = ending(root / "alone")[0]["progress"]["global_step"]
-
-    hits = {signal.SIGKILL: 0, signal.SIGTERM: 0}
-    lost: list[int] = []
-    in_start_up = 0
-    folder = root / "killed"
-    while sum(hits.values()) < args.kills:
-        process = start(folder, args, beat)
-        signum = chance.choice(list(hits))
-        early = chance.random() < 0.1
-        if early:
-            signum = signal.SIGKILL  # nobody listens for SIGTERM yet
-            time.sleep(chance.uniform(0, start_up))
-        else:
-            wait_for_a_step(process, beat)
-            # What is left of the run is enough for the kills that are left.
-            left = 1 - newest_step(folder) / num_steps
-            time.sleep(chance.uniform(0, 0.9 * duration * left / (args.kills - sum(hits.values()))))
-        if process.poll() is None and args.ranks > 1 and chance.random() < 0.5:
-            os.killpg(process.pid, signum)
-        else:
-            process.send_signal(signum)
-        if process.wait() == 0 or is_finished(folder):  # before the signal came
-            break
-        expected = -signum if signum == signal.SIGKILL else 128 + signum
-        assert process.returncode == expected, (process.returncode, folder.with_suffix(".stderr").read_text())
-        hits[signum] += 1
-        in_start_up += early
-        step = int(beat.read_text() or 0)
-        lost.append(max(step - newest_step(folder), 0) if step else 0)
-        print(f"\r{sum(hits.values())} kills, step {step}  ", end="", file=sys.stderr, flush=True)
-    assert start(folder, args, beat).wait() == 0
-
-    (state, log), (expected_state, expected_log) = ending(folder), ending(root / "alone")
-    is_same = same(state, expected_state) and log == expected_log
-    row = {
-        "ranks": args.ranks,
-        "workers": args.workers,
-        "kills that hit": sum(hits.values()),
-        "SIGKILL": hits[signal.SIGKILL],
-        "SIGTERM": hits[signal.SIGTERM],
-        "while starting": in_start_up,
-        "steps lost to a kill (median, most)": f"{statistics.median(lost)}, {max(lost)}",
-        "steps of the run": state["progress"]["global_step"],
-        "same ending to the bit": "yes" if is_same else "NO",
-    }
+    row = Chaos(root, **vars(parser.parse_args())).run()
     print("\n\n" + "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in (row, ["---"] * len(row), row.values())))
+    is_same = row["same ending to the bit"] == "yes"
     if not is_same:
         print(f"Look at {root}.")
     return 0 if is_same else 1

@@ -1,4 +1,4 @@
-"""A plugin of pytest that prints the CPU time per folder of tests, with that of all processes that they start."""
+"""A plugin of pytest that prints the CPU time per folder and of the ten longest tests, with all processes they start."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import pytest
 
 TESTS = Path(__file__).parent
 OTHER = "imports, collection"
-spent: Counter[str] = Counter()  # seconds per folder, of this process's tests or of all workers'
+# Seconds per folder and per test: of this process's tests, or of all workers'.
+spent: Counter[str] = Counter()
+of_tests: Counter[str] = Counter()
 
 
 def cpu_time() -> float:
@@ -48,20 +50,22 @@ def _of_process(pid: int, with_children: bool) -> float:
 def pytest_runtest_protocol(item):
     before = cpu_time()
     result = yield
-    is_test = item.path.is_relative_to(TESTS)
-    spent[item.path.relative_to(TESTS).parts[0] if is_test else "examples in src"] += cpu_time() - before
+    of_tests[item.nodeid] = cpu_time() - before
+    spent[item.path.relative_to(TESTS).parts[0]] += of_tests[item.nodeid]
     return result
 
 
 def pytest_sessionfinish(session):
     if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["cpu_time"] = {**spent, OTHER: cpu_time() - spent.total()}
+        spent[OTHER] = cpu_time() - spent.total()
+        session.config.workeroutput["cpu_time"] = (dict(spent), dict(of_tests))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node):
     """Add what a worker of pytest-xdist spent."""
-    spent.update(getattr(node, "workeroutput", {}).get("cpu_time", {}))
+    for total, added in zip((spent, of_tests), getattr(node, "workeroutput", {}).get("cpu_time", ()), strict=False):
+        total.update(added)
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -72,5 +76,5 @@ def pytest_terminal_summary(terminalreporter, config):
     else:
         spent[OTHER] += cpu_time() - spent.total()
     terminalreporter.section(f"CPU time: {spent.total():.0f} s")
-    for name, seconds in spent.most_common():
+    for name, seconds in spent.most_common() + of_tests.most_common(int(os.environ.get("CPU_TESTS", 10))):
         terminalreporter.write_line(f"{seconds:7.1f} s  {name}")

@@ -215,6 +215,7 @@ def become(request: dict) -> None:
     os.environ.clear()
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
+    sys.modules["stable_ssl.runtime.launchers"].FOLDER = os.getcwd()  # noted where the library was imported
     tempfile.tempdir = None
     for name, fd, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
         is_at_once = name == "stderr" or os.isatty(fd) or bool(os.environ.get("PYTHONUNBUFFERED"))

@@ -7,8 +7,8 @@ import json
 
 import pytest
 import torch
-from torch import nn
 from endings import newest_state, status_of
+from torch import nn
 from toys import Toy, toy_backbone, toy_dataset
 
 from stable_ssl import BaseTrainer, BreakAllEpochs, BreakEpoch, BreakStep, ConfigError, DataError, NanError
@@ -144,23 +144,23 @@ def test_max_steps_counts_the_mini_batches_of_an_epoch(make_toy, max_steps, expe
     assert trainer.optim["total_steps"] == 2 * expected
 
 
-def test_a_stream_that_ends_inside_a_group_steps_with_the_real_mean(make_toy):
+def test_a_stream_that_ends_inside_a_group_steps_with_the_real_mean(make_toy, tmp_path):
     x, y = toy_dataset(24).tensors
 
     class Stream:
         def __iter__(self):
             return iter([(x[:8], y[:8]), (x[8:16], y[8:16]), (x[16:], y[16:])])
 
-    def run(data, **optim):
+    def run(name, data, **optim):
         torch.manual_seed(1)
-        trainer = make_toy(data=data, module={"backbone": nn.Linear(8, 2)}, epochs=1, accumulation_steps=2, **optim)
-        trainer._dump_path = str(trainer._dump_path) + str(len(optim))
+        optim = {"epochs": 1, "accumulation_steps": 2, **optim}
+        trainer = make_toy(Toy, data, {"backbone": nn.Linear(8, 2)}, logger={"dump_path": tmp_path / name}, **optim)
         trainer()
         return trainer
 
     known, unknown = (
-        run({"train": [(x[i : i + 8], y[i : i + 8]) for i in (0, 8, 16)]}),
-        run({"train": Stream()}, max_steps=4),
+        run("known", {"train": [(x[i : i + 8], y[i : i + 8]) for i in (0, 8, 16)]}),
+        run("unknown", {"train": Stream()}, max_steps=4),
     )
     assert known.global_step == unknown.global_step == 2
     torch.testing.assert_close(weights(known), weights(unknown))
@@ -184,7 +184,7 @@ def test_a_list_or_dict_of_losses_is_summed_and_logged_one_by_one(make_toy):
             loss = super().compute_loss()
             return [loss, loss]
 
-    trainer = make_toy(Listed, epochs=1, logger={"dump_path": f"{trainer._dump_path}_list"})
+    trainer = make_toy(Listed, epochs=1, logger={"dump_path": f"{trainer.folder}_list"})
     trainer()
     assert {"train/loss_0", "train/loss_1", "train/loss"} <= trainer.get_logs()[0].keys()
 
@@ -277,10 +277,11 @@ def test_hooks_that_forget_super_lose_nothing(make_toy):
             self.modes = (*self.modes, self.module["backbone"].training)
 
     data = {"train": Loader(toy_dataset(), 8), "test": Loader(toy_dataset(8), 8)}
-    trainer = make_toy(Bare, data, logger={"monitor": {"train": {"steps": Steps()}}})
+    steps = Steps()
+    trainer = make_toy(Bare, data, logger={"monitor": {"train": {"steps": steps}}})
     trainer()
     assert trainer.modes == (True, True, True, False, True, True, True, False)
-    assert trainer.get_logs()[-1].get("train/steps", trainer.logger["monitor"]["train"]["steps"].seen) == 6
+    assert steps.seen == 6
 
 
 class Steps:
@@ -332,8 +333,7 @@ def test_attributes_may_have_names_a_little_like_the_constructors(make_toy, name
     class Named(Toy):
         pass
 
-    trainer = make_toy()
-    assert getattr(Named(*trainer._captured[0], **{name: 3}), name) == 3
+    assert getattr(make_toy(functools.partial(Named, **{name: 3})), name) == 3
 
 
 def test_break_all_epochs_ends_training_without_after_fit(make_toy):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
+import shlex
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -27,22 +27,18 @@ MAKE = ("make demo\n", "make test\n")
     ids=lambda text: text.split("\n")[0],
 )
 def test_a_block_runs_as_printed(tmp_path, language, text):
-    bin_folder = str(Path(sys.executable).parent)
-    kind, command = {
-        "python": ("py", [sys.executable]),
-        "sh": ("sh", ["sh", "-e"]),
-        "yaml": ("yaml", [f"{bin_folder}/stable-ssl", "train"]),
-    }[language]
-    script = tmp_path / f"block.{kind}"
+    stable_ssl = Path(sys.executable).with_name("stable-ssl")
+    script = tmp_path / f"block.{language}"
     script.write_text(text)
-    done = subprocess.run(
-        [*command, script],
-        cwd=tmp_path,
-        env={**os.environ, "PATH": f"{bin_folder}:{os.environ['PATH']}"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    commands = {
+        "python": [[sys.executable, script]],
+        "yaml": [[stable_ssl, "train", script]],
+        "sh": [shlex.split(line) for line in text.splitlines()],
+    }[language]
+    for command, *args in commands:
+        assert command in (sys.executable, stable_ssl, "stable-ssl")
+        done = processes.run([stable_ssl if command == "stable-ssl" else command, *args], cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
     assert list(tmp_path.glob("runs/*/metrics.jsonl"))
 
 

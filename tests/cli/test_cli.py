@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import processes
 import pytest
 import yaml
 
@@ -22,7 +23,7 @@ TINY = [
 
 
 def run(*args, cwd):
-    return subprocess.run([COMMAND, *args], cwd=cwd, capture_output=True, text=True, timeout=120)
+    return processes.run([COMMAND, *args], cwd=cwd)
 
 
 def records(folder):
@@ -31,10 +32,10 @@ def records(folder):
 
 def test_help_is_quick_and_imports_nothing_heavy(tmp_path):
     seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        done = run("--help", cwd=tmp_path)
-        seconds.append(time.perf_counter() - start)
+    for _ in range(2):
+        before = os.times()
+        done = subprocess.run([COMMAND, "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        seconds.append(os.times().children_user - before.children_user)  # of the processor: others may be at work
     assert done.returncode == 0
     assert "recipes" in done.stdout
     assert min(seconds) < 0.5
@@ -158,11 +159,7 @@ def test_a_sweep_runs_each_point_in_a_folder_of_its_own(old_files):
 
 
 def test_a_signal_saves_and_has_its_status(old_files):
-    process = subprocess.Popen(
-        [COMMAND, "train", "configs/child.yaml", "optim.epochs=100000"],
-        cwd=old_files,
-        stderr=subprocess.DEVNULL,
-    )
+    process = processes.start([COMMAND, "train", "configs/child.yaml", "optim.epochs=100000"], cwd=old_files)
     deadline = time.monotonic() + 60
     while not (old_files / "run" / "metrics.jsonl").exists():
         assert time.monotonic() < deadline

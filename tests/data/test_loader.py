@@ -6,10 +6,10 @@ import operator
 import os
 import random
 import signal
-import subprocess
 import sys
 
 import numpy as np
+import processes
 import pytest
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Subset, WeightedRandomSampler
@@ -49,7 +49,7 @@ def loader(num_workers=0, dataset=None, **options):
     ("num_workers", "options"),
     [
         (2, {}), (8, {}), (2, {"persistent_workers": True}), (2, {"prefetch_factor": 5}),
-        (2, {"multiprocessing_context": "spawn"}), (1, {"multiprocessing_context": "forkserver"}),
+        (2, {"multiprocessing_context": "spawn", "persistent_workers": True}), (1, {"multiprocessing_context": "forkserver"}),
     ],
 )  # fmt: skip
 def test_batches_do_not_depend_on_the_workers(num_workers, options):
@@ -301,7 +301,7 @@ batches = Loader(data, 5, num_workers=2, persistent_workers={persistent}).batche
 print(next(batches)[0], flush=True)
 {end}
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = processes.run([sys.executable, "-c", script], timeout=60)
     assert done.stdout == "[0, 1, 2, 3, 4]\n", done.stderr
     assert ("ZeroDivisionError" in done.stderr) == (done.returncode != 0) == (end == "1 / 0"), done.stderr
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import json
 import os
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from toys import Toy, toy_backbone, toy_dataset
@@ -17,13 +17,18 @@ from toys import Toy, toy_backbone, toy_dataset
 from stable_ssl.data import Loader
 
 SCRIPT = """
-    import functools, sys, torch
+    import functools, sys, time, torch
     from toys import Toy, toy_backbone, toy_dataset
     from stable_ssl.data import Loader
 
     class Failing(Toy):
         def compute_loss(self):
-            if self.rank == 1 and self.global_step == 1 and len(sys.argv) > 2:
+            if self.global_step == 1 and len(sys.argv) > 2:
+                if self.rank == 0:
+                    (self.folder / "rank_0_is_in_step_2").touch()
+                    return super().compute_loss()
+                while not (self.folder / "rank_0_is_in_step_2").exists():
+                    time.sleep(0.01)
                 raise ValueError("a mishap of rank 1")
             return super().compute_loss()
 
@@ -35,7 +40,7 @@ SCRIPT = """
         {"backbone": toy_backbone()},
         hardware,
         {"optimizer": functools.partial(torch.optim.SGD, lr=0.1), "epochs": 2},
-        {"dump_path": sys.argv[1]},
+        {"dump_path": sys.argv[1], "checkpoint_every_step": 1},  # which writes the records out, too
     )
     trainer()
     sys.stdout.write(f"trained by rank {trainer.rank}\\n")
@@ -48,15 +53,8 @@ def start(tmp_path):
     script.write_text(textwrap.dedent(SCRIPT))
 
     def start(*args, launcher=(sys.executable,)):
-        env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
-        return subprocess.run(
-            [*launcher, str(script), *map(str, args)],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            env=env,
-            cwd=tmp_path,
-        )
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        return processes.run([*launcher, script, *args], env=env, cwd=tmp_path)
 
     return start
 
@@ -102,15 +100,11 @@ def test_the_command_line_trains_on_several_processes(tmp_path):
         "hardware.world_size=2",
         f"logger.dump_path={tmp_path / 'run'}",
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    done = processes.run(command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert max(steps(tmp_path / "run")) == 2
-    again = subprocess.run(
-        [sys.executable, "-m", "stable_ssl", "resume", tmp_path / "run", "optim.epochs=2"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=tmp_path,
+    again = processes.run(
+        [sys.executable, "-m", "stable_ssl", "resume", tmp_path / "run", "optim.epochs=2"], cwd=tmp_path
     )
     assert again.returncode == 0, again.stderr
     assert "2 processes train together" in again.stderr
@@ -124,14 +118,14 @@ def test_several_processes_need_a_script(tmp_path):
     from stable_ssl.engine.agreement import join
     join(2)
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60)
+    done = processes.run([sys.executable, "-c", textwrap.dedent(code)])
     assert "hardware.world_size: 2 processes run one script, and there is none here" in done.stderr
 
 
 def test_submitit_starts_the_processes(tmp_path, monkeypatch):
     import submitit
 
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     executor = submitit.LocalExecutor(tmp_path / "logs")
     executor.update_parameters(tasks_per_node=2, timeout_min=2)
     trainer = Toy(

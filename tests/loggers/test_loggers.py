@@ -4,10 +4,10 @@ import json
 import logging
 import math
 import os
-import subprocess
 import sys
 import time
 
+import processes
 import pytest
 import torch
 from toys import Toy, toy_dataset
@@ -110,9 +110,7 @@ print(tracker._run.id)
 def test_wandb_offline_keeps_values_and_its_id_over_a_restart(tmp_path, offline):
     pytest.importorskip("wandb")
     ids = [
-        subprocess.run(
-            [sys.executable, "-c", RESTARTED, tmp_path, str(step)], capture_output=True, text=True, check=True
-        ).stdout.split()[-1]
+        processes.run([sys.executable, "-c", RESTARTED, tmp_path, step], check=True).stdout.split()[-1]
         for step in (1, 2)
     ]
     assert ids[0] == ids[1] == json.loads((tmp_path / "wandb.json").read_text())["id"]
@@ -152,7 +150,7 @@ def test_without_the_package_a_line_says_so(tmp_path):
         "from stable_ssl.loggers import open_trackers; from pathlib import Path\n"
         f"print(open_trackers(Path({str(tmp_path)!r}), wandb=True, tensorboard=False, config={{}}, step=0))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = processes.run([sys.executable, "-c", code], check=True)
     assert done.stdout == "[]\n"
     assert "no package wandb" in done.stderr
 

@@ -10,10 +10,11 @@ import sys
 import textwrap
 import time
 
+import processes
 import pytest
 import torch
-from torch import nn
 from endings import newest_state, status_of
+from torch import nn
 from toys import Toy, toy_dataset
 
 from stable_ssl import CheckpointError, ConfigError, DataError
@@ -87,8 +88,11 @@ time.sleep(60)
 
 
 def test_a_second_process_in_one_folder_is_refused_until_the_first_is_gone(make_toy, tmp_path):
-    holder = subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path / "run"], stdout=subprocess.PIPE, text=True)
-    assert holder.stdout.readline() == "held\n"
+    held, told = os.pipe()
+    holder = processes.start([sys.executable, "-c", HOLDER, tmp_path / "run"], stdout=told)
+    os.close(told)
+    with open(held) as stdout:
+        assert stdout.readline() == "held\n"
     with pytest.raises(ConfigError, match="another process is running in"):
         make_toy().setup()
     holder.kill()
@@ -151,9 +155,7 @@ def test_an_error_of_a_run_has_status_1_and_closes_its_log(tmp_path):
     SupervisedTrainer({"train": batches}, {"backbone": nn.Linear(8, 2)}, {"device": "cpu"},
         {"optimizer": functools.partial(torch.optim.SGD, lr=0.1)}, {"dump_path": sys.argv[1]})()
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), tmp_path], capture_output=True, text=True, timeout=60
-    )
+    done = processes.run([sys.executable, "-c", textwrap.dedent(script), tmp_path])
     assert done.returncode == 1
     assert "used batch 2 of epoch 0: (float32 (4, 7), int64 (4,))" in done.stderr
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 
@@ -45,9 +45,7 @@ store.wait()
 
 def save_until(folder, step, call):
     """Save in a process that ends right before its `call`-th file operation; say which, or "" if there are fewer."""
-    done = subprocess.run(
-        [sys.executable, "-c", SAVE, str(folder), str(step), str(call)], capture_output=True, text=True
-    )
+    done = processes.run([sys.executable, "-c", SAVE, folder, step, call])
     assert done.returncode in (0, 9), done.stderr
     assert (done.returncode == 9) == bool(done.stdout)
     return done.stdout.strip()

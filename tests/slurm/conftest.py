@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 from endings import ending
 
@@ -157,8 +158,7 @@ class Site:
 
     def run(self, *args: str, env: dict[str, str]) -> str:
         """Run `stable-ssl`, and return what it printed."""
-        command = [str(COMMAND), *args]
-        done = subprocess.run(command, cwd=self.path, env=_importing(env), capture_output=True, text=True, timeout=300)
+        done = processes.run([COMMAND, *args], cwd=self.path, env=_importing(env), timeout=300)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -181,10 +181,8 @@ class Site:
         """Run Python on the login node, and return what it printed."""
         self.clusters.add(cluster)
         (self.path / "script.py").write_text(text)
-        done = subprocess.run(
-            [sys.executable, "script.py"], cwd=self.path, env=_importing(cluster.env), capture_output=True, text=True,
-            timeout=300,
-        )  # fmt: skip
+        command = [sys.executable, "script.py"]
+        done = processes.run(command, cwd=self.path, env=_importing(cluster.env), timeout=300)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

@@ -211,9 +211,7 @@ def test_a_module_that_nothing_uses_is_named(tmp_path, capsys):
     ("name", "parameter"), [("dino", "warmup_epochs_temperature_teacher"), ("swav", "queue_start_epoch")]
 )
 def test_a_negative_number_of_epochs_is_refused(tmp_path, name, parameter):
-    trainer = make(name, tmp_path / "run")
-    setattr(trainer, parameter, -1)
-    trainer._attributes[parameter] = -1
+    trainer = make(name, tmp_path / "run", **{parameter: -1})
     with pytest.raises(ConfigError, match=f"{parameter}: -1 is not a count"):
         trainer.setup()
 
