@@ -1,13 +1,15 @@
 """Views a second on one core: SimCLR's two views of an image in memory, as normalised float32 tensors.
 
     python benchmarks/augmentation.py [--quick] [--rounds 7] [--write docs/views.md]
+    python benchmarks/augmentation.py --against PATH_TO_SRC [--rounds 40]
 
 At 32 pixels as for CIFAR-10 (no blur, strength 0.5), and at 224 from 256 pixels with a blur of 23 taps at p = 0.5
 (kornia and lightly: their own kinds of blur). The images are random, smooth and the same for all. torchvision, lightly
 and albumentations take them one at a time, kornia and this library in batches. All run alternately in one process; the
 figures are medians over the rounds, and the ratios medians of those of each round. They depend on the machine, so read
 the ratios. Compiling is timed apart. `--plain` measures this library alone, without the instructions that
-`stable_ssl.augmentations.vectors` has for some processors.
+`stable_ssl.augmentations.kernels.vectors` has for some processors. `--against` measures this library and another source
+tree of it, such as `git worktree add ../other COMMIT` has in ../other/src: one process for each, measuring in turn.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import argparse
 import itertools
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -27,6 +30,7 @@ import numpy as np
 import torch
 from tables import write_table
 
+import stable_ssl
 from stable_ssl.augmentations import SimCLRViews
 from stable_ssl.augmentations.recipes import IMAGENET_MEAN, IMAGENET_STD
 
@@ -112,7 +116,7 @@ def kornia(size: int, strength: float, blur: float, images: np.ndarray) -> Calla
     return lambda: [transform(pixels.permute(0, 3, 1, 2).float() / 255) for _ in range(2)]
 
 
-def stable_ssl(size: int, strength: float, blur: float, images: np.ndarray) -> Callable:
+def ours(size: int, strength: float, blur: float, images: np.ndarray) -> Callable:
     views, indices = SimCLRViews(size, strength=strength, blur=blur > 0), list(range(len(images)))
     epochs = itertools.count()
     return lambda: views.make(images, seed=0, epoch=next(epochs), indices=indices)
@@ -133,7 +137,7 @@ def measure(setting: str, rounds: int, peers: dict[str, tuple[str, Callable]]) -
     """Return the views a second of this library and of each peer that is installed, in each round."""
     size, image_size, strength, blur, many, few = SETTINGS[setting]
     images = make_images(many, image_size)
-    makers: dict[str, tuple[int, Callable]] = {OURS: (many, stable_ssl(size, strength, blur, images))}
+    makers: dict[str, tuple[int, Callable]] = {OURS: (many, ours(size, strength, blur, images))}
     for name, (package, make) in peers.items():
         try:
             number = many if name in BATCHED else few
@@ -145,12 +149,58 @@ def measure(setting: str, rounds: int, peers: dict[str, tuple[str, Callable]]) -
     rates: dict[str, list[float]] = {name: [] for name in makers}
     for _ in range(rounds):
         for name, (number, make_views) in makers.items():
-            start, repetitions = time.perf_counter(), 0
-            while (seconds := time.perf_counter() - start) < SHORTEST:
-                make_views()
-                repetitions += 1
-            rates[name].append(2 * number * repetitions / seconds)
+            rates[name].append(2 * number * calls_a_second(make_views))
     return rates
+
+
+def calls_a_second(call: Callable, clock: Callable[[], float] = time.perf_counter) -> float:
+    start, repetitions = clock(), 0
+    while (seconds := clock() - start) < SHORTEST:
+        call()
+        repetitions += 1
+    return repetitions / seconds
+
+
+def answer() -> None:
+    """Measure each setting that is asked for on stdin, once: per second of this process, whatever else is running."""
+    makers: dict[str, Callable] = {}
+    for line in sys.stdin:
+        size, image_size, strength, blur, many, _ = SETTINGS[setting := line.strip()]
+        if setting not in makers:
+            makers[setting] = ours(size, strength, blur, make_images(many, image_size))
+            makers[setting]()
+        print(2 * many * calls_a_second(makers[setting], time.process_time), flush=True)
+
+
+def compare(other: Path, rounds: int) -> None:
+    """Print how many times as many views as the other source tree this one makes."""
+    trees = [Path(stable_ssl.__file__).parent.parent, other.resolve()]
+    command = [sys.executable, __file__, "--answer"]
+    processes = [
+        subprocess.Popen(
+            command,
+            env=os.environ | {"PYTHONPATH": str(tree)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for tree in trees
+    ]
+
+    def rate(process: subprocess.Popen, setting: str) -> float:
+        process.stdin.write(f"{setting}\n")
+        process.stdin.flush()
+        return float(process.stdout.readline())
+
+    print(f"| {trees[0]} / {trees[1]} | median | quartiles | views/s |\n|---|---|---|---|")
+    for setting in SETTINGS:
+        pairs = [[rate(process, setting) for process in processes[:: 1 - 2 * (i % 2)]] for i in range(-1, rounds)][1:]
+        pairs = [pair[:: 1 - 2 * (i % 2)] for i, pair in enumerate(pairs)]  # each is first every other time
+        low, middle, high = statistics.quantiles([one / another for one, another in pairs], n=4)
+        own = statistics.median(pair[0] for pair in pairs)
+        print(f"| {setting} | {middle:.3f} | {low:.3f} to {high:.3f} | {own:,.0f} |", flush=True)
+    for process in processes:
+        process.communicate()
 
 
 def leave_out_instructions() -> None:
@@ -182,6 +232,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--quick", action="store_true", help="3 rounds")
     parser.add_argument("--plain", action="store_true")
+    parser.add_argument("--against", type=Path, help="the src folder of another version of this library")
+    parser.add_argument("--answer", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument(
         "--write",
         type=Path,
@@ -189,6 +241,10 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.answer:
+        return answer()
+    if arguments.against:
+        return compare(arguments.against, arguments.rounds)
     if arguments.plain:
         leave_out_instructions()
     once = time_compiling()

@@ -194,7 +194,7 @@ def test_an_operation_alone_changes_an_image_into_one_of_its_kind():
 SUM_OF_VIEWS = """
 import hashlib, numpy as np
 from stable_ssl.augmentations import DINOViews, MultiView, RandomResizedCrop, Resize, View
-from stable_ssl.augmentations.resampling import BEST
+from stable_ssl.augmentations.kernels.vectors import BEST
 made = hashlib.sha256()
 for shape in [(40, 51, 3), (300, 260, 3), (64, 23, 1), (9, 7, 5)]:
     images = np.random.default_rng(0).integers(0, 256, (6, *shape), dtype=np.uint8)
@@ -239,7 +239,7 @@ def known_features():
 
 def test_resizing_looks_no_further_than_its_memory_reaches():
     """The last windows and taps without weight reach beyond the end of a line; `crop_and_resize` makes space for that."""
-    from stable_ssl.augmentations import resampling as r
+    from stable_ssl.augmentations.kernels import resizing as r
 
     lengths = [*range(1, 70), 224, 256, 500, 1999]
     for old, new in itertools.product(lengths, [1, 2, 3, 31, 32, 33, 96, 224]):
@@ -258,7 +258,7 @@ def test_resizing_looks_no_further_than_its_memory_reaches():
 
 
 def test_grey_of_a_large_white_image_is_white():
-    from stable_ssl.augmentations.kernels import _mean_grey
+    from stable_ssl.augmentations.kernels.colours import _mean_grey
 
     white = np.full((3, 17_000_000), 255, np.uint8)
     assert _mean_grey(white) == np.float32(_mean_grey(white[:, :9]))

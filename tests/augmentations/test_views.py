@@ -61,7 +61,10 @@ def images(*shape):
         (lambda: Normalize([0.5], [0.0]), "std must be above 0"),
         (lambda: Normalize([0.5] * 3, [0.5]), "std must be 3 numbers"),
         (lambda: View([lambda image: image]), "operations must be those of this package"),
-        (lambda: View([Normalize(0.5, 0.5), Solarize()]), "only Erasing can follow Normalize, not Solarize"),
+        (
+            lambda: View([Normalize(0.5, 0.5), Solarize()]),
+            "View: Solarize can't follow Normalize, which makes float32 values",
+        ),
         (lambda: MultiView([]), "one View or more"),
         (lambda: MultiView([Solarize()]), "one View or more"),
     ],
@@ -81,7 +84,7 @@ def test_what_makes_no_sense_is_refused_where_it_is_declared(make, message):
         ([images(8, 8, 3), images(8, 8, 1)], [4, 9], "sample 9 has 1 channels, and sample 4 has 3"),
         (images(2, 8, 8, 3), [1], "2 images and 1 indices"),
         (images(2, 8, 8, 4), [0, 1], "view 0: ColorJitter.* needs images of 1 or 3 channels, not of 4"),
-        ([images(8, 8, 3), images(4, 9, 3)], [4, 9], "sample 9 has only 4 × 9 pixels where CenterCrop"),
+        ([images(8, 8, 3), images(4, 9, 3)], [4, 9], "sample 9 has only 4 × 9 pixels; CenterCrop"),
     ],
 )
 def test_images_that_are_not_as_expected_are_named(batch, indices, message):
@@ -90,7 +93,7 @@ def test_images_that_are_not_as_expected_are_named(batch, indices, message):
 
 
 def test_images_too_small_for_a_blur_and_views_that_make_no_batch():
-    with pytest.raises(ValueError, match="sample 5 has only 8 × 8 pixels where GaussianBlur.* needs at least 12 × 12"):
+    with pytest.raises(ValueError, match="sample 5 has only 8 × 8 pixels; GaussianBlur.* needs at least 12 × 12"):
         View([Resize((8, 8)), GaussianBlur(23)]).make(images(1, 30, 30, 3), 0, 0, [5])
     with pytest.raises(ValueError, match="views of 8 × 8 and of 8 × 16 pixels make no batch"):
         View([Resize(8)]).make([images(4, 4, 1), images(4, 8, 1)], 0, 0, [0, 1])

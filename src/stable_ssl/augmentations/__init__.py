@@ -1,21 +1,8 @@
 """Augmentation: views as declarations, drawn by a pure function and made by compiled loops."""
 
-from .masks import BlockMasks, RandomMask
-from .operations import (
-    Affine,
-    CenterCrop,
-    ColorJitter,
-    Erasing,
-    GaussianBlur,
-    Grayscale,
-    HorizontalFlip,
-    Normalize,
-    Operation,
-    RandomResizedCrop,
-    Resize,
-    Solarize,
-    VerticalFlip,
-)
+from .masks import BlockMasks, Mask, RandomMask
+from .operations import *  # noqa: F403
+from .operations import __all__ as _operations
 from .recipes import (
     BarlowViews,
     BYOLViews,
@@ -31,31 +18,20 @@ from .recipes import (
 from .views import MultiView, View
 
 __all__ = [
-    "Affine",
+    *_operations,
     "BYOLViews",
     "BarlowViews",
     "BlockMasks",
-    "CenterCrop",
-    "ColorJitter",
     "DINOViews",
-    "Erasing",
     "EvalView",
-    "GaussianBlur",
-    "Grayscale",
-    "HorizontalFlip",
     "IJEPAViews",
     "MAEViews",
+    "Mask",
     "MoCoViews",
     "MultiView",
-    "Normalize",
-    "Operation",
     "RandomMask",
-    "RandomResizedCrop",
-    "Resize",
     "SimCLRViews",
-    "Solarize",
     "SwAVViews",
     "VICRegViews",
-    "VerticalFlip",
     "View",
 ]

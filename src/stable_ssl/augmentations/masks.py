@@ -18,8 +18,32 @@ from .draw import uniform
 _NUM_TRIES = 10
 
 
+class Mask:
+    """What a method hides of each image. A subclass is a frozen dataclass, and defines `names` and `make`.
+
+    Attributes
+    ----------
+    names
+        Of the tensors that `make` returns.
+    """
+
+    names: ClassVar[tuple[str, ...]] = ()
+
+    def make(self, number: int, seed: int, epoch: int, indices: Sequence[int]) -> list[Tensor]:
+        """Return the masks of a batch: bool tensors (batch, …, patches).
+
+        Parameters
+        ----------
+        number
+            Where views have theirs: masks come after the views.
+        seed, epoch, indices
+            The run's seed, the epoch, and the samples' places in their data set. The masks depend on nothing else.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no make.")
+
+
 @dataclass(frozen=True)
-class RandomMask:
+class RandomMask(Mask):
     """Hides a fixed number of patches of each image (He et al., "Masked autoencoders are scalable vision learners",
     CVPR 2022, section 3).
 
@@ -38,7 +62,7 @@ class RandomMask:
 
     grid: Sequence[int]
     ratio: float = 0.75
-    names: ClassVar = ("hidden",)  # of what `make` returns
+    names = ("hidden",)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "grid", tuple(self.grid))  # from a file it comes as a list
@@ -63,7 +87,7 @@ class RandomMask:
 
 
 @dataclass(frozen=True)
-class BlockMasks:
+class BlockMasks(Mask):
     """A context and some target blocks of each image; the context leaves out what is in a target (Assran et al.,
     "Self-supervised learning from images with a joint-embedding predictive architecture", CVPR 2023, section 3).
 
@@ -95,7 +119,7 @@ class BlockMasks:
     target_ratio: Sequence[float] = (0.75, 1.5)
     context_scale: Sequence[float] = (0.85, 1.0)
     min_context: int = 10
-    names: ClassVar = ("context", "targets")  # of what `make` returns
+    names = ("context", "targets")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "grid", tuple(self.grid))
@@ -130,7 +154,8 @@ class BlockMasks:
         top, left = np.floor(top * (rows - height + 1)), np.floor(left * (columns - width + 1))
         y, x = np.divmod(np.arange(rows * columns), columns)
         top, left, height, width = (values[..., None] for values in (top, left, height, width))
-        return (y >= top) & (y < top + height) & (x >= left) & (x < left + width)
+        is_in: np.ndarray = (y >= top) & (y < top + height) & (x >= left) & (x < left + width)
+        return is_in
 
 
 def patch_grid(size: int, patch_size: int) -> tuple[int, int]:

@@ -1,60 +1,21 @@
-"""The loops behind the operations, compiled by numba: uint8 in, uint8 out, and rounding where torchvision rounds.
-
-Here are those that look at a pixel at a time, but for affine maps; `resampling` has those that sum over neighbours. All
-take images as planes, (batch, channels, height, width). Importing this module imports numba, which takes seconds: only
-`cpu` does, and that when the first view is made. No kernel starts threads, so that workers may fork; all release the
-GIL, so that callers may.
-"""
+"""Loops that change values, one pixel at a time."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import numba
 import numpy as np
-from numba.core import types
-from numba.extending import intrinsic
 
-# Division by zero gives inf as in NumPy: a check would keep loops from being vectorised.
-kernel = numba.njit(cache=True, error_model="numpy", nogil=True)
+from .compiling import ONE, TO_UNIT, WHITE, ZERO, Array, Number, fma, kernel
 
-# Arithmetic with plain constants would be in float64.
+# Arithmetic with Python's numbers would be in float64.
 RED, GREEN, BLUE = np.float32(0.2989), np.float32(0.587), np.float32(0.114)
-ZERO, ONE, SIX, SIXTH, WHITE = (np.float32(number) for number in (0, 1, 6, 1 / 6, 255))
-TO_UNIT, FROM_UNIT = np.float32(1 / 255), np.float32(255.999)
+SIX, SIXTH, FROM_UNIT = np.float32(6), np.float32(1 / 6), np.float32(255.999)
 TINY = np.float32(1e-3)  # below any level but 0, to divide by
 MOST_SUMMED = 1 << 24  # levels whose sum fits into 32 bits
-BLOCK = 1024  # pixels that are in the nearest cache from one loop to the next
-
-
-@intrinsic
-def _fma(typing_context, a, b, c):
-    """Return a · b + c, rounded once, as torch's vectorised `add(…, alpha=…)` does."""
-    return types.float32(types.float32, types.float32, types.float32), lambda _, builder, __, args: builder.fma(*args)
-
-
-fma: Any = _fma
+BLOCK = 1024  # pixels that stay in the nearest cache from one loop to the next
 
 
 @kernel
-def flip_horizontally(images, is_applied):
-    """Mirror the images in place."""
-    width = images.shape[3]
-    copied = np.empty(width, np.uint8)
-    for i in range(len(images)):
-        if not is_applied[i]:
-            continue
-        for channel in range(images.shape[1]):
-            for y in range(images.shape[2]):
-                for x in range(width):
-                    copied[x] = images[i, channel, y, x]
-                for x in range(width):
-                    # Without a sign, an index can't count from the end: checking for that costs five times as much.
-                    images[i, channel, y, x] = copied[np.uint64(width - 1 - x)]
-
-
-@kernel
-def color_jitter(images, is_applied, order, factors):
+def color_jitter(images: Array, is_applied: Array, order: Array, factors: Array) -> None:
     """Change brightness (0), contrast (1), saturation (2) and hue (3) of images in place.
 
     Parameters
@@ -89,13 +50,13 @@ def color_jitter(images, is_applied, order, factors):
 
 
 @kernel
-def _brighten(plane, factor):
+def _brighten(plane: Array, factor: Number) -> None:
     for x in range(plane.size):
         plane[x] = np.uint8(min(np.float32(plane[x]) * factor, WHITE))
 
 
 @kernel
-def _mix(plane, other, factor):
+def _mix(plane: Array, other: Number, factor: Number) -> None:
     kept, added = np.float32(factor), np.float32(1.0 - factor)
     for x in range(plane.size):
         value = fma(other, added, np.float32(plane[x]) * kept)
@@ -103,17 +64,17 @@ def _mix(plane, other, factor):
 
 
 @kernel
-def _luma(red, green, blue):
+def _luma(red: Number, green: Number, blue: Number) -> Number:
     return fma(np.float32(blue), BLUE, fma(np.float32(green), GREEN, np.float32(red) * RED))
 
 
 @kernel
-def _grey(red, green, blue):
+def _grey(red: Number, green: Number, blue: Number) -> Number:
     return np.uint8(_luma(red, green, blue))
 
 
 @kernel
-def _mean_grey(image):
+def _mean_grey(image: Array) -> Number:
     total = np.uint64(0)
     for start in range(0, image.shape[1], MOST_SUMMED):
         part = image[:, start : start + MOST_SUMMED]
@@ -126,7 +87,7 @@ def _mean_grey(image):
 
 
 @kernel
-def _saturate(red, green, blue, factor):
+def _saturate(red: Array, green: Array, blue: Array, factor: Number) -> None:
     kept, added = np.float32(factor), np.float32(1.0 - factor)
     for x in range(red.size):
         # As a byte and back, the grey would take half as long again.
@@ -137,7 +98,7 @@ def _saturate(red, green, blue, factor):
 
 
 @kernel
-def _turn_hue(red, green, blue, turn):
+def _turn_hue(red: Array, green: Array, blue: Array, turn: Number) -> None:
     """Through HSV and back, with the divisions and roundings of torchvision.
 
     A turn moves a pixel's highest and lowest level to other channels and leaves them as they are: only the one between
@@ -152,7 +113,9 @@ def _turn_hue(red, green, blue, turn):
 
 
 @kernel
-def _sort_levels(red, green, blue, highest, between, lowest, sixths):
+def _sort_levels(
+    red: Array, green: Array, blue: Array, highest: Array, between: Array, lowest: Array, sixths: Array
+) -> None:
     """Write the levels of each pixel, and its sixth of the circle: 0 is the one before red, 1 the one after it; those
     of green follow, then those of blue. In odd ones, the hue rises with the level between."""
     for x in range(red.size):
@@ -165,7 +128,7 @@ def _sort_levels(red, green, blue, highest, between, lowest, sixths):
 
 
 @kernel
-def _turn_between(highest, between, lowest, sixths, turn):
+def _turn_between(highest: Array, between: Array, lowest: Array, sixths: Array, turn: Number) -> None:
     """Turn in place; the sixths written are counted from red on, and 6 is 0 again."""
     for x in range(highest.size):
         value, least = np.float32(highest[x]) * TO_UNIT, np.float32(lowest[x]) * TO_UNIT
@@ -185,7 +148,9 @@ def _turn_between(highest, between, lowest, sixths, turn):
 
 
 @kernel
-def _place_levels(highest, between, lowest, sixths, red, green, blue):
+def _place_levels(
+    highest: Array, between: Array, lowest: Array, sixths: Array, red: Array, green: Array, blue: Array
+) -> None:
     for x in range(red.size):
         high, middle, low, sixth = highest[x], between[x], lowest[x], sixths[x]
         red[x] = high if (sixth == 0) | (sixth >= 5) else low if (sixth == 2) | (sixth == 3) else middle
@@ -194,7 +159,7 @@ def _place_levels(highest, between, lowest, sixths, red, green, blue):
 
 
 @kernel
-def grayscale(images, is_applied):
+def grayscale(images: Array, is_applied: Array) -> None:
     """Give all three channels the grey of the image, in place."""
     for i in range(len(images)):
         if is_applied[i]:
@@ -205,7 +170,7 @@ def grayscale(images, is_applied):
 
 
 @kernel
-def solarize(images, is_applied, threshold):
+def solarize(images: Array, is_applied: Array, threshold: Number) -> None:
     """Invert the values from `threshold` on, in place."""
     for i in range(len(images)):
         if is_applied[i]:
@@ -215,54 +180,7 @@ def solarize(images, is_applied, threshold):
 
 
 @kernel
-def affine(images, is_applied, matrices, is_bilinear, out):
-    """Write to `out` the images under affine maps; what comes from outside is 0.
-
-    Parameters
-    ----------
-    images, out
-        (batch, channels, height, width).
-    is_applied
-        (batch,), bool.
-    matrices
-        (batch, 6), float32: from an output's position to its input's, both relative to the centre, in pixels.
-    is_bilinear
-        Interpolate; or else take the nearest pixel.
-    """
-    num_channels, height, width = images.shape[1:]
-    for i in range(len(images)):
-        if not is_applied[i]:
-            out[i] = images[i]
-            continue
-        a, b, c, d, e, f = matrices[i]
-        for y in range(height):
-            from_middle = np.float32(y - (height - 1) / 2)
-            for x in range(width):
-                right = np.float32(x - (width - 1) / 2)
-                source_x = fma(from_middle, b, right * a) + c + np.float32((width - 1) / 2)
-                source_y = fma(from_middle, e, right * d) + f + np.float32((height - 1) / 2)
-                if not is_bilinear:
-                    nearest_x, nearest_y = int(np.rint(source_x)), int(np.rint(source_y))
-                    is_inside = 0 <= nearest_x < width and 0 <= nearest_y < height
-                    for channel in range(num_channels):
-                        out[i, channel, y, x] = images[i, channel, nearest_y, nearest_x] if is_inside else 0
-                    continue
-                left, top = int(np.floor(source_x)), int(np.floor(source_y))
-                part_x, part_y = source_x - np.float32(left), source_y - np.float32(top)
-                for channel in range(num_channels):
-                    total = ZERO
-                    for step_y in range(2):
-                        for step_x in range(2):
-                            at_y, at_x = top + step_y, left + step_x
-                            if 0 <= at_x < width and 0 <= at_y < height:
-                                weight_y = part_y if step_y else ONE - part_y
-                                weight_x = part_x if step_x else ONE - part_x
-                                total += weight_x * weight_y * np.float32(images[i, channel, at_y, at_x])
-                    out[i, channel, y, x] = np.uint8(np.rint(total))
-
-
-@kernel
-def normalize(images, mean, std, out):
+def normalize(images: Array, mean: Array, std: Array, out: Array) -> None:
     """Write (value / 255 - mean) / std to `out`, float32; `mean` and `std` have one value a channel."""
     for i in range(len(images)):
         for channel in range(images.shape[1]):

@@ -1,7 +1,5 @@
-"""Vector registers for the kernels of `resampling`: which instructions this processor has, and how LLVM is told.
-
-numba keeps what it compiled until the file of the kernel changes, and not until this one does: change both.
-"""
+"""Vector registers for the loops of `resizing` and `blurring`: which instructions this processor has, and how LLVM is
+told to use them."""
 
 from __future__ import annotations
 

@@ -1,38 +1,35 @@
-"""Resizing and blurring: sums over neighbours, in vector registers.
+"""Resizing: weighted sums over neighbours, in vector registers.
 
-This, with `vectors`, is the one place with instructions of processors; plain loops would do without, with the same
-results. Neighbours in a resized line come from places that are not evenly spaced, which compilers make one load a
-value: x86 processors since 2013 have an instruction for it, and one to multiply and round. Sums of a number of taps
-that is not known beforehand go through memory, tap by tap, where registers would hold them.
-`benchmarks/augmentation.py --plain` tells what a processor without such instructions, an ARM one, say, has to do
-without.
-
-What kernels call is in the file of the kernel: numba compiles it anew when that has changed, and no other. `vectors` is
-for what generates the instructions.
+This file, `blurring` and `vectors` are the only ones that name instructions of processors; plain loops would give the
+same results. The neighbours of a resized line come from places that are not evenly spaced. A compiler makes that one
+load per value; x86 processors since 2013 have an instruction for it, and one to multiply and round.
+`benchmarks/augmentation.py --plain` shows the speed without such instructions, as on an ARM processor.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeAlias
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from .kernels import kernel
+from .compiling import Array, Number, kernel
 from .vectors import BEST, NUM_WINDOWS, WIDTH, WINDOW, Vectors, check, vector
 
 MAX_PRECISION = 22
+Axis: TypeAlias = tuple[Array, Array, Number]  # what `_taps` returns
+Windows: TypeAlias = tuple[Number, Array, Array, Array]  # what `_windows` returns
 # Some images are read-only: without a signature, each kind would be compiled for.
 CROP = types.void(types.Array(types.uint8, 4, "C", readonly=True), types.int64[:, ::1], types.uint8[:, :, :, ::1])
-SUMS = 32
 
 
 @intrinsic
-def _weigh(typing_context, lines, y, starts, places, weights, half, shift, out):
+def _weigh(
+    typing_context: Any, lines: Any, y: Any, starts: Any, places: Any, weights: Any, half: Any, shift: Any, out: Any
+) -> Any:
     """Write line `y` of `out`: (half + Σ weight · value of line `y`) >> shift.
 
     Parameters
@@ -69,15 +66,20 @@ def _weigh(typing_context, lines, y, starts, places, weights, half, shift, out):
                 factors = v.load(v.data[4], builder.mul(row, number(2 * WIDTH)), low_bytes.type)
                 products = v.call(BEST.multiply, vector(32, WIDTH), values, factors)
                 builder.store(builder.add(builder.load(total), products), total)
-            levels = builder.trunc(builder.ashr(builder.load(total), shift), vector(8, WIDTH))
-            v.store(levels, target, builder.mul(blocks.index, number(WIDTH)))
+            v.store(
+                builder.trunc(builder.ashr(builder.load(total), shift), vector(8, WIDTH)),
+                target,
+                builder.mul(blocks.index, number(WIDTH)),
+            )
         return context.get_dummy_value()
 
     return types.void(lines, y, starts, places, weights, half, shift, out), generate
 
 
 @intrinsic
-def _blend_neighbours(typing_context, lines, y, starts, places, weights, precision, out):
+def _blend_neighbours(
+    typing_context: Any, lines: Any, y: Any, starts: Any, places: Any, weights: Any, precision: Any, out: Any
+) -> Any:
     """Write line `y` of `out`: one value of line `y` times weight / 2^`precision`, and the one after it for the rest.
 
     Parameters
@@ -112,7 +114,7 @@ def _blend_neighbours(typing_context, lines, y, starts, places, weights, precisi
 
 
 @intrinsic
-def _blend_lines(typing_context, lines, y, weight, precision, out, new_y):
+def _blend_lines(typing_context: Any, lines: Any, y: Any, weight: Any, precision: Any, out: Any, new_y: Any) -> Any:
     """Write line `new_y` of `out`: line `y` times `weight` / 2^`precision`, and line `y` + 1 for the rest, rounded.
 
     Parameters
@@ -141,64 +143,13 @@ def _blend_lines(typing_context, lines, y, weight, precision, out, new_y):
     return types.void(lines, y, weight, precision, out, new_y), generate
 
 
-@intrinsic
-def _sum_pairs(typing_context, source, offsets, weights, num_taps, length, out):
-    """Write `length` values of `out`: Σ_tap weight · (source at one offset + source at the other), in float32.
-
-    Parameters
-    ----------
-    source, out
-        (length,) and longer, so that blocks of SUMS fit; uint8 or float32. A sum that is to be uint8 is rounded.
-    offsets
-        (taps, 2), int64: of the first value's inputs.
-    weights
-        (taps,), float32.
-    num_taps, length
-        int64.
-    """
-    check((source, "uint8 float32"), (offsets, "int64"), (weights, "float32"), (out, "uint8 float32"))
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        v = Vectors(context, builder, signature, args)
-        num_taps, length = args[3:5]
-        number, reals = length.type, ir.VectorType(ir.FloatType(), SUMS)
-        zeros = ir.Constant(reals, [0.0] * SUMS)
-
-        def load(place: Any) -> Any:
-            if source.dtype == types.float32:
-                return v.load(v.data[0], place, reals)
-            return builder.zext(v.load(v.data[0], place, vector(8, SUMS)), vector(16, SUMS))
-
-        def add(a: Any, b: Any) -> Any:
-            return builder.fadd(a, b) if source.dtype == types.float32 else builder.uitofp(builder.add(a, b), reals)
-
-        with cgutils.for_range_slice(builder, number(0), length, number(SUMS), number) as (x, _):
-            total = cgutils.alloca_once(builder, reals)
-            builder.store(zeros, total)
-            with cgutils.for_range(builder, num_taps) as taps:
-                pair = [builder.add(builder.mul(taps.index, number(2)), number(i)) for i in range(2)]
-                values = [load(builder.add(x, v.load(v.data[1], at, number))) for at in pair]
-                weight = v.spread(v.load(v.data[2], taps.index, reals.element), SUMS)
-                more = v.call("llvm.fma.v32f32", reals, weight, add(*values), builder.load(total))
-                builder.store(more, total)
-            result = builder.load(total)
-            if out.dtype == types.uint8:
-                rounded = v.call("llvm.rint.v32f32", reals, result)
-                result = builder.trunc(builder.fptosi(rounded, vector(32, SUMS)), vector(8, SUMS))
-            v.store(result, v.data[5], x)
-        return context.get_dummy_value()
-
-    return types.void(source, offsets, weights, num_taps, length, out), generate
-
-
 blend_neighbours: Any = _blend_neighbours
 blend_lines: Any = _blend_lines
 weigh: Any = _weigh
-sum_pairs: Any = _sum_pairs
 
 
 @kernel
-def _taps(old, new):
+def _taps(old: Number, new: Number) -> Axis:
     """Return, for one axis, the first input of each output, the int16 weights of it and those after it (outputs, taps),
     and of how many bits their fractions are.
 
@@ -235,7 +186,7 @@ def _taps(old, new):
 
 
 @kernel
-def _windows(axis):
+def _windows(axis: Axis) -> Windows:
     """Return whether each output is a blend of two neighbours, and starts, places and weights as `blend_neighbours`
     takes them then, or else `weigh`; no weights where windows are too short for it."""
     first, weights, precision = axis
@@ -263,7 +214,7 @@ def _windows(axis):
 
 
 @kernel
-def _resize_lines(lines, axis, windows, out):
+def _resize_lines(lines: Array, axis: Axis, windows: Windows, out: Array) -> None:
     """Write to each line of `out` a value for each weight, and up to 2 · WIDTH - 1 more."""
     first, weights, precision = axis
     is_blend, starts, places, factors = windows
@@ -283,7 +234,7 @@ def _resize_lines(lines, axis, windows, out):
 
 
 @kernel
-def _resize_columns(lines, axis, out):
+def _resize_columns(lines: Array, axis: Axis, out: Array) -> None:
     """Write to `out` a line for each weight."""
     first, weights, precision = axis
     num_taps, length = weights.shape[1], out.shape[1]
@@ -292,21 +243,22 @@ def _resize_columns(lines, axis, out):
     for y in range(len(weights)):
         # Vectors may reach into lines that are written later, but not beyond the last one.
         has_space = (len(weights) - y - 1) * length >= 2 * WIDTH
-        if WIDTH and has_space and num_taps == 2 and weights[y, 0] + weights[y, 1] == 1 << precision:
-            blend_lines(lines, first[y], np.int64(weights[y, 0]), precision, out, y)
+        a, b = np.int64(weights[y, 0]), np.int64(weights[y, 1])
+        if WIDTH and has_space and num_taps == 2 and a + b == 1 << precision:
+            blend_lines(lines, first[y], a, precision, out, y)
             continue
         sums[:] = half
         for tap in range(0, num_taps, 2):
-            a, b = np.int32(weights[y, tap]), np.int32(weights[y, tap + 1])
+            weight_a, weight_b = np.int32(weights[y, tap]), np.int32(weights[y, tap + 1])
             line_a, line_b = lines[first[y] + tap], lines[first[y] + tap + 1]
             for x in range(length):
-                sums[x] += a * np.int32(line_a[x]) + b * np.int32(line_b[x])
+                sums[x] += weight_a * np.int32(line_a[x]) + weight_b * np.int32(line_b[x])
         for x in range(length):
             out[y, x] = np.uint8(sums[x] >> precision)
 
 
 @kernel
-def _split(image, top, left, planes):
+def _split(image: Array, top: Number, left: Number, planes: Array) -> None:
     """Write a box of an image (height, width · channels) to planes (channels, box height, box width)."""
     num_channels, height, width = planes.shape
     for y in range(height):
@@ -320,8 +272,8 @@ def _split(image, top, left, planes):
                 planes[channel, y, x] = row[num_channels * x + channel]
 
 
-@numba.njit(CROP, cache=True, error_model="numpy", nogil=True)
-def crop_and_resize(images, boxes, out):
+@kernel(CROP)
+def crop_and_resize(images: Array, boxes: Array, out: Array) -> None:
     """Resize a box of each image to the size of `out`: bilinear, antialiased.
 
     Torch's fixed-point arithmetic: along x first, then along y, each rounded to uint8; an axis that keeps its size is
@@ -366,56 +318,3 @@ def crop_and_resize(images, boxes, out):
                 out[i, channel] = lines[start : start + height, :new_width]
             else:
                 _resize_columns(lines[start:], known_y[place_y[height]], out[i, channel])
-
-
-@kernel
-def gaussian_blur(images, is_applied, weights, radii):
-    """Blur in place, reflecting at the borders: along x, then along y, in float32; rounded once, to the nearest.
-
-    Parameters
-    ----------
-    images
-        (batch, channels, height, width).
-    is_applied
-        (batch,), bool.
-    weights
-        (batch, largest radius + 1), float32: of the centre, and at each distance from it.
-    radii
-        (batch,): at most the last index of the weights, and below height and width.
-    """
-    height, width = images.shape[2:]
-    # Rows of vectors, the first of which begins a cache line: reading across lines takes twice as long.
-    stride = (width + SUMS - 1) // SUMS * SUMS
-    blurred = np.empty(height * stride + 16, np.float32)
-    blurred = blurred[(-blurred.ctypes.data // 4) % 16 :]
-    # All rows of a plane with their reflections; a row that was just written would have to be waited for.
-    largest = weights.shape[1] - 1
-    padded = np.empty((height, stride + 2 * largest), np.uint8)
-    row = np.empty(stride, np.uint8)
-    beside, above = np.empty((largest + 1, 2), np.int64), np.empty((largest + 1, 2), np.int64)
-    for i in range(len(images)):
-        if not is_applied[i]:
-            continue
-        radius = radii[i]
-        halved = weights[i].copy()
-        halved[0] *= np.float32(0.5)  # the centre is paired with itself
-        for distance in range(radius + 1):
-            beside[distance] = radius - distance, radius + distance
-        for channel in range(images.shape[1]):
-            for y in range(height):
-                # An index computed in the loop might be negative, and keep it from being vectorised: so slices.
-                line, source = padded[y, radius:], images[i, channel, y]
-                for x in range(width):
-                    line[x] = source[x]
-                for distance in range(1, radius + 1):
-                    padded[y, radius - distance] = source[distance]
-                    line[width - 1 + distance] = source[width - 1 - distance]
-            for y in range(height):
-                sum_pairs(padded[y], beside, halved, radius + 1, width, blurred[y * stride :])
-            for y in range(height):
-                for distance in range(radius + 1):
-                    above[distance, 0] = abs(y - distance) * stride
-                    above[distance, 1] = (height - 1 - abs(height - 1 - y - distance)) * stride
-                sum_pairs(blurred, above, halved, radius + 1, width, row)
-                for x in range(width):
-                    images[i, channel, y, x] = row[x]

@@ -1,0 +1,96 @@
+"""Cutting out a box and resizing it, as three operations do it that choose the box in different ways."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..draw import Drawn
+from .base import Operation, Size
+
+
+class Cropping(Operation):
+    """Cut out a box of each image and resize it (bilinear, antialiased).
+
+    A subclass draws the boxes: `top`, `left`, `height` and `width`, each (batch,).
+    """
+
+    resizes: ClassVar[bool] = True
+    size: Size
+
+    @property
+    def fixed_size(self) -> tuple[int, int] | None:
+        """Height and width of every result; None if only the shorter side is given."""
+        return None if isinstance(self.size, int) else (self.size[0], self.size[1])
+
+    def output_size(self, height: Any, width: Any) -> tuple[Any, Any]:
+        """Return `size`, as often as there are heights."""
+        if isinstance(self.size, int):
+            shorter = np.minimum(height, width)
+            return self.size * height // shorter, self.size * width // shorter
+        return self.size[0] + 0 * height, self.size[1] + 0 * width
+
+    def on_cpu(self, drawn: Drawn, pixels: np.ndarray) -> np.ndarray:
+        """Resize with torch's fixed-point arithmetic."""
+        from ..kernels.resizing import crop_and_resize
+
+        boxes = np.stack([drawn["top"], drawn["left"], drawn["height"], drawn["width"]], axis=1)
+        height, width = self.output_size(*pixels.shape[2:])
+        cropped = np.empty((*pixels.shape[:2], int(height), int(width)), np.uint8)
+        images = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
+        crop_and_resize(images, boxes, cropped)
+        return cropped
+
+    def on_device(self, rows: Tensor, pixels: Tensor) -> Tensor:
+        """Resize along x, then along y; each rounds to whole levels."""
+        top, left, height, width = rows
+        new_height, new_width = map(int, self.output_size(*pixels.shape[2:]))
+        return _resize(_resize(pixels, 3, left, width, new_width), 2, top, height, new_height)
+
+
+def _resize(pixels: Tensor, axis: int, start: Tensor, length: Tensor, new: int) -> Tensor:
+    """Resize along one axis the part of each image that is `length` long from `start` on, and round."""
+    limit = pixels.shape[axis]
+    first, weights = _weights(start, length, new, limit)
+    shape = [len(pixels), 1, 1, 1]
+    shape[axis] = new
+    wanted = list(pixels.shape)
+    wanted[axis] = new
+    total: Any = 0.5
+    for tap in range(weights.shape[2]):
+        places = (first + tap).clamp(max=limit - 1).view(shape).expand(wanted)
+        total = total + weights[:, :, tap].view(shape) * pixels.gather(axis, places)
+    levels: Tensor = total.floor()
+    return levels.float()
+
+
+def _weights(start: Tensor, length: Tensor, new: int, limit: int) -> tuple[Tensor, Tensor]:
+    """Return the first input of each output, (batch, new), and the weights from there on, (batch, new, taps).
+
+    `limit` is the longest length possible. The weights are those of `kernels.resizing`, which torch rounds to as many
+    bits as the largest allows in an int16.
+    """
+    device = start.device
+    start, length = (row.double() if device.type != "mps" else row.cpu().double() for row in (start, length))
+    num_taps = 2 * math.ceil(max(limit / new, 1)) + 1
+    scale = (length / new)[:, None]
+    stretch = scale.clamp(min=1)
+    centre = scale * (torch.arange(new, device=start.device) + 0.5)
+    first = (centre - stretch + 0.5).clamp(min=0).floor()
+    last = torch.minimum((centre + stretch + 0.5).floor(), length[:, None])
+    taps = first[:, :, None] + torch.arange(num_taps, device=start.device)
+    distances = ((taps - centre[:, :, None] + 0.5) / stretch[:, :, None]).abs()
+    exact = (1 - distances).clamp(min=0)
+    exact = torch.where(taps < last[:, :, None], exact, 0)
+    exact = exact / exact.sum(2, keepdim=True)
+    powers = 2.0 ** torch.arange(1, 23, device=start.device)
+    precision = ((0.5 + exact.amax((1, 2))[:, None] * powers).floor() < 1 << 15).sum(1)
+    unit = (2.0**precision)[:, None, None]
+    weights = (0.5 + exact * unit).floor() / unit
+    # Sums of float32 are exact as long as weights have 16 bits at most: they do if there are few taps.
+    weights = weights.float() if num_taps <= 7 or device.type == "mps" else weights
+    return (first + start[:, None]).long().to(device), weights.to(device)

@@ -1,0 +1,36 @@
+"""The whole image in another size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..draw import Drawn
+from .base import Size, as_size, is_count
+from .cropping import Cropping
+
+
+@dataclass(frozen=True)
+class Resize(Cropping):
+    """Resize the whole image (bilinear, antialiased).
+
+    Parameters
+    ----------
+    size
+        Height and width of the result, or one number for its shorter side.
+
+    >>> Resize(256).output_size(300, 400)
+    (256, 341)
+    """
+
+    size: Size
+
+    def __post_init__(self) -> None:
+        if not is_count(self.size):
+            self._set("size", as_size(self, self.size))
+
+    def draw(self, numbers: np.ndarray, sizes: np.ndarray) -> Drawn:
+        """Return the whole image as the box; nothing is random."""
+        nothing = np.zeros(len(sizes), np.int64)
+        return {"top": nothing, "left": nothing, "height": sizes[:, 0], "width": sizes[:, 1]}
