@@ -16,6 +16,7 @@ from stable_ssl import (
     SupervisedTrainer,
     instanciate_config,
 )
+from stable_ssl.arguments import _GONE
 from stable_ssl.config import parse_config
 from stable_ssl.exceptions import nearest
 from stable_ssl.nodes import build, check_nodes, describe
@@ -352,6 +353,15 @@ def test_a_user_s_override_of_a_private_method_that_is_gone_is_refused(cls, name
         with pytest.raises(ConfigError) as caught:
             trainer_of(own)
         assert f"{owner}.{name}: this method of a base class is gone. {advice}" in caught.value.problems
+
+
+def test_the_methods_that_stand_in_for_private_ones_exist():
+    advice = [sentence for family in _GONE.values() for sentence in family]
+    names = {name for sentence in advice for name in re.findall(r"(\w+)\(", sentence)} - {
+        "update_teacher"
+    }  # of modules
+    assert len(names) > 8
+    assert all(hasattr(JointEmbeddingTrainer, name) for name in names)
 
 
 def test_a_private_name_is_refused_only_where_a_method_of_this_name_was():

@@ -47,15 +47,11 @@ _OTHER_NAMES = {
 _OF_OPTIMIZERS = ("lr", "weight_decay", "momentum", "betas", "eps", "nesterov")
 
 
-def _refuse() -> ValueError:
-    """Return the error of a validator. It has no text: the sentence about it is made from the field's description."""
-    return ValueError()
-
-
+# A validator's error has no text: the sentence about it is made from the field's description.
 def _not_bool(value: Any) -> Any:
     """Refuse true and false, which Python takes for 1 and 0."""
     if isinstance(value, bool):
-        raise _refuse()
+        raise ValueError
     return value
 
 
@@ -63,7 +59,7 @@ def _max_steps(value: int | float) -> int | float:
     if isinstance(value, float) and 0 < value < 1:
         return value
     if not math.isfinite(value) or float(value) != int(value) or (value < 1 and value != -1):
-        raise _refuse()
+        raise ValueError
     return int(value)
 
 
@@ -72,7 +68,7 @@ def _level(value: Any) -> int:
     if isinstance(value, str) and value.upper() in names:
         return names[value.upper()]
     if isinstance(value, bool) or not str(value).isdigit():
-        raise _refuse()
+        raise ValueError
     return int(value)
 
 
@@ -83,7 +79,7 @@ def _wandb(value: Any) -> Any:
                 raise PydanticCustomError("unknown_key", "unknown key", {"key": key, "valid": WANDB_KEYS})
         return dict(value)
     if value is not None and not isinstance(value, bool):
-        raise _refuse()
+        raise ValueError
     return value or None
 
 
