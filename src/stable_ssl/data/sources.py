@@ -12,7 +12,8 @@ from torch.utils.data.distributed import DistributedSampler
 
 from ..exceptions import ConfigError
 from ..runtime.seeding import Stream, seed_generators
-from .loader import Loader, is_plain_order
+from .loader import Loader
+from .order import is_plain_order
 from .workers import WorkerInit, end_workers, keep_open
 
 _END = object()
