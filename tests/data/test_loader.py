@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 from stable_ssl import ConfigError, DataError
 from stable_ssl.data import IterableLoader, Loader, as_loader
 from stable_ssl.data.order import draw
-from stable_ssl.runtime.seeding import Stream, derive_seed
+from stable_ssl.runtime.seeding import Stream, derive_seed, seed_generators
 
 
 class Noise(Dataset):
@@ -169,6 +169,11 @@ def test_a_plain_dataloader_is_rebuilt_with_its_options(caplog):
     assert not as_loader(DataLoader(Noise(), 5), "test").shuffle
 
 
+def test_a_plain_dataloader_that_can_not_be_rebuilt_is_named():
+    with pytest.raises(ConfigError, match="data.train: dataset: this list is empty"):
+        as_loader(DataLoader([], 5), "train")
+
+
 def test_one_sample_can_be_one_batch():
     batches = list(as_loader(DataLoader([torch.ones(3), torch.zeros(2)], batch_size=None), "train").batches(0))
     assert [batch.tolist() for _, batch in batches] == [[1, 1, 1], [0, 0]]
@@ -217,6 +222,20 @@ def test_another_stream_is_fast_forwarded_with_a_warning(caplog):
     assert "not promised" in caplog.text
     with pytest.raises(TypeError):
         len(made)
+
+
+def test_a_stream_draws_under_the_seed_of_its_place():
+    class Endless:
+        def __iter__(self):
+            while True:
+                yield torch.rand(1).item(), np.random.rand(), random.random()
+
+    made = as_loader(Endless(), "train")
+    made.bind(seed=3, name="train")
+    for epoch in (0, 5):
+        for position, (_, drawn) in zip(range(3), made.batches(epoch), strict=False):
+            seed_generators(3, Stream.SAMPLE, epoch, position)
+            assert drawn == (torch.rand(1).item(), np.random.rand(), random.random())
 
 
 def broken_folder(tmp_path):
