@@ -13,13 +13,16 @@ def change(operation, drawn, image):
     if not drawn.get("is_applied", True):
         return image
     if name in ("RandomResizedCrop", "Resize", "CenterCrop"):
-        if name == "Resize":
-            return F.resize(image, [operation.size] if isinstance(operation.size, int) else list(operation.size))
         if name == "CenterCrop":
             return F.center_crop(image, list(operation.size))
+        mode = F.InterpolationMode(operation.interpolation)
+        if name == "Resize":
+            size = [operation.size] if isinstance(operation.size, int) else list(operation.size)
+            return F.resize(image, size, mode, antialias=True)
         box = [int(drawn[side]) for side in ("top", "left", "height", "width")]
         # Channel by channel: torch ends with an internal error on some images of one pixel and three channels.
-        return torch.cat([F.resized_crop(plane[None], *box, list(operation.size), antialias=True) for plane in image])
+        crops = [F.resized_crop(plane[None], *box, list(operation.size), mode, antialias=True) for plane in image]
+        return torch.cat(crops)
     if name == "HorizontalFlip":
         return F.horizontal_flip(image)
     if name == "VerticalFlip":

@@ -74,9 +74,10 @@ def test_ready_made_views_are_within_a_level_of_the_cpus(views, device):
     assert_within_a_level(views, random_images((80, 90, 3), 48, np.random.default_rng(0)), device)
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [1, 7, 300])
-def test_strong_reductions_and_enlargements_are_within_a_level(size):
-    view = View([RandomResizedCrop(size, scale=(0.01, 1.0))])
+def test_strong_reductions_and_enlargements_are_within_a_level(size, interpolation):
+    view = View([RandomResizedCrop(size, scale=(0.01, 1.0), interpolation=interpolation)])
     assert_within_a_level(view, random_images((200, 150, 1), 8, np.random.default_rng(0)), "cpu")
 
 
@@ -98,7 +99,8 @@ def test_a_tensor_of_another_kind_is_refused():
 def test_all_operations_compile_to_one_graph(monkeypatch):
     """As on CUDA, but for the CPU."""
     colours = [ColorJitter(0.4, 0.4, 0.4, 0.1), Grayscale(), GaussianBlur(5), Solarize()]
-    places = [RandomResizedCrop(24), HorizontalFlip(), Affine(10, interpolation="bilinear"), Erasing()]
+    crops = [RandomResizedCrop(28), RandomResizedCrop(24, interpolation="bicubic")]
+    places = [*crops, HorizontalFlip(), Affine(10, interpolation="bilinear"), Erasing()]
     view = View([*places, *colours, Normalize(0.5, 0.2), Erasing()])
     images = torch.from_numpy(random_images((32, 32, 3), 8, np.random.default_rng(0)))
     plain = MultiView([view]).make(images, 0, 0, list(range(8)))[0]

@@ -40,6 +40,12 @@ EXACT = {
     "crop shrinking": [RandomResizedCrop((5, 3))],
     "whole image": [RandomResizedCrop(32, scale=(1, 1), ratio=(1, 1))],
     "one pixel": [RandomResizedCrop(1)],
+    "bicubic crop": [RandomResizedCrop(32, interpolation="bicubic")],
+    "bicubic crop enlarging": [RandomResizedCrop((40, 77), scale=(0.05, 0.3), interpolation="bicubic")],
+    "bicubic crop shrinking": [RandomResizedCrop((5, 3), interpolation="bicubic")],
+    "bicubic, one pixel": [RandomResizedCrop(1, interpolation="bicubic")],
+    "bicubic resize": [Resize((19, 33), interpolation="bicubic")],
+    "bicubic resize of the shorter side": [Resize(11, interpolation="bicubic"), CenterCrop(9)],
     "resize": [Resize((19, 33))],
     "resize shorter side": [Resize(11), CenterCrop(9)],
     "horizontal flip": [HorizontalFlip()],
@@ -72,12 +78,23 @@ def test_an_operation_is_bit_equal_to_torchvision(name, shape):
         assert torch.equal(ours, make(View(EXACT[name]), images, seed, 5))
 
 
-@pytest.mark.parametrize("size", [(300, 17), (5, 600), (33, 33)], ids=str)
-def test_a_strong_reduction_is_bit_equal(size):
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(300, 17), (5, 600), (33, 33), (1, 2)], ids=str)
+def test_a_strong_reduction_is_bit_equal(size, interpolation):
     """Weights get more bits there than torch's int16 has at first sight."""
     images = random_images((600, 450, 1), 4, np.random.default_rng(0))
-    assert differences(alone(Resize(size)), images).max() == 0
-    assert differences(alone(Resize((1, 2))), images).max() == 0
+    assert differences(alone(Resize(size, interpolation)), images).max() == 0
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (31, 64), (33, 97), (130, 26)], ids=str)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_bicubic_crops_of_hard_edges_are_bit_equal(size, channels):
+    """Beside an edge a cubic goes beyond black and white, which torch cuts off after each axis."""
+    crop = RandomResizedCrop(size, scale=(0.001, 1), ratio=(0.1, 10), interpolation="bicubic")
+    images = np.random.default_rng(0).choice(np.array([0, 255], np.uint8), (60, 67, 301, channels))
+    images[:30] = images[:30, ::25, ::25].repeat(25, 1).repeat(25, 2)[:, :67, :301]
+    assert differences(alone(crop), images).max() == 0
+    assert differences(alone(Resize(size, "bicubic")), images[:, :2, :3, :1]).max() == 0
 
 
 def test_all_colours_turn_as_torchvision_turns_them():
@@ -198,7 +215,9 @@ from stable_ssl.augmentations.kernels.vectors import BEST
 made = hashlib.sha256()
 for shape in [(40, 51, 3), (300, 260, 3), (64, 23, 1), (9, 7, 5)]:
     images = np.random.default_rng(0).integers(0, 256, (6, *shape), dtype=np.uint8)
-    views = [View([RandomResizedCrop((33, 48))]), View([Resize((3, 5))]), *(DINOViews(32).views if shape[2] == 3 else [])]
+    crops = [RandomResizedCrop((33, 48), interpolation=kind) for kind in ("bilinear", "bicubic")]
+    views = [View([crop]) for crop in (*crops, Resize((3, 5)), Resize((3, 5), "bicubic"))]
+    views = [*views, *(DINOViews(32).views if shape[2] == 3 else [])]
     for view in MultiView(views).make(images, 0, 0, range(6)):
         made.update(view.numpy().tobytes())
 print(BEST and BEST.feature, made.hexdigest())
@@ -242,14 +261,14 @@ def test_resizing_looks_no_further_than_its_memory_reaches():
     from stable_ssl.augmentations.kernels import resizing as r
 
     lengths = [*range(1, 70), 224, 256, 500, 1999]
-    for old, new in itertools.product(lengths, [1, 2, 3, 31, 32, 33, 96, 224]):
-        first, weights, precision = r._taps(old, new)
+    for old, new, is_cubic in itertools.product(lengths, [1, 2, 3, 31, 32, 33, 96, 224], [False, True]):
+        first, weights, precision = r._taps(old, new, is_cubic)
         num_taps = weights.shape[1]
         assert (first >= 0).all()
         assert (first < old).all()
         assert first.max() + num_taps <= 2 * old + (old == 1)
         assert int(255 * weights.astype(np.int64).sum(1).max() + (1 << precision >> 1)) >> precision == 255
-        if num_taps == 2:
+        if num_taps == 2 and weights.min() >= 0:
             assert precision in (14, 15)
         if r.WIDTH:
             _, starts, _, factors = r._windows((first, weights, precision))

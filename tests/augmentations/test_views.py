@@ -48,6 +48,11 @@ def images(*shape):
             "scale must be two numbers from 0 to 1, the smaller one first",
         ),
         (lambda: RandomResizedCrop(8, ratio=2), "ratio must be two numbers"),
+        (
+            lambda: RandomResizedCrop(8, interpolation="cubic"),
+            "RandomResizedCrop: interpolation must be 'bilinear' or 'bicubic', not 'cubic'",
+        ),
+        (lambda: Resize(8, interpolation=None), "Resize: interpolation must be 'bilinear' or 'bicubic', not None"),
         (lambda: CenterCrop([3, 3, 3]), "size must be"),
         (lambda: HorizontalFlip(1.5), "p must be between 0 and 1, not 1.5"),
         (lambda: ColorJitter(brightness=-1), "brightness must be two numbers of at least 0"),

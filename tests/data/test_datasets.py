@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from stable_ssl import ConfigError
-from stable_ssl.data import Digits, HuggingFaceDataset, Loader, MultiViewSampler, Parquet
+from stable_ssl.data import Digits, HuggingFaceDataset, ImageFolder, Loader, MultiViewSampler, Parquet
 
 
 def png(value):
@@ -35,8 +35,33 @@ def test_digits_are_the_real_ones_split_for_good():
 def test_digits_scale_up_and_take_a_transform():
     assert Digits(size=16)[0][0].shape == (1, 16, 16)
     assert Digits(transform=lambda image: image.mode)[0][0] == "L"
-    with pytest.raises(ConfigError, match="split: 'valid'"):
-        Digits("valid")
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Digits("valid"), "split: must be 'train' or 'test', not 'valid'"),
+        (lambda: Digits(size=True), "size: must be a number of pixels, at least 1, not True"),
+        (lambda: Digits(size=0, transform=3), "size: .* not 0.\ntransform: must be a function of an image, or none, not 3"),
+        (lambda: ImageFolder(5, transform="flip"), "root: must be a folder, not 5.\ntransform: .* not 'flip'"),
+        (lambda: Parquet([]), r"path: must be a file, a folder, a pattern, or a list of these, not \[\]"),
+        (lambda: Parquet("a", image=0, label=False), "image: must be the name of a column, not 0.\nlabel: .* not False"),
+        (lambda: MultiViewSampler([]), r"transforms: must be a list of functions of an image, not \[\]"),
+        (lambda: MultiViewSampler([1]), r"transforms: .* not \[1\]"),
+        (lambda: HuggingFaceDataset("a", x="image"), "y: must be the name of a column, since x is given, not None"),
+        (lambda: HuggingFaceDataset("a", y="label"), "y: must be none, since x is none, not 'label'"),
+        (lambda: HuggingFaceDataset("a", transform=len), "transform: must be a dict of functions, one per column, or none"),
+        (lambda: HuggingFaceDataset("a", transform={"b": 1}), "transform: .* not {'b': 1}"),
+        (lambda: HuggingFaceDataset("a", x="b", y="c", transform={}), "transform: must be a function of an image, or none"),
+        (lambda: HuggingFaceDataset("a", add_index="no"), "add_index: must be true or false, not 'no'"),
+        (lambda: HuggingFaceDataset("a", x="b", y="c", add_index=True), "add_index: must be false, since samples of x and y"),
+        (lambda: HuggingFaceDataset("a", rename_columns=["b"]), "rename_columns: must be a dict of names, or none"),
+        (lambda: HuggingFaceDataset("a", remove_columns="b"), "remove_columns: must be a list of names, or none, not 'b'"),
+    ],
+)  # fmt: skip
+def test_a_wrong_argument_of_a_data_set_is_named_with_its_value(make, words):
+    with pytest.raises(ConfigError, match=words):
+        make()
 
 
 @pytest.fixture(params=["bytes", "struct"])
@@ -88,8 +113,9 @@ def test_hugging_face_data_as_tuples_and_as_dicts(parquet):
             transform={"target": lambda label: -label}, trust_remote_code=True, **options,
         )  # fmt: skip
     assert dicts[2] == {"target": -2, "index": 2}
-    with pytest.raises(ConfigError, match=r"no column \['lable'\]"):
-        HuggingFaceDataset("parquet", x="image", y="lable", **options)
+    for wrong in ({"x": "image", "y": "lable"}, {"transform": {"lable": len}}, {"remove_columns": ["lable"]}):
+        with pytest.raises(ConfigError, match=r"no column \['lable'\]"):
+            HuggingFaceDataset("parquet", **wrong, **options)
 
 
 def test_hugging_face_data_saved_to_disk(tmp_path):

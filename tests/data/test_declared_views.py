@@ -63,7 +63,8 @@ def digits():
 
 def test_a_list_of_views_is_a_multi_view_and_an_operation_a_view():
     assert Loader(Digits(), 8, views=list(VIEWS.views)).views == MultiView(VIEWS.views)
-    assert Loader(Digits(), 8, views=HorizontalFlip()).views == View([HorizontalFlip()])
+    assert Loader(Digits(), 8, views=HorizontalFlip()).views == MultiView([View([HorizontalFlip()])])
+    assert repr(Loader(Digits(), 8, views=HorizontalFlip()).views) == repr(View([HorizontalFlip()]))
     both = [HorizontalFlip(), VIEWS.views[0]]
     assert Loader(Digits(), 8, views=both).views == MultiView([View([HorizontalFlip()]), VIEWS.views[0]])
 
@@ -216,8 +217,18 @@ def test_a_run_with_declared_views_says_where_they_are_made_and_resumes_exactly(
         ([(np.zeros((8, 8, 3), np.uint8), 0)], {"batch_size": None}, ConfigError, "batch_size"),
         ([(np.zeros((8, 8, 2), np.uint8), 0)], {}, ValueError, "needs images of 1 or 3 channels, not of 2"),
         ([{"image": 0}], {}, DataError, "sample 0 is a dict"),
-        ([(np.zeros((8, 8, 3), np.uint8), 0)], {"on": "gpu"}, ConfigError, "on: 'gpu' is not 'auto'"),
-        ([(torch.ones(3), 0)], {"on": "device", "views": None}, ConfigError, "with declared views"),
+        (
+            [(np.zeros((8, 8, 3), np.uint8), 0)],
+            {"on": "gpu"},
+            ConfigError,
+            "on: must be 'auto', 'cpu' or 'device', not 'gpu'",
+        ),
+        (
+            [(torch.ones(3), 0)],
+            {"on": "device", "views": None},
+            ConfigError,
+            "on: must be 'auto' without declared views",
+        ),
         (
             [(np.zeros((8 + i, 8, 1), np.uint8), 0) for i in range(2)],
             {"on": "device"},
@@ -265,7 +276,7 @@ def test_a_folder_read_by_a_function_of_the_user_s_is_read_each_time(tmp_path):
 
 def test_images_that_take_more_memory_than_may_be_taken_are_read_by_the_batch(digits, monkeypatch, caplog):
     caplog.set_level("INFO", "stable_ssl")
-    monkeypatch.setattr("stable_ssl.data.views._free_memory", lambda: 14 * 64 * 4 - 1)
+    monkeypatch.setattr("stable_ssl.data.held._free_memory", lambda: 14 * 64 * 4 - 1)
     found = batches(Digits("test", size=8), views=EvalView(8, mean=[0.5], std=[0.5]))
     assert "views are made where samples are read: the images would take about 0.0 GB" in caplog.text
     caplog.clear()

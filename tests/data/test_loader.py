@@ -17,7 +17,8 @@ from torchvision.transforms import v2
 
 from stable_ssl import ConfigError, DataError
 from stable_ssl.data import IterableLoader, Loader, as_loader
-from stable_ssl.runtime.seeding import Stream, derive_seed
+from stable_ssl.data.order import draw
+from stable_ssl.runtime.seeding import Stream, derive_seed, seed_generators
 
 
 class Noise(Dataset):
@@ -145,9 +146,8 @@ def test_any_sampler_is_a_function_of_seed_and_epoch(make):
 
 
 def test_drawing_leaves_the_callers_generators_alone():
-    made = Loader(Noise(), 6, sampler=WeightedRandomSampler([1.0] * 20, 20))
     before = torch.get_rng_state()
-    made._order(0)
+    draw(WeightedRandomSampler([1.0] * 20, 20), seed=3, epoch=0)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -167,6 +167,11 @@ def test_a_plain_dataloader_is_rebuilt_with_its_options(caplog):
     assert made._collate is collate
     assert {made._options[k] for k in ("prefetch_factor", "timeout")} == {3, 7}
     assert not as_loader(DataLoader(Noise(), 5), "test").shuffle
+
+
+def test_a_plain_dataloader_that_can_not_be_rebuilt_is_named():
+    with pytest.raises(ConfigError, match="data.train: dataset: this list is empty"):
+        as_loader(DataLoader([], 5), "train")
 
 
 def test_one_sample_can_be_one_batch():
@@ -217,6 +222,20 @@ def test_another_stream_is_fast_forwarded_with_a_warning(caplog):
     assert "not promised" in caplog.text
     with pytest.raises(TypeError):
         len(made)
+
+
+def test_a_stream_draws_under_the_seed_of_its_place():
+    class Endless:
+        def __iter__(self):
+            while True:
+                yield torch.rand(1).item(), np.random.rand(), random.random()
+
+    made = as_loader(Endless(), "train")
+    made.bind(seed=3, name="train")
+    for epoch in (0, 5):
+        for position, (_, drawn) in zip(range(3), made.batches(epoch), strict=False):
+            seed_generators(3, Stream.SAMPLE, epoch, position)
+            assert drawn == (torch.rand(1).item(), np.random.rand(), random.random())
 
 
 def broken_folder(tmp_path):
@@ -270,19 +289,66 @@ def test_workers_ignore_the_signals_that_ask_the_run_to_stop():
     assert not worker.is_alive()
 
 
-@pytest.mark.parametrize(
-    ("dataset", "options", "words"),
-    [
-        ([], {}, "empty"),
-        ([1], {"batch_size": 0}, "batch_size: 0"),
-        ([1], {"batch_size": 2, "drop_last": True}, "drop_last leaves nothing"),
-        ([1], {"persistent_workers": True}, "num_workers"),
-        (iter([1]), {}, "pass a stream as it is"),
-    ],
-)
-def test_requests_that_make_no_sense_are_refused(dataset, options, words):
-    with pytest.raises(ConfigError, match=words):
-        Loader(dataset, **options)
+WORKERS = {"num_workers": 1}
+REFUSED = [
+    ({"dataset": []}, "dataset: this list is empty"),
+    ({"dataset": iter([1])}, "dataset: a list_iterator has no __len__ and no __getitem__; if it is a stream"),
+    ({"batch_size": 0}, "batch_size: must be a whole number of at least 1, or none, not 0"),
+    ({"batch_size": True}, "batch_size: .* not True"),
+    ({"views": []}, r"views: must be a transform, a list of transforms, or none, not \[\]"),
+    ({"views": ["flip"]}, "views: .* not \\['flip'\\]"),
+    ({"on": 1}, "on: must be 'auto', 'cpu' or 'device', not 1"),
+    ({"shuffle": "maybe"}, "shuffle: must be true or false, not 'maybe'"),
+    ({"drop_last": 3}, "drop_last: must be true or false, not 3"),
+    ({"sampler": 5}, "sampler: must be a sampler or none, not 5"),
+    ({"batch_sampler": True}, "batch_sampler: must be a sampler or none, not True"),
+    ({"num_workers": True}, "num_workers: must be a whole number of at least 0, not True"),
+    ({"num_workers": "2"}, "num_workers: .* not '2'"),
+    ({"collate_fn": "list"}, "collate_fn: must be a function or none, not 'list'"),
+    ({"worker_init_fn": 0}, "worker_init_fn: must be a function or none, not 0"),
+    ({"pin_memory": "yes"}, "pin_memory: must be true or false, not 'yes'"),
+    ({"prefetch_factor": 0, **WORKERS}, "prefetch_factor: must be a whole number of at least 1, or none, not 0"),
+    ({"timeout": -1, **WORKERS}, "timeout: must be a number of seconds, at least 0, not -1"),
+    ({"timeout": float("nan"), **WORKERS}, "timeout: .* not nan"),
+    (
+        {"multiprocessing_context": "spwan", **WORKERS},
+        r"multiprocessing_context: must be one of \['fork', .* not 'spwan'",
+    ),
+    ({"persistent_workers": 2, **WORKERS}, "persistent_workers: must be true or false, not 2"),
+    ({"batch_size": 2, "drop_last": True}, "batch_size: 2 is more than the 1 samples, and drop_last leaves nothing"),
+    ({"persistent_workers": True, "timeout": 5}, "num_workers: must be at least 1 for persistent_workers and timeout"),
+    ({"shuffle": True, "sampler": [0]}, "shuffle: a sampler decides on the order already"),
+    ({"sampler": [0], "batch_sampler": [[0]]}, "sampler: a batch_sampler decides on the samples already"),
+    ({"drop_last": True, "batch_sampler": [[0]]}, "drop_last: a batch_sampler decides on the batches already"),
+]
+
+
+@pytest.mark.parametrize(("options", "words"), REFUSED)
+def test_a_wrong_argument_is_named_with_its_value(options, words):
+    with pytest.raises(ConfigError, match=words) as caught:
+        Loader(**{"dataset": [1], **options})
+    assert len(caught.value.problems) == 1
+
+
+def test_all_problems_of_a_loader_are_reported_together():
+    with pytest.raises(ConfigError) as caught:
+        Loader([], "8", views=3, on="gpu", shuffle="maybe", drop_last=3, timeout=-1, pin_memory="yes")
+    named = [problem.split(":")[0] for problem in caught.value.problems]
+    assert named == [
+        "dataset",
+        "batch_size",
+        "views",
+        "on",
+        "shuffle",
+        "drop_last",
+        "pin_memory",
+        "timeout",
+        "num_workers",
+    ]
+
+
+def test_torch_s_contexts_are_taken():
+    Loader([1], multiprocessing_context=torch.multiprocessing.get_context("spawn"), num_workers=1)
 
 
 def test_a_data_set_without_a_loader_is_explained():

@@ -112,4 +112,5 @@ def _mix(states: np.ndarray) -> np.ndarray:
     """Return SplitMix64's finaliser of each state."""
     states = (states ^ (states >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     states = (states ^ (states >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return states ^ (states >> np.uint64(31))
+    mixed: np.ndarray = states ^ (states >> np.uint64(31))
+    return mixed

@@ -1,4 +1,4 @@
-"""Data sets of (image, label); images are PIL images until a transform makes something else of them."""
+"""Data sets of (image, label): the transform gets a PIL image."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from torchvision import datasets
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from ..exceptions import ConfigError
+from .checks import is_count, is_function, require
+
+FUNCTION_OF_IMAGE = "a function of an image, or none"
 
 
 def to_float_tensor(image: Image.Image) -> Any:
@@ -30,18 +33,34 @@ class Digits(Dataset):
     Parameters
     ----------
     split
-        "train" (1,442 images) or "test" (355): a fixed split, stratified by digit.
+        "train" (1,442 images) or "test" (355 images): a fixed split, stratified by digit.
     size
-        Pixels a side, scaled up bilinearly.
+        Height and width in pixels; images are scaled bilinearly.
     transform
-        Applied to the PIL image (mode "L"); without one the image is a float tensor in [0, 1], (1, size, size).
+        Applied to the PIL image (mode "L"). Without it, the image is a float tensor in [0, 1], (1, size, size).
+
+    Raises
+    ------
+    ConfigError
+        An argument is wrong.
+
+    Examples
+    --------
+    >>> from stable_ssl.data import Digits
+    >>> digits = Digits("test", size=8)
+    >>> image, label = digits[0]
+    >>> len(digits), image.shape, label
+    (355, torch.Size([1, 8, 8]), 5)
     """
 
     classes = [str(digit) for digit in range(10)]
 
     def __init__(self, split: str = "train", size: int = 16, transform: Callable | None = None):
-        if split not in ("train", "test"):
-            raise ConfigError(f"split: {split!r} is neither 'train' nor 'test'.")
+        require(
+            ("split", split, split in ("train", "test"), "'train' or 'test'"),
+            ("size", size, is_count(size, 1), "a number of pixels, at least 1"),
+            ("transform", transform, is_function(transform), FUNCTION_OF_IMAGE),
+        )
         from sklearn.datasets import load_digits
 
         images, targets = load_digits(return_X_y=True)
@@ -53,7 +72,7 @@ class Digits(Dataset):
         pixels = np.rint(images[chosen].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
         self.images = [Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR) for image in pixels]
         self.targets = targets[chosen].tolist()
-        self.transform = transform or to_float_tensor
+        self.transform = to_float_tensor if transform is None else transform
 
     def __len__(self) -> int:
         return len(self.images)
@@ -63,11 +82,30 @@ class Digits(Dataset):
 
 
 class ImageFolder(datasets.ImageFolder):
-    """Images in one folder a class, as torchvision's; without a transform they are float tensors in [0, 1]."""
+    """Images in one folder per class, as torchvision's `ImageFolder`.
+
+    Parameters
+    ----------
+    root
+        The folder of the classes' folders.
+    transform
+        Applied to the PIL image. Without it, the image is a float tensor in [0, 1], (3, height, width).
+    **kwargs
+        As for torchvision's.
+
+    Raises
+    ------
+    ConfigError
+        An argument is wrong, or the folder has no such folders with images.
+    """
 
     def __init__(self, root: str | Path, transform: Callable | None = None, **kwargs: Any):
+        require(
+            ("root", root, isinstance(root, str | Path), "a folder"),
+            ("transform", transform, is_function(transform), FUNCTION_OF_IMAGE),
+        )
         try:
-            super().__init__(str(root), transform or to_float_tensor, **kwargs)
+            super().__init__(str(root), to_float_tensor if transform is None else transform, **kwargs)
         except FileNotFoundError as error:
             raise ConfigError(f"root: '{root}' is no folder of classes with images: {error}") from error
 
@@ -80,11 +118,17 @@ class Parquet(Dataset):
     Parameters
     ----------
     path
-        A file, a folder of `*.parquet`, a pattern, or a list of these.
+        A file, a folder of `*.parquet`, a pattern such as "train-*.parquet", or a list of these.
     image, label
-        Names of the columns. Without a label column the label is -1.
+        Names of the columns. None for `label`: every label is -1.
     transform
-        Applied to the PIL image (mode "L" or "RGB"); without one the image is a float tensor in [0, 1].
+        Applied to the PIL image (mode "L" or "RGB"). Without it, the image is a float tensor in [0, 1], (channels,
+        height, width).
+
+    Raises
+    ------
+    ConfigError
+        An argument is wrong, there is no such file or column, or pyarrow is not installed.
     """
 
     def __init__(
@@ -94,9 +138,17 @@ class Parquet(Dataset):
         label: str | None = "label",
         transform: Callable | None = None,
     ):
-        self.files = _parquet_files(path)
+        paths = [path] if isinstance(path, str | Path) else path
+        is_list = isinstance(paths, Sequence) and len(paths) > 0 and all(isinstance(p, str | Path) for p in paths)
+        require(
+            ("path", path, is_list, "a file, a folder, a pattern, or a list of these"),
+            ("image", image, isinstance(image, str), "the name of a column"),
+            ("label", label, label is None or isinstance(label, str), "the name of a column, or none"),
+            ("transform", transform, is_function(transform), FUNCTION_OF_IMAGE),
+        )
+        self.files = [file for item in paths for file in _parquet_files(item)]
         self.image, self.label = image, label
-        self.transform = transform or to_float_tensor
+        self.transform = to_float_tensor if transform is None else transform
         self._open()
 
     def _open(self) -> None:
@@ -115,7 +167,7 @@ class Parquet(Dataset):
         self.targets = [-1] * len(table) if self.label is None else table[self.label].to_pylist()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the bytes out: a spawned worker opens the files itself."""
+        """Return the state without the images' bytes: a spawned worker opens the files itself."""
         return {key: value for key, value in vars(self).items() if key not in ("_images", "targets")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -133,12 +185,10 @@ class Parquet(Dataset):
         return self.transform(image), self.targets[index]
 
 
-def _parquet_files(path: str | Path | Sequence[str | Path]) -> list[str]:
-    found: list[str] = []
-    for item in [path] if isinstance(path, str | Path) else path:
-        folder = Path(item)
-        matches = sorted(map(str, folder.glob("*.parquet"))) if folder.is_dir() else sorted(glob.glob(str(item)))
-        if not matches:
-            raise ConfigError(f"path: no Parquet file at '{item}'.")
-        found += matches
+def _parquet_files(path: str | Path) -> list[str]:
+    """Return the files that a path or pattern stands for, sorted."""
+    folder = Path(path)
+    found = sorted(map(str, folder.glob("*.parquet"))) if folder.is_dir() else sorted(glob.glob(str(path)))
+    if not found:
+        raise ConfigError(f"path: no Parquet file at '{path}'.")
     return found

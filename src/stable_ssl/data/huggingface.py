@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset
 
 from ..exceptions import ConfigError
+from .checks import is_function, require
 from .datasets import to_float_tensor
 
 
@@ -21,23 +22,30 @@ class HuggingFaceDataset(Dataset):
     Parameters
     ----------
     path
-        Name on the hub, a builder ("parquet", "imagefolder") or a folder.
+        A name on the hub, a builder such as "parquet" or "imagefolder", or a folder.
     *args, **kwargs
-        For `load_dataset`: `name`, `split`, `data_files`, ….
+        For `load_dataset`: `name`, `split`, `data_files` and others.
     x, y
-        Columns of image and label.
+        Names of the columns of the image and the label.
     transform
-        For tuples a callable of the image; without one the image is a float tensor in [0, 1]. For dicts a callable a
-        column.
-    rename_columns, remove_columns
-        Old name to new name; names.
+        For tuples, a function of the image; without it, the image is a float tensor in [0, 1]. For dicts, a function
+        per column, by the column's name.
+    rename_columns
+        The new name of a column, by its old name.
+    remove_columns
+        Names of the columns to leave out, as they are after renaming.
     add_index
-        Add the sample's index to a dict, as `index`.
+        Add the index of a sample to its dict, as `index`.
+
+    Raises
+    ------
+    ConfigError
+        An argument is wrong, there is no such column or split, or `datasets` is not installed.
     """
 
     def __init__(
         self,
-        path: str,
+        path: str | Path,
         *args: Any,
         x: str | None = None,
         y: str | None = None,
@@ -47,32 +55,20 @@ class HuggingFaceDataset(Dataset):
         add_index: bool = False,
         **kwargs: Any,
     ):
-        try:
-            import datasets
-        except ImportError as error:
-            raise ConfigError("HuggingFaceDataset needs `pip install 'stable-ssl[hf]'`.") from error
+        _check_arguments(path, x, y, transform, rename_columns, remove_columns, add_index)
         if kwargs.pop("trust_remote_code", None) is not None:
             warnings.warn("trust_remote_code is ignored: data sets no longer run code.", stacklevel=2)
-        if (x is None) != (y is None):
-            raise ConfigError("x: samples are tuples where both x and y are given, dicts where neither is.")
-        if (Path(path) / "dataset_info.json").exists() or (Path(path) / "dataset_dict.json").exists():
-            loaded = datasets.load_from_disk(path)
-            loaded = (
-                loaded[kwargs["split"]] if isinstance(loaded, datasets.DatasetDict) and "split" in kwargs else loaded
-            )
-        else:
-            loaded = datasets.load_dataset(path, *args, **kwargs)
-        if isinstance(loaded, dict):
-            raise ConfigError(f"split: missing; '{path}' has {list(loaded)}.")
-        columns = loaded.column_names
-        _require(columns, [*(rename_columns or ()), *(remove_columns or ())], path)
-        loaded = loaded.rename_columns(dict(rename_columns)) if rename_columns else loaded
-        self.dataset = loaded.remove_columns(list(remove_columns)) if remove_columns else loaded
-        _require(self.dataset.column_names, [column for column in (x, y) if column], path)
+        self.dataset = _load(str(path), args, kwargs)
+        if rename_columns:
+            _require_columns(self.dataset, rename_columns, path)
+            self.dataset = self.dataset.rename_columns(dict(rename_columns))
+        if remove_columns:
+            _require_columns(self.dataset, remove_columns, path)
+            self.dataset = self.dataset.remove_columns(list(remove_columns))
         self.x, self.y, self.add_index = x, y, add_index
-        self.transform = transform if transform is not None else (to_float_tensor if x else {})
-        if x is None and not isinstance(self.transform, Mapping):
-            raise ConfigError("transform: dict samples need a dict of callables, one a column; or give x and y.")
+        self.transform: Any = transform if transform is not None else (to_float_tensor if x else {})
+        columns: Any = self.transform if x is None else (x, y)
+        _require_columns(self.dataset, columns, path)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -80,15 +76,66 @@ class HuggingFaceDataset(Dataset):
     def __getitem__(self, index: int) -> Any:
         sample = self.dataset[int(index)]
         if self.x is not None:
-            return self.transform(sample[self.x]), sample[self.y]  # type: ignore[operator]
-        for name, transform in self.transform.items():  # type: ignore[union-attr]
+            return self.transform(sample[self.x]), sample[self.y]
+        for name, transform in self.transform.items():
             sample[name] = transform(sample[name])
         if self.add_index:
             sample["index"] = index
         return sample
 
 
-def _require(columns: list[str], wanted: list[str], path: str) -> None:
-    missing = [column for column in wanted if column not in columns]
+def _check_arguments(
+    path: Any, x: Any, y: Any, transform: Any, rename_columns: Any, remove_columns: Any, add_index: Any
+) -> None:
+    if x is None:
+        needed_y, is_y = "none, since x is none", y is None
+        needed_transform, is_transform = "a dict of functions, one per column, or none", _is_dict(transform, callable)
+        needed_index, is_index = "true or false", isinstance(add_index, bool)
+    else:
+        needed_y, is_y = "the name of a column, since x is given", _is_name(y)
+        needed_transform, is_transform = "a function of an image, or none", is_function(transform)
+        needed_index, is_index = "false, since samples of x and y are tuples", add_index is False
+    is_list = isinstance(remove_columns, Sequence) and not isinstance(remove_columns, str)
+    is_removable = remove_columns is None or (is_list and all(map(_is_name, remove_columns)))
+    require(
+        ("path", path, isinstance(path, str | Path), "a name on the hub, a builder or a folder"),
+        ("x", x, x is None or _is_name(x), "the name of a column, or none"),
+        ("y", y, is_y, needed_y),
+        ("transform", transform, is_transform, needed_transform),
+        ("rename_columns", rename_columns, _is_dict(rename_columns, _is_name), "a dict of names, or none"),
+        ("remove_columns", remove_columns, is_removable, "a list of names, or none"),
+        ("add_index", add_index, is_index, needed_index),
+    )
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_dict(value: Any, is_right: Callable[[Any], bool]) -> bool:
+    """Say whether a value is None, or a dict with names as keys and right values."""
+    is_dict = isinstance(value, Mapping) and all(map(_is_name, value)) and all(map(is_right, value.values()))
+    return value is None or is_dict
+
+
+def _load(path: str, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """Return the data set of a folder that `save_to_disk` wrote, or of `load_dataset`."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise ConfigError("HuggingFaceDataset needs `pip install 'stable-ssl[hf]'`.") from error
+    if any((Path(path) / name).exists() for name in ("dataset_info.json", "dataset_dict.json")):
+        loaded = datasets.load_from_disk(path)
+        if isinstance(loaded, datasets.DatasetDict) and "split" in kwargs:
+            loaded = loaded[kwargs["split"]]
+    else:
+        loaded = datasets.load_dataset(path, *args, **kwargs)
+    if isinstance(loaded, dict):
+        raise ConfigError(f"split: missing; '{path}' has {list(loaded)}.")
+    return loaded
+
+
+def _require_columns(dataset: Any, wanted: Iterable[str], path: str | Path) -> None:
+    missing = [column for column in wanted if column not in dataset.column_names]
     if missing:
-        raise ConfigError(f"'{path}' has no column {missing}; it has {columns}.")
+        raise ConfigError(f"'{path}' has no column {missing}; it has {dataset.column_names}.")

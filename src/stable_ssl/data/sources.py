@@ -11,16 +11,20 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from ..exceptions import ConfigError
-from ..runtime.seeding import Stream, seed_generators
-from .loader import Loader, is_plain_order
+from ..runtime.seeding import Stream, derive_seed, seed_generators
+from .loader import Loader
+from .order import is_plain_order
 from .workers import WorkerInit, end_workers, keep_open
 
-_END = object()
 log = logging.getLogger("stable_ssl")
+
+_END = object()
+# The state that `derive_seed` mixes its first key into.
+_FIRST_STATE = 0x243F6A8885A308D3
 
 
 def as_loader(source: Any, name: str) -> Loader | IterableLoader:
-    """Return a data set's source as something with `bind`, `batches` and `close`.
+    """Return what stands in a trainer's `data` as something with `bind`, `batches` and `close`.
 
     A `Loader` is that already. A plain torch `DataLoader` over a map-style data set is rebuilt as one, and the log says
     so. Any other iterable of batches is wrapped.
@@ -28,12 +32,15 @@ def as_loader(source: Any, name: str) -> Loader | IterableLoader:
     Raises
     ------
     ConfigError
-        It is a data set without a loader, or no iterable at all.
+        It is a data set without a loader, no iterable at all, or a `DataLoader` with options that a `Loader` refuses.
     """
     if isinstance(source, Loader | IterableLoader):
         return source
     if type(source) is DataLoader and not isinstance(source.dataset, IterableDataset):
-        return _rebuild(source, name)
+        try:
+            return _rebuild(source, name)
+        except ConfigError as error:
+            raise ConfigError([f"data.{name}: {problem}" for problem in error.problems]) from error
     if isinstance(source, Dataset) and not isinstance(source, IterableDataset):
         raise ConfigError(
             f"data.{name}: a data set ({type(source).__name__}) without a loader. "
@@ -45,47 +52,63 @@ def as_loader(source: Any, name: str) -> Loader | IterableLoader:
 
 
 def _rebuild(loader: DataLoader, name: str) -> Loader:
-    options = {
-        key: getattr(loader, key)
-        for key in (
-            "num_workers",
-            "collate_fn",
-            "pin_memory",
-            "prefetch_factor",
-            "timeout",
-            "worker_init_fn",
-            "multiprocessing_context",
-            "persistent_workers",
-        )
-    }
-    if options["num_workers"] == 0:
-        options["prefetch_factor"] = None
-    sampler = loader.sampler
-    if isinstance(sampler, DistributedSampler):
-        order: dict[str, Any] = {"shuffle": sampler.shuffle}
-        said = "a DistributedSampler's: the sharing out is the trainer's"
-    elif (shuffles := is_plain_order(sampler)) is not None:
-        order = {"shuffle": shuffles}
-        said = "a function of the seed and the epoch" if shuffles else "that of the data set"
-    else:
-        order = {"sampler": sampler}
-        said = f"drawn from its {type(sampler).__name__} under a seed of the epoch"
-    # DataLoader makes a batch sampler of its own from a batch size, and has no batch size where it was given one.
+    """Return a `Loader` with the options of a plain torch `DataLoader`."""
+    order, described = _order_of(loader)
+    made = Loader(
+        loader.dataset,
+        # DataLoader has no batch size if it was given a batch sampler.
+        1 if "batch_sampler" in order else loader.batch_size,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        # Torch takes anything for true or false.
+        drop_last=bool(loader.drop_last),
+        pin_memory=bool(loader.pin_memory),
+        persistent_workers=bool(loader.persistent_workers),
+        prefetch_factor=loader.prefetch_factor if loader.num_workers else None,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        **order,
+    )
+    log.info("data.%s: the DataLoader is rebuilt as a Loader; the order is %s.", name, described)
+    return made
+
+
+def _order_of(loader: DataLoader) -> tuple[dict[str, Any], str]:
+    """Return the arguments of a `Loader` that keep a DataLoader's order, and the order in words."""
+    sampler: Any = loader.sampler
+    # DataLoader makes a batch sampler itself if it has a batch size.
     if loader.batch_sampler is not None and loader.batch_size is None:
-        order = {"batch_sampler": loader.batch_sampler}
-        said = f"drawn from its {type(loader.batch_sampler).__name__} under a seed of the epoch"
-        batch_size: int | None = 1
-    else:
-        batch_size = loader.batch_size
-    log.info("data.%s: the DataLoader is rebuilt as a Loader; the order is %s.", name, said)
-    return Loader(loader.dataset, batch_size, drop_last=loader.drop_last, **order, **options)
+        return {"batch_sampler": loader.batch_sampler}, _drawn_from(loader.batch_sampler)
+    if isinstance(sampler, DistributedSampler):
+        return {"shuffle": bool(sampler.shuffle)}, "a DistributedSampler's, whose samples the trainer shares out itself"
+    shuffles = is_plain_order(sampler)
+    if shuffles is None:
+        return {"sampler": sampler}, _drawn_from(sampler)
+    return {"shuffle": shuffles}, "a function of the seed and the epoch" if shuffles else "that of the data set"
+
+
+def _drawn_from(sampler: Any) -> str:
+    return f"drawn from its {type(sampler).__name__} under a seed of the epoch"
 
 
 class IterableLoader:
     """An iterable of batches, as the trainer goes through it.
 
-    One with `state_dict` and `load_state_dict` resumes exactly. A list or tuple of batches does too. Any other is
-    fast-forwarded, which is exact only if it gives the same batches every time.
+    A list or tuple of batches resumes exactly, and so does an iterable with `state_dict` and `load_state_dict`. Any
+    other one is gone through from its beginning, which is exact only if it gives the same batches every time.
+
+    Parameters
+    ----------
+    source
+        The iterable.
+    name
+        Of the data set, in messages.
+
+    Raises
+    ------
+    ConfigError
+        It is empty.
     """
 
     def __init__(self, source: Any, name: str = "data"):
@@ -100,14 +123,27 @@ class IterableLoader:
         if isinstance(source, DataLoader) and not isinstance(source.worker_init_fn, WorkerInit):
             source.worker_init_fn = WorkerInit(source.worker_init_fn)
         if self._stateful:
-            # Present only where they mean something: the trainer asks for what can be saved.
+            # Other sources have no such attributes: the trainer saves the state of whatever has them.
             self.state_dict = source.state_dict
             self.load_state_dict = self._load_state_dict
         if length_of(source) == 0:
             raise ConfigError(f"data.{name}: empty.")
 
     def bind(self, seed: int, name: str, rank: int = 0, world_size: int = 1, *, is_even: bool = False) -> None:
-        """Fix the run's seed, and share out a list over the ranks; a stream must do that itself."""
+        """Set the run's seed, and share out a list over the ranks; a stream must share itself out.
+
+        Parameters
+        ----------
+        seed
+            The run's seed.
+        name
+            Of the data set, in messages.
+        rank, world_size
+            The number of this process, from 0, and the number of processes.
+        is_even
+            Give all ranks as many batches: training needs that. The last batches that are too few for that are left
+            out.
+        """
         self.seed, self.name = seed, name
         if world_size > 1 and self.is_stream:
             log.warning(
@@ -122,7 +158,7 @@ class IterableLoader:
             self.source = self._whole[rank:usable:world_size]
 
     def __len__(self) -> int:
-        """Return the batches of an epoch; TypeError where the source does not know."""
+        """Return the number of batches per epoch; raise TypeError if the source does not know."""
         return len(self.source)
 
     def _load_state_dict(self, state: Any) -> None:
@@ -130,44 +166,52 @@ class IterableLoader:
         self._is_positioned = True
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[None, Any]]:
-        """Yield (None, batch) from batch `start` of an epoch on."""
+        """Yield (None, batch) for each batch of an epoch from number `start` on."""
         if not self.is_stream:
             for batch in self.source[start:]:
                 yield None, batch
             return
-        seed_generators(self.seed, Stream.ORDER, epoch)
-        if hasattr(self.source, "set_epoch"):
-            self.source.set_epoch(epoch)
-        if self._stateful and self._is_cut_short and not self._is_positioned:
-            # It goes on where the last epoch was cut short, as it does after a resume.
-            self.source.load_state_dict(self.source.state_dict())
-        skip = 0 if self._is_positioned else start
-        self._is_positioned, self._is_cut_short = False, True
-        if skip:
-            log.warning(
-                "data.%s: skipping the first %d batches; the same ones as before are not promised, since a %s has no "
-                "state_dict.",
-                self.name,
-                skip,
-                type(self.source).__name__,
-            )
-        if not getattr(self.source, "persistent_workers", False):
-            end_workers(self._iterator)
-        self._iterator = batches = iter(self.source)
-        if isinstance(self.source, DataLoader):
-            keep_open(batches)
-        length = length_of(self.source)
-        for position in itertools.count(start - skip):
-            seed_generators(self.seed, Stream.SAMPLE, epoch, position)
-            batch = next(batches, _END)
+        first = self._begin(epoch, start)
+        iterator, length = self._iterator, length_of(self.source)
+        # Per batch, `key ^ position` costs one mixed key instead of the four of (seed, Stream.SAMPLE, epoch, position).
+        # `derive_seed` gives the same for both: it mixes each key into the state that the keys before it left.
+        key = derive_seed(self.seed, Stream.SAMPLE, epoch) ^ _FIRST_STATE
+        for position in itertools.count(first):
+            seed_generators(key ^ position)
+            batch = next(iterator, _END)
             if batch is _END:
                 self._is_cut_short = False
                 return
             if position + 1 == length:
-                next(batches, _END)  # the source ends its epoch before its state may be saved
+                next(iterator, _END)  # the source ends its epoch before its state may be saved
                 self._is_cut_short = False
             if position >= start:
                 yield None, batch
+
+    def _begin(self, epoch: int, start: int) -> int:
+        """Begin an epoch of a stream, and return the number of the batch that it gives first."""
+        seed_generators(self.seed, Stream.ORDER, epoch)
+        if hasattr(self.source, "set_epoch"):
+            self.source.set_epoch(epoch)
+        if self._stateful and self._is_cut_short and not self._is_positioned:
+            # A stream goes on where its last epoch was cut short, as it would after a resume.
+            self.source.load_state_dict(self.source.state_dict())
+        first = start if self._is_positioned else 0
+        self._is_positioned, self._is_cut_short = False, True
+        if start > first:
+            log.warning(
+                "data.%s: skipping the first %d batches; the same ones as before are not promised, since a %s has no "
+                "state_dict.",
+                self.name,
+                start,
+                type(self.source).__name__,
+            )
+        if not getattr(self.source, "persistent_workers", False):
+            end_workers(self._iterator)
+        self._iterator = iter(self.source)
+        if isinstance(self.source, DataLoader):
+            keep_open(self._iterator)
+        return first
 
     def close(self) -> None:
         """End the worker processes of a torch loader."""
@@ -178,7 +222,7 @@ class IterableLoader:
 
 
 def length_of(source: Any) -> int | None:
-    """Return the batches of an epoch; None where the source does not know."""
+    """Return the number of batches per epoch; None if the source does not know."""
     try:
         return len(source)
     except (TypeError, NotImplementedError):

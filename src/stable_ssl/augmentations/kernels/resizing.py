@@ -23,14 +23,16 @@ MAX_PRECISION = 22
 Axis: TypeAlias = tuple[Array, Array, Number]  # what `_taps` returns
 Windows: TypeAlias = tuple[Number, Array, Array, Array]  # what `_windows` returns
 # Some images are read-only: without a signature, each kind would be compiled for.
-CROP = types.void(types.Array(types.uint8, 4, "C", readonly=True), types.int64[:, ::1], types.uint8[:, :, :, ::1])
+CROP = types.void(
+    types.Array(types.uint8, 4, "C", readonly=True), types.int64[:, ::1], types.boolean, types.uint8[:, :, :, ::1]
+)
 
 
 @intrinsic
 def _weigh(
     typing_context: Any, lines: Any, y: Any, starts: Any, places: Any, weights: Any, half: Any, shift: Any, out: Any
 ) -> Any:
-    """Write line `y` of `out`: (half + Σ weight · value of line `y`) >> shift.
+    """Write line `y` of `out`: (half + Σ weight · value of line `y`) >> shift, from 0 to 255.
 
     Parameters
     ----------
@@ -67,9 +69,7 @@ def _weigh(
                 products = v.call(BEST.multiply, vector(32, WIDTH), values, factors)
                 builder.store(builder.add(builder.load(total), products), total)
             v.store(
-                builder.trunc(builder.ashr(builder.load(total), shift), vector(8, WIDTH)),
-                target,
-                builder.mul(blocks.index, number(WIDTH)),
+                v.as_bytes(builder.ashr(builder.load(total), shift)), target, builder.mul(blocks.index, number(WIDTH))
             )
         return context.get_dummy_value()
 
@@ -149,14 +149,27 @@ weigh: Any = _weigh
 
 
 @kernel
-def _taps(old: Number, new: Number) -> Axis:
+def _filter(distance: Number, is_cubic: Number) -> Number:
+    """Return the weight at a distance: a triangle's, or that of Keys' cubic for a = -1/2 ("Cubic convolution
+    interpolation for digital image processing", IEEE TASSP 1981, equation 4)."""
+    x = abs(distance)
+    if not is_cubic:
+        return max(1.0 - x, 0.0)
+    if x < 1.0:
+        return (1.5 * x - 2.5) * x * x + 1.0
+    return ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0 if x < 2.0 else 0.0
+
+
+@kernel
+def _taps(old: Number, new: Number, is_cubic: Number) -> Axis:
     """Return, for one axis, the first input of each output, the int16 weights of it and those after it (outputs, taps),
     and of how many bits their fractions are.
 
     The number of taps is even: the last ones may lie beyond the end, and have no weight then.
     """
     scale = old / new
-    support = max(scale, 1.0)
+    stretch = max(scale, 1.0)
+    support = 2.0 * stretch if is_cubic else stretch
     first = np.empty(new, np.int64)
     exact = np.zeros((new, math.ceil(support) * 2 + 2))
     largest = 0.0
@@ -168,7 +181,7 @@ def _taps(old: Number, new: Number) -> Axis:
         num_taps = max(num_taps, count)
         total = 0.0
         for tap in range(count):
-            exact[x, tap] = max(1.0 - abs((first[x] + tap - centre + 0.5) / support), 0.0)
+            exact[x, tap] = _filter((first[x] + tap - centre + 0.5) * (1.0 / stretch), is_cubic)
             total += exact[x, tap]
         for tap in range(count):
             exact[x, tap] /= total
@@ -181,7 +194,8 @@ def _taps(old: Number, new: Number) -> Axis:
     weights = np.empty((new, num_taps), np.int16)
     for x in range(new):
         for tap in range(num_taps):
-            weights[x, tap] = int(0.5 + exact[x, tap] * (1 << precision))
+            weight = exact[x, tap] * (1 << precision)
+            weights[x, tap] = int(weight - 0.5 if weight < 0 else weight + 0.5)
     return first, weights, precision
 
 
@@ -191,7 +205,7 @@ def _windows(axis: Axis) -> Windows:
     takes them then, or else `weigh`; no weights where windows are too short for it."""
     first, weights, precision = axis
     new, num_taps = weights.shape
-    is_blend = num_taps == 2 and (weights.sum(axis=1) == 1 << precision).all()
+    is_blend = num_taps == 2 and weights.min() >= 0 and (weights.sum(axis=1) == 1 << precision).all()
     size = 2 if is_blend else 4  # bytes that an output is made of; without vectors, nothing of this is used
     num_blocks = (new * size + 4 * WIDTH - 1) // max(4 * WIDTH, 1)
     starts = np.zeros(num_blocks * NUM_WINDOWS, np.int64)
@@ -230,7 +244,7 @@ def _resize_lines(lines: Array, axis: Axis, windows: Windows, out: Array) -> Non
             total, inputs = np.int32(half), lines[y, first[x] :]
             for tap in range(weights.shape[1]):
                 total += np.int32(weights[x, tap]) * np.int32(inputs[tap])
-            out[y, x] = np.uint8(total >> precision)
+            out[y, x] = np.uint8(min(max(total >> precision, 0), 255))
 
 
 @kernel
@@ -244,7 +258,7 @@ def _resize_columns(lines: Array, axis: Axis, out: Array) -> None:
         # Vectors may reach into lines that are written later, but not beyond the last one.
         has_space = (len(weights) - y - 1) * length >= 2 * WIDTH
         a, b = np.int64(weights[y, 0]), np.int64(weights[y, 1])
-        if WIDTH and has_space and num_taps == 2 and a + b == 1 << precision:
+        if WIDTH and has_space and num_taps == 2 and min(a, b) >= 0 and a + b == 1 << precision:
             blend_lines(lines, first[y], a, precision, out, y)
             continue
         sums[:] = half
@@ -254,7 +268,7 @@ def _resize_columns(lines: Array, axis: Axis, out: Array) -> None:
             for x in range(length):
                 sums[x] += weight_a * np.int32(line_a[x]) + weight_b * np.int32(line_b[x])
         for x in range(length):
-            out[y, x] = np.uint8(sums[x] >> precision)
+            out[y, x] = np.uint8(min(max(sums[x] >> precision, 0), 255))
 
 
 @kernel
@@ -273,8 +287,8 @@ def _split(image: Array, top: Number, left: Number, planes: Array) -> None:
 
 
 @kernel(CROP)
-def crop_and_resize(images: Array, boxes: Array, out: Array) -> None:
-    """Resize a box of each image to the size of `out`: bilinear, antialiased.
+def crop_and_resize(images: Array, boxes: Array, is_cubic: Number, out: Array) -> None:
+    """Resize a box of each image to the size of `out`: bilinear or bicubic, antialiased.
 
     Torch's fixed-point arithmetic: along x first, then along y, each rounded to uint8; an axis that keeps its size is
     copied.
@@ -285,6 +299,8 @@ def crop_and_resize(images: Array, boxes: Array, out: Array) -> None:
         (batch, height, width, channels).
     boxes
         (batch, 4): top, left, height, width.
+    is_cubic
+        Bicubic; or else bilinear.
     out
         (batch, channels, new height, new width); written.
     """
@@ -295,18 +311,18 @@ def crop_and_resize(images: Array, boxes: Array, out: Array) -> None:
     largest_height, largest_width = boxes[:, 2].max(), boxes[:, 3].max()
     planes = np.empty((num_channels * largest_height, 2 * largest_width + 64), np.uint8)
     lines = np.empty(((num_channels + 1) * largest_height, new_width + 2 * WIDTH), np.uint8)
-    axis = _taps(1, 1)
+    axis = _taps(1, 1, is_cubic)
     known_x, known_y = [(axis, _windows(axis))], [axis]
     place_x, place_y = np.zeros(largest_width + 1, np.int64), np.zeros(largest_height + 1, np.int64)
     for i in range(num_images):
         top, left, height, width = boxes[i]
         if not place_x[width]:
-            axis = _taps(width, new_width)
+            axis = _taps(width, new_width, is_cubic)
             place_x[width] = len(known_x)
             known_x.append((axis, _windows(axis)))
         if not place_y[height]:
             place_y[height] = len(known_y)
-            known_y.append(_taps(height, new_height))
+            known_y.append(_taps(height, new_height, is_cubic))
         target = lines if width == new_width else planes
         _split(rows[i], top, left, target[: num_channels * height].reshape(num_channels, height, -1)[:, :, :width])
         if width != new_width:

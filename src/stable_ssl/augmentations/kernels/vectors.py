@@ -90,6 +90,13 @@ class Vectors:
         """Return WIDTH times the low half of the value."""
         return self.spread(self.builder.trunc(value, ir.IntType(32)), WIDTH)
 
+    def as_bytes(self, values: Any) -> Any:
+        """Return whole numbers as bytes; those below 0 become 0, those above 255 become 255."""
+        for sign, bound in (("<", 0), (">", 255)):
+            limit = ir.Constant(values.type, [bound] * values.type.count)
+            values = self.builder.select(self.builder.icmp_signed(sign, values, limit), limit, values)
+        return self.builder.trunc(values, vector(8, values.type.count))
+
     def take(self, line: Any, block: Any) -> Any:
         """Return 4 · WIDTH bytes of a line: those at a block's places, argument 3, in its windows, argument 2."""
         assert BEST is not None

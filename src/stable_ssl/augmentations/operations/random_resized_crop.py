@@ -9,12 +9,12 @@ import numpy as np
 from ..draw import Drawn
 from .base import Range, Size, as_size
 from .boxes import NUM_DRAWS, draw_boxes, draw_places
-from .cropping import Cropping
+from .cropping import INTERPOLATIONS, Cropping
 
 
 @dataclass(frozen=True)
 class RandomResizedCrop(Cropping):
-    """Cut out a random box and resize it (bilinear, antialiased).
+    """Cut out a random box and resize it (antialiased).
 
     Of ten drawn boxes the first that fits is taken. If none does, it is the largest one in the middle whose ratio is
     allowed (Szegedy et al., "Going deeper with convolutions", CVPR 2015).
@@ -27,14 +27,17 @@ class RandomResizedCrop(Cropping):
         Area of the box, as a fraction of the image's.
     ratio
         Width / height of the box; its logarithm is drawn uniformly.
+    interpolation
+        "bilinear" or "bicubic".
 
-    >>> RandomResizedCrop(224, scale=(0.4, 1)).size
+    >>> RandomResizedCrop(224, scale=(0.4, 1), interpolation="bicubic").size
     (224, 224)
     """
 
     size: Size
     scale: Range = (0.08, 1.0)
     ratio: Range = (3 / 4, 4 / 3)
+    interpolation: str = "bilinear"
 
     num_draws = NUM_DRAWS
 
@@ -42,6 +45,7 @@ class RandomResizedCrop(Cropping):
         self._set("size", as_size(self, self.size))
         self._check_range("scale", 0, 1)
         self._check_range("ratio", 1e-3, 1e3)
+        self._check_choice("interpolation", INTERPOLATIONS)
 
     def draw(self, numbers: np.ndarray, sizes: np.ndarray) -> Drawn:
         """Return the boxes."""

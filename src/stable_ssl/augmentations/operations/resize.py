@@ -8,27 +8,31 @@ import numpy as np
 
 from ..draw import Drawn
 from .base import Size, as_size, is_count
-from .cropping import Cropping
+from .cropping import INTERPOLATIONS, Cropping
 
 
 @dataclass(frozen=True)
 class Resize(Cropping):
-    """Resize the whole image (bilinear, antialiased).
+    """Resize the whole image (antialiased).
 
     Parameters
     ----------
     size
         Height and width of the result, or one number for its shorter side.
+    interpolation
+        "bilinear" or "bicubic".
 
     >>> Resize(256).output_size(300, 400)
     (256, 341)
     """
 
     size: Size
+    interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
         if not is_count(self.size):
             self._set("size", as_size(self, self.size))
+        self._check_choice("interpolation", INTERPOLATIONS)
 
     def draw(self, numbers: np.ndarray, sizes: np.ndarray) -> Drawn:
         """Return the whole image as the box; nothing is random."""

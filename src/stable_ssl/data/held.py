@@ -1,0 +1,197 @@
+"""Images held in memory, and the batches of views that are made of them without workers."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Subset, TensorDataset
+from torchvision.datasets import VisionDataset
+from torchvision.datasets.folder import default_loader
+from torchvision.datasets.vision import StandardTransform
+
+from ..augmentations.views import send
+from .ahead import one_ahead
+from .datasets import Digits, Parquet
+from .views import BatchViews, split, to_array
+
+log = logging.getLogger("stable_ssl")
+
+SHARE_OF_MEMORY = 0.25  # of the free memory, that the images of one data set may take
+
+
+class HeldImages:
+    """The images of a data set in memory, and the rest of each sample; yields the batches of an epoch.
+
+    Parameters
+    ----------
+    images
+        uint8: an array (samples, height, width, channels), or a list of arrays (height, width, channels) if they are of
+        several sizes.
+    rests
+        The parts of each sample that are not its image.
+    """
+
+    def __init__(self, images: np.ndarray | list[np.ndarray], rests: list[Any]):
+        self.images: Any = images
+        self.rests = rests
+
+    @property
+    def num_bytes(self) -> int | None:
+        """Size of the images as one array; None if they are of several sizes."""
+        return None if isinstance(self.images, list) else self.images.nbytes
+
+    def move(self, device: torch.device) -> None:
+        """Move the images, which must be one array, to a device."""
+        self.images = torch.from_numpy(self.images).to(device)
+
+    def batches(
+        self, make: BatchViews, seed: int, epoch: int, wanted: list[list[int]]
+    ) -> Iterator[tuple[list[int], Any]]:
+        """Yield (sample indices, batch) for each list of sample indices; a batch is made while the last one is used."""
+        jobs = (functools.partial(self._batch, make, seed, epoch, indices) for indices in wanted)
+        yield from zip(wanted, one_ahead(jobs, make.device or torch.device("cpu")), strict=True)
+
+    def _batch(self, make: BatchViews, seed: int, epoch: int, indices: list[int]) -> Any:
+        if isinstance(self.images, Tensor):
+            images: Any = self.images.index_select(0, send(torch.tensor(indices), self.images.device))
+        elif isinstance(self.images, list):
+            images = [self.images[index] for index in indices]
+        else:
+            images = self.images[indices]
+        return make.batch(images, make.collate_rests([self.rests[index] for index in indices]), seed, epoch, indices)
+
+
+def hold(dataset: Any, name: str, read: Callable[[int], Any], share: float) -> HeldImages | None:
+    """Read a data set into memory. Return None if its images may change, or would take too much; the log says which.
+
+    Parameters
+    ----------
+    dataset, name
+        The data set, and its name in messages.
+    read
+        Returns the sample of an index. It is called in this process: workers would have to be ended when the run is,
+        and would send each tensor through a file of its own.
+    share
+        The fraction of the free memory that belongs to this process.
+    """
+    read_instead = f"data.{name}: views are made where samples are read"
+    if not _is_constant(dataset):
+        log.info("%s, since a %s may give other images each time.", read_instead, type(dataset).__name__)
+        return None
+    limit = int(SHARE_OF_MEMORY * share * _free_memory())
+    first = to_array(split(read(0))[0], 0)
+    held, expected = None, first.nbytes * len(dataset)
+    if expected <= limit:
+        held, expected = _read_all(len(dataset), first.shape, read, limit)
+    if held is None:
+        log.info("%s: the images would take about %.1f GB of memory.", read_instead, expected / 1e9)
+        return None
+    log.info(
+        "data.%s: %d images are held in memory (%.1f MB), and views made of them by the batch, without workers.",
+        name,
+        len(held.rests),
+        expected / 1e6,
+    )
+    return held
+
+
+def _read_all(
+    num_samples: int, shape: tuple[int, ...], read: Callable[[int], Any], limit: int
+) -> tuple[HeldImages | None, int]:
+    """Return the samples and the bytes of their images; None and an estimate once they take more bytes than `limit`.
+
+    The images are one array as long as they are of the first one's `shape`, and a list of arrays if one is not.
+    """
+    images: np.ndarray | list[np.ndarray] = np.empty((num_samples, *shape), np.uint8)
+    rests: list[Any] = []
+    num_bytes = 0
+    for index in range(num_samples):
+        image, rest = split(read(index))
+        array = to_array(image, index)
+        if isinstance(images, np.ndarray) and array.shape != shape:
+            images = list(images[:index])
+        if isinstance(images, list):
+            images.append(array)
+        else:
+            images[index] = array
+        rests.append(rest)
+        num_bytes += array.nbytes
+        if num_bytes > limit:
+            return None, num_bytes // (index + 1) * num_samples
+    return HeldImages(images, rests), num_bytes
+
+
+def choose_device(on: str, held: HeldImages | None, device: torch.device, name: str) -> torch.device | None:
+    """Choose the device that makes the views; None is the CPU. The log says why, and images that fit there are moved.
+
+    Parameters
+    ----------
+    on
+        "cpu", "device", or "auto": on a CUDA device if the images are held in memory and fit there too.
+    held
+        The images, if they are held in memory.
+    device
+        The run's device.
+    name
+        Of the data set, in messages.
+    """
+    num_bytes = None if held is None else held.num_bytes
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+    fits = num_bytes is not None and num_bytes <= SHARE_OF_MEMORY * free
+    if on != "auto":
+        is_on_device, why = on == "device", f"on is '{on}'"
+    elif device.type != "cuda":
+        is_on_device, why = False, f"the run's device is {device.type}"
+    elif num_bytes is None:
+        is_on_device, why = False, "the images are not held in memory as one array"
+    else:
+        does = "fit" if fits else "do not fit"
+        is_on_device, why = fits, f"the images {does} into a share of its memory: {num_bytes / 1e6:.1f} MB"
+    log.info("data.%s: views are made on %s: %s.", name, device if is_on_device else "the CPU", why)
+    if not is_on_device:
+        return None
+    if held is not None and fits:
+        held.move(device)
+    return device
+
+
+def _free_memory() -> int:
+    """Return the bytes that are free: on this machine, or of what a container or job may use of it if that is less."""
+    try:
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    except ValueError:  # macOS has no such number
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        with contextlib.suppress(OSError, ValueError):  # no such file, or no limit, which is written as "max"
+            folder = Path("/sys/fs/cgroup")
+            free = min(free, int((folder / limit).read_text()) - int((folder / used).read_text()))
+    return free
+
+
+def _is_constant(dataset: Any) -> bool:
+    """Say whether a data set is known to give the same images each time; a class of the user's may do anything."""
+    if type(dataset) is Subset:
+        return _is_constant(dataset.dataset)
+    if type(dataset) in (TensorDataset, list, tuple):
+        return True
+    if not isinstance(dataset, Digits | Parquet | VisionDataset):
+        return False
+    if not type(dataset).__module__.startswith(("torchvision.datasets.", "stable_ssl.data.")):
+        return False
+    if getattr(dataset, "loader", default_loader) is not default_loader:
+        return False
+    if type(getattr(dataset, "transforms", None)) not in (type(None), StandardTransform):  # of image and label together
+        return False
+    return dataset.transform in (None, np.asarray) and getattr(dataset, "target_transform", None) is None
