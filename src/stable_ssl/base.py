@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from . import config as cfg
 from .arguments import check_arguments, resolved_config
-from .engine import Builder, Calls, Evaluation, Model, Part, Progress, Recorder, Saver, Session, Stepper, does_nothing
-from .engine.building import build_monitors, by_path, check_optimized, data_sets, load_initial_weights
+from .engine import Builder, Evaluation, Model, Part, Progress, Recorder, Saver, Session, Stepper, does_nothing
+from .engine.building import build_monitors, by_path, data_sets, load_initial_weights
+from .engine.optimizing import check_optimized
 from .exceptions import BreakEpoch, BreakStep, ConfigError
 from .runtime.batches import images_of
 from .runtime.preemption import StopWaiting
@@ -262,11 +263,10 @@ class BaseTrainer(nn.Module):
                 saver.add(Part(f"monitor.{path}", monitor, is_optional=True))
             if "train" in self.data:
                 train, optim = self.data["train"], self.optim
-                build.optimizer(optim, self.optimized_modules(), train)
-                side = self.side_optimizers()
+                build.optimization(optim, self.optimized_modules(), train)
+                side, parts = self.side_optimizers(), [*self.modules(), self.loss]
                 check_optimized(optim["optimizer"], side, self.named_parameters())
-                self._steps = Stepper(run, self._recorder, optim, seed, self.module, side)
-                self._calls = Calls([*self.modules(), self.loss])
+                self._steps = Stepper(run, self._recorder, optim, seed, self.module, parts, side)
                 saver.add_training(self._steps, optim, train)
             self.check_setup()
             saver.register(self._registered)
@@ -302,7 +302,7 @@ class BaseTrainer(nn.Module):
             run.seed_epoch()
             if progress.phase == "fit":
                 self.train()
-                self._calls.begin_epoch(progress.epoch)
+                self._steps.begin_epoch()
                 try:
                     run.ranks.hook(self.before_fit_epoch)
                     self._fit_epoch()
@@ -327,8 +327,7 @@ class BaseTrainer(nn.Module):
         for batch_idx, indices, batch in self._run.training_batches(train, steps.num_batches, steps.accumulation):
             # `nn.Module.__setattr__` costs more than a microsecond per name; writing here does not.
             vars(self).update(batch_idx=batch_idx, indices=indices, batch=batch, stepped=False)
-            if steps.begin(batch_idx):
-                self._calls.begin_step(steps.fraction)
+            steps.begin(batch_idx)
             try:
                 ranks.hook(self.before_fit_step)
                 self._fit_step()
@@ -359,9 +358,8 @@ class BaseTrainer(nn.Module):
         """Count the mini-batch. After an optimizer step: let teachers and monitors follow; log, save, stop if due."""
         steps, progress, recorder = self._steps, self._progress, self._recorder
         if steps.ends_group:
-            fraction, progress.global_step = steps.fraction, progress.global_step + 1
             vars(self)["stepped"] = True
-            self._calls.update_teacher(fraction)
+            steps.count()
             for name, monitor in self.logger["monitor"].get("train", {}).items():
                 monitor.on_step(self)
                 if recorder.is_logging:

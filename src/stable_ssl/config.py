@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import itertools
-import logging
-import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticCustomError
 
-from .exceptions import ConfigError, nearest
+from .exceptions import nearest
+from .fields import (
+    BySet,
+    Count,
+    CountOrZero,
+    Device,
+    Groups,
+    Level,
+    MaxSteps,
+    NotNegative,
+    Positive,
+    Wandb,
+)
 from .nodes import argument_names, build, check_nodes, describe, plain
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = [
     "HardwareConfig",
     "LoggerConfig",
     "OptimConfig",
     "build",
-    "build_optimizer",
-    "build_scheduler",
     "check_nodes",
     "describe",
     "full_key",
@@ -36,8 +38,6 @@ __all__ = [
     "parse_config",
 ]
 
-WANDB_KEYS = ("dir", "entity", "project", "name", "id", "tags", "group")
-_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 # Other names for valid values, as other libraries have them.
 _OTHER_NAMES = {
     "gpu": "cuda", "metal": "mps", "16": "fp16", "16-mixed": "fp16", "float16": "fp16", "half": "fp16",
@@ -48,72 +48,6 @@ _OF_OPTIMIZERS = ("lr", "weight_decay", "momentum", "betas", "eps", "nesterov")
 
 
 # A validator's error has no text: the sentence about it is made from the field's description.
-def _not_bool(value: Any) -> Any:
-    """Refuse true and false, which Python takes for 1 and 0."""
-    if isinstance(value, bool):
-        raise ValueError
-    return value
-
-
-def _max_steps(value: int | float) -> int | float:
-    if isinstance(value, float) and 0 < value < 1:
-        return value
-    if not math.isfinite(value) or float(value) != int(value) or (value < 1 and value != -1):
-        raise ValueError
-    return int(value)
-
-
-def _level(value: Any) -> int:
-    names = logging.getLevelNamesMapping()
-    if isinstance(value, str) and value.upper() in names:
-        return names[value.upper()]
-    if isinstance(value, bool) or not str(value).isdigit():
-        raise ValueError
-    return int(value)
-
-
-def _wandb(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        for key in value:
-            if key not in WANDB_KEYS:
-                raise PydanticCustomError("unknown_key", "unknown key", {"key": key, "valid": WANDB_KEYS})
-        return dict(value)
-    if value is not None and not isinstance(value, bool):
-        raise ValueError
-    return value or None
-
-
-# A field's `description` completes the sentence "VALUE is not …"; its `examples` are suggested if they are alike.
-Count = Annotated[int, BeforeValidator(_not_bool), Field(ge=1, description="a whole number of at least 1")]
-CountOrZero = Annotated[int, BeforeValidator(_not_bool), Field(ge=0, description="a whole number of at least 0")]
-Positive = Annotated[
-    float, BeforeValidator(_not_bool), Field(gt=0, allow_inf_nan=False, description="a finite number above 0")
-]
-Device = Annotated[
-    str,
-    Field(
-        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
-        description="'auto', 'cpu', 'mps', 'cuda' or 'cuda:N' for the GPU with number N",
-        examples=["auto", "cpu", "mps", "cuda"],
-    ),
-]
-MaxSteps = Annotated[
-    int | float,
-    BeforeValidator(_not_bool),
-    AfterValidator(_max_steps),
-    Field(description="-1, a whole number of at least 1, or a fraction between 0 and 1"),
-]
-Level = Annotated[
-    int,
-    BeforeValidator(_level),
-    Field(description=f"a whole number or one of {', '.join(_LEVELS)}", examples=[*_LEVELS]),
-]
-Wandb = Annotated[
-    Any,
-    AfterValidator(_wandb),
-    Field(description=f"true, false, null or a dict with any of the keys {', '.join(WANDB_KEYS)}"),
-]
-BySet = Annotated[dict[str, Any], Field(description="a dict with the names of data sets as keys")]
 
 
 class _Config(BaseModel):
@@ -184,6 +118,28 @@ class HardwareConfig(_Config):
         return self
 
 
+class GroupConfig(_Config):
+    """How some of the parameters are optimized, where that differs from the others.
+
+    Parameters
+    ----------
+    lr, lr_scale
+        Their learning rate, or a factor on the optimizer's.
+    weight_decay
+        Their weight decay. `exclude_bias_norm` still applies.
+    schedule
+        "run": they follow `optim.scheduler`. None, or "none": their rate stays as it is.
+    frozen_epochs
+        Number of epochs, from the first, in which they are not trained.
+    """
+
+    lr: Positive | None = None
+    lr_scale: Positive | None = None
+    weight_decay: NotNegative | None = None
+    schedule: Literal["run", "none"] | None = "run"
+    frozen_epochs: CountOrZero = 0
+
+
 class OptimConfig(_Config):
     """How parameters are optimized.
 
@@ -204,6 +160,9 @@ class OptimConfig(_Config):
         that fraction of them.
     accumulation_steps
         Mini-batches per optimizer step.
+    groups
+        Settings of some parameters: `{module, or pattern of parameter names: GroupConfig}`. If several match a
+        parameter, the last one counts.
     grad_max_norm
         Largest L2 norm of all gradients together. None: no clipping.
     exclude_bias_norm
@@ -213,6 +172,7 @@ class OptimConfig(_Config):
     """
 
     optimizer: Any = None
+    groups: Groups = {}
     lr_batch_size: Count | None = None
     scheduler: Any = None
     epochs: Count = 1000
@@ -302,12 +262,25 @@ def parse_config(cls: type[_Config], values: Any, path: str, problems: list[str]
         return None
     values = {str(key): str(v) if key == "dump_path" and v is not None else v for key, v in values.items()}
     try:
-        return cls.model_validate(values)
+        config = cls.model_validate(values)
     except ValidationError as error:
         # Pydantic reports each type of a union that did not fit; one sentence per key is enough.
         by_key = {item["loc"][0]: item for item in reversed(error.errors())}
         problems += [_sentence(cls, path, values, by_key[key]) for key in values if key in by_key]
         return None
+    if isinstance(config, OptimConfig):
+        _check_groups(config.groups, f"{path}.groups", problems)
+    return config
+
+
+def _check_groups(groups: dict[str, Any], path: str, problems: list[str]) -> None:
+    """Check and convert the settings of each group of parameters."""
+    for name, options in groups.items():
+        group = parse_config(GroupConfig, options, f"{path}.{name}", problems)
+        if group and group.lr is not None and group.lr_scale is not None:
+            problems.append(f"{path}.{name}: lr and lr_scale contradict each other; give only one of them.")
+        if group:
+            groups[name] = group.model_dump(exclude_unset=True)
 
 
 def _sentence(cls: type[_Config], path: str, values: Mapping[str, Any], item: Mapping[str, Any]) -> str:
@@ -374,57 +347,3 @@ def _nearest_value(value: Any, field: FieldInfo) -> str:
         return f" Did you mean 'cuda:{number[1]}'?"
     other = _OTHER_NAMES.get(str(value).lower())
     return f" Did you mean '{other}'?" if other in options else nearest(value, options, cutoff=0.7)
-
-
-def build_optimizer(node: Any, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """Return the optimizer that a node, or something to be called with parameter groups, makes; one that is, as it is.
-
-    Raises
-    ------
-    ConfigError
-        There is nothing to optimize.
-    """
-    made = build(_partial(node), "optim.optimizer")
-    if hasattr(made, "param_groups"):
-        return made
-    if not groups:
-        raise ConfigError("module: no module has a trainable parameter.")
-    made = _called(made, "optim.optimizer", groups)
-    if not hasattr(made, "param_groups"):
-        raise ConfigError(f"optim.optimizer: makes a {type(made).__name__}, not an optimizer.")
-    return made
-
-
-def build_scheduler(node: Any, optimizer: torch.optim.Optimizer, total_steps: int) -> Any:
-    """Return the schedule that a node, or something to be called with the optimizer, makes.
-
-    One that needs `total_steps` and was not given it gets the run's.
-    """
-    schedule = build(_partial(node), "optim.scheduler")
-    if _lacks_total_steps(schedule):
-        schedule = functools.partial(schedule, total_steps=total_steps)
-    return _called(schedule, "optim.scheduler", optimizer)
-
-
-def _called(function: Callable, path: str, argument: Any) -> Any:
-    try:
-        return function(argument)
-    except ConfigError:
-        raise
-    except Exception as error:
-        raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
-
-
-def _partial(node: Any) -> Any:
-    """Return a node of an optimizer or schedule as one whose first arguments come later."""
-    return {**node, "_partial_": True} if isinstance(node, Mapping) and "_target_" in node else node
-
-
-def _lacks_total_steps(schedule: Callable) -> bool:
-    """Say whether a schedule has a parameter `total_steps` that was not given."""
-    try:
-        parameter = inspect.signature(schedule).parameters.get("total_steps")
-    except ValueError:
-        return False
-    given = isinstance(schedule, functools.partial) and "total_steps" in schedule.keywords
-    return parameter is not None and not given

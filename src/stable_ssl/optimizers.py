@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .exceptions import ConfigError
 
-def param_groups(modules: Mapping[str, nn.Module], exclude_bias_norm: bool = False) -> list[dict[str, Any]]:
+
+def param_groups(
+    modules: Mapping[str, nn.Module],
+    exclude_bias_norm: bool = False,
+    groups: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[dict[str, Any]]:
     """Return the trainable parameters of some modules as groups for an optimizer. Shared parameters appear once.
 
     Parameters
@@ -17,13 +24,23 @@ def param_groups(modules: Mapping[str, nn.Module], exclude_bias_norm: bool = Fal
     modules
         The modules by name.
     exclude_bias_norm
-        Whether one-dimensional parameters (biases, and scale and shift of normalisations) get a group of their own,
+        Whether one-dimensional parameters (biases, and scale and shift of normalisations) get groups of their own,
         without weight decay and without LARS's scaling.
+    groups
+        `{pattern: options}`: a module's name, or a pattern (as in `fnmatch`) of the parameters' names,
+        `<module>.<parameter>`. If several match a parameter, the last one counts. `lr` and `weight_decay` of the
+        options are the group's.
 
     Returns
     -------
     list of dict
-        One group, or two with `exclude_bias_norm`. Empty groups are left out.
+        Parameters that no pattern matches come first, then those of each pattern, under `name`. With
+        `exclude_bias_norm`, each has two groups. Empty groups are left out.
+
+    Raises
+    ------
+    ConfigError
+        A pattern matches no trainable parameter.
 
     Examples
     --------
@@ -31,14 +48,40 @@ def param_groups(modules: Mapping[str, nn.Module], exclude_bias_norm: bool = Fal
     >>> weights, others = param_groups({"head": nn.Linear(8, 4)}, exclude_bias_norm=True)
     >>> [tuple(p.shape) for p in weights["params"]], [tuple(p.shape) for p in others["params"]]
     ([(4, 8)], [(4,)])
+    >>> plain, slow = param_groups({"head": nn.Linear(8, 4)}, groups={"*.bias": {"lr": 0.01}})
+    >>> slow["name"], slow["lr"], len(slow["params"])
+    ('*.bias', 0.01, 1)
     """
-    parameters = {id(p): p for module in modules.values() for p in module.parameters() if p.requires_grad}
-    if not exclude_bias_norm:
-        return [{"params": list(parameters.values())}] if parameters else []
-    weights = [p for p in parameters.values() if p.ndim > 1]
-    others = [p for p in parameters.values() if p.ndim <= 1]
-    groups: list[dict[str, Any]] = [{"params": weights}, {"params": others, "weight_decay": 0.0, "lars_exclude": True}]
-    return [group for group in groups if group["params"]]
+    made: list[dict[str, Any]] = []
+    for pattern, parameters in _by_pattern(modules, list(groups or {})).items():
+        options = (groups or {}).get(pattern, {})
+        own = {key: options[key] for key in ("lr", "weight_decay") if options.get(key) is not None}
+        own.update({"name": pattern} if pattern else {})
+        if exclude_bias_norm:
+            made.append({"params": [p for p in parameters if p.ndim > 1], **own})
+            others = [p for p in parameters if p.ndim <= 1]
+            made.append({"params": others, **own, "weight_decay": 0.0, "lars_exclude": True})
+        else:
+            made.append({"params": parameters, **own})
+    return [group for group in made if group["params"]]
+
+
+def _by_pattern(modules: Mapping[str, nn.Module], patterns: list[str]) -> dict[str, list[nn.Parameter]]:
+    """Return the trainable parameters by the last pattern that matches each; those that none matches under ""."""
+    members: dict[str, list[nn.Parameter]] = {"": [], **{pattern: [] for pattern in patterns}}
+    matched: set[str] = set()
+    seen: set[int] = set()
+    for module_name, module in modules.items():
+        for name, parameter in module.named_parameters(module_name):
+            if parameter.requires_grad and id(parameter) not in seen:
+                seen.add(id(parameter))
+                matching = [pattern for pattern in patterns if pattern == module_name or fnmatchcase(name, pattern)]
+                matched.update(matching)
+                members[matching[-1] if matching else ""].append(parameter)
+    if missing := [pattern for pattern in patterns if pattern not in matched]:
+        names = list(modules)
+        raise ConfigError([f"optim.groups.{p}: no trainable parameter of {names} has such a name." for p in missing])
+    return members
 
 
 class LARS(torch.optim.Optimizer):

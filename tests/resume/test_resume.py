@@ -127,7 +127,7 @@ def test_a_self_supervised_run_with_probes_and_rankme_goes_on_as_if_left_alone(t
     assert again.global_step == 6
     assert_same_ending(ending(alone), ending(again))
     saved = [endings.ending(trainer.folder)[0] for trainer in (alone, again)]
-    assert saved[0]["probe_optimizer"]["state"]
+    assert saved[0]["parts"]["probe_optimizer"]["state"]
     assert endings.same(*saved)
 
 

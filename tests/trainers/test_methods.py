@@ -116,7 +116,7 @@ MODULES = {
     "a backbone with a teacher, a projector without": ("byol", {"projector": head()}, "module.projector: must be a Tea"),
     "not symmetric without a teacher": ("moco", plain(), "only with a teacher"),
     "a decoder of other patches": ("mae", {"decoder": modules.PatchPredictor((2, 2), 32, 4, 16, num_heads=2)}, "is not the .4, 4. pa"),
-    "a target encoder of another width": ("ijepa", {"target_encoder": modules.ViT(8, 2, 16, 1, 1, in_channels=1)}, "has other w"),
+    "a target encoder of another width": ("ijepa", {"target_encoder": modules.ViT(8, 2, 16, 1, 1, in_channels=1)}, "its weights differ in name or shape"),
     "a backbone that can't mask": ("mae", {"backbone": backbone()}, "needs a ViT"),
 }  # fmt: skip
 
@@ -134,7 +134,7 @@ def test_a_loss_that_is_missing_or_not_wanted_is_an_error_at_set_up(tmp_path):
         ("byol", None, "such as NegativeCosineSimilarity"),
         ("swav", losses.NTXEntLoss(), "needs a SwAVLoss"),
         ("dino", losses.NTXEntLoss(), "makes its own"),
-        ("simclr", losses.MoCoLoss(8, 40), "for a SelfDistillationTrainer"),
+        ("simclr", losses.MoCoLoss(8, 40), "use a SelfDistillationTrainer"),
     ):
         trainer = make(name, tmp_path / name)
         trainer.loss = loss
@@ -211,9 +211,8 @@ def test_a_module_that_nothing_uses_is_named(tmp_path, capsys):
     ("name", "parameter"), [("dino", "warmup_epochs_temperature_teacher"), ("swav", "queue_start_epoch")]
 )
 def test_a_negative_number_of_epochs_is_refused(tmp_path, name, parameter):
-    trainer = make(name, tmp_path / "run", **{parameter: -1})
     with pytest.raises(ConfigError, match=f"{parameter}: -1 is not a count"):
-        trainer.setup()
+        make(name, tmp_path / "run", **{parameter: -1}).setup()
 
 
 def test_masks_of_other_patches_are_named_at_the_first_step(tmp_path):
@@ -289,6 +288,7 @@ def test_what_compute_loss_asks_of_two_methods_is_what_their_papers_say(tmp_path
     # DINO: the teacher sees the first two views, and no view is its own target.
     trainer = make("dino", tmp_path / "dino")
     trainer.setup()
+    trainer.begin_epoch(0)
     views = [view_1, view_2, torch.rand(16, 1, 4, 4)]
     trainer.batch = [views, torch.zeros(16, dtype=torch.long)]
     f, g = (trainer.module[name] for name in ("backbone", "projector"))

@@ -4,7 +4,7 @@ Each file owns one part of a run's state. None of them knows the trainer: hooks 
 """
 
 from .agreement import does_nothing
-from .building import Builder, Calls
+from .building import Builder
 from .evaluation import Evaluation
 from .progress import Progress
 from .recording import Recorder
@@ -14,7 +14,6 @@ from .stepping import Stepper
 
 __all__ = [
     "Builder",
-    "Calls",
     "Evaluation",
     "Model",
     "Part",

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
-import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -12,16 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..config import build, build_optimizer, build_scheduler
+from ..config import build
 from ..data import Loader, as_loader, length_of
 from ..exceptions import ConfigError
 from ..loggers.metrics import require_methods
-from ..optimizers import param_groups
 from ..runtime.seeding import Stream, seed_generators
 from ..runtime.weights import load_weights
 from .agreement import Alone, Together
-
-log = logging.getLogger("stable_ssl")
+from .optimizing import build_optimization
 
 
 class Builder:
@@ -127,6 +123,12 @@ class Builder:
             built[name] = {key: m.to(self._device) if hasattr(m, "to") else m for key, m in metrics.items()}
         return built
 
+    def optimization(self, optim: Any, modules: Mapping[str, nn.Module], loader: Any) -> None:
+        """Build optimizer and schedule into the run's `OptimConfig`, for the parameters of `modules`."""
+        batch_size = getattr(loader, "batch_size", None)
+        num_batches = self._count_batches(loader, optim["max_steps"])
+        build_optimization(optim, modules, num_batches, batch_size and batch_size * self._ranks.size)
+
     def _count_batches(self, loader: Any, limit: int | float) -> int:
         """Return the mini-batches per epoch; for a stream without a length, the most that it may have.
 
@@ -154,31 +156,6 @@ class Builder:
             return max(1, int(limit * available))
         return available if limit < 0 else min(limit, available)
 
-    def optimizer(self, optim: Any, modules: Mapping[str, nn.Module], loader: Any) -> None:
-        """Build optimizer and schedule, and put them into the run's `OptimConfig`.
-
-        `num_batches`, the mini-batches per epoch, and `total_steps`, the optimizer steps of the run, are put there too.
-        """
-        num_batches = optim["num_batches"] = self._count_batches(loader, optim["max_steps"])
-        optim["total_steps"] = optim["epochs"] * math.ceil(num_batches / optim["accumulation_steps"])
-        groups = param_groups(modules, optim["exclude_bias_norm"])
-        optim["optimizer"] = build_optimizer(optim["optimizer"], groups)
-        if optim["lr_batch_size"]:
-            self._scale_learning_rates(optim, loader)
-        if optim["scheduler"] is not None:
-            optim["scheduler"] = build_scheduler(optim["scheduler"], optim["optimizer"], optim["total_steps"])
-
-    def _scale_learning_rates(self, optim: Any, loader: Any) -> None:
-        """Scale the learning rates linearly with the global batch."""
-        batch_size = getattr(loader, "batch_size", None)
-        if not batch_size:
-            raise ConfigError("optim.lr_batch_size: data.train does not tell its batch_size, so leave it out.")
-        whole = batch_size * self._ranks.size * optim["accumulation_steps"]
-        for group in optim["optimizer"].param_groups:
-            group["lr"] *= whole / optim["lr_batch_size"]
-        lr = optim["optimizer"].param_groups[0]["lr"]
-        log.info("The learning rate is %g, for a batch of %d over all processes.", lr, whole)
-
 
 def data_sets(data: Mapping[str, Any], but: str = "") -> list[str]:
     """Return the names in `data` that are data sets, `but` left out."""
@@ -198,69 +175,7 @@ def by_path(monitors: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, An
     return ((f"{group}.{name}", monitor) for group, named in monitors.items() for name, monitor in named.items())
 
 
-def check_optimized(
-    optimizer: torch.optim.Optimizer,
-    side: Mapping[str, torch.optim.Optimizer],
-    parameters: Iterable[tuple[str, nn.Parameter]],
-) -> None:
-    """Say which trainable parameters no optimizer has.
-
-    Raises
-    ------
-    ConfigError
-        A side optimizer is none, or the method's optimizer has no trainable parameter of its own.
-    """
-    for name, other in side.items():
-        if not isinstance(other, torch.optim.Optimizer):
-            raise ConfigError(f"side_optimizers(): '{name}' is a {type(other).__name__}, not an optimizer.")
-    trainable = {name: id(p) for name, p in parameters if p.requires_grad}
-    own, others = _parameter_ids([optimizer]), _parameter_ids(side.values())
-    if not (own - others) & set(trainable.values()):
-        raise ConfigError("optim.optimizer: has none of the parameters of module and loss.")
-    if left_out := [name for name, key in trainable.items() if key not in own | others]:
-        log.warning("No optimizer has %s: only those of module and loss are trained.", ", ".join(left_out))
-
-
-def _parameter_ids(optimizers: Iterable[torch.optim.Optimizer]) -> set[int]:
-    return {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
-
-
 def load_initial_weights(modules: Mapping[str, nn.Module], sources: Mapping[str, Any]) -> None:
     """Load the weights that `module_init` names."""
     for name, source in sources.items():
         load_weights(source, modules[name], name)
-
-
-class Calls:
-    """The methods of modules and losses that a run calls as it goes on, if they have them.
-
-    Parameters
-    ----------
-    parts
-        The modules and the loss; each of their methods is called once, though a part may come twice.
-    """
-
-    def __init__(self, parts: Iterable[Any]):
-        parts = list({id(part): part for part in parts}.values())
-        self._begin_epoch = list(_methods(parts, "begin_epoch"))
-        self._begin_step = list(_methods(parts, "begin_step"))
-        self._update_teacher = list(_methods(parts, "update_teacher"))
-
-    def begin_epoch(self, epoch: int) -> None:
-        """Call `begin_epoch(epoch)` before an epoch's training."""
-        for method in self._begin_epoch:
-            method(epoch)
-
-    def begin_step(self, progress: float) -> None:
-        """Call `begin_step(progress)` before an optimizer step, with the fraction of the run's steps before it."""
-        for method in self._begin_step:
-            method(progress)
-
-    def update_teacher(self, progress: float) -> None:
-        """Call `update_teacher(progress)` after an optimizer step, with the fraction of the run's steps before it."""
-        for method in self._update_teacher:
-            method(progress)
-
-
-def _methods(parts: Iterable[Any], name: str) -> Iterator[Callable]:
-    return (getattr(part, name) for part in parts if callable(getattr(part, name, None)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from typing import Any
 
@@ -14,6 +14,7 @@ from ..exceptions import BreakStep, NanError
 from ..runtime.device import describe_batch
 from ..runtime.precision import FiniteWatch, running_statistics
 from ..runtime.seeding import Stream, derive_seed, seed_generators_in_turn
+from .optimizing import constant_rates, restore_rates, set_trained
 from .recording import Recorder
 from .session import Session
 
@@ -33,6 +34,8 @@ class Stepper:
         The run's seed.
     modules
         The networks, by name; those without a gradient in the first step are named in the log.
+    parts
+        All modules and the loss. Their methods `begin_epoch`, `begin_step` and `update_teacher` are called.
     side
         Optimizers of parameters with losses of their own, by name.
 
@@ -40,8 +43,6 @@ class Stepper:
     ----------
     ends_group
         Whether the current mini-batch is the last of its group.
-    fraction
-        Optimizer steps so far, as a fraction of the run's.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Stepper:
         options: Any,
         seed: int,
         modules: Mapping[str, nn.Module],
+        parts: Iterable[Any],
         side: Mapping[str, torch.optim.Optimizer],
     ):
         self._run, self._recorder, self._precision, self._modules = run, recorder, run.precision, modules
@@ -58,6 +60,10 @@ class Stepper:
         self.num_batches: int = options["num_batches"]
         self.accumulation: int = options["accumulation_steps"]
         self._optimizer, self._scheduler = options["optimizer"], options["scheduler"]
+        self._constant = constant_rates(self._optimizer, options["groups"])
+        frozen = {name: group.get("frozen_epochs", 0) for name, group in options["groups"].items()}
+        self._frozen = {name: epochs for name, epochs in frozen.items() if epochs}
+        self._calls = _Calls(parts)
         self._total_steps: int = options["total_steps"]
         self.side, self._side = side, list(side.values())
         self._optimizers = [self._optimizer, *self._side]
@@ -71,30 +77,32 @@ class Stepper:
             log.info("The loop waits for the device once per step: %s needs it.", why)
 
     @property
-    def fraction(self) -> float:
-        """Optimizer steps so far, as a fraction of the run's."""
-        return self._progress.global_step / self._total_steps
-
-    @property
     def autocast(self) -> AbstractContextManager:
         """The context in which a loss is computed."""
         return self._precision.autocast
 
-    def begin(self, batch_idx: int) -> bool:
-        """Begin a mini-batch: find its place in its group, and seed the default generators.
+    def begin_epoch(self) -> None:
+        """Begin an epoch: tell the modules, and freeze or thaw the groups with `frozen_epochs`."""
+        epoch = self._progress.epoch
+        set_trained(self._optimizer, self._frozen, True)
+        self._calls.begin_epoch(epoch)  # a module may freeze some of them for longer
+        set_trained(self._optimizer, {name for name, epochs in self._frozen.items() if epoch < epochs}, False)
 
-        Returns
-        -------
-        bool
-            Whether it is the first of its group.
-        """
+    def begin(self, batch_idx: int) -> None:
+        """Begin a mini-batch: find its place in its group, and seed the default generators."""
         place = batch_idx % self.accumulation
         if place == 0:
             self._recorder.begin_step()
             self._group_size = min(self.accumulation, self.num_batches - batch_idx)
         self.ends_group = place + 1 == self._group_size
         seed_generators_in_turn(self._seed, self._progress.global_step * self.accumulation + place)
-        return place == 0
+        if place == 0:
+            self._calls.begin_step(self._progress.global_step / self._total_steps)
+
+    def count(self) -> None:
+        """Count an optimizer step, and let the teachers follow."""
+        self._progress.global_step += 1
+        self._calls.update_teacher((self._progress.global_step - 1) / self._total_steps)
 
     def backward(self, losses: Any, owner: str) -> None:
         """Add the gradients of a mini-batch's losses.
@@ -169,6 +177,7 @@ class Stepper:
         self._clear()
         if self._scheduler is not None:
             self._scheduler.step()
+            restore_rates(self._optimizer, self._constant)
         return True
 
     def _update(self, scale: float, before: Callable[[], None]) -> None:
@@ -243,3 +252,38 @@ def _warn_of_unused(modules: Mapping[str, nn.Module]) -> None:
         trainable = [p for p in module.parameters() if p.requires_grad]
         if trainable and all(p.grad is None for p in trainable):
             log.warning("module.%s: no gradient reaches it in the first step. Does compute_loss use it?", name)
+
+
+class _Calls:
+    """The methods of modules and losses that a run calls as it goes on, if they have them.
+
+    Parameters
+    ----------
+    parts
+        The modules and the loss; each of their methods is called once, though a part may come twice.
+    """
+
+    def __init__(self, parts: Iterable[Any]):
+        parts = list({id(part): part for part in parts}.values())
+        self._begin_epoch = list(_methods(parts, "begin_epoch"))
+        self._begin_step = list(_methods(parts, "begin_step"))
+        self._update_teacher = list(_methods(parts, "update_teacher"))
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Call `begin_epoch(epoch)` before an epoch's training."""
+        for method in self._begin_epoch:
+            method(epoch)
+
+    def begin_step(self, progress: float) -> None:
+        """Call `begin_step(progress)` before an optimizer step, with the fraction of the run's steps before it."""
+        for method in self._begin_step:
+            method(progress)
+
+    def update_teacher(self, progress: float) -> None:
+        """Call `update_teacher(progress)` after an optimizer step, with the fraction of the run's steps before it."""
+        for method in self._update_teacher:
+            method(progress)
+
+
+def _methods(parts: Iterable[Any], name: str) -> Iterator[Callable]:
+    return (getattr(part, name) for part in parts if callable(getattr(part, name, None)))

@@ -79,12 +79,6 @@ class SelfSupervisedTrainer(BaseTrainer):
                 f"logger.metric.{watched[0]}: metrics need predictions, which come from module.backbone_classifier; "
                 "there is none."
             )
-        # What the trainers of this package take as an int is a count; a user's own is up to the user.
-        own = [cls for cls in type(self).__mro__ if cls.__module__.startswith(f"{__package__}.")]
-        kinds = {name: kind for cls in own for name, kind in vars(cls).get("__annotations__", {}).items()}
-        for name in (name for name, kind in kinds.items() if kind == "int"):
-            if not isinstance(value := getattr(self, name), int) or value < 0:
-                raise ConfigError(f"{name}: {value!r} is not a count.")
         if "train" in self.data:
             if self.usual_loss is not None and not callable(self.loss):
                 raise ConfigError(f"loss: {type(self).__name__} needs one, such as {self.usual_loss}.")

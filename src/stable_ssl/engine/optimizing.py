@@ -1,0 +1,168 @@
+"""Optimizers and schedules: built from nodes, for groups of parameters."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import math
+from collections.abc import Callable, Container, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..config import build
+from ..exceptions import ConfigError
+from ..optimizers import param_groups
+
+log = logging.getLogger("stable_ssl")
+
+
+def build_optimization(optim: Any, modules: Mapping[str, nn.Module], num_batches: int, batch_size: int | None) -> None:
+    """Build optimizer and schedule, and put them into the run's `OptimConfig`.
+
+    `num_batches` and `total_steps`, the optimizer steps of the run, are put there too.
+
+    Parameters
+    ----------
+    modules
+        The modules whose trainable parameters the optimizer gets.
+    num_batches
+        Mini-batches per epoch.
+    batch_size
+        Samples per mini-batch over all processes; None if it is not known.
+
+    Raises
+    ------
+    ConfigError
+        There is nothing to optimize, or the optimizer or the schedule can't be built.
+    """
+    optim["num_batches"] = num_batches
+    optim["total_steps"] = optim["epochs"] * math.ceil(num_batches / optim["accumulation_steps"])
+    optimizer = _build_optimizer(optim["optimizer"], modules, optim["exclude_bias_norm"], optim["groups"])
+    _scale_learning_rates(optimizer, optim, batch_size)
+    optim["optimizer"] = optimizer
+    if optim["scheduler"] is not None:
+        rates = constant_rates(optimizer, optim["groups"])
+        optim["scheduler"] = _build_scheduler(optim["scheduler"], optimizer, optim["total_steps"])
+        restore_rates(optimizer, rates)
+
+
+def _build_optimizer(
+    node: Any, modules: Mapping[str, nn.Module], exclude_bias_norm: bool, groups: Mapping[str, Mapping[str, Any]]
+) -> torch.optim.Optimizer:
+    """Build the optimizer from a node or a callable. Return an existing optimizer unchanged."""
+    made = build(_partial(node), "optim.optimizer")
+    if isinstance(made, torch.optim.Optimizer) or hasattr(made, "param_groups"):
+        if groups:
+            raise ConfigError("optim.groups: optim.optimizer has its parameters already; give a node or a callable.")
+        existing: torch.optim.Optimizer = made
+        return existing
+    parameters = param_groups(modules, exclude_bias_norm, groups)
+    if not parameters:
+        raise ConfigError("module: no module has a trainable parameter.")
+    optimizer: torch.optim.Optimizer = _called(made, "optim.optimizer", parameters)
+    if not hasattr(optimizer, "param_groups"):
+        raise ConfigError(f"optim.optimizer: makes a {type(optimizer).__name__}, not an optimizer.")
+    return optimizer
+
+
+def _build_scheduler(node: Any, optimizer: torch.optim.Optimizer, total_steps: int) -> Any:
+    """Build the schedule from a node or a callable. If it lacks `total_steps`, it gets the run's."""
+    schedule = build(_partial(node), "optim.scheduler")
+    if _lacks_total_steps(schedule):
+        schedule = functools.partial(schedule, total_steps=total_steps)
+    return _called(schedule, "optim.scheduler", optimizer)
+
+
+def _partial(node: Any) -> Any:
+    """Return a node whose first argument comes later as a node of a partial."""
+    return {**node, "_partial_": True} if isinstance(node, Mapping) and "_target_" in node else node
+
+
+def _called(function: Callable, path: str, argument: Any) -> Any:
+    try:
+        return function(argument)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
+
+
+def _lacks_total_steps(schedule: Callable) -> bool:
+    """Return whether a schedule has a parameter `total_steps` that was not given."""
+    try:
+        parameter = inspect.signature(schedule).parameters.get("total_steps")
+    except ValueError:
+        return False
+    given = isinstance(schedule, functools.partial) and "total_steps" in schedule.keywords
+    return parameter is not None and not given
+
+
+def _scale_learning_rates(optimizer: torch.optim.Optimizer, optim: Any, batch_size: int | None) -> None:
+    """Multiply the rates of groups with `lr_scale`; then scale all rates linearly with the global batch."""
+    for group in optimizer.param_groups:
+        group["lr"] *= _options(group, optim["groups"]).get("lr_scale") or 1.0
+    if not optim["lr_batch_size"]:
+        return
+    if not batch_size:
+        raise ConfigError("optim.lr_batch_size: data.train does not tell its batch_size, so leave it out.")
+    whole = batch_size * optim["accumulation_steps"]
+    for group in optimizer.param_groups:
+        group["lr"] *= whole / optim["lr_batch_size"]
+    lr = optimizer.param_groups[0]["lr"]
+    log.info("The learning rate is %g, for a batch of %d over all processes.", lr, whole)
+
+
+def _options(group: Mapping[str, Any], groups: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Return what `optim.groups` says of an optimizer's group."""
+    return groups.get(group.get("name", ""), {})
+
+
+def constant_rates(optimizer: torch.optim.Optimizer, groups: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Return the rate of each of `optim.groups` that no schedule changes (`schedule: none`), by name."""
+    kept = {name for name, options in groups.items() if options.get("schedule", "run") in (None, "none")}
+    return {group["name"]: group["lr"] for group in optimizer.param_groups if group.get("name") in kept}
+
+
+def restore_rates(optimizer: torch.optim.Optimizer, rates: Mapping[str, float]) -> None:
+    """Undo what a schedule did to the groups of `constant_rates`."""
+    if rates:
+        for group in optimizer.param_groups:
+            group["lr"] = rates.get(group.get("name", ""), group["lr"])
+
+
+def set_trained(optimizer: torch.optim.Optimizer, names: Container[str], is_trained: bool) -> None:
+    """Let the optimizer's groups of these names be trained, or not."""
+    for group in optimizer.param_groups:
+        if group.get("name", "") in names:
+            for parameter in group["params"]:
+                parameter.requires_grad_(is_trained)
+
+
+def check_optimized(
+    optimizer: torch.optim.Optimizer,
+    side: Mapping[str, torch.optim.Optimizer],
+    parameters: Iterable[tuple[str, nn.Parameter]],
+) -> None:
+    """Say which trainable parameters no optimizer has.
+
+    Raises
+    ------
+    ConfigError
+        A side optimizer is none, or the method's optimizer has no trainable parameter of its own.
+    """
+    for name, other in side.items():
+        if not isinstance(other, torch.optim.Optimizer):
+            raise ConfigError(f"side_optimizers(): '{name}' is a {type(other).__name__}, not an optimizer.")
+    trainable = {name: id(p) for name, p in parameters if p.requires_grad}
+    own, others = _parameter_ids([optimizer]), _parameter_ids(side.values())
+    if not (own - others) & set(trainable.values()):
+        raise ConfigError("optim.optimizer: has none of the parameters of module and loss.")
+    if left_out := [name for name, key in trainable.items() if key not in own | others]:
+        log.warning("No optimizer has %s: only those of module and loss are trained.", ", ".join(left_out))
+
+
+def _parameter_ids(optimizers: Iterable[torch.optim.Optimizer]) -> set[int]:
+    return {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}

@@ -1,0 +1,86 @@
+"""The kinds of values that the fields of a configuration take."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_core import PydanticCustomError
+
+WANDB_KEYS = ("dir", "entity", "project", "name", "id", "tags", "group")
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+
+
+def _not_bool(value: Any) -> Any:
+    """Refuse true and false, which Python takes for 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError
+    return value
+
+
+def _max_steps(value: int | float) -> int | float:
+    if isinstance(value, float) and 0 < value < 1:
+        return value
+    if not math.isfinite(value) or float(value) != int(value) or (value < 1 and value != -1):
+        raise ValueError
+    return int(value)
+
+
+def _level(value: Any) -> int:
+    names = logging.getLevelNamesMapping()
+    if isinstance(value, str) and value.upper() in names:
+        return names[value.upper()]
+    if isinstance(value, bool) or not str(value).isdigit():
+        raise ValueError
+    return int(value)
+
+
+def _wandb(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        for key in value:
+            if key not in WANDB_KEYS:
+                raise PydanticCustomError("unknown_key", "unknown key", {"key": key, "valid": WANDB_KEYS})
+        return dict(value)
+    if value is not None and not isinstance(value, bool):
+        raise ValueError
+    return value or None
+
+
+# A field's `description` completes the sentence "VALUE is not …"; its `examples` are suggested if they are alike.
+Count = Annotated[int, BeforeValidator(_not_bool), Field(ge=1, description="a whole number of at least 1")]
+CountOrZero = Annotated[int, BeforeValidator(_not_bool), Field(ge=0, description="a whole number of at least 0")]
+Positive = Annotated[
+    float, BeforeValidator(_not_bool), Field(gt=0, allow_inf_nan=False, description="a finite number above 0")
+]
+NotNegative = Annotated[
+    float, BeforeValidator(_not_bool), Field(ge=0, allow_inf_nan=False, description="a finite number of at least 0")
+]
+Device = Annotated[
+    str,
+    Field(
+        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+        description="'auto', 'cpu', 'mps', 'cuda' or 'cuda:N' for the GPU with number N",
+        examples=["auto", "cpu", "mps", "cuda"],
+    ),
+]
+MaxSteps = Annotated[
+    int | float,
+    BeforeValidator(_not_bool),
+    AfterValidator(_max_steps),
+    Field(description="-1, a whole number of at least 1, or a fraction between 0 and 1"),
+]
+Level = Annotated[
+    int,
+    BeforeValidator(_level),
+    Field(description=f"a whole number or one of {', '.join(_LEVELS)}", examples=[*_LEVELS]),
+]
+Wandb = Annotated[
+    Any,
+    AfterValidator(_wandb),
+    Field(description=f"true, false, null or a dict with any of the keys {', '.join(WANDB_KEYS)}"),
+]
+Groups = Annotated[dict[str, Any], Field(description="a dict with modules, or patterns of parameter names, as keys")]
+BySet = Annotated[dict[str, Any], Field(description="a dict with the names of data sets as keys")]
