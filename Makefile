@@ -6,7 +6,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constra
 # A file's tests stay together, and share what they set up.
 PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test test-all fast lint format constraints clean
+.PHONY: help demo test test-all fast same lint format constraints clean
 
 help:                              ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
@@ -22,6 +22,9 @@ test-all: $(VENV)/.dev             ## all tests
 
 fast: $(VENV)/.dev                 ## the tests of what changed, in a minute
 	$(BIN)/python tests/fast.py
+
+same: $(VENV)/.dev                 ## short runs equal those of another commit to the bit: make same REF=<commit>
+	$(BIN)/python benchmarks/same.py $(or $(REF),$(error REF is missing: make same REF=<commit>))
 
 lint: $(VENV)/.dev                 ## format, lint and types
 	$(BIN)/ruff format --check .
