@@ -128,6 +128,7 @@ class Saver:
         self._run, self._ranks, self._progress = run, run.ranks, run.progress
         self._options, self._model, self._learned, self._config = options, model, learned, config
         self._store = CheckpointStore(run.folder.path / "checkpoints", options["checkpoint_keep"])
+        run.wait_for_checkpoint = self._store.wait
         self._seconds = 60 * options["checkpoint_every_minutes"]
         self._every_step = options["checkpoint_every_step"] or sys.maxsize
         self.is_new: bool = self._ranks.from_main(self._store.is_empty)
@@ -203,8 +204,7 @@ class Saver:
         save_is_due, request = self._ranks.largest(save_is_due, self._run.stop.request)  # type: ignore[assignment]
         if save_is_due or request:
             self.save()
-        # submitit's handler has the job killed, so the checkpoint must be on disk before.
-        self._run.end_when_asked(request, f"at step {self._progress.global_step}", self._store.wait)
+        self._run.end_when_asked(request, f"at step {self._progress.global_step}")
 
     # Saving -----------------------------------------------------------------------------------------------------------
 

@@ -67,6 +67,7 @@ class Session:
         self.is_finished = self.has_ended = False
         self._hardware, self._optim, self._logger = hardware, optim, logger
         self._data_wait = 0.0
+        self.wait_for_checkpoint: Callable[[], Any] = lambda: None  # the saver sets it
         self._log: RunLog | None = None
         self.ranks = join(hardware["world_size"] if "world_size" in hardware.model_fields_set else None)
         hardware["world_size"] = self.ranks.size
@@ -262,11 +263,11 @@ class Session:
         """Write `status.json`: running, preempted, failed, stopped or finished."""
         self.folder.write_status(status, self.progress.as_dict())
 
-    def end_when_asked(self, request: int, where: str, before: Callable[[], Any]) -> None:
-        """End the run if there is a request to; `before` is called first."""
+    def end_when_asked(self, request: int, where: str) -> None:
+        """End the run if there is a request to, when the newest checkpoint is on disk: submitit has the job killed."""
         if request:
             log.warning("Stopping %s because of %s.", where, self.stop.reason(request))
-            before()
+            self.wait_for_checkpoint()
             self.stop.end_run(request)
 
     def seed_epoch(self) -> None:
@@ -344,7 +345,7 @@ class Session:
                 found = None
             stop.is_idle = False
             has_more, request = self.ranks.largest(found is not None, stop.request)
-            self.end_when_asked(request, "in the evaluation", lambda: None)
+            self.end_when_asked(request, "in the evaluation")
             if found is not None:
                 yield found[0], self.on_device(found[1])
             elif not has_more:
