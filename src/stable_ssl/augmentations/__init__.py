@@ -1,8 +1,8 @@
 """Augmentation: views as declarations, drawn by a pure function and made by compiled loops."""
 
+from . import operations
 from .masks import BlockMasks, Mask, RandomMask
 from .operations import *  # noqa: F403
-from .operations import __all__ as _operations
 from .recipes import (
     BarlowViews,
     BYOLViews,
@@ -18,7 +18,7 @@ from .recipes import (
 from .views import MultiView, View
 
 __all__ = [
-    *_operations,
+    *(name for name, value in vars(operations).items() if isinstance(value, type)),
     "BYOLViews",
     "BarlowViews",
     "BlockMasks",

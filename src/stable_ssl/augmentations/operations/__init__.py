@@ -13,5 +13,3 @@ from .random_resized_crop import RandomResizedCrop as RandomResizedCrop
 from .resize import Resize as Resize
 from .solarize import Solarize as Solarize
 from .vertical_flip import VerticalFlip as VerticalFlip
-
-__all__ = [name for name, value in globals().items() if isinstance(value, type)]
