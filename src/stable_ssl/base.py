@@ -254,8 +254,8 @@ class BaseTrainer(nn.Module):
             build.settle(self, self.module, self.hardware["compile"])
 
             self._recorder = Recorder(run, self.logger["log_every_step"])
-            metrics = build.metrics(self.logger["metric"], self.eval_sets)
-            self._evaluation = Evaluation(run, self._recorder, metrics, self.optim["epochs"])
+            self.logger["metric"] = build.metrics(self.logger["metric"], self.eval_sets)
+            self._evaluation = Evaluation(run, self._recorder, self.logger["metric"], self.optim["epochs"])
             self.logger["monitor"] = build_monitors(self.logger["monitor"])
             for path, monitor in by_path(self.logger["monitor"]):
                 if hasattr(monitor, "check"):
@@ -397,7 +397,7 @@ class BaseTrainer(nn.Module):
 
     def _eval_step(self, name_loader: str) -> None:
         """Give `predict()` and the labels to the metrics of the set, and let its monitors look."""
-        if self._evaluation.metrics[name_loader]:
+        if self.logger["metric"][name_loader]:
             with self._run.precision.autocast:
                 predictions = self._run.described(self.predict, self.batch, self.batch_idx)
             self._evaluation.update(name_loader, predictions, self.batch[1])

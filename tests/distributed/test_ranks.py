@@ -111,7 +111,7 @@ def evaluate(folder, num_samples):
             return scores
 
         def _eval_step(self, name_loader):
-            for name, metric in self._metrics[name_loader].items():
+            for name, metric in self.logger["metric"][name_loader].items():
                 scores = self.predict()
                 metric.update(scores.softmax(1)[:, 1] if name == "auroc" else scores, self.batch[1])
 

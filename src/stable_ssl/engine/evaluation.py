@@ -28,7 +28,7 @@ class Evaluation:
     """
 
     def __init__(self, run: Session, recorder: Recorder, metrics: Mapping[str, Mapping[str, Any]], num_epochs: int):
-        self._run, self._recorder, self.metrics, self._num_epochs = run, recorder, metrics, num_epochs
+        self._run, self._recorder, self._metrics, self._num_epochs = run, recorder, metrics, num_epochs
 
     @contextmanager
     def over(
@@ -41,7 +41,7 @@ class Evaluation:
         monitors
             By name, what returns a monitor's value when all batches have been seen.
         """
-        metrics = self.metrics[set_name]
+        metrics = self._metrics[set_name]
         for metric in metrics.values():
             metric.reset()
         epoch = min(self._run.progress.epoch, self._num_epochs - 1)
@@ -56,7 +56,7 @@ class Evaluation:
 
     def update(self, set_name: str, predictions: Tensor, labels: Any) -> None:
         """Give the predictions and labels of a batch to the metrics of its set."""
-        for name, metric in self.metrics[set_name].items():
+        for name, metric in self._metrics[set_name].items():
             try:
                 metric.update(predictions.float(), labels)
             except Exception as error:
