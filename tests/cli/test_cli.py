@@ -68,7 +68,7 @@ def test_a_run_trains_anew_from_its_own_configuration(tmp_path, name):
     ("args", "words"),
     [
         (["train", "simclr_digts"], "Did you mean 'simclr_digits'"),
-        (["train"], "which?"),
+        (["train"], "which recipe?"),
         (["train", "none.yaml"], "no file 'none.yaml'"),
         (["train", "simclr_digits", "optim.epoch=1", "hardware.sed=1"], "hardware.sed: unknown key"),
         (["train", "simclr_digits", "optim.epochs=[1"], "'optim.epochs=[1': the value of this override can't be read"),

@@ -60,7 +60,7 @@ def _sweep(folder: Path, name: str, overrides: list[str]) -> int:
     """Let Hydra's sweeper and launcher start one job per combination of values."""
     import hydra
 
-    with composer(folder, name) as (_, complete):
+    with composer(folder, name, is_sweep=True) as (_, complete):
         overrides = complete(overrides)
     kept = sys.argv
     sys.argv = ["stable-ssl", *overrides, SEARCH_PATH, "--multirun"]
