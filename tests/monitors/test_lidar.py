@@ -88,7 +88,7 @@ def test_embeddings_that_are_not_finite_or_far_too_large_do_not_end_the_run():
 def test_one_view_is_too_few():
     with pytest.raises(ValueError, match="2 embeddings of each image"):
         LiDAR().lidar(list(torch.zeros(5, 1, 4)))
-    with pytest.raises(ValueError, match="two views or more"):
+    with pytest.raises(ValueError, match="at least 2 views of each image"):
         LiDAR().on_step(SimpleNamespace(latest_embeddings=torch.zeros(5, 4), num_views=1))
     with pytest.raises(ValueError, match="latest_embeddings"):
         LiDAR().on_step(SimpleNamespace(latest_embeddings=None))
@@ -125,7 +125,7 @@ def on_ranks(n, sizes):
     for number, (first, second) in enumerate(sizes):
         classes = embeddings(first + second, 2, 4, seed=number)
         monitor.on_step(step(classes[first:] if rank else classes[:first]))
-    found, share = monitor.compute(None), len(torch.cat(monitor._held))
+    found, share = monitor.compute(None), len(torch.cat(monitor.state_dict()["held"]))
     dist.destroy_process_group()
     return found, share
 

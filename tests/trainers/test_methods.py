@@ -114,8 +114,8 @@ def test_data_that_do_not_suit_a_method_are_an_error_at_set_up(tmp_path, name, d
 
 MODULES = {
     "a backbone with a teacher, a projector without": ("byol", {"projector": head()}, "module.projector: must be a Tea"),
-    "not symmetric without a teacher": ("moco", plain(), "only with a teacher"),
-    "a decoder of other patches": ("mae", {"decoder": modules.PatchPredictor((2, 2), 32, 4, 16, num_heads=2)}, "is not the .4, 4. pa"),
+    "not symmetric without a teacher": ("moco", plain(), "symmetric: false needs a teacher"),
+    "a decoder of other patches": ("mae", {"decoder": modules.PatchPredictor((2, 2), 32, 4, 16, num_heads=2)}, "module.backbone has .4, 4. patches"),
     "a target encoder of another width": ("ijepa", {"target_encoder": modules.ViT(8, 2, 16, 1, 1, in_channels=1)}, "its weights differ in name or shape"),
     "a backbone that can't mask": ("mae", {"backbone": backbone()}, "needs a ViT"),
 }  # fmt: skip
@@ -225,7 +225,7 @@ def test_masks_of_other_patches_are_named_at_the_first_step(tmp_path):
 def test_missing_masks_are_named_at_the_first_step(tmp_path):
     trainer = make("mae", tmp_path / "run")
     trainer.data["train"] = Loader(images(), 16, views=VIEW)
-    with pytest.raises(DataError, match="needs masks of type bool after the view, 1 in number"):
+    with pytest.raises(DataError, match="needs 1 mask of type bool after the view"):
         trainer()
 
 

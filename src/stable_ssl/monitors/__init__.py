@@ -1,4 +1,4 @@
-"""What is watched during training."""
+"""Monitors: quantities computed from representations during training or evaluation. They change nothing."""
 
 from .knn import KNN, knn_scores
 from .lidar import LiDAR

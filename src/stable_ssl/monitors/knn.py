@@ -1,4 +1,4 @@
-"""Accuracy of the nearest neighbours."""
+"""Accuracy of a classifier by nearest neighbours."""
 
 from __future__ import annotations
 
@@ -19,22 +19,49 @@ if TYPE_CHECKING:
 
 
 class KNN(Monitor):
-    """Accuracy of the weighted nearest neighbours of an evaluation set, among a bank of labelled images (Wu et al.,
-    "Unsupervised feature learning via non-parametric instance discrimination", CVPR 2018, section 3.4).
+    """Accuracy of a weighted nearest-neighbour classifier (Wu et al., "Unsupervised feature learning via non-parametric
+    instance discrimination", CVPR 2018, section 3.4).
 
-    It is a monitor of that set, `logger.monitor.test.knn`, and is logged with k and temperature in its name, as
-    `test/knn_k20_t0.07`. Representations are the trainer's `forward`, both sets' with the weights at hand. A label
-    below 0 means none, and is left out.
+    Each image of an evaluation set is classified by its nearest neighbours in a bank of labelled images. Set the
+    monitor for one evaluation set, as `logger.monitor.test.knn`. The logged name holds k and the temperature:
+    `test/knn_k20_t0.07`. Both sets are embedded by the trainer's `forward` with the current weights. Images with a
+    label below 0 are left out, because they have none.
 
     Parameters
     ----------
     bank
-        Name in `data` of the training images, as the evaluation set has them: without augmentations, each once. Like
-        any set but `train`, it is also gone through by itself in each evaluation.
+        Name of the bank, a set in `data`: the training images, each once and without augmentations. Each evaluation
+        also evaluates the bank itself, like every set except `train`.
     k
-        How many neighbours vote; the paper has 200.
+        Number of neighbours that vote. The paper has 200.
     temperature
-        A neighbour's vote counts exp(cosine similarity / temperature).
+        The weight of a neighbour's vote is exp(cosine similarity / temperature).
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from functools import partial
+    >>> import torch
+    >>> from stable_ssl import SupervisedTrainer
+    >>> from stable_ssl.data import Loader
+    >>> from stable_ssl.monitors import KNN
+    >>> images = torch.randn(32, 12, generator=torch.Generator().manual_seed(0))
+    >>> samples = [(image, int(image[0] > 0)) for image in images]
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> trainer = SupervisedTrainer(
+    ...     data={
+    ...         "train": Loader(samples[:24], batch_size=8),
+    ...         "bank": Loader(samples[:24], batch_size=8),
+    ...         "test": Loader(samples[24:], batch_size=8),
+    ...     },
+    ...     module={"backbone": torch.nn.Linear(12, 2)},
+    ...     hardware={"device": "cpu"},
+    ...     optim={"optimizer": partial(torch.optim.SGD, lr=0.1), "epochs": 1},
+    ...     logger={"dump_path": folder.name, "level": 40, "monitor": {"test": {"knn": KNN("bank", k=5)}}},
+    ... )
+    >>> trainer()
+    >>> 0 <= trainer.get_logs()[-1]["test/knn_k5_t0.07"] <= 1
+    True
     """
 
     name = "knn"
@@ -46,8 +73,8 @@ class KNN(Monitor):
         self._held: list[tuple[Tensor, Tensor]] = []
 
     def check(self, trainer: BaseTrainer, path: str) -> None:
-        """Refuse a bank that is no other evaluation set, or smaller than k, and being a monitor of training."""
-        self._held = []  # an evaluation that was broken off may have left some
+        """Raise a ConfigError if the bank is no other evaluation set or has fewer than k samples, or for `train`."""
+        self._held = []  # an evaluation that ended early leaves its batches here
         name = path.split(".")[2]
         if name == "train":
             raise ConfigError(f"{path}: KNN is for evaluation sets; put it below logger.monitor.<set>.")
@@ -62,17 +89,18 @@ class KNN(Monitor):
             raise ConfigError(f"{path}.k: {self.k} neighbours are more than the {size} samples of data.{self.bank}.")
 
     def on_eval(self, trainer: BaseTrainer) -> None:
-        """Keep the representations of the batch."""
+        """Keep the representations and labels of the current batch."""
         self._held.append(self._labelled(trainer.embed(trainer.batch), trainer.batch))
 
     def compute(self, trainer: BaseTrainer) -> dict[str, float]:
-        """Return the accuracy on what was evaluated since the last time, over all ranks."""
-        queries, labels = self._join(self._held, trainer.device)
+        """Return the accuracy over all images since the last call, on all ranks. Empty if none of them has a label."""
+        queries, labels = self._join(self._held, trainer.device)  # (queries, dim) and (queries,)
         self._held = []
         with preserved_generators():
             parts = [self._labelled(*pair) for pair in trainer.representations(self.bank)]
         bank, bank_labels = (gather_rows(part) for part in self._join(parts, trainer.device))
         num_classes = len(bank_labels.bincount())
+        # bank (samples, dim), bank_labels (samples,), scores (queries, num_classes)
         scores = knn_scores(bank, bank_labels, queries, num_classes, self.k, self.temperature)
         hits = gather_rows((scores.argmax(1) == labels).float())
         return {f"k{self.k}_t{self.temperature}": float(hits.mean())} if len(hits) else {}
@@ -87,6 +115,7 @@ class KNN(Monitor):
 
     @staticmethod
     def _join(parts: list[tuple[Tensor, Tensor]], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Join the batches of this rank to (samples, dim) and (samples,)."""
         if not parts:  # a rank may have no batch
             return torch.empty(0, device=device), torch.empty(0, dtype=torch.long, device=device)
         features, labels = zip(*parts, strict=True)
@@ -103,33 +132,47 @@ def knn_scores(
     temperature: float = 0.07,
     chunk: int = 256,
 ) -> Tensor:
-    """Return what each class gets of the votes of the k nearest neighbours, (queries, num_classes).
+    """Return the sum of the votes of the k nearest neighbours per class, (queries, num_classes).
 
-    With the cosine similarities s of a query and its neighbours, each votes for its class with
-    exp((s - max s) / temperature), so that none overflows (Wu et al., CVPR 2018, section 3.4, up to a factor for each
-    query).
+    s is the cosine similarity of a query and a neighbour. The neighbour's vote for its class weighs
+    exp((s - max s) / temperature). Subtracting the query's largest s avoids overflow. It scales all votes of a query by
+    the same factor, so the winner is that of the paper (Wu et al., CVPR 2018, section 3.4).
 
     Parameters
     ----------
     bank, bank_labels
-        Features and their labels in [0, num_classes), (samples, dim) and (samples,).
+        Features, (samples, dim), and their labels in [0, num_classes), (samples,).
     queries
-        Features, (queries, dim).
+        Features to classify, (queries, dim).
+    num_classes
+        Number of classes.
+    k
+        Number of neighbours that vote.
+    temperature
+        The lower it is, the more the nearest neighbours count.
     chunk
-        Queries that are compared with the bank at a time; memory grows with chunk × samples.
+        Number of queries that are compared with the bank at a time. The memory needed is chunk × samples.
 
     Raises
     ------
     ValueError
-        The bank has less than k samples.
+        The bank has fewer than k samples.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from stable_ssl.monitors import knn_scores
+    >>> bank, labels = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]), torch.tensor([0, 0, 1])
+    >>> knn_scores(bank, labels, torch.tensor([[1.0, 0.1]]), num_classes=2, k=2).argmax(1)
+    tensor([0])
     """
     if k > len(bank):
         raise ValueError(f"k: {k} neighbours are more than the {len(bank)} labelled samples of the bank.")
-    bank = nn.functional.normalize(bank.float(), dim=1)
+    bank = nn.functional.normalize(bank.float(), dim=1)  # (samples, dim)
     queries = nn.functional.normalize(queries.float().reshape(len(queries), bank.shape[1]), dim=1)
     scores = queries.new_zeros(len(queries), num_classes)
     for part, into in zip(queries.split(chunk), scores.split(chunk), strict=True):
-        similarities, neighbours = (part @ bank.T).topk(k)
-        votes = ((similarities - similarities[:, :1]) / temperature).exp()
+        similarities, neighbours = (part @ bank.T).topk(k)  # (chunk, k) each
+        votes = ((similarities - similarities[:, :1]) / temperature).exp()  # (chunk, k)
         into.scatter_add_(1, bank_labels[neighbours], votes)
     return scores

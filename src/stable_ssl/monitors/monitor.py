@@ -1,4 +1,4 @@
-"""The interface of monitors."""
+"""The base class of monitors."""
 
 from __future__ import annotations
 
@@ -9,32 +9,44 @@ if TYPE_CHECKING:
 
 
 class Monitor:
-    """Watches training, and changes nothing."""
+    """A quantity that is computed and logged beside training.
+
+    It must not change the weights or draw from the run's random generators. A subclass sets `name` and implements
+    `compute`, and overrides the other methods if needed.
+    """
 
     name: str = "monitor"
 
     def check(self, trainer: BaseTrainer, path: str) -> None:
-        """Look at the trainer before its first step; raise a ConfigError where it does not suit.
+        """Raise a ConfigError if this monitor can't be used with the trainer. Called once, before the first step.
 
         Parameters
         ----------
+        trainer
+            The trainer, after `setup` has built its data and modules.
         path
             The monitor's key in the configuration, `logger.monitor.<set>.<name>`.
         """
 
     def on_step(self, trainer: BaseTrainer) -> None:
-        """Look, right after each optimizer step; must not wait for the device."""
+        """Run after each optimizer step, for example to keep `trainer.latest_embeddings`.
+
+        It must not wait for the device, as `.item()` does.
+        """
 
     def on_eval(self, trainer: BaseTrainer) -> None:
-        """Look, right after each evaluation step."""
+        """Run after each batch of the evaluation set that this monitor belongs to."""
 
     def compute(self, trainer: BaseTrainer) -> Any:
-        """Return a number, or a dict of them: called at logging steps, and after an evaluation."""
+        """Return the value to log: a number, a dict of numbers by name, or None for nothing.
+
+        A monitor of `train` is asked at each logging step, a monitor of an evaluation set after each evaluation.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not implement compute().")
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs to compute the same."""
+        """Return the state that a resumed run needs to compute the same values, for a checkpoint."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up that state."""
+        """Restore a state that `state_dict` returned."""

@@ -1,4 +1,4 @@
-"""Training methods, one file a family."""
+"""Training methods, one file per family of methods."""
 
 from .clustering import ClusteringTrainer
 from .dino import DINOTrainer

@@ -1,4 +1,4 @@
-"""Clustering: each view's cluster is to be predicted from the other views (SwAV)."""
+"""Clustering: the network learns to predict each view's cluster from the other views (SwAV)."""
 
 from __future__ import annotations
 
@@ -21,18 +21,41 @@ class ClusteringTrainer(JointEmbeddingTrainer):
         The epoch, counted from 0, in which the queue begins to fill, if the loss has one.
 
     See `JointEmbeddingTrainer` for the other parameters.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from functools import partial
+    >>> import torch
+    >>> from stable_ssl.data import Loader
+    >>> from stable_ssl.losses import SwAVLoss
+    >>> from stable_ssl.modules import MLP
+    >>> from stable_ssl.trainers import ClusteringTrainer
+    >>> images = torch.randn(32, 12, generator=torch.Generator().manual_seed(0))
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> trainer = ClusteringTrainer(
+    ...     data={"train": Loader([([image, image + 0.1], 0) for image in images], batch_size=8)},
+    ...     module={"backbone": torch.nn.Linear(12, 8), "projector": MLP([8, 16, 4])},
+    ...     hardware={"device": "cpu"},
+    ...     optim={"optimizer": partial(torch.optim.SGD, lr=0.1), "epochs": 1},
+    ...     logger={"dump_path": folder.name, "level": 40},
+    ...     loss=SwAVLoss(dim=4, num_prototypes=6),
+    ... )
+    >>> trainer()
+    >>> trainer.global_step
+    4
     """
 
     freeze_prototypes_epochs: int = 1
     queue_start_epoch: int = 15
 
     def check_setup(self) -> None:
-        """Require a `SwAVLoss`."""
+        """Raise a ConfigError if the loss is not a `SwAVLoss`."""
         if "train" in self.data and not isinstance(self.loss, SwAVLoss):
             raise ConfigError(f"loss: {type(self).__name__} needs a SwAVLoss, not a {type(self.loss).__name__}.")
         super().check_setup()
 
     def begin_epoch(self, epoch: int) -> None:
-        """Let the queue and the prototypes come in when their epoch has come."""
+        """Use the queue from `queue_start_epoch` on. Train the prototypes after `freeze_prototypes_epochs` epochs."""
         self.loss.uses_queue = epoch >= self.queue_start_epoch
         self.loss.prototypes.weight.requires_grad_(epoch >= self.freeze_prototypes_epochs)

@@ -1,4 +1,4 @@
-"""Masked image modelling: what is hidden is to be told from what is not (MAE)."""
+"""Masked image modelling: the network learns to predict hidden patches from the visible ones (MAE)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,41 @@ from .self_supervised import SelfSupervisedTrainer
 
 
 class MaskedTrainer(SelfSupervisedTrainer):
-    """Trains `backbone`, a `ViT`, and `decoder`, a `PatchPredictor`, so that `loss(predicted, pixels, is_real)` of the
-    hidden patches is small; `MAELoss` makes it MAE.
+    """Trains `backbone` and `decoder` so that `loss(predicted, pixels, is_real)` of the hidden patches becomes small.
 
-    A batch is `[[view, is_hidden], labels]`, or without labels, as `MAEViews` makes it. Probes see the mean of what the
-    encoder makes of the patches that are left, evaluation that of all.
+    `backbone` is a `ViT`, `decoder` a `PatchPredictor`. With `MAELoss` the method is MAE. A batch is
+    `[[view, is_hidden], labels]`, or `[view, is_hidden]`, as `MAEViews` makes it. is_hidden is (batch, patches). In
+    training, probes get the mean of the encoder's outputs over the visible patches. In evaluation, they get the mean
+    over all patches.
 
-    See `SelfSupervisedTrainer` for the other parameters.
+    See `SelfSupervisedTrainer` for the parameters.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from functools import partial
+    >>> import torch
+    >>> from stable_ssl.augmentations import MAEViews
+    >>> from stable_ssl.data import Loader
+    >>> from stable_ssl.losses import MAELoss
+    >>> from stable_ssl.modules import PatchPredictor, ViT
+    >>> from stable_ssl.trainers import MaskedTrainer
+    >>> images = torch.randint(256, (16, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> trainer = MaskedTrainer(
+    ...     data={"train": Loader(images, batch_size=8, views=MAEViews(size=16, patch_size=4))},
+    ...     module={
+    ...         "backbone": ViT(16, 4, dim=12, depth=1),
+    ...         "decoder": PatchPredictor((4, 4), 12, out_dim=48, hidden_dim=12),
+    ...     },
+    ...     hardware={"device": "cpu"},
+    ...     optim={"optimizer": partial(torch.optim.AdamW, lr=1e-3), "epochs": 1},
+    ...     logger={"dump_path": folder.name, "level": 40},
+    ...     loss=MAELoss(),
+    ... )
+    >>> trainer()
+    >>> trainer.global_step
+    2
     """
 
     required_modules = {"backbone": ViT, "decoder": PatchPredictor}
@@ -26,12 +54,12 @@ class MaskedTrainer(SelfSupervisedTrainer):
     num_masks = 1
 
     def prepare_modules(self, modules: dict[str, nn.Module]) -> None:
-        """Require that encoder and decoder have the same patches."""
+        """Raise a ConfigError if backbone and decoder have different grids of patches."""
         super().prepare_modules(modules)
         check_grid(modules, "backbone", "decoder")
 
     def view_counts(self) -> tuple[int, int | None]:
-        """Return that it takes one view, and its mask."""
+        """Return (1, 1): the method takes one view. A mask follows it."""
         return 1, 1
 
     def forward(self, images: Tensor) -> Tensor:
@@ -40,19 +68,22 @@ class MaskedTrainer(SelfSupervisedTrainer):
         return representations
 
     def compute_loss(self) -> dict[str, Tensor]:
-        """Return the loss of the hidden patches."""
+        """Return the loss of the predicted pixels of the hidden patches."""
         backbone, decoder = self.module["backbone"], self.module["decoder"]
         (images,), (is_hidden,) = self.views_and_masks()
-        places, is_real = backbone.places_of(~is_hidden, images)
-        hidden, is_there = backbone.places_of(is_hidden, images)
-        tokens = backbone.forward_patches(images, places, is_real)
-        self.watch([(tokens * is_real[..., None]).sum(1) / is_real.sum(1, keepdim=True).clamp(min=1)])
-        pixels = take(patchify(images, backbone.patch_size), hidden)
-        return {"loss_ssl": self.loss(decoder(tokens, places, is_real, hidden, is_there), pixels, is_there)}
+        places, is_real = backbone.places_of(~is_hidden, images)  # (batch, visible) each
+        hidden, is_there = backbone.places_of(is_hidden, images)  # (batch, hidden) each
+        tokens = backbone.forward_patches(images, places, is_real)  # (batch, visible, dim)
+        self.watch([(tokens * is_real[..., None]).sum(1) / is_real.sum(1, keepdim=True).clamp(min=1)])  # (batch, dim)
+        predicted = decoder(tokens, places, is_real, hidden, is_there)  # (batch, hidden, values)
+        pixels = take(patchify(images, backbone.patch_size), hidden)  # (batch, hidden, values)
+        return {"loss_ssl": self.loss(predicted, pixels, is_there)}
 
 
 def check_grid(modules: Mapping[str, nn.Module], encoder: str, predictor: str) -> None:
-    """See that a `ViT` and a `PatchPredictor` have the same patches."""
+    """Raise a ConfigError if a `ViT` and a `PatchPredictor` have different grids of patches."""
     grids = [getattr(modules[name], "grid", None) for name in (encoder, predictor)]
     if None not in grids and grids[0] != grids[1]:
-        raise ConfigError(f"module.{predictor}.grid: {grids[1]} is not the {grids[0]} patches of module.{encoder}.")
+        raise ConfigError(
+            f"module.{predictor}.grid: {grids[1]}, but module.{encoder} has {grids[0]} patches. Make them equal."
+        )

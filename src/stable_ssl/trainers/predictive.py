@@ -1,4 +1,4 @@
-"""Joint embedding that predicts: from the context's representation to the target's (I-JEPA)."""
+"""Joint embedding with a prediction: from a context's representation, the network predicts a target's (I-JEPA)."""
 
 from __future__ import annotations
 
@@ -15,20 +15,51 @@ from .self_supervised import SelfSupervisedTrainer
 
 
 class JointEmbeddingPredictiveTrainer(SelfSupervisedTrainer):
-    """Trains `context_encoder` and `predictor` so that the loss between what is predicted of a target and what
-    `target_encoder` makes of it is small.
+    """Trains `context_encoder` and `predictor` so that `loss(prediction, target_encoder(target))` becomes small.
 
-    A batch is `[((context, context_params), (target, target_params)), labels]`, or without labels. The prediction is
-    `predictor(context_encoder(context), context_params, target_params)`: parameters say how context and target came
-    from the image. The target encoder begins with the context encoder's weights, and follows it once an optimizer step
-    as the teacher of a `TeacherStudentModule` does; probes and evaluation look at it.
+    A batch is `[((context, context_params), (target, target_params)), labels]`, or the pair alone. The prediction is
+    `predictor(context_encoder(context), context_params, target_params)`. The params describe how context and target
+    were made from the image.
+
+    The target encoder begins with the context encoder's weights. After each optimizer step its weights move towards the
+    context encoder's, like those of the teacher in a `TeacherStudentModule`. Probes and evaluation use the target
+    encoder.
 
     Parameters
     ----------
     base_ema_coefficient, final_ema_coefficient
-        The momentum at the start and at the end, in [0, 1].
+        The momentum of the target encoder at the start and at the end of training, between 0 and 1.
 
-    See `SelfSupervisedTrainer` for the others.
+    See `SelfSupervisedTrainer` for the other parameters.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from functools import partial
+    >>> import torch
+    >>> from stable_ssl import JointEmbeddingPredictiveTrainer
+    >>> from stable_ssl.data import Loader
+    >>> class Predictor(torch.nn.Linear):
+    ...     def forward(self, encoded, context_params, target_params):
+    ...         return super().forward(torch.cat([encoded, target_params - context_params], dim=1))
+    >>> images = torch.randn(32, 12, generator=torch.Generator().manual_seed(0))
+    >>> pairs = [((image, torch.zeros(1)), (image + 0.5, torch.full((1,), 0.5))) for image in images]  # shifted by 0.5
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> trainer = JointEmbeddingPredictiveTrainer(
+    ...     data={"train": Loader(pairs, batch_size=8)},
+    ...     module={
+    ...         "context_encoder": torch.nn.Linear(12, 8),
+    ...         "target_encoder": torch.nn.Linear(12, 8),
+    ...         "predictor": Predictor(9, 8),
+    ...     },
+    ...     hardware={"device": "cpu"},
+    ...     optim={"optimizer": partial(torch.optim.SGD, lr=0.1), "epochs": 1},
+    ...     logger={"dump_path": folder.name, "level": 40},
+    ...     loss=torch.nn.functional.mse_loss,
+    ... )
+    >>> trainer()
+    >>> trainer.global_step
+    4
     """
 
     required_modules = {"context_encoder": nn.Module, "target_encoder": nn.Module, "predictor": nn.Module}
@@ -37,7 +68,13 @@ class JointEmbeddingPredictiveTrainer(SelfSupervisedTrainer):
     final_ema_coefficient: float = 1.0
 
     def prepare_modules(self, modules: dict[str, nn.Module]) -> None:
-        """Require that the target encoder can follow the context encoder, and keep the optimizer away from it."""
+        """Turn off the target encoder's gradients.
+
+        Raises
+        ------
+        ConfigError
+            A weight of the two encoders differs in name or shape.
+        """
         super().prepare_modules(modules)
         context, target = (
             {key: value.shape for key, value in modules[name].state_dict().items()}
@@ -50,13 +87,19 @@ class JointEmbeddingPredictiveTrainer(SelfSupervisedTrainer):
         check_grid(modules, "context_encoder", "predictor")
 
     def initialize_modules(self) -> None:
-        """Let the target encoder begin with the context encoder's weights."""
+        """Copy the context encoder's weights to the target encoder."""
         super().initialize_modules()
         if "train" in self.data:
             follow(self.module["target_encoder"], self.module["context_encoder"], 0.0)
 
     def update_teacher(self, progress: float) -> None:
-        """Have the target encoder follow; `progress` is the fraction of optimizer steps that came before this one."""
+        """Move the target encoder's weights towards the context encoder's.
+
+        Parameters
+        ----------
+        progress
+            The number of optimizer steps before this one, divided by the number of all steps.
+        """
         follow(self.module["target_encoder"], self.module["context_encoder"], ema_coefficient(self, progress))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -75,41 +118,75 @@ class JointEmbeddingPredictiveTrainer(SelfSupervisedTrainer):
                 f"but this one is {describe_batch(self.batch)}."
             ) from error
         with torch.no_grad():
-            targets = self.module["target_encoder"](target)
+            targets = self.module["target_encoder"](target)  # (batch, dim)
         self.watch([targets])
-        encoded = self.module["context_encoder"](context)
-        return {"loss_ssl": self.loss(self.module["predictor"](encoded, context_params, target_params), targets)}
+        encoded = self.module["context_encoder"](context)  # (batch, dim)
+        predicted = self.module["predictor"](encoded, context_params, target_params)  # (batch, dim)
+        return {"loss_ssl": self.loss(predicted, targets)}
 
 
 class IJEPATrainer(JointEmbeddingPredictiveTrainer):
     """I-JEPA (Assran et al., "Self-supervised learning from images with a joint-embedding predictive architecture",
-    CVPR 2023): from the patches of a context block, the outputs at those of target blocks are predicted.
+    CVPR 2023).
 
-    The encoders are a `ViT` each, the predictor a `PatchPredictor`, and the loss an `IJEPALoss`. A batch is
-    `[[view, is_context, is_target], labels]`, or without labels, as `IJEPAViews` makes it.
+    From the patches of a context block, the network learns to predict the target encoder's outputs at the patches of
+    several target blocks. The encoders are a `ViT` each, the predictor a `PatchPredictor`, and the loss an `IJEPALoss`.
+    A batch is `[[view, is_context, is_target], labels]`, or the inner list alone, as `IJEPAViews` makes it. is_context
+    is (batch, patches), is_target is (batch, targets, patches).
 
-    See `JointEmbeddingPredictiveTrainer` for the other parameters.
+    See `JointEmbeddingPredictiveTrainer` for the parameters.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from functools import partial
+    >>> import torch
+    >>> from stable_ssl.augmentations import IJEPAViews
+    >>> from stable_ssl.data import Loader
+    >>> from stable_ssl.losses import IJEPALoss
+    >>> from stable_ssl.modules import PatchPredictor, ViT
+    >>> from stable_ssl.trainers import IJEPATrainer
+    >>> images = torch.randint(256, (16, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    >>> encoder = partial(ViT, 32, 4, dim=12, depth=1)
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> trainer = IJEPATrainer(
+    ...     data={"train": Loader(images, batch_size=8, views=IJEPAViews(size=32, patch_size=4))},
+    ...     module={
+    ...         "context_encoder": encoder(),
+    ...         "target_encoder": encoder(),
+    ...         "predictor": PatchPredictor((8, 8), 12, out_dim=12, hidden_dim=12),
+    ...     },
+    ...     hardware={"device": "cpu"},
+    ...     optim={"optimizer": partial(torch.optim.AdamW, lr=1e-3), "epochs": 1},
+    ...     logger={"dump_path": folder.name, "level": 40},
+    ...     loss=IJEPALoss(),
+    ... )
+    >>> trainer()
+    >>> trainer.global_step
+    2
     """
 
     required_modules = {"context_encoder": ViT, "target_encoder": ViT, "predictor": PatchPredictor}
     num_masks = 2
 
     def view_counts(self) -> tuple[int, int | None]:
-        """Return that it takes one view, and its masks."""
+        """Return (1, 1): the method takes one view. Two masks follow it."""
         return 1, 1
 
     def compute_loss(self) -> dict[str, Tensor]:
-        """Return the loss of the target blocks, each predicted by itself."""
+        """Return the loss of the target blocks. Each block is predicted separately."""
         (images,), (is_context, is_target) = self.views_and_masks()
         num_targets = is_target.shape[1]
         encoder = self.module["context_encoder"]
-        places, is_real = encoder.places_of(is_context, images)
-        wanted, is_wanted = encoder.places_of(is_target.flatten(0, 1), images)  # (batch × targets, most)
+        # kept, most: the number of patches of the largest context and of the largest target block
+        places, is_real = encoder.places_of(is_context, images)  # (batch, kept) each
+        wanted, is_wanted = encoder.places_of(is_target.flatten(0, 1), images)  # (batch × targets, most) each
         with torch.no_grad():
-            outputs = self.module["target_encoder"].forward_patches(images)
-        self.watch([outputs.mean(1)])
-        tokens = encoder.forward_patches(images, places, is_real)
+            outputs = self.module["target_encoder"].forward_patches(images)  # (batch, patches, dim)
+        self.watch([outputs.mean(1)])  # (batch, dim)
+        tokens = encoder.forward_patches(images, places, is_real)  # (batch, kept, dim)
+        # Each context stands once per target block: (batch × targets, kept, dim), and (batch × targets, kept) twice.
         tokens, places, is_real = (values.repeat_interleave(num_targets, 0) for values in (tokens, places, is_real))
-        predicted = self.module["predictor"](tokens, places, is_real, wanted, is_wanted)
-        targets = take(outputs, wanted.reshape(len(images), -1)).view(*wanted.shape, -1)
+        predicted = self.module["predictor"](tokens, places, is_real, wanted, is_wanted)  # (batch × targets, most, dim)
+        targets = take(outputs, wanted.reshape(len(images), -1)).view(*wanted.shape, -1)  # the same shape
         return {"loss_ssl": self.loss(predicted, targets, is_wanted)}

@@ -1,8 +1,6 @@
-"""Self-distillation: a student's embedding of a view is to predict a teacher's of another (BYOL, SimSiam, MoCo)."""
+"""Self-distillation: a student learns to predict a teacher's embedding of another view (BYOL, SimSiam, MoCo)."""
 
 from __future__ import annotations
-
-import itertools
 
 import torch
 from torch import Tensor, nn
@@ -14,20 +12,49 @@ from .self_supervised import SelfSupervisedTrainer
 
 
 class SelfDistillationTrainer(SelfSupervisedTrainer):
-    """Trains a student so that the loss between its embedding of a view and the teacher's of another one is small.
+    """Trains a student so that `loss(student_embedding, teacher_embedding)` of two views of an image becomes small.
 
-    `backbone` and `projector` are both a `TeacherStudentModule`; or neither, and the student is its own teacher,
-    without a gradient there, as in SimSiam. A `predictor`, if there is one, is the student's last part. The teacher
-    sees the first two views, the student all of them. The loss is averaged over the pairs of different views; one with
-    `update`, as a queue or a centre needs, is then shown the targets, (targets × batch, dim), once.
+    If `backbone` and `projector` are each a `TeacherStudentModule`, their teachers make the targets. If neither is, the
+    student makes the targets itself, without gradients, as in SimSiam. An optional `predictor` is applied to the
+    student's embeddings only.
+
+    The teacher gets the first two views, the student all of them. The loss is the mean over all pairs of a student's
+    view and a different view of the teacher. If the loss has a method `update`, as a queue or a centre needs, it is
+    called once per mini-batch with all targets, (targets × batch, dim).
 
     Parameters
     ----------
     symmetric
-        Whether each of the first two views is a target. If not, the student sees the first, and the teacher the second,
-        as in MoCo v2.
+        Whether both of the first two views are targets. If false, the student gets the first view and the teacher the
+        second one, as in MoCo v2.
 
-    See `SelfSupervisedTrainer` for the others. Probes and evaluation look at the teacher.
+    See `SelfSupervisedTrainer` for the other parameters. Probes and evaluation use the teacher.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from functools import partial
+    >>> import torch
+    >>> from stable_ssl import NegativeCosineSimilarity, SelfDistillationTrainer
+    >>> from stable_ssl.data import Loader
+    >>> from stable_ssl.modules import MLP, TeacherStudentModule
+    >>> images = torch.randn(32, 12, generator=torch.Generator().manual_seed(0))
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> trainer = SelfDistillationTrainer(
+    ...     data={"train": Loader([([image, image + 0.1], 0) for image in images], batch_size=8)},
+    ...     module={
+    ...         "backbone": TeacherStudentModule(torch.nn.Linear(12, 8)),
+    ...         "projector": TeacherStudentModule(MLP([8, 16, 4])),
+    ...         "predictor": MLP([4, 16, 4]),
+    ...     },
+    ...     hardware={"device": "cpu"},
+    ...     optim={"optimizer": partial(torch.optim.SGD, lr=0.1), "epochs": 1},
+    ...     logger={"dump_path": folder.name, "level": 40},
+    ...     loss=NegativeCosineSimilarity(),
+    ... )
+    >>> trainer()
+    >>> trainer.global_step
+    4
     """
 
     required_modules = {"backbone": nn.Module, "projector": nn.Module}
@@ -35,52 +62,56 @@ class SelfDistillationTrainer(SelfSupervisedTrainer):
     symmetric: bool = True
 
     def prepare_modules(self, modules: dict[str, nn.Module]) -> None:
-        """Require a teacher of both networks or of neither, and one if the loss is not symmetric."""
+        """Raise a ConfigError if only one network has a teacher, or if none has one and `symmetric` is false."""
         super().prepare_modules(modules)
         without = [n for n in ("backbone", "projector") if not isinstance(modules[n], TeacherStudentModule)]
         if len(without) == 1:
             raise ConfigError(
-                f"module.{without[0]}: must be a TeacherStudentModule too, or neither backbone nor projector is one."
+                f"module.{without[0]}: must be a TeacherStudentModule too. Make both backbone and projector one, or "
+                "neither."
             )
         if not self.symmetric and without:
             raise ConfigError(
-                "symmetric: only with a teacher can it be false; make module.backbone and module.projector "
-                "a TeacherStudentModule."
+                "symmetric: false needs a teacher. Make module.backbone and module.projector a TeacherStudentModule "
+                "each."
             )
 
     def view_counts(self) -> tuple[int, int | None]:
-        """Return that it takes two views or more; two where it is not symmetric."""
+        """Return (2, None): two views or more. If not symmetric, return (2, 2)."""
         return 2, None if self.symmetric else 2
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return representations, (batch, dim): the teacher's, where there is one."""
+        """Return the representations, (batch, dim), of the teacher if there is one."""
         representations: Tensor = self.module["backbone"](images)
         return representations
 
     def compute_loss(self) -> dict[str, Tensor]:
-        """Return the mean loss over the pairs of a student's view and another one of the teacher's."""
+        """Return the mean loss over all pairs of a student's view and a different view of the teacher."""
         views = self.views()
-        seen, shown = (views, views[:2]) if self.symmetric else (views[:1], views[1:])
-        students, *own = self._student(seen)
-        representations, targets = self._teacher(shown) if self._has_teacher else (part[:2] for part in own)
-        targets = [target.detach() for target in targets]
-        self.watch(representations, targets)
-        first = 0 if self.symmetric else 1
-        pairs = [
-            self.loss(student, target)
-            for (i, student), (j, target) in itertools.product(enumerate(students), enumerate(targets, first))
+        student_views, teacher_views = (views, views[:2]) if self.symmetric else (views[:1], views[1:])
+        outputs, representations, embeddings = self._student(student_views)  # (batch, dim) per student's view
+        if self._has_teacher:
+            representations, embeddings = self._teacher(teacher_views)
+        targets = [embedding.detach() for embedding in embeddings[:2]]  # (batch, dim) per teacher's view
+        self.watch(representations[:2], targets)
+        first_target = 0 if self.symmetric else 1  # number of the teacher's first view
+        losses = [
+            self.loss(output, target)
+            for i, output in enumerate(outputs)
+            for j, target in enumerate(targets, first_target)
             if i != j
         ]
         if hasattr(self.loss, "update"):
-            self.loss.update(torch.cat(targets))
-        return {"loss_ssl": torch.stack(pairs).mean()}
+            self.loss.update(torch.cat(targets))  # (targets × batch, dim)
+        return {"loss_ssl": torch.stack(losses).mean()}
 
     @property
     def _has_teacher(self) -> bool:
+        """Whether the networks have teachers."""
         return isinstance(self.module["backbone"], TeacherStudentModule)
 
     def _student(self, views: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Return the student's outputs, after the predictor; its representations, and its embeddings before it."""
+        """Return per view the student's outputs (after the predictor), representations, and embeddings (before it)."""
         backbone, projector = self.module["backbone"], self.module["projector"]
         if self._has_teacher:
             backbone, projector = backbone.student, projector.student
@@ -91,7 +122,7 @@ class SelfDistillationTrainer(SelfSupervisedTrainer):
         return outputs, representations, embeddings
 
     def _teacher(self, views: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the teacher's representations and embeddings."""
+        """Return the teacher's representations and embeddings per view, without gradients."""
         with torch.no_grad():
             representations = forward_views(self.module["backbone"].teacher, views)
             return representations, forward_views(self.module["projector"].teacher, representations)

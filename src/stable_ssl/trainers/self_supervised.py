@@ -1,4 +1,4 @@
-"""What all self-supervised methods share: linear probes that watch without being noticed."""
+"""The base class of all self-supervised methods. It adds probes, which do not influence the method."""
 
 from __future__ import annotations
 
@@ -17,30 +17,36 @@ from ..runtime.device import describe_batch
 
 
 class SelfSupervisedTrainer(BaseTrainer):
-    """A self-supervised method, with online probes.
+    """Base class of self-supervised methods, with classifiers (probes) that are trained beside the method.
 
-    Modules named `*_classifier` are probes: `backbone_classifier` learns to tell the labels from the representation,
-    `projector_classifier` from the embedding. Each sees detached features, and has its own loss and backward pass; one
-    optimizer of their own trains them, in fp32, outside the method's optimizer, gradient clipping and loss scaling. So
-    the method's weights are the same to the bit with and without them. A label below 0 means none, and is left out.
+    The module `backbone_classifier` is a probe that learns the labels from the representations. `projector_classifier`
+    learns them from the embeddings. No gradient flows from a probe into the method. The probes have losses, a backward
+    pass and an optimizer of their own, in fp32, outside the method's gradient clipping and loss scaling. So the
+    method's weights are the same bits with and without probes. Images with a label below 0 are left out of the probes'
+    losses, because they have no label.
 
-    A subclass's `compute_loss` gets the views from `views()`, and calls `watch` with the representations and embeddings
-    that probes and monitors are to see. Its class may set `num_masks`, how many masks come after the views;
-    `min_batch_size`, 2 where images are compared with each other; and `usual_loss`, which an error
-    suggests where there is no `loss`; with None, the method needs none.
-
-    Attributes
-    ----------
-    num_views
-        Views of each image in `latest_representations` and `latest_embeddings`, which are (num_views × batch, dim), one
-        view after the other.
+    A subclass implements `compute_loss`. It gets the views from `self.views()`, and gives representations and
+    embeddings to probes and monitors by `self.watch(…)`. It may set the class attributes below.
 
     Parameters
     ----------
     probe_optimizer
-        Called with the probes' parameters; AdamW with a learning rate of 1e-3 and no weight decay by default.
+        Function that makes the probes' optimizer from their parameters. Default: AdamW with a learning rate of 1e-3 and
+        no weight decay.
 
-    See `BaseTrainer` for the others.
+    See `BaseTrainer` for the other parameters.
+
+    Attributes
+    ----------
+    num_masks
+        Number of masks that follow the views in a batch.
+    min_batch_size
+        2 if the loss compares images with each other, else 1.
+    usual_loss
+        Name of the loss that an error suggests if `loss` is missing. None if the method needs no loss.
+    num_views
+        Number of views per image in `latest_representations` and `latest_embeddings`. Both are
+        (num_views × batch, dim): all images of the first view, then those of the second, and so on.
     """
 
     num_views: int = 1
@@ -58,7 +64,7 @@ class SelfSupervisedTrainer(BaseTrainer):
         return {name: module for name, module in self.module.items() if name.endswith("_classifier")}
 
     def optimized_modules(self) -> dict[str, nn.Module]:
-        """Return all modules but the probes, and the loss."""
+        """Return the modules that the method's optimizer trains: all except the probes, and the loss."""
         probes = self.probes
         return {name: module for name, module in super().optimized_modules().items() if name not in probes}
 
@@ -66,18 +72,21 @@ class SelfSupervisedTrainer(BaseTrainer):
         """Return the optimizer of the probes, if there are any."""
         unknown = [name for name in self.probes if name not in self._FEATURES]
         if unknown:
-            raise ConfigError(f"module: {unknown} are named like probes; known are {list(self._FEATURES)}.")
+            raise ConfigError(
+                f"module: {unknown}: a name that ends in _classifier is for a probe, and the probes are "
+                f"{list(self._FEATURES)}. Rename the module."
+            )
         parameters = [p for probe in self.probes.values() for p in probe.parameters()]
         return {"probe_optimizer": build(self.probe_optimizer, "probe_optimizer")(parameters)} if parameters else {}
 
     def check_setup(self) -> None:
-        """Find out before the first step, as far as possible, that the parts do not suit the method."""
+        """Raise a ConfigError before the first step if modules, loss, metrics or data do not suit the method."""
         predicts = type(self).predict is SelfSupervisedTrainer.predict
         watched = [name for name in self.eval_sets if self.logger["metric"].get(name)]
         if predicts and watched and "backbone_classifier" not in self.probes:
             raise ConfigError(
-                f"logger.metric.{watched[0]}: metrics need predictions, which come from module.backbone_classifier; "
-                "there is none."
+                f"logger.metric.{watched[0]}: metrics need predictions, which come from module.backbone_classifier, "
+                "and it is missing. Add it, or remove the metrics."
             )
         if "train" in self.data:
             if self.usual_loss is not None and not callable(self.loss):
@@ -85,11 +94,17 @@ class SelfSupervisedTrainer(BaseTrainer):
             self._check_views()
 
     def view_counts(self) -> tuple[int, int | None]:
-        """Return how many views of an image the method needs, and how many it can use, None for any number."""
+        """Return the smallest and the largest number of views per image that the method can use.
+
+        None as the largest means any number.
+        """
         return 1, None
 
     def _check_views(self) -> None:
-        """Find out before the first step, as far as that can be, that the data do not suit the method."""
+        """Raise a ConfigError if the number of views or the batch size does not suit the method.
+
+        Only what the loader tells before the first batch is checked.
+        """
         self._view_counts = self.view_counts()
         train = self.data["train"]
         declared = getattr(train, "views", None)
@@ -98,8 +113,8 @@ class SelfSupervisedTrainer(BaseTrainer):
         batch_size = getattr(train, "batch_size", None)
         if not batch_size or getattr(train, "batch_sampler", None) is not None:
             return
-        left_over = train.num_samples % (batch_size * self.world_size) // self.world_size
-        smallest = batch_size if train.drop_last or not left_over else left_over
+        left_over = train.num_samples % (batch_size * self.world_size) // self.world_size  # in the last batch, per rank
+        smallest = batch_size if train.drop_last or not left_over else left_over  # images in the smallest batch
         needs_more = smallest * self.world_size < self.min_batch_size or (smallest == 1 and has_batch_norm(self.module))
         if needs_more:
             raise ConfigError(
@@ -108,6 +123,7 @@ class SelfSupervisedTrainer(BaseTrainer):
             )
 
     def _check_number(self, count: int) -> None:
+        """Raise a ConfigError if the method can't use this number of views."""
         least, most = self._view_counts
         if count < least or (most is not None and count > most):
             wanted = f"{'at least ' if most != least else ''}{least} view{'s' if least > 1 else ''}"
@@ -117,19 +133,24 @@ class SelfSupervisedTrainer(BaseTrainer):
             )
 
     def views(self) -> list[Tensor]:
-        """Return the views of the batch at hand, `[[view_1, view_2, …], labels]` or the views alone.
+        """Return the views of the current batch, (batch, channels, height, width) each.
+
+        The batch is `[[view_1, view_2, …], labels]`, or the list of views alone.
 
         Raises
         ------
         DataError
-            There are none.
+            The batch has another form.
         ConfigError
-            As `view_counts` says, there are too few or too many.
+            The method can't use this number of views (`view_counts`).
         """
         return self.views_and_masks()[0]
 
     def views_and_masks(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the views, as `views` does, and the `num_masks` masks that come after them."""
+        """Return the views of the current batch, and the `num_masks` masks that follow them.
+
+        See `views` for the batch and the errors.
+        """
         parts = self.batch[0] if labels_of(self.batch) is not None else self.batch
         parts = [parts] if isinstance(parts, Tensor) and self._view_counts[0] == 1 else parts
         if not isinstance(parts, list | tuple) or not all(isinstance(part, Tensor) for part in parts):
@@ -142,9 +163,8 @@ class SelfSupervisedTrainer(BaseTrainer):
             raise self._unsuited(needed, advice)
         views, masks = list(parts[: len(parts) - self.num_masks]), list(parts[len(parts) - self.num_masks :])
         if len(masks) < self.num_masks or not all(mask.dtype == torch.bool for mask in masks):
-            raise self._unsuited(
-                f"masks of type bool after the view, {self.num_masks} in number", "MAEViews and IJEPAViews make them."
-            )
+            number = f"{self.num_masks} mask{'s' if self.num_masks > 1 else ''}"
+            raise self._unsuited(f"{number} of type bool after the view", "MAEViews and IJEPAViews make them.")
         self._check_number(len(views))
         return views, masks
 
@@ -153,16 +173,21 @@ class SelfSupervisedTrainer(BaseTrainer):
         return DataError(f"{type(self).__name__} needs {needed}, but the batch is {batch}. {advice}")
 
     def watch(self, representations: list[Tensor], embeddings: list[Tensor] | None = None) -> None:
-        """Show probes and monitors what the networks make of each view, (batch, dim).
+        """Give representations and embeddings of the current batch to probes and monitors.
 
-        Without embeddings, the representations are these too.
+        Parameters
+        ----------
+        representations
+            One tensor per view, (batch, dim) each.
+        embeddings
+            Likewise. If None, the representations are used as embeddings.
         """
         self.num_views = len(representations)
-        self.latest_representations = torch.cat(representations).detach()
+        self.latest_representations = torch.cat(representations).detach()  # (views × batch, dim)
         self.latest_embeddings = self.latest_representations if embeddings is None else torch.cat(embeddings).detach()
 
     def predict(self) -> Tensor:
-        """Return the backbone probe's class scores for the batch at hand, (batch, classes)."""
+        """Return the class scores of the backbone's probe for the current batch, (batch, classes)."""
         scores: Tensor = self.module["backbone_classifier"](self.forward(images_of(self.batch)))
         return scores
 
@@ -174,7 +199,7 @@ class SelfSupervisedTrainer(BaseTrainer):
         if labels is None:
             raise DataError(
                 f"{list(self.probes)} need labels, int64 (batch,), but the batch is {describe_batch(self.batch)}. "
-                "Give [views, labels], with -1 where there is no label, or leave the probes out of module."
+                "Give [views, labels], with -1 for images without a label, or leave the probes out of module."
             )
         return {f"loss_{name}": self._probe_loss(name, probe, labels) for name, probe in self.probes.items()}
 
@@ -189,7 +214,10 @@ class SelfSupervisedTrainer(BaseTrainer):
             labelled = targets >= 0
             count = labelled.sum().clamp(min=1)
             losses = nn.functional.cross_entropy(scores, targets.clamp(min=0), reduction="none")
-        except (RuntimeError, IndexError) as error:  # a wrong width, or too few classes
+        except (
+            RuntimeError,
+            IndexError,
+        ) as error:  # the features have another width, or a label is not below the number of classes
             error.add_note(f"module.{name} gets features {tuple(features.shape)}, and must give a score per class.")
             raise
         if self.is_logging:

@@ -1,4 +1,4 @@
-"""Supervised training: what self-supervised methods are compared with."""
+"""Supervised training of a classifier, as a baseline for self-supervised methods."""
 
 from __future__ import annotations
 
@@ -10,9 +10,31 @@ from ..runtime.device import describe_batch
 
 
 class SupervisedTrainer(BaseTrainer):
-    """Trains a classifier, `module["backbone"]`, on (images, labels).
+    """Trains the classifier `module["backbone"]` on batches (images, labels).
 
-    `loss` is called with (scores, labels); cross-entropy where there is none.
+    `loss(scores, labels)` is the loss. If none is given, it is the cross-entropy.
+
+    See `BaseTrainer` for the parameters.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from functools import partial
+    >>> import torch
+    >>> from stable_ssl import SupervisedTrainer
+    >>> from stable_ssl.data import Loader
+    >>> images = torch.randn(32, 12, generator=torch.Generator().manual_seed(0))
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> trainer = SupervisedTrainer(
+    ...     data={"train": Loader([(image, int(image[0] > 0)) for image in images], batch_size=8)},
+    ...     module={"backbone": torch.nn.Linear(12, 2)},
+    ...     hardware={"device": "cpu"},
+    ...     optim={"optimizer": partial(torch.optim.SGD, lr=0.1), "epochs": 2},
+    ...     logger={"dump_path": folder.name, "level": 40},
+    ... )
+    >>> trainer()
+    >>> trainer.global_step  # 2 epochs of 4 batches
+    8
     """
 
     required_modules = {"backbone": nn.Module}
@@ -23,15 +45,16 @@ class SupervisedTrainer(BaseTrainer):
         return scores
 
     def predict(self) -> Tensor:
-        """Return class scores for the batch at hand."""
+        """Return class scores for the current batch, (batch, classes)."""
         return self.forward(self.batch[0])
 
     def compute_loss(self) -> Tensor:
-        """Return the loss of the scores for the labels."""
+        """Return the loss between the class scores and the labels of the current batch."""
         if not isinstance(self.batch, list | tuple) or len(self.batch) != 2:
             raise DataError(
-                f"{type(self).__name__} needs batches (images, labels), but this one is {describe_batch(self.batch)}."
+                f"{type(self).__name__} needs batches (images, labels), but this one is {describe_batch(self.batch)}. "
+                "Have the data set give (image, label)."
             )
         criterion = self.loss if self.loss is not None else nn.functional.cross_entropy
-        loss: Tensor = criterion(self.predict(), self.batch[1])
+        loss: Tensor = criterion(self.predict(), self.batch[1])  # scores (batch, classes), labels (batch,)
         return loss
