@@ -79,7 +79,7 @@ def test_views_with_other_masks_are_other_views():
         (lambda: IJEPAViews(16, 0), "patch_size: 0"),
         (lambda: BlockMasks((4, 4), target_scale=(0.5, 0.2)), "target_scale must be"),
         (lambda: BlockMasks((4, 4), num_targets=0), "num_targets must be at least 1"),
-        (lambda: MultiView([View([])], ["half"]), "masks must be RandomMask or BlockMasks"),
+        (lambda: MultiView([View([])], ["half"]), "masks must be a list of masks such as RandomMask"),
     ],
 )
 def test_masks_that_hide_nothing_or_all_are_refused(make, words):

@@ -65,7 +65,7 @@ def images(*shape):
         (lambda: Affine(shear=(1, 2, 3)), "shear must be 1, 2 or 4 angles"),
         (lambda: Normalize([0.5], [0.0]), "std must be above 0"),
         (lambda: Normalize([0.5] * 3, [0.5]), "std must be 3 numbers"),
-        (lambda: View([lambda image: image]), "operations must be those of this package"),
+        (lambda: View([lambda image: image]), "operations must be instances of Operation"),
         (
             lambda: View([Normalize(0.5, 0.5), Solarize()]),
             "View: Solarize can't follow Normalize, which makes float32 values",

@@ -1,6 +1,6 @@
-"""Which patches of an image a method hides: drawn as views are, from (seed, epoch, sample index) alone.
+"""Masks: the patches of an image that a method hides. They are a function of (seed, epoch, sample index), as views are.
 
-A mask is of type bool and goes through the patches of the view row by row, as a ViT does.
+A mask is a bool tensor over the patches of the view, row by row, in the order of a ViT.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Mask:
 
 @dataclass(frozen=True)
 class RandomMask(Mask):
-    """Hides a fixed number of patches of each image (He et al., "Masked autoencoders are scalable vision learners",
+    """Hide a fixed number of patches of each image (He et al., "Masked autoencoders are scalable vision learners",
     CVPR 2022, section 3).
 
     Parameters
@@ -52,12 +52,16 @@ class RandomMask(Mask):
     grid
         Patches along height and width of the view.
     ratio
-        The fraction that is hidden, rounded to whole patches.
+        The fraction of hidden patches, rounded to whole patches.
 
     Raises
     ------
     ValueError
         None or all of the patches would be hidden.
+
+    >>> (is_hidden,) = RandomMask((4, 4), ratio=0.75).make(1, seed=0, epoch=0, indices=[0, 1])
+    >>> is_hidden.sum(dim=1)
+    tensor([12, 12])
     """
 
     grid: Sequence[int]
@@ -75,7 +79,7 @@ class RandomMask(Mask):
 
     @property
     def num_hidden(self) -> int:
-        """How many patches of an image are hidden."""
+        """The number of hidden patches per image."""
         return round(self.ratio * self.grid[0] * self.grid[1])
 
     def make(self, number: int, seed: int, epoch: int, indices: Sequence[int]) -> list[Tensor]:
@@ -88,29 +92,33 @@ class RandomMask(Mask):
 
 @dataclass(frozen=True)
 class BlockMasks(Mask):
-    """A context and some target blocks of each image; the context leaves out what is in a target (Assran et al.,
-    "Self-supervised learning from images with a joint-embedding predictive architecture", CVPR 2023, section 3).
+    """Draw a context block and some target blocks per image; patches of a target are left out of the context.
 
-    Every image has blocks of sizes of its own, so that they do not depend on the rest of the batch.
+    (Assran et al., "Self-supervised learning from images with a joint-embedding predictive architecture", CVPR 2023,
+    section 3.) Each image has its own sizes of blocks, so that they do not depend on the rest of the batch.
 
     Parameters
     ----------
     grid
         Patches along height and width of the view.
     num_targets
-        Target blocks of an image.
+        Target blocks per image.
     target_scale, target_ratio
-        Area of a target, as a fraction of the image's, and its height / width.
+        Ranges of a target's area, as a fraction of the image's, and of its height / width.
     context_scale
-        Area of the context, a square, before the targets are left out.
+        Range of the context's area before the targets are left out; it is a square.
     min_context
-        Patches that the context must be left with: of ten drawn sets of blocks, the first that leaves so many is taken,
-        or the one that leaves most.
+        Patches that the context must keep. Of ten drawn sets of blocks the first that keeps so many is taken; if none
+        does, the one that keeps most.
 
     Raises
     ------
     ValueError
         A range is not one of fractions, or there is no target.
+
+    >>> is_context, is_target = BlockMasks((14, 14)).make(1, seed=0, epoch=0, indices=[0, 1])
+    >>> is_context.shape, is_target.shape
+    (torch.Size([2, 196]), torch.Size([2, 4, 196]))
     """
 
     grid: Sequence[int]
@@ -144,7 +152,7 @@ class BlockMasks(Mask):
         return [torch.from_numpy(contexts[best, places]), torch.from_numpy(targets[best, :, places])]
 
     def _blocks(self, drawn: np.ndarray, scale: Sequence[float], ratio: Sequence[float]) -> np.ndarray:
-        """Return blocks, (…, batch, patches), of numbers (…, 4, batch): size, ratio, top and left."""
+        """Return blocks, (…, batch, patches), for uniform numbers (…, 4, batch): of area, ratio, top and left."""
         rows, columns = self.grid
         size, shape, top, left = np.moveaxis(drawn, -2, 0)
         area = rows * columns * (scale[0] + (scale[1] - scale[0]) * size)
@@ -159,12 +167,12 @@ class BlockMasks(Mask):
 
 
 def patch_grid(size: int, patch_size: int) -> tuple[int, int]:
-    """Return patches along height and width.
+    """Return the numbers of patches along height and width of a square view.
 
     Raises
     ------
     ValueError
-        They do not fill the view.
+        Patches of this size do not fill the view.
     """
     if patch_size < 1 or size % patch_size:
         raise ValueError(f"patch_size: {patch_size} does not divide the view's size of {size} pixels.")

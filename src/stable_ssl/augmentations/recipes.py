@@ -1,8 +1,8 @@
 """The views of published methods, ready to use.
 
-All have values normalised by ImageNet's mean and standard deviation unless told otherwise, and draw by torchvision's
-distributions. Blurs have 23 taps at 224 pixels and are shorter or longer in proportion to the view (SimCLR, appendix A:
-a tenth of the image). Resizing is bilinear throughout; DINO's own code is bicubic.
+Values are normalised by ImageNet's mean and standard deviation unless other numbers are given. Distributions are those
+of torchvision. A blur has 23 taps at 224 pixels, and more or fewer in proportion to the view (SimCLR, appendix A: a
+tenth of the image). Resizing is bilinear throughout; DINO's own code is bicubic.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ def _view(
     blur: float = 0.0,
     solarize: float = 0.0,
 ) -> View:
-    """Return a view of crop, flip, colours, grey with p = 0.2, and of blur and solarisation with the given p."""
+    """Return a view that crops, flips, changes colours, and makes 20 % of the images grey.
+
+    `blur` and `solarize` are the probabilities of these operations.
+    """
     operations: list[Operation] = [
         RandomResizedCrop(size, scale=scale),
         HorizontalFlip(0.5),
@@ -60,13 +63,13 @@ class SimCLRViews(MultiView):
     Parameters
     ----------
     size
-        Of the views, in pixels.
+        Height and width of the views, in pixels.
     strength
-        Of the change of colours. None: 1, and 0.5 for views below 64 pixels, as for CIFAR-10 (appendix B.9).
+        Factor of the colour changes. None: 1, but 0.5 for views below 64 pixels, as for CIFAR-10 (appendix B.9).
     blur
-        Whether half of the views are blurred. None: yes, but not below 64 pixels (appendix B.9).
+        Whether half of the views are blurred. None: from 64 pixels on (appendix B.9).
     mean, std
-        For each channel.
+        Of values from 0 to 1, one number per channel.
     """
 
     def __init__(
@@ -89,13 +92,13 @@ class MoCoViews(MultiView):
     Parameters
     ----------
     size
-        Of the views, in pixels.
+        Height and width of the views, in pixels.
     mean, std
-        For each channel.
+        Of values from 0 to 1, one number per channel.
     blur
         Whether half of the views are blurred.
     scale
-        Areas of the crops, as fractions of the image's.
+        Range of the crops' areas, as fractions of the image's.
     """
 
     def __init__(
@@ -115,11 +118,11 @@ class BYOLViews(MultiView):
     Parameters
     ----------
     size
-        Of the views, in pixels.
+        Height and width of the views, in pixels.
     mean, std
-        For each channel.
+        Of values from 0 to 1, one number per channel.
     blur
-        Whether the first is blurred, and sometimes the second.
+        Whether the first view is always blurred, and the second sometimes.
     """
 
     def __init__(
@@ -145,13 +148,13 @@ class VICRegViews(MultiView):
     Parameters
     ----------
     size
-        Of the views, in pixels.
+        Height and width of the views, in pixels.
     mean, std
-        For each channel.
+        Of values from 0 to 1, one number per channel.
     blur
         Whether half of the views are blurred.
     scale
-        Areas of the crops, as fractions of the image's.
+        Range of the crops' areas, as fractions of the image's.
     """
 
     def __init__(
@@ -167,7 +170,17 @@ class VICRegViews(MultiView):
 
 class SwAVViews(MultiView):
     """Two large views and some small ones, as in SwAV (Caron et al., "Unsupervised learning of visual features by
-    contrasting cluster assignments", NeurIPS 2020, appendix A)."""
+    contrasting cluster assignments", NeurIPS 2020, appendix A).
+
+    Parameters
+    ----------
+    size, local_size
+        Height and width of the large and the small views, in pixels.
+    num_local
+        How many small views there are.
+    mean, std
+        Of values from 0 to 1, one number per channel.
+    """
 
     def __init__(
         self,
@@ -190,13 +203,13 @@ class DINOViews(MultiView):
     Parameters
     ----------
     size, local_size
-        Of the views, in pixels.
+        Height and width of the global and the local views, in pixels.
     num_local
         How many local views there are.
     scale, local_scale
-        Areas of the crops, as fractions of the image's.
+        Ranges of the crops' areas, as fractions of the image's.
     mean, std
-        For each channel.
+        Of values from 0 to 1, one number per channel.
     """
 
     def __init__(
@@ -216,19 +229,19 @@ class DINOViews(MultiView):
 
 
 class MAEViews(MultiView):
-    """One view, and which of its patches are hidden, as in MAE (He et al., "Masked autoencoders are scalable vision
-    learners", CVPR 2022, section 3 and table 8): `[view, is_hidden]`, (batch, patches).
+    """One view and a mask of its hidden patches, as in MAE (He et al., "Masked autoencoders are scalable vision
+    learners", CVPR 2022, section 3 and table 8). A batch is `[view, is_hidden]`; the mask is (batch, patches).
 
     Parameters
     ----------
     size, patch_size
-        Of the view and its patches, in pixels.
+        Sides of the view and of a patch, in pixels.
     ratio
-        The fraction of the patches that is hidden.
+        The fraction of hidden patches.
     mean, std
-        For each channel.
+        Of values from 0 to 1, one number per channel.
     scale
-        Areas of the crop, as fractions of the image's.
+        Range of the crop's area, as a fraction of the image's.
     """
 
     def __init__(
@@ -246,17 +259,17 @@ class MAEViews(MultiView):
 
 class IJEPAViews(MultiView):
     """One view, its context and its targets, as in I-JEPA (Assran et al., "Self-supervised learning from images with a
-    joint-embedding predictive architecture", CVPR 2023, section 3 and appendix A): `[view, is_context, is_target]`,
-    (batch, patches) and (batch, targets, patches). See `BlockMasks`.
+    joint-embedding predictive architecture", CVPR 2023, section 3 and appendix A). A batch is
+    `[view, is_context, is_target]`; the masks are (batch, patches) and (batch, targets, patches). See `BlockMasks`.
 
     Parameters
     ----------
     size, patch_size
-        Of the view and its patches, in pixels.
+        Sides of the view and of a patch, in pixels.
     num_targets, min_context
-        Target blocks; patches that must be left to the context.
+        Target blocks per image, and patches that the context must keep.
     mean, std
-        For each channel.
+        Of values from 0 to 1, one number per channel.
     """
 
     def __init__(
@@ -274,16 +287,17 @@ class IJEPAViews(MultiView):
 
 
 class EvalView(View):
-    """The middle of the image, the same each time: what the supervised ImageNet models are evaluated on.
+    """The middle of the image, with nothing random: supervised ImageNet models are evaluated on it.
 
     Parameters
     ----------
     size
-        Of the view, in pixels.
+        Height and width of the view, in pixels.
     resize
-        What the shorter side is resized to before. None: 256 for 224 and so on, but `size` itself below 64 pixels.
+        Length of the image's shorter side before the middle is cut out. None: 8 / 7 of `size`, as 256 is of 224, but
+        `size` itself below 64 pixels.
     mean, std
-        For each channel.
+        Of values from 0 to 1, one number per channel.
     """
 
     def __init__(

@@ -21,23 +21,30 @@ Shape = tuple[int, int] | None
 
 
 class MultiView:
-    """Several views of an image, each with operations and a size of its own.
+    """Several views of an image, each with its own operations and size.
 
-    Called on one image (PIL, a uint8 tensor (channels, height, width) or a uint8 array (height, width, channels)), it
-    returns a list of float32 tensors (channels, height, width), and draws from the default torch generator: a transform
-    for any data set. `make` does the same for a batch, and draws from nothing but its arguments.
+    A MultiView is a transform for any data set. It takes a PIL image, a uint8 tensor (channels, height, width) or a
+    uint8 array (height, width, channels), draws from the default torch generator, and returns a list of float32 tensors
+    (channels, height, width). `make` does the same for a batch, and is a function of its arguments alone.
 
     Parameters
     ----------
     views
-        What to make.
+        The views of each image, one `View` or more.
     masks
-        Which patches to hide, `RandomMask` or `BlockMasks`: what they make comes after the views.
+        Masks of the patches to hide, such as `RandomMask` or `BlockMasks`. A batch has them after its views.
 
     Raises
     ------
     ValueError
-        There is no view, or one that is not a `View`; or a mask of another kind.
+        There is no view, an item is no `View`, or a mask is no `Mask`.
+
+    >>> import torch
+    >>> from stable_ssl.augmentations import CenterCrop, HorizontalFlip, RandomResizedCrop, Resize
+    >>> views = MultiView([View([RandomResizedCrop(24), HorizontalFlip()]), View([Resize(8), CenterCrop(8)])])
+    >>> images = torch.randint(0, 256, (2, 32, 40, 3), dtype=torch.uint8)
+    >>> [view.shape for view in views.make(images, seed=0, epoch=0, indices=[0, 1])]
+    [torch.Size([2, 3, 24, 24]), torch.Size([2, 3, 8, 8])]
     """
 
     masks: tuple[Mask, ...] = ()
@@ -45,21 +52,18 @@ class MultiView:
     def __init__(self, views: Sequence[View], masks: Sequence[Mask] = ()):
         self.views, self.masks = tuple(views), tuple(masks)
         if not all(isinstance(mask, Mask) for mask in self.masks):
-            raise ValueError(f"{type(self).__name__}: masks must be RandomMask or BlockMasks, not {masks!r}.")
+            raise ValueError(f"{type(self).__name__}: masks must be a list of masks such as RandomMask, not {masks!r}.")
         if not self.views or not all(isinstance(view, View) for view in self.views):
             raise ValueError(f"{type(self).__name__}: views must be a list of one View or more, not {views!r}.")
 
     def sizes(self) -> list[Shape]:
-        """Return (height, width) of each view; None for one whose size is up to the image's."""
+        """Return (height, width) of each view; None for a view whose size depends on the image."""
         return [_size_of(view.operations) for view in self.views]
 
     def check(self, channels: int) -> None:
-        """See whether the views can be made of images of so many channels.
+        """Raise a ValueError if the views can't be made of images of so many channels.
 
-        Raises
-        ------
-        ValueError
-            They can't; says which operation of which view needs what.
+        It says which operation of which view needs which number.
         """
         for number, view in enumerate(self.views):
             for operation in view.operations:
@@ -69,22 +73,24 @@ class MultiView:
                     raise ValueError(f"view {number}: {error}") from None
 
     def make(self, images: Any, seed: int, epoch: int, indices: Sequence[int]) -> list[Tensor]:
-        """Return each view of a batch, float32 (batch, channels, height, width), and masks: a function of these alone.
+        """Return the views of a batch, float32 (batch, channels, height, width) each, and then the masks.
+
+        They are a function of the arguments alone.
 
         Parameters
         ----------
         images
-            A uint8 array (batch, height, width, channels), or a list of arrays (height, width, channels). A tensor of
-            that shape on any device: the views are made there, by torch.
+            A uint8 array (batch, height, width, channels), or a list of arrays (height, width, channels). If they are a
+            tensor of that shape, torch makes the views, on the tensor's device.
         seed, epoch
-            Of the run.
+            The run's seed, and the epoch.
         indices
-            Of the samples in their data set.
+            The samples' places in their data set.
 
         Raises
         ------
         ValueError
-            An image is not as expected, too small, or of a wrong number of channels.
+            An image has another type or shape, is too small, or has a wrong number of channels.
         """
         make_view = make_on_device if isinstance(images, Tensor) else make_on_cpu
         images, sizes, channels = look_over(images, indices)
@@ -98,9 +104,9 @@ class MultiView:
         return made
 
     def parameters(self, seed: int, epoch: int, indices: Sequence[int], shape: Any) -> list[dict[str, np.ndarray]]:
-        """Return what `make` draws for each view: arrays (batch, …) by name, such as "0.RandomResizedCrop.top".
+        """Return what `make` draws for each view: arrays (batch, …) by names such as "0.RandomResizedCrop.top".
 
-        `shape` is (height, width, …) of all images, or one row of that for each.
+        `shape` is (height, width, …) of all images, or has one such row per image.
         """
         sizes = np.broadcast_to(np.asarray(shape)[..., :2], (len(indices), 2)).astype(np.int64)
         return [
@@ -154,7 +160,7 @@ class View(MultiView):
         self.operations = tuple(operations)
         for operation in self.operations:
             if not isinstance(operation, Operation):
-                raise ValueError(f"View: operations must be those of this package; {operation!r} is not.")
+                raise ValueError(f"View: operations must be instances of Operation; {operation!r} is not.")
         after: ToFloats | None = None
         for operation in self.operations:
             try:

@@ -23,14 +23,15 @@ SUMS = 32  # values of a row that are summed together
 def _sum_pairs(
     typing_context: Any, source: Any, offsets: Any, weights: Any, num_taps: Any, length: Any, out: Any
 ) -> Any:
-    """Write `length` values of `out`: Σ_tap weight · (source at one offset + source at the other), in float32.
+    """Write `length` values of `out`: Σ over taps of weight · (source at one offset + source at the other), in float32.
 
     Parameters
     ----------
     source, out
-        (length,) and longer, so that blocks of SUMS fit; uint8 or float32. A sum that is to be uint8 is rounded.
+        uint8 or float32, at least `length` values, and as many more as blocks of SUMS need. Sums are rounded if `out`
+        is uint8.
     offsets
-        (taps, 2), int64: of the first value's inputs.
+        (taps, 2), int64: the two places in the source for the first value; those of the next values follow one by one.
     weights
         (taps,), float32.
     num_taps, length
@@ -90,7 +91,7 @@ def _reflect(plane: Array, radius: Number, padded: Array) -> None:
 
 @kernel
 def gaussian_blur(images: Array, is_applied: Array, weights: Array, radii: Array) -> None:
-    """Blur in place, reflecting at the borders: along x, then along y, in float32; rounded once, to the nearest.
+    """Blur in place: along x, then along y, in float32, rounded once at the end. Borders reflect.
 
     Parameters
     ----------
@@ -99,16 +100,16 @@ def gaussian_blur(images: Array, is_applied: Array, weights: Array, radii: Array
     is_applied
         (batch,), bool.
     weights
-        (batch, largest radius + 1), float32: of the centre, and at each distance from it.
+        (batch, largest radius + 1), float32: the weight of the centre, and at each distance from it.
     radii
-        (batch,): at most the last index of the weights, and below height and width.
+        (batch,): the distance of the last tap, at most the largest radius, and below height and width.
     """
     height, width = images.shape[2:]
-    # Rows of vectors, the first of which begins a cache line: reading across lines takes twice as long.
+    # Rows have whole vectors, and the first begins a cache line: a vector across two lines takes twice as long to read.
     stride = (width + SUMS - 1) // SUMS * SUMS
     blurred = np.empty(height * stride + 16, np.float32)
     blurred = blurred[(-blurred.ctypes.data // 4) % 16 :]
-    # All rows of a plane with their reflections; a row that was just written would have to be waited for.
+    # All rows of a plane are prepared before they are read: reading a row that was just written means waiting.
     largest = weights.shape[1] - 1
     padded = np.empty((height, stride + 2 * largest), np.uint8)
     row = np.empty(stride, np.uint8)

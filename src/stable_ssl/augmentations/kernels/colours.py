@@ -9,7 +9,7 @@ from .compiling import ONE, TO_UNIT, WHITE, ZERO, Array, Number, fma, kernel
 # Arithmetic with Python's numbers would be in float64.
 RED, GREEN, BLUE = np.float32(0.2989), np.float32(0.587), np.float32(0.114)
 SIX, SIXTH, FROM_UNIT = np.float32(6), np.float32(1 / 6), np.float32(255.999)
-TINY = np.float32(1e-3)  # below any level but 0, to divide by
+TINY = np.float32(1e-3)  # a divisor below any level but 0
 MOST_SUMMED = 1 << 24  # levels whose sum fits into 32 bits
 BLOCK = 1024  # pixels that stay in the nearest cache from one loop to the next
 
@@ -25,9 +25,9 @@ def color_jitter(images: Array, is_applied: Array, order: Array, factors: Array)
     is_applied
         (batch,), bool.
     order
-        (batch, 4): which change comes when.
+        (batch, 4): the numbers of the changes in their order; -1 for none.
     factors
-        (batch, 4): of each change; of the hue the difference, in turns.
+        (batch, 4): the factor of each change by its number; for the hue the difference, in turns.
     """
     num_channels = images.shape[1]
     for i in range(len(images)):
@@ -79,7 +79,7 @@ def _mean_grey(image: Array) -> Number:
     for start in range(0, image.shape[1], MOST_SUMMED):
         part = image[:, start : start + MOST_SUMMED]
         red, green, blue = part[0], part[len(part) // 2], part[-1]
-        partial = np.uint32(0)  # twice as many fit into a register
+        partial = np.uint32(0)  # a register holds twice as many of 32 bits as of 64
         for x in range(red.size):
             partial = np.uint32(partial + (red[x] if len(part) == 1 else _grey(red[x], green[x], blue[x])))
         total += np.uint64(partial)
@@ -90,7 +90,7 @@ def _mean_grey(image: Array) -> Number:
 def _saturate(red: Array, green: Array, blue: Array, factor: Number) -> None:
     kept, added = np.float32(factor), np.float32(1.0 - factor)
     for x in range(red.size):
-        # As a byte and back, the grey would take half as long again.
+        # Converting the luma to a byte and back would take half as long again.
         grey = np.float32(np.int32(_luma(red[x], green[x], blue[x])))
         red[x] = np.uint8(min(max(fma(grey, added, np.float32(red[x]) * kept), ZERO), WHITE))
         green[x] = np.uint8(min(max(fma(grey, added, np.float32(green[x]) * kept), ZERO), WHITE))
@@ -99,10 +99,10 @@ def _saturate(red: Array, green: Array, blue: Array, factor: Number) -> None:
 
 @kernel
 def _turn_hue(red: Array, green: Array, blue: Array, turn: Number) -> None:
-    """Through HSV and back, with the divisions and roundings of torchvision.
+    """Turn the hue through HSV and back, with the divisions and roundings of torchvision.
 
-    A turn moves a pixel's highest and lowest level to other channels and leaves them as they are: only the one between
-    is computed, in float32. What can be done to bytes has loops of its own, where registers hold four times as many.
+    A turn moves the highest and the lowest level of a pixel to other channels, but does not change them. So only the
+    level between is computed, in float32. Loops over bytes stand apart, because registers hold four times as many.
     """
     highest, between, lowest, sixths = np.empty((4, BLOCK), np.uint8)
     for start in range(0, red.size, BLOCK):
@@ -116,8 +116,11 @@ def _turn_hue(red: Array, green: Array, blue: Array, turn: Number) -> None:
 def _sort_levels(
     red: Array, green: Array, blue: Array, highest: Array, between: Array, lowest: Array, sixths: Array
 ) -> None:
-    """Write the levels of each pixel, and its sixth of the circle: 0 is the one before red, 1 the one after it; those
-    of green follow, then those of blue. In odd ones, the hue rises with the level between."""
+    """Write the three levels of each pixel in their order, and its sixth of the colour circle.
+
+    0 is the sixth before red, 1 the one after it; 2 and 3 are those of green, 4 and 5 those of blue. In odd sixths the
+    hue rises with the level between.
+    """
     for x in range(red.size):
         r, g, b = red[x], green[x], blue[x]
         low, high = min(r, g), max(r, g)
@@ -129,7 +132,7 @@ def _sort_levels(
 
 @kernel
 def _turn_between(highest: Array, between: Array, lowest: Array, sixths: Array, turn: Number) -> None:
-    """Turn in place; the sixths written are counted from red on, and 6 is 0 again."""
+    """Turn the hue: change the level between and the sixth of each pixel. Sixths are counted from red now; 6 is 0."""
     for x in range(highest.size):
         value, least = np.float32(highest[x]) * TO_UNIT, np.float32(lowest[x]) * TO_UNIT
         spread = value - least
@@ -160,7 +163,7 @@ def _place_levels(
 
 @kernel
 def grayscale(images: Array, is_applied: Array) -> None:
-    """Give all three channels the grey of the image, in place."""
+    """Give all three channels the luma, in place."""
     for i in range(len(images)):
         if is_applied[i]:
             image = images[i].reshape(3, -1)
@@ -181,7 +184,7 @@ def solarize(images: Array, is_applied: Array, threshold: Number) -> None:
 
 @kernel
 def normalize(images: Array, mean: Array, std: Array, out: Array) -> None:
-    """Write (value / 255 - mean) / std to `out`, float32; `mean` and `std` have one value a channel."""
+    """Write (level / 255 - mean) / std to `out`, float32; `mean` and `std` have one value per channel."""
     for i in range(len(images)):
         for channel in range(images.shape[1]):
             plane, target = images[i, channel].reshape(-1), out[i, channel].reshape(-1)

@@ -43,7 +43,7 @@ def _interpolate(plane: Array, y: Number, x: Number) -> Number:
 
 @kernel
 def affine(images: Array, is_applied: Array, matrices: Array, is_bilinear: Number, out: Array) -> None:
-    """Write to `out` the images under affine maps; what comes from outside is 0.
+    """Map the images and write them to `out`; what comes from outside is 0.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def affine(images: Array, is_applied: Array, matrices: Array, is_bilinear: Numbe
     matrices
         (batch, 6), float32: from an output's position to its input's, both relative to the centre, in pixels.
     is_bilinear
-        Interpolate; or else take the nearest pixel.
+        Interpolate between four pixels; or else take the nearest.
     """
     num_channels, height, width = images.shape[1:]
     for i in range(len(images)):

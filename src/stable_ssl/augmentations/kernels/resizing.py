@@ -37,15 +37,20 @@ def _weigh(
     Parameters
     ----------
     lines, out
-        (lines, length), uint8; as long as the windows, and blocks of WIDTH, that reach beyond the last value need.
+        (lines, length), uint8. Windows and blocks of WIDTH values may reach beyond the last value of a line: lines must
+        be long enough for that.
+    y
+        int64: the number of the line.
     starts
-        (blocks · NUM_WINDOWS,), int64: where each window begins.
+        (blocks · NUM_WINDOWS,), int64: the place in the line at which each window begins.
     places
-        (blocks, 4 · WIDTH), uint8: the first value's place in its window, anything, the second one's, anything.
+        (blocks, 4 · WIDTH), uint8: four bytes for each result. The first and the third are the places of its first two
+        values in the window; the others may be anything.
     weights
-        (pairs, blocks, WIDTH, 2), int16; each pair's values lie two further on than those of the pair before.
-    y, half, shift
-        int64.
+        (pairs, blocks, WIDTH, 2), int16: of the values in pairs; the values of a pair lie two places after those of the
+        pair before.
+    half, shift
+        int64: added to the sum; the bits that the sum is shifted by.
     """
     check((lines, "uint8"), (starts, "int64"), (places, "uint8"), (weights, "int16"), (out, "uint8"))
 
@@ -80,18 +85,20 @@ def _weigh(
 def _blend_neighbours(
     typing_context: Any, lines: Any, y: Any, starts: Any, places: Any, weights: Any, precision: Any, out: Any
 ) -> Any:
-    """Write line `y` of `out`: one value of line `y` times weight / 2^`precision`, and the one after it for the rest.
+    """Write line `y` of `out`: each value is a blend of two neighbours in line `y`.
+
+    The first has the weight / 2^`precision`, the second the rest of 1.
 
     Parameters
     ----------
-    lines, starts, y, out
-        As `_weigh`'s, but with blocks of 2 · WIDTH values.
+    lines, y, starts, out
+        As for `_weigh`, but blocks have 2 · WIDTH values.
     places
-        (blocks, 4 · WIDTH), uint8: of each value, and of the one after it, in its window.
+        (blocks, 4 · WIDTH), uint8: the places in the window of both neighbours of each result.
     weights
-        (1, blocks, WIDTH, 2), int16: one a value.
+        (1, blocks, WIDTH, 2), int16: one per result.
     precision
-        int64, 14 or 15 bits.
+        int64: 14 or 15 bits.
     """
     check((lines, "uint8"), (starts, "int64"), (places, "uint8"), (weights, "int16"), (out, "uint8"))
 
@@ -115,14 +122,16 @@ def _blend_neighbours(
 
 @intrinsic
 def _blend_lines(typing_context: Any, lines: Any, y: Any, weight: Any, precision: Any, out: Any, new_y: Any) -> Any:
-    """Write line `new_y` of `out`: line `y` times `weight` / 2^`precision`, and line `y` + 1 for the rest, rounded.
+    """Write line `new_y` of `out`: a blend of the lines `y` and `y` + 1, rounded.
+
+    The first has the weight `weight` / 2^`precision`, the second the rest of 1.
 
     Parameters
     ----------
     lines, out
-        (lines, length), uint8. As many as 2 · WIDTH - 1 values after line `new_y` are overwritten.
+        (lines, length), uint8. Up to 2 · WIDTH - 1 values after line `new_y` are overwritten.
     y, weight, precision, new_y
-        int64; the precision is 14 or 15 bits, the weight below 2^15.
+        int64. The precision is 14 or 15 bits, the weight at least 0 and below 2^15.
     """
     check((lines, "uint8"), (out, "uint8"))
 
@@ -150,8 +159,11 @@ weigh: Any = _weigh
 
 @kernel
 def _filter(distance: Number, is_cubic: Number) -> Number:
-    """Return the weight at a distance: a triangle's, or that of Keys' cubic for a = -1/2 ("Cubic convolution
-    interpolation for digital image processing", IEEE TASSP 1981, equation 4)."""
+    """Return the weight of an input at a distance from the output.
+
+    It is a triangle, or the cubic with a = -1/2 of Keys ("Cubic convolution interpolation for digital image
+    processing", IEEE TASSP, 1981).
+    """
     x = abs(distance)
     if not is_cubic:
         return max(1.0 - x, 0.0)
@@ -162,10 +174,13 @@ def _filter(distance: Number, is_cubic: Number) -> Number:
 
 @kernel
 def _taps(old: Number, new: Number, is_cubic: Number) -> Axis:
-    """Return, for one axis, the first input of each output, the int16 weights of it and those after it (outputs, taps),
-    and of how many bits their fractions are.
+    """Return what each output along one axis is made of.
 
-    The number of taps is even: the last ones may lie beyond the end, and have no weight then.
+    Returns
+    -------
+    The first input of each output (outputs,); the weights of that input and of those after it (outputs, taps), int16;
+    and the bits of the weights' fractions. The number of taps is even. The last ones may lie beyond the end: then they
+    have no weight.
     """
     scale = old / new
     stretch = max(scale, 1.0)
@@ -201,12 +216,17 @@ def _taps(old: Number, new: Number, is_cubic: Number) -> Axis:
 
 @kernel
 def _windows(axis: Axis) -> Windows:
-    """Return whether each output is a blend of two neighbours, and starts, places and weights as `blend_neighbours`
-    takes them then, or else `weigh`; no weights where windows are too short for it."""
+    """Return what `blend_neighbours` or `weigh` needs for one axis.
+
+    Returns
+    -------
+    Whether each output is a blend of two neighbours: then the rest is for `blend_neighbours`, or else for `weigh`. Then
+    starts, places and weights. There are no weights if the inputs of a block lie too far apart for its windows.
+    """
     first, weights, precision = axis
     new, num_taps = weights.shape
     is_blend = num_taps == 2 and weights.min() >= 0 and (weights.sum(axis=1) == 1 << precision).all()
-    size = 2 if is_blend else 4  # bytes that an output is made of; without vectors, nothing of this is used
+    size = 2 if is_blend else 4  # bytes of places per output; nothing of this is used without vectors
     num_blocks = (new * size + 4 * WIDTH - 1) // max(4 * WIDTH, 1)
     starts = np.zeros(num_blocks * NUM_WINDOWS, np.int64)
     places = np.zeros((num_blocks, 4 * WIDTH), np.uint8)
@@ -229,7 +249,7 @@ def _windows(axis: Axis) -> Windows:
 
 @kernel
 def _resize_lines(lines: Array, axis: Axis, windows: Windows, out: Array) -> None:
-    """Write to each line of `out` a value for each weight, and up to 2 · WIDTH - 1 more."""
+    """Resize each line along x. Up to 2 · WIDTH - 1 values after a line of `out` are overwritten."""
     first, weights, precision = axis
     is_blend, starts, places, factors = windows
     half = (1 << precision) >> 1
@@ -249,7 +269,7 @@ def _resize_lines(lines: Array, axis: Axis, windows: Windows, out: Array) -> Non
 
 @kernel
 def _resize_columns(lines: Array, axis: Axis, out: Array) -> None:
-    """Write to `out` a line for each weight."""
+    """Resize along y: write a line of `out` for each row of weights."""
     first, weights, precision = axis
     num_taps, length = weights.shape[1], out.shape[1]
     half = np.int32((1 << precision) >> 1)
@@ -277,7 +297,7 @@ def _split(image: Array, top: Number, left: Number, planes: Array) -> None:
     num_channels, height, width = planes.shape
     for y in range(height):
         row = image[top + y][left * num_channels : (left + width) * num_channels]
-        if num_channels == 3:  # a number that is known makes it six times as fast
+        if num_channels == 3:  # six times as fast if the compiler knows the number
             for x in range(width):
                 planes[0, y, x], planes[1, y, x], planes[2, y, x] = row[3 * x], row[3 * x + 1], row[3 * x + 2]
             continue
@@ -290,8 +310,8 @@ def _split(image: Array, top: Number, left: Number, planes: Array) -> None:
 def crop_and_resize(images: Array, boxes: Array, is_cubic: Number, out: Array) -> None:
     """Resize a box of each image to the size of `out`: bilinear or bicubic, antialiased.
 
-    Torch's fixed-point arithmetic: along x first, then along y, each rounded to uint8; an axis that keeps its size is
-    copied.
+    The arithmetic is torch's, with whole numbers. It goes along x first, then along y, and rounds to uint8 after each.
+    An axis that keeps its size is copied.
 
     Parameters
     ----------
@@ -302,12 +322,12 @@ def crop_and_resize(images: Array, boxes: Array, is_cubic: Number, out: Array) -
     is_cubic
         Bicubic; or else bilinear.
     out
-        (batch, channels, new height, new width); written.
+        (batch, channels, new height, new width): the results.
     """
     num_images, old_height, _, num_channels = images.shape
     new_height, new_width = out.shape[2:]
     rows = images.reshape(num_images, old_height, -1)
-    # Taps without weight reach up to as far beyond the end as it is long, and the last window further.
+    # Taps without weight reach beyond the end of a line by at most its length, and the last window further.
     largest_height, largest_width = boxes[:, 2].max(), boxes[:, 3].max()
     planes = np.empty((num_channels * largest_height, 2 * largest_width + 64), np.uint8)
     lines = np.empty(((num_channels + 1) * largest_height, new_width + 2 * WIDTH), np.uint8)

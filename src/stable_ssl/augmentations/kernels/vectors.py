@@ -13,8 +13,11 @@ from numba.np.arrayobj import make_array
 
 
 class Instructions(NamedTuple):
-    """Those of a processor: to fill a register from `num_windows` windows of `window` bytes, to sum products of pairs,
-    and to multiply fractions of 15 bits, rounding."""
+    """Names of a processor's instructions.
+
+    `shuffle` fills a register from `num_windows` windows of `window` bytes, `multiply` sums products of pairs, and
+    `scale` multiplies fractions of 15 bits and rounds.
+    """
 
     feature: str
     num_windows: int
@@ -38,19 +41,22 @@ WIDTH = WINDOW * NUM_WINDOWS // 4  # int32s of a register
 
 
 def check(*arrays: tuple[Any, str]) -> None:
-    """See that each is a contiguous array of one of these types, for vectors are loaded without a further look."""
+    """Raise a TypingError if an array is not contiguous or of another type: loading vectors checks nothing."""
     for array, dtypes in arrays:
         if not isinstance(array, types.Array) or array.layout != "C" or str(array.dtype) not in dtypes.split():
             raise TypingError(f"{array} must be a contiguous array of {dtypes}")
 
 
 def vector(bits: int, count: int) -> ir.VectorType:
-    """Return the type of so many whole numbers."""
+    """Return the type of a vector of whole numbers."""
     return ir.VectorType(ir.IntType(bits), count)
 
 
 class Vectors:
-    """Loads, stores and rearranges vectors; `data`, `shapes` and `strides` are those of the arguments, by place."""
+    """Loads, stores and rearranges vectors.
+
+    `data`, `shapes` and `strides` hold those of the function's arguments by their place; arrays only.
+    """
 
     def __init__(self, context: Any, builder: Any, signature: Any, args: Any):
         self.builder = builder
@@ -66,28 +72,28 @@ class Vectors:
         )
 
     def line(self, i: int, y: Any) -> Any:
-        """Return where line `y` of the argument begins."""
+        """Return the address of line `y` of argument `i`."""
         return self.builder.gep(self.data[i], [self.builder.mul(y, self.strides[i][0])])
 
     def load(self, start: Any, at: Any, kind: Any) -> Any:
-        """Return what is `at` so many elements after the start."""
+        """Return the value of type `kind` that lies `at` elements after the start."""
         return self.builder.load(self._place(start, at, kind), align=1)
 
     def store(self, value: Any, start: Any, at: Any) -> None:
-        """Write the value there."""
+        """Write the value `at` elements after the start."""
         self.builder.store(value, self._place(start, at, value.type), align=1)
 
     def _place(self, start: Any, at: Any, kind: Any) -> Any:
         return self.builder.bitcast(self.builder.gep(start, [at]), kind.as_pointer())
 
     def spread(self, value: Any, count: int) -> Any:
-        """Return a vector of `count` times the value."""
+        """Return a vector whose `count` elements are the value."""
         kind = ir.VectorType(value.type, count)
         one = self.builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.IntType(32)(0))
         return self.builder.shuffle_vector(one, one, ir.Constant(vector(32, count), [0] * count))
 
     def spread_32(self, value: Any) -> Any:
-        """Return WIDTH times the low half of the value."""
+        """Return a vector whose WIDTH elements are the low half of the value."""
         return self.spread(self.builder.trunc(value, ir.IntType(32)), WIDTH)
 
     def as_bytes(self, values: Any) -> Any:
@@ -98,7 +104,10 @@ class Vectors:
         return self.builder.trunc(values, vector(8, values.type.count))
 
     def take(self, line: Any, block: Any) -> Any:
-        """Return 4 · WIDTH bytes of a line: those at a block's places, argument 3, in its windows, argument 2."""
+        """Return 4 · WIDTH bytes of a line for a block.
+
+        Argument 2 has the starts of the windows, argument 3 the places of the bytes in them.
+        """
         assert BEST is not None
         b, number, kind = self.builder, block.type, vector(8, 4 * WIDTH)
         at = [b.add(b.mul(block, number(NUM_WINDOWS)), number(i)) for i in range(NUM_WINDOWS)]
@@ -109,17 +118,17 @@ class Vectors:
         return self.call(BEST.shuffle, kind, window, places)
 
     def missing_bits(self, precision: Any, words: Any) -> Any:
-        """Return by how many bits a difference must be shifted for products with weights of `precision` to be of 15."""
+        """Return the bits that weights of `precision` lack to have 15, for each element of `words`."""
         missing = self.builder.sub(precision.type(15), precision)
         return self.spread(self.builder.trunc(missing, words.element), words.count)
 
     def blend(self, a: Any, b: Any, weight: Any, missing: Any) -> Any:
-        """Return b + weight · (a - b) as bytes, rounded."""
+        """Return b + weight · (a - b) as bytes, rounded; `missing` are the bits that the weight lacks to have 15."""
         assert BEST is not None
         more = self.call(BEST.scale, a.type, self.builder.shl(self.builder.sub(a, b), missing), weight)
         return self.builder.trunc(self.builder.add(b, more), vector(8, a.type.count))
 
     def call(self, name: str, result: Any, *values: Any) -> Any:
-        """Return what one of LLVM's own functions makes of the values."""
+        """Return the result, of the given type, of one of LLVM's own functions."""
         function = ir.FunctionType(result, [value.type for value in values])
         return self.builder.call(cgutils.get_or_insert_function(self.builder.module, function, name), values)

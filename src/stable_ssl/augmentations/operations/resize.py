@@ -22,8 +22,8 @@ class Resize(Cropping):
     interpolation
         "bilinear" or "bicubic".
 
-    >>> Resize(256).output_size(300, 400)
-    (256, 341)
+    >>> Resize([48, 64], interpolation="bicubic").size
+    (48, 64)
     """
 
     size: Size
