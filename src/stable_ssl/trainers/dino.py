@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from ..exceptions import ConfigError
@@ -70,7 +72,8 @@ class DINOTrainer(SelfDistillationTrainer):
             raise ConfigError(
                 "loss: DINOTrainer makes its own, from temperature_student and center_momentum; leave it out."
             )
-        num_scores = _count_scores(modules["projector"].student)
+        projector: Any = modules["projector"]
+        num_scores = _count_scores(projector.student)
         self.loss = DINOLoss(num_scores, self.temperature_student, self.temperature_teacher, self.center_momentum)
 
     def begin_epoch(self, epoch: int) -> None:
