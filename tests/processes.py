@@ -107,7 +107,7 @@ def start(command, *, cwd=None, env=None, stdin=None, stdout=None, stderr=None, 
     return Process(connection)
 
 
-def run(command, *, timeout=120, cwd=None, env=None, check=False) -> subprocess.CompletedProcess:
+def run(command, *, timeout=300, cwd=None, env=None, check=False) -> subprocess.CompletedProcess:
     """Run Python with a command to its end, like `subprocess.run(…, capture_output=True, text=True)`."""
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr, open(os.devnull) as stdin:
         process = start(command, cwd=cwd, env=env, stdin=stdin, stdout=stdout, stderr=stderr)

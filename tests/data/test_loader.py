@@ -50,7 +50,7 @@ def loader(num_workers=0, dataset=None, **options):
     ("num_workers", "options"),
     [
         (2, {}), (8, {}), (2, {"persistent_workers": True}), (2, {"prefetch_factor": 5}),
-        (2, {"multiprocessing_context": "spawn", "persistent_workers": True}), (1, {"multiprocessing_context": "forkserver"}),
+        (2, {"multiprocessing_context": "spawn", "persistent_workers": True}), (1, {"multiprocessing_context": "forkserver", "persistent_workers": True}),
     ],
 )  # fmt: skip
 def test_batches_do_not_depend_on_the_workers(num_workers, options):
