@@ -9,7 +9,18 @@ import pytest
 import torch
 from reference import random_images
 
-from stable_ssl.augmentations import Erasing, MultiView, Normalize, Operation, RandomResizedCrop, View, operations
+from stable_ssl.augmentations import (
+    CenterCrop,
+    Erasing,
+    MAEViews,
+    MultiView,
+    Normalize,
+    Operation,
+    RandomResizedCrop,
+    Resize,
+    View,
+    operations,
+)
 from stable_ssl.augmentations.draw import below
 from stable_ssl.augmentations.operations.base import Sometimes, choose, per_image
 
@@ -70,8 +81,17 @@ def test_what_an_operation_needs_is_asked_of_it():
         Operation()(np.zeros((8, 8, 3), np.uint8))
 
 
+def test_views_have_the_text_that_checkpoints_hold():
+    """A resume compares it with that of the run."""
+    crop = "RandomResizedCrop(size=(16, 16), scale=(0.2, 1.0), ratio=(0.75, 1.3333333333333333)"
+    view = f"View([{crop}), HorizontalFlip(p=0.5), Normalize(mean=(0.5,), std=(0.25,))])"
+    assert repr(MAEViews(16, 4, mean=0.5, std=0.25)) == f"MultiView([{view}], [RandomMask(grid=(4, 4), ratio=0.75)])"
+    assert repr(View([Resize(9), CenterCrop(8)])) == "View([Resize(size=9), CenterCrop(size=(8, 8))])"
+    assert repr(RandomResizedCrop(16, (0.2, 1), interpolation="bicubic")) == f"{crop}, interpolation='bicubic')"
+
+
 def test_no_other_file_names_a_single_operation():
-    single = {name for name in operations.__all__ if name != "Operation"}
+    single = {name for name, value in vars(operations).items() if isinstance(value, type)} - {"Operation"}
     assert {"ColorJitter", "Normalize"} < single
     files = [path for path in ROOM.rglob("*.py") if path.parent.name != "operations" and path.name != "recipes.py"]
     assert len(files) > 10

@@ -11,7 +11,7 @@ from .base import Size, as_size
 from .cropping import Cropping
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CenterCrop(Cropping):
     """Cut out the middle of the image. It must be at least as large as that.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,6 +25,17 @@ class Cropping(Operation):
     resizes: ClassVar[bool] = True
     size: Size
     interpolation: str = "bilinear"
+
+    def __repr__(self) -> str:
+        """Return the operation as text, without a bilinear interpolation.
+
+        Checkpoints hold this text. Those from before there was a choice go on, because it is the same.
+        """
+        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        shown = (
+            f"{name}={value!r}" for name, value in values.items() if (name, value) != ("interpolation", "bilinear")
+        )
+        return f"{type(self).__qualname__}({', '.join(shown)})"
 
     @property
     def fixed_size(self) -> tuple[int, int] | None:

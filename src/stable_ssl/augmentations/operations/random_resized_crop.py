@@ -12,7 +12,7 @@ from .boxes import NUM_DRAWS, draw_boxes, draw_places
 from .cropping import INTERPOLATIONS, Cropping
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RandomResizedCrop(Cropping):
     """Cut out a random box and resize it (antialiased).
 

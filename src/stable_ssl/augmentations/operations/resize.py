@@ -11,7 +11,7 @@ from .base import Size, as_size, is_count
 from .cropping import INTERPOLATIONS, Cropping
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Resize(Cropping):
     """Resize the whole image (antialiased).
 
