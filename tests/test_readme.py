@@ -1,4 +1,4 @@
-"""Every code block of the README, and every script of the docs, runs as it is printed."""
+"""Every code block of the README, and every script of the docs, runs as it is printed; the docs name what there is."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 
+import architecture
 import processes
 import pytest
 
@@ -47,6 +48,49 @@ def test_the_make_targets_of_the_readme_are_there():
     assert [text for _, text in BLOCKS if text in MAKE] == list(MAKE)
     assert "\ndemo:" in makefile
     assert "\ntest:" in makefile
+
+
+def missing(file, text):
+    """Return the make targets, links and Python files that a text names and that are not there."""
+    named, prose = ROOT.joinpath("Makefile").read_text(), re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    commands = re.findall(r"`[^`\n]+`", prose) + re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)
+    targets = {target for command in commands for target in re.findall(r"\bmake ([a-z-]+)", command)}
+    links = set(re.findall(r"\]\(([^)#]+)", re.sub(r"`[^`\n]+`", "", prose))) - {""}
+    files = {path for command in commands for path in re.findall(r"[\w/]+\.py\b", command)}
+    places = (ROOT, ROOT / "src", ROOT / "src/stable_ssl")
+    return [
+        *(target for target in targets if not re.search(rf"^{target}:", named, flags=re.MULTILINE)),
+        *(link for link in links if "://" not in link and not (file.parent / link).exists()),
+        *(path for path in files if not any((place / path).exists() for place in places)),
+    ]
+
+
+def test_the_docs_name_only_what_there_is():
+    files = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+    found = {file.name: missing(file, file.read_text()) for file in files}
+    assert not {name: names for name, names in found.items() if names}
+    wrong = "`make tea`, [a page](docs/none.md), `none.py`, `base.py`\n```sh\nmake cake\n```"
+    assert sorted(missing(ROOT / "README.md", wrong)) == ["cake", "docs/none.md", "none.py", "tea"]
+
+
+def test_the_names_on_the_page_of_the_architecture_are_in_the_source():
+    files = [*(ROOT / "src/stable_ssl").rglob("*.py"), ROOT / "tests/test_structure.py"]
+    source = "\n".join(path.read_text() for path in files)
+    code = re.findall(r"`([A-Za-z_.0-9]+)(?:\([\w, *]*\))?`", (ROOT / "docs/architecture.md").read_text())
+    names = {name for dotted in code for name in dotted.split(".")}
+    assert {"training_batches", "Stepper", "update_teacher"} <= names
+    assert not [name for name in names if not re.search(rf"\b{name}\b", source)]
+
+
+def test_the_drawing_shows_the_imports_of_today():
+    """If this fails, run `python benchmarks/architecture.py` and look at the drawing."""
+    assert architecture.PATH.read_text() == architecture.drawing()
+
+
+def test_an_arrow_is_left_out_if_it_follows_from_others():
+    graph = {"a": {"b", "c"}, "b": {"c"}, "c": set(), "d": {"c"}}
+    assert architecture.reduced(graph) == {"a": {"b"}, "b": {"c"}, "c": set(), "d": {"c"}}
+    assert architecture.rows(graph) == {"a": 2, "b": 1, "c": 0, "d": 1}
 
 
 def test_the_configuration_table_has_every_field():
