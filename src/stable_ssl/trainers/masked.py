@@ -70,7 +70,7 @@ class MaskedTrainer(SelfSupervisedTrainer):
     def compute_loss(self) -> dict[str, Tensor]:
         """Return the loss of the predicted pixels of the hidden patches."""
         backbone, decoder = self.module["backbone"], self.module["decoder"]
-        (images,), (is_hidden,) = self.views_and_masks()
+        (images,), (is_hidden,) = self.views_and_masks()  # the mask is (batch, patches)
         places, is_real = backbone.places_of(~is_hidden, images)  # (batch, visible) each
         hidden, is_there = backbone.places_of(is_hidden, images)  # (batch, hidden) each
         tokens = backbone.forward_patches(images, places, is_real)  # (batch, visible, dim)

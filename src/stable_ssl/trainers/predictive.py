@@ -73,7 +73,9 @@ class JointEmbeddingPredictiveTrainer(SelfSupervisedTrainer):
         Raises
         ------
         ConfigError
-            A weight of the two encoders differs in name or shape.
+            A weight of the two encoders differs in name or shape, or predictor and encoder in their grid of patches.
+        ValueError
+            A coefficient is not between 0 and 1.
         """
         super().prepare_modules(modules)
         context, target = (
@@ -175,7 +177,7 @@ class IJEPATrainer(JointEmbeddingPredictiveTrainer):
 
     def compute_loss(self) -> dict[str, Tensor]:
         """Return the loss of the target blocks. Each block is predicted separately."""
-        (images,), (is_context, is_target) = self.views_and_masks()
+        (images,), (is_context, is_target) = self.views_and_masks()  # masks (batch, patches), (batch, targets, patches)
         num_targets = is_target.shape[1]
         encoder = self.module["context_encoder"]
         # kept, most: the number of patches of the largest context and of the largest target block

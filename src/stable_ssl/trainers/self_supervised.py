@@ -26,7 +26,8 @@ class SelfSupervisedTrainer(BaseTrainer):
     losses, because they have no label.
 
     A subclass implements `compute_loss`. It gets the views from `self.views()`, and gives representations and
-    embeddings to probes and monitors by `self.watch(…)`. It may set the class attributes below.
+    embeddings to probes and monitors by `self.watch(…)`. It may set the class attributes `num_masks`,
+    `min_batch_size` and `usual_loss`.
 
     Parameters
     ----------
@@ -64,7 +65,7 @@ class SelfSupervisedTrainer(BaseTrainer):
         return {name: module for name, module in self.module.items() if name.endswith("_classifier")}
 
     def optimized_modules(self) -> dict[str, nn.Module]:
-        """Return the modules that the method's optimizer trains: all except the probes, and the loss."""
+        """Return the modules that the method's optimizer trains: all modules except the probes, plus the loss."""
         probes = self.probes
         return {name: module for name, module in super().optimized_modules().items() if name not in probes}
 
@@ -85,8 +86,8 @@ class SelfSupervisedTrainer(BaseTrainer):
         watched = [name for name in self.eval_sets if self.logger["metric"].get(name)]
         if predicts and watched and "backbone_classifier" not in self.probes:
             raise ConfigError(
-                f"logger.metric.{watched[0]}: metrics need predictions, which come from module.backbone_classifier, "
-                "and it is missing. Add it, or remove the metrics."
+                f"logger.metric.{watched[0]}: metrics need predictions, which come from module.backbone_classifier. "
+                "Add it, or remove the metrics."
             )
         if "train" in self.data:
             if self.usual_loss is not None and not callable(self.loss):
@@ -214,10 +215,8 @@ class SelfSupervisedTrainer(BaseTrainer):
             labelled = targets >= 0
             count = labelled.sum().clamp(min=1)
             losses = nn.functional.cross_entropy(scores, targets.clamp(min=0), reduction="none")
-        except (
-            RuntimeError,
-            IndexError,
-        ) as error:  # the features have another width, or a label is not below the number of classes
+        except (RuntimeError, IndexError) as error:
+            # The features have another width, or a label is not below the number of classes.
             error.add_note(f"module.{name} gets features {tuple(features.shape)}, and must give a score per class.")
             raise
         if self.is_logging:
