@@ -1,6 +1,6 @@
-"""The engine: what the page in `base.py` calls.
+"""The engine: the classes that the loop in `base.py` calls.
 
-Each file owns one part of a run's state. None of them knows the trainer: hooks and monitors reach them as callables.
+Each file owns one part of a run's state. None of them knows the trainer. They get its hooks and monitors as callables.
 """
 
 from .agreement import does_nothing

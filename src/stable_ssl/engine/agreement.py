@@ -1,4 +1,4 @@
-"""Agreement between the processes of a run: `Alone` for one, `Together` for several.
+"""Agreement between the processes of a run: `Alone` for one process, `Together` for several.
 
 Both have the same methods, so nothing else in the engine asks how many processes there are.
 """
@@ -35,20 +35,20 @@ def does_nothing(hook: Hook) -> Hook:
 
 
 def join(wanted: int | None) -> Alone | Together:
-    """Find the processes of this run, and wait until all are there.
+    """Find the processes of this run, and wait until all of them have joined.
 
     Parameters
     ----------
     wanted
-        `hardware.world_size`; None takes the number that the launcher started. Without a launcher, the missing
-        processes are started on this machine, by the command line that started this one.
+        `hardware.world_size`. None takes the number that the launcher started. Without a launcher, the missing
+        processes are started on this machine, with the command line of this process.
 
     Raises
     ------
     ConfigError
         The launcher started another number, or the processes can't be started.
     PeerError
-        Some processes did not come.
+        Some processes did not join in time.
     """
     place = launchers.started or launchers.find_place()
     if place is None:
@@ -67,7 +67,7 @@ class Alone:
     rank = local_rank = 0
     size = 1
     is_main = True
-    can_drop_a_wait = True
+    can_drop_a_wait = True  # a signal may interrupt the wait for a batch
     on_lost: Callable[[], None] = staticmethod(lambda: None)
 
     def introduce(self, device: torch.device) -> None:
@@ -110,7 +110,7 @@ class Alone:
         """Replace tensors by their mean over the processes."""
 
     def synchronize_statistics(self, module: nn.Module, device: torch.device) -> nn.Module:
-        """Return the module with batch normalisation that uses all processes' batches, if the device has it."""
+        """Return the module with batch normalisation over the batches of all processes, if the device is CUDA."""
         return module
 
     def sum_gradients(self, optimizers: Optimizers, num_backward: int, is_bad: bool) -> tuple[int, bool]:
@@ -118,20 +118,25 @@ class Alone:
 
         Parameters
         ----------
+        optimizers
+            All optimizers that step.
         num_backward
             Backward passes of this process since the last step.
         is_bad
-            Whether one of their losses was not finite. If one is on any process, all skip the step.
+            Whether a loss of this process was not finite since the last step. If one was on any process, nothing is
+            summed and all processes skip the step.
 
         Returns
         -------
-        num_backward, is_bad
-            Over all processes.
+        num_backward
+            Backward passes of all processes together.
+        is_bad
+            Whether a loss of any process was not finite.
         """
         return num_backward, is_bad
 
     def earliest(self, bad: tuple[int, float] | None) -> tuple[int, float] | None:
-        """Return the (step, loss) of the earliest step, of those that the processes found."""
+        """Return the (step, loss) of the earliest step that any process gives; None if all give None."""
         return bad
 
     def means(self, collected: Collector) -> dict[str, float]:
@@ -143,13 +148,13 @@ class Alone:
         check_metrics(metrics, path, self.size)
 
     def fill_empty_states(self, metrics: Mapping[str, Any]) -> None:
-        """Prepare metrics that saw no sample on this process to be combined with those of the others."""
+        """Make metrics that saw no sample on this process fit to be combined with those of the others."""
 
     def add_shares(self, state: dict[str, Any], common: set[str]) -> None:
         """Add to rank 0's state the entries of the other processes that differ from its own."""
 
     def take_share(self, state: dict[str, Any]) -> None:
-        """Replace entries of a loaded state by those that this process had."""
+        """Replace entries of a loaded state by those that this process had when it was saved."""
 
     def fail(self, error: BaseException) -> None:
         """Tell the other processes that this one failed."""
@@ -161,7 +166,7 @@ class Alone:
 class Together(World):
     """Several processes: they raise breaks, step, save, stop and fail together."""
 
-    can_drop_a_wait = False  # the others wait for this process in their next exchange
+    can_drop_a_wait = False  # the other processes would hang in their next exchange
     _agreed: Exception | None = None
 
     def introduce(self, device: torch.device) -> None:
@@ -187,12 +192,16 @@ class Together(World):
             raise self._agreed
 
     def broke_off(self, request: Exception) -> None:
-        """Check that a break which no hook agreed on was raised on every process: the others would hang else."""
+        """Check that a break raised outside a hook was raised on every process.
+
+        `hook` has raised its breaks on all already. Any other break must be raised by each process itself, because a
+        process without it would hang.
+        """
         if request is not self._agreed:
             self.meet(f"{type(request).__name__} was raised in compute_loss or in an evaluation")
 
     def compare(self, config: Mapping[str, Any]) -> None:
-        """Refuse to train if a process has another configuration, or is at another trainer of its script."""
+        """Refuse to train if a process has another configuration, for example that of another trainer of the script."""
         configs = self.gather(config)
         for rank, other in enumerate(configs):
             found = [
@@ -204,9 +213,10 @@ class Together(World):
                 raise ConfigError([what, *found])
 
     def synchronize_statistics(self, module: nn.Module, device: torch.device) -> nn.Module:
-        """Return the module with batch normalisation that uses all processes' batches, if the device has it.
+        """Return the module with batch normalisation over the batches of all processes, if the device is CUDA.
 
-        torch has it for CUDA. On other devices, running statistics are averaged at the end of each epoch.
+        torch offers it only for CUDA. On other devices, each process normalises its own batch, and the running
+        statistics are averaged at the end of each epoch.
         """
         return nn.SyncBatchNorm.convert_sync_batchnorm(module) if device.type == "cuda" else module
 
@@ -220,7 +230,7 @@ class Together(World):
         return num_backward, num_bad > 0
 
     def earliest(self, bad: tuple[int, float] | None) -> tuple[int, float] | None:
-        """Return the (step, loss) of the earliest step, of those that the processes found."""
+        """Return the (step, loss) of the earliest step that any process gives; None if all give None."""
         return min((found for found in self.gather(bad) if found), default=None)
 
     def means(self, collected: Collector) -> dict[str, float]:
@@ -233,7 +243,7 @@ class Together(World):
         check_metrics(metrics, path, self.size)
 
     def fill_empty_states(self, metrics: Mapping[str, Any]) -> None:
-        """Prepare metrics that saw no sample on this process to be combined with those of the others."""
+        """Make metrics that saw no sample on this process fit to be combined with those of the others."""
         fill_empty_states(metrics, self.gather)
 
     def add_shares(self, state: dict[str, Any], common: set[str]) -> None:
@@ -241,5 +251,5 @@ class Together(World):
         state["ranks"] = gather_shares(self, state, common)
 
     def take_share(self, state: dict[str, Any]) -> None:
-        """Replace entries of a loaded state by those that this process had."""
+        """Replace entries of a loaded state by those that this process had when it was saved."""
         take_share(state, self.rank)

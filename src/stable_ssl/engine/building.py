@@ -37,7 +37,7 @@ class Builder:
         self._seed, self._ranks, self._device = seed, ranks, device
 
     def seeded(self, node: Any, path: str) -> Any:
-        """Build a node under a seed of its own, so that initial weights depend on nothing else that is configured.
+        """Build a node under a seed of its own, so that its weights do not depend on the rest of the configuration.
 
         Parameters
         ----------
@@ -62,7 +62,7 @@ class Builder:
         Raises
         ------
         ConfigError
-            Lists the objects that are no modules, or not of the required class.
+            Lists the objects that are not modules or do not have the required class.
         """
         modules = {name: self.seeded(node, f"module.{name}") for name, node in nodes.items()}
         problems = [
@@ -83,12 +83,12 @@ class Builder:
         )
 
     def data(self, nodes: Any) -> dict[str, Any]:
-        """Build the loaders, and bind them to the run; names with a leading underscore are plain values."""
+        """Build the loaders, and bind them to the run. Names with a leading underscore are plain values."""
         data: dict[str, Any] = build(nodes, "data")
         bound: set[int] = set()
         for name in data_sets(data):
             source = data[name]
-            # A source with two names is bound twice.
+            # A loader is bound to one name. If a second name has the same one, it gets a copy.
             data[name] = as_loader(copy.copy(source) if id(source) in bound else source, name)
             bound.add(id(source))
         for name in data_sets(data):
@@ -105,6 +105,10 @@ class Builder:
 
         Parameters
         ----------
+        trained
+            Holds all parameters and buffers.
+        modules
+            The modules to compile, by name.
         compile_mode
             `hardware.compile`: false, true, or a mode of `torch.compile`.
         """
@@ -114,7 +118,13 @@ class Builder:
                 module.compile(mode=compile_mode if isinstance(compile_mode, str) else None)
 
     def metrics(self, nodes: Mapping[str, Any], sets: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """Build `logger.metric`, `{set: {name: metric}}`, on the device."""
+        """Build the metrics of `logger.metric` on the device, as `{set: {name: metric}}`.
+
+        Parameters
+        ----------
+        sets
+            The sets to evaluate on.
+        """
         built: dict[str, dict[str, Any]] = {}
         for name in sets:
             path = f"logger.metric.{name}"
@@ -130,7 +140,7 @@ class Builder:
         build_optimization(optim, modules, num_batches, batch_size and batch_size * self._ranks.size)
 
     def _count_batches(self, loader: Any, limit: int | float) -> int:
-        """Return the mini-batches per epoch; for a stream without a length, the most that it may have.
+        """Return the number of mini-batches per epoch; for a stream without a length, its largest number.
 
         Parameters
         ----------
@@ -158,12 +168,12 @@ class Builder:
 
 
 def data_sets(data: Mapping[str, Any], but: str = "") -> list[str]:
-    """Return the names in `data` that are data sets, `but` left out."""
+    """Return the names in `data` that are data sets, without the name `but`."""
     return [name for name in data if not name.startswith("_") and name != but]
 
 
 def build_monitors(nodes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Build `logger.monitor`, `{set: {name: monitor}}`."""
+    """Build the monitors of `logger.monitor`, as `{set: {name: monitor}}`."""
     built: dict[str, dict[str, Any]] = build(nodes, "logger.monitor")
     for name, monitors in built.items():
         require_methods(monitors, ("on_step", "compute", "state_dict"), f"logger.monitor.{name}")

@@ -1,4 +1,4 @@
-"""Evaluation: metrics by set, and the record of each set."""
+"""Evaluation: the metrics of each set, and their record in the log."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .session import Session
 
 
 class Evaluation:
-    """Gathers the metrics of the evaluation sets.
+    """Updates, computes and logs the metrics of the evaluation sets.
 
     Parameters
     ----------
@@ -24,7 +24,7 @@ class Evaluation:
     metrics
         `{set: {name: metric}}`.
     num_epochs
-        Epochs of the run. An evaluation after the last one is recorded under the last one's number.
+        Epochs of the run. An evaluation after the last epoch is recorded under the number of that epoch.
     """
 
     def __init__(self, run: Session, recorder: Recorder, metrics: Mapping[str, Mapping[str, Any]], num_epochs: int):
@@ -34,12 +34,19 @@ class Evaluation:
     def over(
         self, set_name: str, loader: Any, monitors: Mapping[str, Callable[[], Any]]
     ) -> Iterator[Iterator[tuple[int, Any, Any]]]:
-        """Evaluate on a set in the block, which goes through the batches that it is given; then log the results.
+        """Yield the batches of a set for the `with` block to evaluate. After the block, log metrics and monitors.
 
         Parameters
         ----------
+        set_name, loader
+            The set's name in `data`, and its loader.
         monitors
-            By name, what returns a monitor's value when all batches have been seen.
+            Functions by the monitor's name. Each returns the value of its monitor after all batches.
+
+        Yields
+        ------
+        Iterator
+            (place in the set, sample indices, batch on the device).
         """
         metrics = self._metrics[set_name]
         for metric in metrics.values():

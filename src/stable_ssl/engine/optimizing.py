@@ -22,10 +22,12 @@ log = logging.getLogger("stable_ssl")
 def build_optimization(optim: Any, modules: Mapping[str, nn.Module], num_batches: int, batch_size: int | None) -> None:
     """Build optimizer and schedule, and put them into the run's `OptimConfig`.
 
-    `num_batches` and `total_steps`, the optimizer steps of the run, are put there too.
+    `num_batches`, and the run's number of optimizer steps as `total_steps`, are put there too.
 
     Parameters
     ----------
+    optim
+        The run's `OptimConfig`.
     modules
         The modules whose trainable parameters the optimizer gets.
     num_batches
@@ -77,7 +79,7 @@ def _build_scheduler(node: Any, optimizer: torch.optim.Optimizer, total_steps: i
 
 
 def _partial(node: Any) -> Any:
-    """Return a node whose first argument comes later as a node of a partial."""
+    """Mark a node as a partial, because its first argument comes later. Return anything else unchanged."""
     return {**node, "_partial_": True} if isinstance(node, Mapping) and "_target_" in node else node
 
 
@@ -91,7 +93,7 @@ def _called(function: Callable, path: str, argument: Any) -> Any:
 
 
 def _lacks_total_steps(schedule: Callable) -> bool:
-    """Return whether a schedule has a parameter `total_steps` that was not given."""
+    """Return whether a schedule has a parameter `total_steps` without a value."""
     try:
         parameter = inspect.signature(schedule).parameters.get("total_steps")
     except ValueError:
@@ -101,7 +103,7 @@ def _lacks_total_steps(schedule: Callable) -> bool:
 
 
 def _scale_learning_rates(optimizer: torch.optim.Optimizer, optim: Any, batch_size: int | None) -> None:
-    """Multiply the rates of groups with `lr_scale`; then scale all rates linearly with the global batch."""
+    """Multiply the rates of groups by their `lr_scale`. With `lr_batch_size`, scale all rates with the global batch."""
     for group in optimizer.param_groups:
         group["lr"] *= _options(group, optim["groups"]).get("lr_scale") or 1.0
     if not optim["lr_batch_size"]:
@@ -116,25 +118,25 @@ def _scale_learning_rates(optimizer: torch.optim.Optimizer, optim: Any, batch_si
 
 
 def _options(group: Mapping[str, Any], groups: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Return what `optim.groups` says of an optimizer's group."""
+    """Return the options in `optim.groups` of an optimizer's group; empty if it has none."""
     return groups.get(group.get("name", ""), {})
 
 
 def constant_rates(optimizer: torch.optim.Optimizer, groups: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Return the rate of each of `optim.groups` that no schedule changes (`schedule: none`), by name."""
+    """Return by name the rate of each group with `schedule: none`, which stays constant."""
     kept = {name for name, options in groups.items() if options.get("schedule", "run") in (None, "none")}
     return {group["name"]: group["lr"] for group in optimizer.param_groups if group.get("name") in kept}
 
 
 def restore_rates(optimizer: torch.optim.Optimizer, rates: Mapping[str, float]) -> None:
-    """Undo what a schedule did to the groups of `constant_rates`."""
+    """Set the rates that `constant_rates` returned, after a schedule has changed all groups."""
     if rates:
         for group in optimizer.param_groups:
             group["lr"] = rates.get(group.get("name", ""), group["lr"])
 
 
 def set_trained(optimizer: torch.optim.Optimizer, names: Container[str], is_trained: bool) -> None:
-    """Let the optimizer's groups of these names be trained, or not."""
+    """Turn the gradients of the optimizer's groups of these names on or off."""
     for group in optimizer.param_groups:
         if group.get("name", "") in names:
             for parameter in group["params"]:
@@ -146,12 +148,21 @@ def check_optimized(
     side: Mapping[str, torch.optim.Optimizer],
     parameters: Iterable[tuple[str, nn.Parameter]],
 ) -> None:
-    """Say which trainable parameters no optimizer has.
+    """Warn of trainable parameters that no optimizer has.
+
+    Parameters
+    ----------
+    optimizer
+        The method's optimizer.
+    side
+        Optimizers of `side_optimizers()`, by name.
+    parameters
+        All parameters of the run, by name.
 
     Raises
     ------
     ConfigError
-        A side optimizer is none, or the method's optimizer has no trainable parameter of its own.
+        A side optimizer is not an optimizer, or the method's optimizer has no trainable parameter of its own.
     """
     for name, other in side.items():
         if not isinstance(other, torch.optim.Optimizer):

@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(slots=True)
 class Progress:
-    """Says what a run does next: `phase` of epoch `epoch`, after `batches` of its mini-batches.
+    """Where a run stands: in `phase` of epoch `epoch`, after `batches` mini-batches of this epoch.
 
     Parameters
     ----------
@@ -17,9 +17,9 @@ class Progress:
     epoch
         Epochs finished.
     batches
-        Mini-batches of the current epoch that are over.
+        Mini-batches of the current epoch that are finished.
     phase
-        "fit": the epoch's training goes on. "evaluate": its training is over, its evaluation is not.
+        "fit": the epoch's training comes next, or goes on. "evaluate": its training is over, its evaluation is not.
     """
 
     global_step: int = 0

@@ -20,14 +20,14 @@ class Recorder:
     Parameters
     ----------
     run
-        Where records are written.
+        The session. Its log gets the records.
     every
         Optimizer steps per training record.
 
     Attributes
     ----------
     is_logging
-        Whether values are kept now. They are at logging steps and during an evaluation.
+        Whether logged values are kept now: true at logging steps and during an evaluation.
     """
 
     def __init__(self, run: Session, every: int):
@@ -45,7 +45,7 @@ class Recorder:
             self._collected.add(f"{self._set_name}/{name}", value)
 
     def log_values(self, name: str, values: Any) -> None:
-        """Keep a number, or a dict of them as `<name>_<key>`; None is left out."""
+        """Keep a number, or each number of a dict as `<name>_<key>`. None is left out."""
         if isinstance(values, Mapping):
             for key, value in values.items():
                 self.log(f"{name}_{key}", value)

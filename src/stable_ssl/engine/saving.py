@@ -1,4 +1,4 @@
-"""Checkpoints and weights: when they are due, what they hold, and how a run goes on from one."""
+"""Checkpoints and weights: when they are saved, what they hold, and how a run resumes from them."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class Part:
     object
         Has `state_dict` and `load_state_dict`.
     is_shared
-        Whether it is the same on all processes. If not, the checkpoint holds each process's state.
+        Whether the state is the same on all processes. If not, the checkpoint holds each process's state.
     is_optional
-        Whether a run may go on from a checkpoint without it.
+        Whether a run may resume from a checkpoint that lacks this state.
     """
 
     name: str
@@ -50,16 +50,18 @@ class Part:
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What makes the batches of an epoch. A configuration does not tell if a loader is a live object.
+    """The facts about the training data that a resumed run must share.
+
+    The configuration does not show them if the loader is a live object.
 
     Parameters
     ----------
     batches_per_epoch
         Mini-batches per epoch, on each process.
     global_batch
-        Samples per mini-batch over all processes; None if the loader does not tell.
+        Samples per mini-batch over all processes; None if the loader has no `batch_size`.
     views
-        The declared views, as text; None without them.
+        The declared views, as text; None if there are none.
     """
 
     batches_per_epoch: int
@@ -67,8 +69,8 @@ class DataFacts:
     views: str | None
 
     def changes(self, before: Mapping[str, Any]) -> list[str]:
-        """Return a sentence per fact that differs from those that a checkpoint holds."""
-        # Checkpoints of the first versions hold the facts under the words themselves.
+        """Return one sentence for each fact that differs from `before`, the facts in a checkpoint."""
+        # Checkpoints of the first versions have these words as keys.
         words = {
             "batches_per_epoch": "mini-batches an epoch",
             "global_batch": "samples a mini-batch, over all processes",
@@ -103,9 +105,9 @@ class Saver:
     options
         The run's `LoggerConfig`.
     model
-        All modules.
+        Access to the state of all modules.
     learned
-        Returns the modules whose values must be finite.
+        Returns the modules, by name, whose values must be finite.
     config
         Returns the run's configuration, for the header of weights.
 
@@ -114,7 +116,7 @@ class Saver:
     is_new
         Whether the folder has no checkpoint yet.
     log_position
-        The length in bytes that `metrics.jsonl` had at the restored checkpoint; None if all of it stands.
+        The length in bytes that `metrics.jsonl` had at the restored checkpoint. None: it need not be cut back.
     """
 
     def __init__(
@@ -134,14 +136,14 @@ class Saver:
         self.is_new: bool = self._ranks.from_main(self._store.is_empty)
         self.log_position: int | None = 0
         self._parts: dict[str, Part] = {}
-        self._unclaimed: dict[str, Any] = {}  # states in the restored checkpoint of parts that are not there yet
+        self._unclaimed: dict[str, Any] = {}  # restored states whose parts have not been added yet
         self._data_facts: DataFacts | None = None
         self._check_losses: Callable[[], None] = lambda: None
         self._saved: dict[str, Any] | None = None
         self._last_save = time.monotonic()
 
     def add(self, part: Part) -> None:
-        """Make an object part of each checkpoint; if the run was restored already, restore it now.
+        """Save an object with each checkpoint. If a checkpoint was loaded before, restore the object now.
 
         Raises
         ------
@@ -160,19 +162,21 @@ class Saver:
             part.object.load_state_dict(self._unclaimed.pop(part.name))
 
     def register(self, objects: Mapping[str, Any]) -> None:
-        """Make the objects that a trainer registered by name part of each checkpoint."""
+        """Save with each checkpoint the objects that a trainer registered by name."""
         for name, registered in objects.items():
             self.add(Part(f"registered.{name}", registered))
 
     def add_training(self, steps: Stepper, optim: Any, loader: Any) -> None:
-        """Make what training changes part of each checkpoint.
+        """Save with each checkpoint the optimizers, the schedule, the loss scaling and the place in a stream of data.
 
         Parameters
         ----------
+        steps
+            The run's `Stepper`, which has the side optimizers.
         optim
             The run's `OptimConfig`, with optimizer and schedule built.
         loader
-            The training set's. It is saved if it has a state.
+            The loader of the training set. It is saved if it has a `state_dict`.
         """
         self.add(Part("optimizer", optim["optimizer"], is_shared=True))
         if optim["scheduler"] is not None:
@@ -200,7 +204,7 @@ class Saver:
         return self._saved is None or time.monotonic() - self._last_save >= SECONDS_BETWEEN_EPOCH_SAVES
 
     def at_boundary(self, save_is_due: bool) -> None:
-        """Save if due, and stop if asked to: all processes at the same step, if one of them is asked."""
+        """Save if due, and end the run if asked to. If one process must, all do so at the same step."""
         save_is_due, request = self._ranks.largest(save_is_due, self._run.stop.request)  # type: ignore[assignment]
         if save_is_due or request:
             self.save()
@@ -224,7 +228,7 @@ class Saver:
         progress = self._progress.as_dict()
         if not self._store.wait():
             self._saved = None
-        # Only rank 0 knows whether the last checkpoint is on disk.
+        # Only rank 0 knows whether the last checkpoint reached the disk.
         if not self._ranks.any(progress != self._saved):
             return
         self._check_finite()
@@ -280,7 +284,12 @@ class Saver:
     # Restoring --------------------------------------------------------------------------------------------------------
 
     def restore(self, num_epochs: int) -> None:
-        """Go on from the newest valid checkpoint of the run's folder, if it has one.
+        """Restore the newest valid checkpoint of the run's folder, if there is one.
+
+        Parameters
+        ----------
+        num_epochs
+            `optim.epochs`. A finished run goes on if it is larger than before.
 
         Raises
         ------
@@ -307,7 +316,7 @@ class Saver:
             log.info("Going on from '%s': step %d, epoch %d.", path, self._progress.global_step, self._progress.epoch)
 
     def _compare_world(self, meta: Mapping[str, Any], state: dict[str, Any]) -> None:
-        """Say what may change the last bits; give each process the state that it had, if their number is as before."""
+        """Warn if results may differ in the last bits. Restore each process's own state if their number is the same."""
         before = meta["world"]
         if before["size"] != self._ranks.size:
             log.warning(
@@ -331,7 +340,7 @@ class Saver:
         name = ""
         try:
             for name, value in state["buffers"].items():
-                if name in buffers:  # a missing one is made later, as it was then
+                if name in buffers:  # others are made during training, and were so in the saved run
                     buffers[name].copy_(value)
             for name, part in self._parts.items():
                 if name in self._unclaimed or not part.is_optional:
@@ -344,7 +353,7 @@ class Saver:
     # Weights ----------------------------------------------------------------------------------------------------------
 
     def end_epoch(self) -> None:
-        """Keep the weights if due, and go on to the next epoch; stop if asked to."""
+        """Write the weights if due, move to the next epoch, and end the run if asked to."""
         every, number = self._options["checkpoint_frequency"], self._progress.epoch + 1
         is_kept = bool(every) and number % every == 0
         if is_kept:
@@ -355,13 +364,13 @@ class Saver:
         self.at_boundary(False)
 
     def finish(self) -> None:
-        """Save the final state, and the final weights if asked for."""
+        """Save the final state, and the final weights if `save_final_model` is set."""
         self.save()
         if name := self._options["save_final_model"]:
             self._save_weights(name if isinstance(name, str) else "final")
 
     def _save_weights(self, name: str) -> None:
-        """Keep the weights of all modules for reading, as `weights/<name>.safetensors`."""
+        """Write the weights of all modules to `weights/<name>.safetensors`."""
         if not self._ranks.is_main:
             return
         tensors = {
@@ -377,5 +386,5 @@ class Saver:
         save_weights(self._run.folder.path / "weights" / f"{name}.safetensors", tensors, header)
 
     def close(self) -> None:
-        """Wait for the checkpoint that is being written."""
+        """Wait until the checkpoint that is being written is on disk."""
         self._store.close()

@@ -27,18 +27,18 @@ log = logging.getLogger("stable_ssl")
 
 
 class Session:
-    """One run while it lasts.
+    """The environment of one run: its processes, folder, device, logs and signals.
 
     Parameters
     ----------
     dump_path
-        The run's folder; None chooses one.
+        The run's folder. None: a new folder is chosen.
     name
-        The run's name, for a chosen folder.
+        The run's name, which a chosen folder gets.
     progress
         The record of how far the run is. It is shared with the rest of the engine.
     hardware, optim, logger
-        The run's configuration. `world_size`, `seed` and `precision` of `hardware` are replaced by what is used.
+        The run's configuration. In `hardware`, `world_size`, `seed` and `precision` become the values in use.
 
     Attributes
     ----------
@@ -51,9 +51,9 @@ class Session:
     precision
         Autocast, loss scaling and clipping.
     stop
-        The requests to stop, while the run lasts.
+        The signals and the time limit that ask the run to stop. Exists while the run lasts.
     is_finished, has_ended
-        Whether the run came to its end, or ended before that. In both cases it can't be launched again.
+        Whether the run did all its epochs, or ended early. In both cases this trainer can't launch it again.
     """
 
     stop: StopRequest
@@ -81,7 +81,7 @@ class Session:
 
     @contextmanager
     def preparing(self) -> Iterator[None]:
-        """Show messages in the block, which sets up the run. An error in it ends the run on all processes."""
+        """Show the messages of the `with` block, which sets up the run. An error in it ends the run on all ranks."""
         try:
             with self.console():
                 yield
@@ -96,16 +96,16 @@ class Session:
             leave()
 
     def console(self) -> Console:
-        """Return a console for messages outside of training; they are kept in the run's folder too."""
+        """Return a console for messages outside of training. It also writes them to the run's folder."""
         return Console(self.folder.path, self._logger["level"], self._optim["epochs"], self.ranks.rank)
 
     def let_go(self) -> None:
-        """Let other processes have the folder, and the other ranks go."""
+        """Leave the other ranks, and release the lock on the folder."""
         self.ranks.leave()
         self.folder.release()
 
     def choose_seed(self, is_new: bool) -> int:
-        """Return `hardware.seed`; if it is None, take the seed of the run in the folder, or draw one for a new run."""
+        """Return `hardware.seed`. If it is None, return the seed of the run in the folder, or draw one if it is new."""
 
         def choose() -> int:
             if self._hardware["seed"] is not None:
@@ -120,9 +120,12 @@ class Session:
         return seed
 
     def claim(self, config: dict[str, Any], is_new: bool) -> None:
-        """Write `config.yaml`, if the folder holds no run with another configuration.
+        """Write `config.yaml`, unless the folder holds a run with another configuration.
 
-        A run that failed before its first checkpoint has nothing that another configuration could spoil.
+        Parameters
+        ----------
+        is_new
+            Whether the folder has no checkpoint. Then there is nothing to lose, and any configuration may be written.
 
         Raises
         ------
@@ -142,7 +145,7 @@ class Session:
         self.ranks.compare(config["trainer"])
 
     def take_device(self) -> torch.device:
-        """Choose the device and the precision that the machine has for what is configured, and return the device."""
+        """Return the configured device, or the nearest that the machine has. Set the precision that it trains in."""
         hardware, ranks = self._hardware, self.ranks
         self.device = resolve_device(hardware["device"], ranks.local_rank, ranks.size)
         ranks.introduce(self.device)
@@ -163,7 +166,7 @@ class Session:
     # While it lasts ---------------------------------------------------------------------------------------------------
 
     def may_begin(self) -> bool:
-        """Return whether there is anything left to do; a finished run lets the folder go and says so.
+        """Return whether anything is left to do. If the run is finished, say so and release its folder.
 
         Raises
         ------
@@ -182,16 +185,16 @@ class Session:
 
     @contextmanager
     def running(self, config: dict[str, Any], log_position: int | None, parts: Iterable[Any]) -> Iterator[None]:
-        """Open the logs and listen for signals in the block; then close them, and write down how the run ended.
+        """Open the logs and listen for signals during the `with` block. Then close the logs and write the final status.
 
         Parameters
         ----------
         config
-            The configuration that trackers show.
+            The configuration, for trackers such as TensorBoard.
         log_position
-            The length in bytes that `metrics.jsonl` is cut back to; None leaves all of it.
+            Length in bytes to which `metrics.jsonl` is cut back. None: it is not cut.
         parts
-            Have `close`, which is called at the end, before the status is written.
+            Objects with a method `close`, which is called at the end, before the status is written.
         """
         folder, status = self.folder, "failed"
         self.ranks.on_lost = lambda: self.write_status("failed")
@@ -264,10 +267,18 @@ class Session:
         self.folder.write_status(status, self.progress.as_dict())
 
     def end_when_asked(self, request: int, where: str) -> None:
-        """End the run if there is a request to, when the newest checkpoint is on disk: submitit has the job killed."""
+        """End the run if it is asked to, after the newest checkpoint is on disk.
+
+        Parameters
+        ----------
+        request
+            The reason, a value of `StopRequest.request`; 0 for none.
+        where
+            The place at which the run stops, for the message.
+        """
         if request:
             log.warning("Stopping %s because of %s.", where, self.stop.reason(request))
-            self.wait_for_checkpoint()
+            self.wait_for_checkpoint()  # the handler of submitit may end the job at once
             self.stop.end_run(request)
 
     def seed_epoch(self) -> None:
@@ -275,7 +286,7 @@ class Session:
         seed_generators(self._hardware["seed"], Stream.EPOCH, self.progress.epoch)
 
     def described(self, compute: Callable[[], Any], batch: Any, batch_idx: int) -> Any:
-        """Call a method of the trainer, and return its result; an error in it says which batch it was about."""
+        """Call a method of the trainer, and return its result. If it raises an error, add a note on the batch to it."""
         try:
             return compute()
         except Exception as error:
@@ -289,12 +300,12 @@ class Session:
     # Its batches ------------------------------------------------------------------------------------------------------
 
     def training_batches(self, loader: Any, num_batches: int, group: int) -> Iterator[tuple[int, Any, Any]]:
-        """Yield (place in the epoch, sample indices, batch on the device) from where the epoch stands.
+        """Yield (place in the epoch, sample indices, batch on the device) for each batch that the epoch has left.
 
         Parameters
         ----------
         loader
-            Gives (indices, batch) by `batches(epoch, start)`.
+            The training set's. Its `batches(epoch, start)` yields (sample indices, batch).
         num_batches
             Mini-batches per epoch.
         group
@@ -332,9 +343,10 @@ class Session:
             yield batch_idx, indices, self.on_device(batch)
 
     def evaluation_batches(self, loader: Any) -> Iterator[tuple[Any, Any]]:
-        """Yield (sample indices, batch on the device) of this process's share of a set, of which others may have more.
+        """Yield (sample indices, batch on the device) for each batch of this process's share of a set.
 
-        A request to stop ends the run: the checkpoint from before the evaluation stands.
+        Other processes may have more batches, so this one waits for them at the end. A request to stop ends the run
+        without a save, because the checkpoint from before the evaluation is enough.
         """
         batches, stop = loader.batches(0), self.stop
         while True:
@@ -352,7 +364,10 @@ class Session:
                 return
 
     def shown_batches(self, loader: Any) -> Iterator[tuple[int, Any, Any]]:
-        """Yield (place in the set, sample indices, batch) of an evaluation set; each is seeded and shown."""
+        """Yield (place in the set, sample indices, batch on the device) for each batch of an evaluation set.
+
+        Before each batch, the default generators are seeded and the progress is shown if due.
+        """
         console, seed, rank, size = self.log.console, self._hardware["seed"], self.ranks.rank, self.ranks.size
         for batch_idx, (indices, batch) in enumerate(self.evaluation_batches(loader)):
             seed_generators(seed, Stream.EVAL, batch_idx, rank)

@@ -1,4 +1,4 @@
-"""The optimizer step: gradients of a group of mini-batches, and what updates parameters with them."""
+"""The optimizer step: the gradients of a group of mini-batches, and the update of the parameters."""
 
 from __future__ import annotations
 
@@ -27,17 +27,18 @@ class Stepper:
     Parameters
     ----------
     run, recorder
-        The session, and where losses and rates are logged.
+        The session, and the recorder of losses and learning rates.
     options
         The run's `OptimConfig`, with optimizer and schedule built, `num_batches` and `total_steps`.
     seed
         The run's seed.
     modules
-        The networks, by name; those without a gradient in the first step are named in the log.
+        The networks, by name. The log warns of those that get no gradient in the first step.
     parts
-        All modules and the loss. Their methods `begin_epoch`, `begin_step` and `update_teacher` are called.
+        All modules and the loss. Their methods `begin_epoch`, `begin_step` and `update_teacher` are called if they
+        exist.
     side
-        Optimizers of parameters with losses of their own, by name.
+        The optimizers of `side_optimizers()`, by name.
 
     Attributes
     ----------
@@ -82,10 +83,10 @@ class Stepper:
         return self._precision.autocast
 
     def begin_epoch(self) -> None:
-        """Begin an epoch: tell the modules, and freeze or thaw the groups with `frozen_epochs`."""
+        """Begin an epoch: call `begin_epoch` of all parts, and freeze or thaw the groups with `frozen_epochs`."""
         epoch = self._progress.epoch
         set_trained(self._optimizer, self._frozen, True)
-        self._calls.begin_epoch(epoch)  # a module may freeze some of them for longer
+        self._calls.begin_epoch(epoch)  # a module may freeze parameters of these groups for longer
         set_trained(self._optimizer, {name for name, epochs in self._frozen.items() if epoch < epochs}, False)
 
     def begin(self, batch_idx: int) -> None:
@@ -100,7 +101,7 @@ class Stepper:
             self._calls.begin_step(self._progress.global_step / self._total_steps)
 
     def count(self) -> None:
-        """Count an optimizer step, and let the teachers follow."""
+        """Count an optimizer step, and update the teachers."""
         self._progress.global_step += 1
         self._calls.update_teacher((self._progress.global_step - 1) / self._total_steps)
 
@@ -110,7 +111,7 @@ class Stepper:
         Parameters
         ----------
         losses
-            A scalar tensor, or a list or dict of numbers, of which one at least depends on parameters.
+            A scalar tensor, or a list or dict of numbers. At least one of them depends on trainable parameters.
         owner
             Name of the class that computed them, for errors.
         """
@@ -124,13 +125,13 @@ class Stepper:
         self._num_backward += 1
 
     def side_backward(self, losses: Mapping[str, Tensor]) -> None:
-        """Log a mini-batch's side losses, and add the gradients of their sum, outside of autocast and loss scaling."""
+        """Log a mini-batch's side losses, and add the gradients of their sum, without autocast and loss scaling."""
         for name, loss in losses.items():
             self._recorder.log(name, loss)
         (sum(losses.values()) / self._group_size).backward()  # type: ignore[union-attr]
 
     def _total(self, losses: Any, owner: str) -> Tensor:
-        """Log what `compute_loss` returned, and return the sum."""
+        """Log the losses that `compute_loss` returned, and return their sum."""
         total: Any = None
         named: Mapping[str, Any] = {}
         if isinstance(losses, Tensor):
@@ -157,12 +158,12 @@ class Stepper:
         Parameters
         ----------
         before
-            The hook that runs when gradients are summed and unscaled, before they are clipped.
+            The hook that runs after the gradients are summed and unscaled, before they are clipped.
 
         Returns
         -------
         bool
-            False, and nothing is done, if no process has gradients.
+            False if no process has gradients. Then nothing is done.
         """
         self._num_backward, self._is_bad = self._ranks.sum_gradients(self._optimizers, self._num_backward, self._is_bad)
         if not self._num_backward:
@@ -172,7 +173,7 @@ class Stepper:
         if self._recorder.is_logging:
             self._recorder.log("lr", self._optimizer.param_groups[0]["lr"])
         if not self._is_bad:
-            # The losses were divided by the planned size of the group. It may have lost mini-batches since.
+            # The losses were divided by the planned size of the group, but some of its mini-batches may be left out.
             self._update(self._group_size * self._ranks.size / self._num_backward, before)
         self._clear()
         if self._scheduler is not None:
@@ -198,7 +199,7 @@ class Stepper:
             optimizer.step()
 
     def _clear(self) -> None:
-        # `Optimizer.zero_grad` does the same in ten times the time.
+        # `Optimizer.zero_grad` does the same, but takes ten times as long.
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
@@ -222,7 +223,7 @@ class Stepper:
         Parameters
         ----------
         trained
-            The modules. Their running statistics become those of all processes, so that there is one model.
+            All modules. Their running statistics are averaged over the processes, so that all have the same model.
         """
         self._run.log.console.end_epoch(self._progress.batches)
         self.check_losses()
@@ -230,12 +231,12 @@ class Stepper:
         self._ranks.average(list(running_statistics(trained)))
 
     def check_losses(self) -> None:
-        """Read the losses since the last call.
+        """Check the losses since the last call. This waits for the device.
 
         Raises
         ------
         NanError
-            One is not finite, and `nonfinite` is "raise".
+            A loss is not finite, and `nonfinite` is "raise".
         """
         bad = self._ranks.earliest(self._losses.first_bad())
         if bad and not self._skips_nonfinite:
@@ -247,7 +248,7 @@ class Stepper:
 
 
 def _warn_of_unused(modules: Mapping[str, nn.Module]) -> None:
-    """Say which modules learn nothing, because no gradient has reached them."""
+    """Warn of modules that no gradient has reached."""
     for name, module in modules.items():
         trainable = [p for p in module.parameters() if p.requires_grad]
         if trainable and all(p.grad is None for p in trainable):
@@ -255,12 +256,12 @@ def _warn_of_unused(modules: Mapping[str, nn.Module]) -> None:
 
 
 class _Calls:
-    """The methods of modules and losses that a run calls as it goes on, if they have them.
+    """Calls `begin_epoch`, `begin_step` and `update_teacher` of all modules and losses that have these methods.
 
     Parameters
     ----------
     parts
-        The modules and the loss; each of their methods is called once, though a part may come twice.
+        The modules and the loss. A part that is listed twice is called once.
     """
 
     def __init__(self, parts: Iterable[Any]):

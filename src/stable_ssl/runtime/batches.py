@@ -1,4 +1,4 @@
-"""The two halves of a labelled batch: `[images, labels]`, or `[[view_1, view_2, …], labels]`."""
+"""Images and labels of a batch `[images, labels]` or `[[view_1, view_2, …], labels]`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from .device import describe_batch
 
 
 def images_of(batch: Any) -> Any:
-    """Return the images of a batch, labelled or not; of several views, the first.
+    """Return the images of a batch, with labels or without. If it has several views, return the first.
 
     Raises
     ------
     DataError
-        The batch is no tensor and no list.
+        The batch is neither a tensor nor a list that begins with one.
     """
     images = batch
     while isinstance(images, list | tuple) and images:
@@ -27,7 +27,7 @@ def images_of(batch: Any) -> Any:
 
 
 def labels_of(batch: Any) -> Tensor | None:
-    """Return the labels of a batch, whole numbers (batch,); None if it has none."""
+    """Return the labels of a batch, whole numbers of shape (batch,), or None if it has none."""
     if not isinstance(batch, list | tuple) or len(batch) != 2:
         return None
     labels = batch[1]

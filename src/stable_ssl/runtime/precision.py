@@ -1,4 +1,4 @@
-"""Mixed precision: where autocast applies, how a loss is scaled, and how one optimizer step is taken."""
+"""Mixed precision: autocast, loss scaling, gradient clipping, and the search for values that are not finite."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ log = logging.getLogger("stable_ssl")
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """Return the nearest precision that the device trains in; fp16 is for GPUs, elsewhere it becomes fp32."""
+    """Return the precision that the device trains in: fp16 becomes fp32 on devices other than CUDA."""
     if precision == "fp16" and device.type != "cuda":
         log.warning("Precision fp16 needs a CUDA device: using fp32 on %s.", device.type)
         return "fp32"
@@ -29,11 +29,11 @@ class Precision:
         "fp32", "bf16" (autocast), or "fp16" (autocast, and a dynamically scaled loss: Micikevicius et al.,
         "Mixed precision training", ICLR 2018, section 3.2).
     device
-        Where the model is.
+        The device of the model.
     grad_max_norm
-        Largest L2 norm of all gradients together; None: no clipping.
+        Largest L2 norm of all gradients together. None: no clipping.
     skip_nonfinite
-        Leave out the steps whose gradients are not finite. This reads one number from the device at each step.
+        Whether to skip steps with gradients that are not finite. The host then waits for the device in each step.
     """
 
     def __init__(
@@ -47,30 +47,30 @@ class Precision:
         self.skip_nonfinite = skip_nonfinite
         self.scaler = torch.amp.GradScaler(device.type) if precision == "fp16" else None
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-        # One context object serves the whole run: making one costs as much as a small kernel.
+        # One object serves the whole run, because making one takes as long as a small kernel.
         self.autocast: contextlib.AbstractContextManager = (
             contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)
         )
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of `loss`, a scalar, to those of the parameters."""
+        """Add the gradients of a scalar loss to those of the parameters, scaled in fp16."""
         (self.scaler.scale(loss) if self.scaler else loss).backward()
 
     def unscale(self, optimizer: torch.optim.Optimizer, factor: float = 1.0) -> None:
-        """Make the gradients those of the unscaled loss, times `factor`."""
+        """Undo the loss scaling of the gradients, and multiply them by `factor`."""
         if self.scaler:
             self.scaler.unscale_(optimizer)
         if factor != 1.0 and (grads := _gradients(optimizer)):
             torch._foreach_mul_(grads, factor)
 
     def step(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Clip the gradients, which `unscale` has seen, and update the parameters.
+        """Clip the gradients and update the parameters. Call `unscale` before.
 
         Returns
         -------
         bool
-            False if the step was left out because a gradient is not finite and `skip_nonfinite` is set. With fp16 the
-            scaler leaves such steps out by itself, and does not say so: asking would cost a wait.
+            False if `skip_nonfinite` is set and a gradient is not finite, so the step was skipped. In fp16 the scaler
+            skips such steps itself, and the result is True all the same: asking it would wait for the device.
         """
         if not self._clip(optimizer):
             return False
@@ -82,13 +82,13 @@ class Precision:
         return True
 
     def _clip(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Clip in place; return whether the step may be taken."""
+        """Clip the gradients in place, and return whether the step may be taken."""
         if self.grad_max_norm is None and not self.skip_nonfinite:
             return True
         if not (grads := _gradients(optimizer)):
             return True
         norm = torch.nn.utils.get_total_norm(grads)
-        # With fp16 the scaler looks at the gradients itself, and needs to see them.
+        # In fp16 the scaler must see gradients that are not finite, to lower its scale.
         if self.skip_nonfinite and not self.scaler and not torch.isfinite(norm):
             return False
         if self.grad_max_norm is not None:
@@ -101,9 +101,9 @@ def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 class FiniteWatch:
-    """Remembers the losses on the device, and looks at them together when the host waits for it anyway."""
+    """Keeps losses on the device, and checks them together when the host waits for the device anyway."""
 
-    CHUNK = 1024  # scalars kept apart before they are packed into one tensor
+    CHUNK = 1024  # number of scalars that are packed into one tensor
 
     def __init__(self) -> None:
         self._losses: list[Tensor] = []
@@ -111,7 +111,15 @@ class FiniteWatch:
         self._packed: list[Tensor] = []
 
     def add(self, loss: Tensor, step: int) -> None:
-        """Remember the loss of a micro-batch of optimizer step `step`."""
+        """Keep the loss of one mini-batch.
+
+        Parameters
+        ----------
+        loss
+            A scalar.
+        step
+            The optimizer step that the mini-batch belongs to.
+        """
         self._losses.append(loss.detach())
         self._steps.append(step)
         if len(self._losses) >= self.CHUNK:
@@ -119,7 +127,10 @@ class FiniteWatch:
             self._losses.clear()
 
     def first_bad(self) -> tuple[int, float] | None:
-        """Return (step, loss) of the first loss since the last call that is not finite, or None. Waits for it."""
+        """Return (step, loss) of the first loss since the last call that is not finite, or None.
+
+        This waits for the device.
+        """
         if not self._steps:
             return None
         if self._losses:
@@ -137,12 +148,12 @@ class FiniteWatch:
 
 
 def all_finite(tensors: list[Tensor]) -> bool:
-    """Say whether every value of the floating-point tensors is finite. Waits for the device once, or twice."""
+    """Return whether all floating-point tensors have finite values only. Waits for the device once or twice."""
     floating = [tensor.detach() for tensor in tensors if tensor.is_floating_point()]
     if not floating:
         return True
-    # A sum of squares overflows long before the largest finite number does, but takes a tenth of the time on a CPU, and
-    # one that is finite has no other terms.
+    # If the L2 norm is finite, so are all values. It takes a tenth of the largest value's time on a CPU, but overflows
+    # for large finite values. Only then is the largest value needed.
     return any(
         bool(torch.stack([norm.float() for norm in torch._foreach_norm(floating, order)]).isfinite().all())
         for order in (2.0, float("inf"))
@@ -150,7 +161,7 @@ def all_finite(tensors: list[Tensor]) -> bool:
 
 
 def learned_values(module: nn.Module) -> Iterator[Tensor]:
-    """Yield a module's parameters, and the running statistics of its normalisation."""
+    """Yield a module's parameters, and the running statistics of its batch normalisation."""
     yield from module.parameters()
     yield from running_statistics(module)
 

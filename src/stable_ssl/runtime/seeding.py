@@ -1,4 +1,4 @@
-"""Everything random is a pure function: seeds are derived from what is computed, never from what came before."""
+"""Seeds for everything random. Each is a function of what is computed, such as the step, and not of earlier draws."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MASK = (1 << 64) - 1
 
 
 class Stream(IntEnum):
-    """What a derived seed is for; keeps the draws of different uses apart."""
+    """The use of a derived seed, so that different uses draw different numbers."""
 
     BUILD = 1  # initial weights
     ORDER = 2  # order of the samples of an epoch
@@ -29,7 +29,7 @@ def derive_seed(*keys: int) -> int:
     """Mix integers into one 64-bit seed.
 
     A chain of SplitMix64 finalisers (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
-    OOPSLA 2014), one a key, so that keys which differ in one bit give unrelated seeds.
+    OOPSLA 2014), one per key. Keys that differ in one bit give unrelated seeds.
     """
     state = 0x243F6A8885A308D3
     for key in keys:
@@ -41,14 +41,21 @@ def derive_seed(*keys: int) -> int:
 
 
 def seed_generators(*keys: int) -> None:
-    """Seed the default generators of Python, NumPy and torch, and those of CUDA or MPS if in use, from `keys`."""
+    """Seed the default generators of Python, NumPy and torch from integers, and those of CUDA or MPS if in use."""
     _seed_all(derive_seed(*keys))
 
 
 def seed_generators_in_turn(base: int, number: int) -> None:
-    """Seed as `seed_generators` does, for the `number`-th of many turns; `base` is a derived seed.
+    """Seed the same generators as `seed_generators`, but with the `number`-th seed of a sequence.
 
-    A Weyl sequence, whose members differ from each other in the low 32 bits too, costs a quarter of `derive_seed`.
+    It is a Weyl sequence, whose members also differ in the low 32 bits. It costs a quarter of `derive_seed`.
+
+    Parameters
+    ----------
+    base
+        A seed from `derive_seed`, which begins the sequence.
+    number
+        The place in the sequence, from 0.
     """
     _seed_all((base + number * 0x9E3779B97F4A7C15) & _MASK)
 
@@ -56,13 +63,13 @@ def seed_generators_in_turn(base: int, number: int) -> None:
 def _seed_all(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
-    # `torch.manual_seed` costs a hundred times as much as this.
+    # `torch.manual_seed` takes a hundred times as long.
     torch.default_generator.manual_seed(seed)
     if _HAS_ACCELERATOR:
         _seed_accelerator(seed)
 
 
-# Asking each time would cost as much as seeding a generator.
+# Decided once, because each question takes as long as seeding a generator.
 _HAS_ACCELERATOR = torch.backends.cuda.is_built() or torch.backends.mps.is_built()
 
 
@@ -75,7 +82,7 @@ def _seed_accelerator(seed: int) -> None:
 
 @contextlib.contextmanager
 def preserved_generators() -> Iterator[None]:
-    """Put the default CPU generators back as they were."""
+    """Restore the default CPU generators of Python, NumPy and torch after the `with` block."""
     states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
     try:
         yield

@@ -1,4 +1,4 @@
-"""What each of several processes has of its own in a checkpoint: running statistics, streams, embeddings."""
+"""Checkpoints of several processes: the state that differs between them, such as running statistics and streams."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ Share = dict[str, dict[str, Any]]
 
 
 def gather_shares(world: World, state: dict[str, Any], common: set[str]) -> list[Share] | None:
-    """Return on rank 0, for each rank, what it has of a state that rank 0 has not; None on the others.
+    """Collect on rank 0 the entries of each rank's state that differ from rank 0's. Other ranks get None.
 
     Parameters
     ----------
+    world
+        The processes of the run.
     state
-        Has sections of values by name.
+        This rank's state: the sections `modules`, `buffers` and `parts`, each with values by name.
     common
-        Names of what is the same on all ranks, and need not be looked at.
+        Names of values that are the same on all ranks. They are not compared.
     """
     own = {
         section: {name: on_host(value) for name, value in state[section].items() if name not in common}
@@ -40,6 +42,14 @@ def gather_shares(world: World, state: dict[str, Any], common: set[str]) -> list
 
 
 def take_share(state: dict[str, Any], rank: int) -> None:
-    """Put what a rank had of its own into the place of rank 0's."""
+    """Replace rank 0's entries of a loaded state by those that another rank had, in place.
+
+    Parameters
+    ----------
+    state
+        A state that holds the result of `gather_shares` as `ranks`.
+    rank
+        The rank that goes on with the state.
+    """
     for section, values in state["ranks"][rank].items():
         state[section].update(values)

@@ -1,4 +1,4 @@
-"""Several processes of one run: what they tell each other, and how they end together."""
+"""Several processes of one run: how they exchange values, and how they end together."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ log = logging.getLogger("stable_ssl")
 
 SECONDS_TO_MEET = 60.0
 SECONDS_BETWEEN_BEATS = 2.0
-MISSED_BEATS = 10  # of a process that counts as gone: others end within 30 s, and a long pause is survived
+MISSED_BEATS = 10  # after which a process counts as gone: others end within 30 s, and a shorter pause does no harm
 BUCKET = 1 << 23  # gradient values that are summed together
 
 _runs = itertools.count()
 
 
 class World:
-    """The processes of one run, of which there are at least two.
+    """The processes of one run, at least two.
 
     Parameters
     ----------
     place
-        This process's place among them.
+        This process's number, and the address at which the processes meet.
 
     Attributes
     ----------
@@ -43,12 +43,12 @@ class World:
     is_main
         Whether this process writes the files: rank 0 does.
     on_lost
-        Called before this process ends because another one failed.
+        Function that is called before this process ends because another one failed.
 
     Raises
     ------
     PeerError
-        Some processes did not come.
+        Some processes did not join in time.
     """
 
     def __init__(self, place: launchers.Place):
@@ -61,7 +61,7 @@ class World:
     def _join(self, place: launchers.Place) -> None:
         if dist.is_initialized():
             raise ConfigError("torch.distributed has a process group already; leave it to the trainer to make one.")
-        # One store serves all runs of these processes, and torchrun's also those that it starts after a failure.
+        # The same store serves all runs of a script, and the restarts by torchrun. Each run has keys of its own.
         prefix = f"stable_ssl/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_runs)}"
         self._store = dist.PrefixStore(prefix, launchers.connect(place))
         self._peers = [rank for rank in range(self.size) if rank != self.rank]
@@ -75,7 +75,7 @@ class World:
                 else ""
             )
             raise PeerError(f"Of {self.size} processes, ranks {missing} did not come.{how}")
-        # A client of its own: the main one may be held by a process that waits.
+        # The watch has a client of its own, because the main thread may block the first one while it waits.
         store = dist.PrefixStore(prefix, launchers.connect(place).clone())
         self._watch = _Watch(store, self.rank, self._peers, lambda: self.on_lost())
         self._watch.start()
@@ -84,7 +84,15 @@ class World:
         self._host_group: Any = dist.new_group(backend="gloo")
 
     def _await(self, what: str, seconds: float) -> list[int]:
-        """Wait until the other processes have set a key, and return the ranks that did not."""
+        """Wait until each other process has set its key, and return the ranks that did not.
+
+        Parameters
+        ----------
+        what
+            The beginning of the key. A process adds its rank.
+        seconds
+            The longest wait. It ends early if a process that this one started has ended.
+        """
         deadline = time.monotonic() + seconds
         while True:
             missing = [rank for rank in self._peers if not self._store.check([f"{what}{rank}"])]
@@ -119,19 +127,19 @@ class World:
         return values.tolist()
 
     def gather(self, value: Any) -> list[Any]:
-        """Return the values of all processes, by rank; a value is anything that can be pickled."""
+        """Return the values of all processes, by rank. A value is anything that can be pickled."""
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value, group=self._host_group)
         return values
 
     def gather_on_main(self, value: Any) -> list[Any] | None:
-        """Return the values of all processes, by rank, on rank 0; None on the others."""
+        """Return the values of all processes, by rank, on rank 0. Other ranks get None."""
         values: list[Any] | None = [None] * self.size if self.is_main else None
         dist.gather_object(value, values, 0, group=self._host_group)
         return values
 
     def from_main(self, function: Callable[[], Any]) -> Any:
-        """Call a function on rank 0 only, and return its result on every process; its error is raised on all."""
+        """Call a function on rank 0 only, and return its result on every process. Its error is raised on all."""
         outcome: list[Any] = [None, None]
         if self.is_main:
             try:
@@ -149,12 +157,12 @@ class World:
         Parameters
         ----------
         why
-            What brought this process here, for the error.
+            The event that made this process wait, for the error.
 
         Raises
         ------
         PeerError
-            Some processes do not come within a minute.
+            Some processes do not arrive within a minute.
         """
         number = next(self._meetings)
         self._store.set(f"met{number}.{self.rank}", "")
@@ -165,7 +173,7 @@ class World:
 
     @torch.no_grad()
     def copy_from_main(self, tensors: Sequence[Tensor]) -> None:
-        """Give tensors the values that they have on rank 0."""
+        """Overwrite tensors, in place, by those of rank 0."""
         for tensor in tensors:
             data = tensor.detach().reshape(-1).contiguous().view(torch.uint8)
             dist.broadcast(data, 0)
@@ -173,7 +181,7 @@ class World:
 
     @torch.no_grad()
     def average(self, tensors: Sequence[Tensor]) -> None:
-        """Replace tensors by their mean over the processes."""
+        """Replace tensors, in place, by their mean over the processes."""
         for tensor in tensors:
             total = tensor.contiguous()
             dist.all_reduce(total)
@@ -190,9 +198,9 @@ class World:
         Parameters
         ----------
         parameters
-            The same on all processes, in the same order.
+            The same parameters on all processes, in the same order.
         has_gradient
-            For each parameter, whether any process has a gradient. On the other processes it then counts as zero.
+            For each parameter, whether any process has a gradient. If so, a missing gradient counts as zero.
         """
         sums: list[tuple[list[nn.Parameter], Tensor, Any]] = []
         for bucket in _buckets([p for p, has in zip(parameters, has_gradient, strict=True) if has]):
@@ -224,15 +232,15 @@ class World:
             words = f"rank {self.rank} failed: {type(error).__name__}: {error}"
             first = self._store.compare_set("failed", "", words).decode()
         except RuntimeError:
-            first = "rank 0 is gone."  # or what keeps the store
+            first = "rank 0 is gone."  # the store does not answer, and rank 0 keeps it
         if isinstance(error, RuntimeError) and not first.startswith(f"rank {self.rank} "):
             raise PeerError(first) from error
 
     def leave(self) -> None:
-        """Leave the run together with the other processes; the next trainer of the script may form another run.
+        """Leave the run together with the other processes. The next trainer of the script may form another run.
 
-        Rank 0 keeps the store, and Slurm may end all processes when the first one exits. So each waits until the others
-        are here or gone. A process that still writes, or asks for its requeue, is waited for.
+        Rank 0 keeps the store, and Slurm may end all processes when the first one exits. So each process waits until
+        all others have arrived here or are gone. Some may still write files, or ask Slurm to requeue the job.
         """
         self._watch.is_leaving = True
         has_failed = True
@@ -245,27 +253,27 @@ class World:
                         break
             self._watch.stop()
             self._store.set(f"bye{self.rank}", "")
-            if self.is_main:  # the store goes with it
+            if self.is_main:  # the store ends with rank 0
                 self._await("bye", SECONDS_BETWEEN_BEATS)
         except RuntimeError:
             pass  # rank 0 is gone
         self._watch.stop()
-        # After a failure, NCCL may wait for ever for what the others will not do any more.
+        # After a failure, NCCL might wait for ever for the other processes.
         if dist.is_initialized() and not (has_failed and torch.cuda.is_available()):
             dist.destroy_process_group()
 
 
 class _Watch(threading.Thread):
-    """Ends this process when another of the run has failed or is gone.
+    """A thread that ends this process if another process of the run has failed or is gone.
 
-    The main thread may wait for the other in a collective then, where nothing else can reach it.
+    The main thread may then be waiting for the other process in a collective, which nothing else can interrupt.
     """
 
     def __init__(self, store: dist.Store, rank: int, peers: list[int], on_lost: Callable[[], None]):
         super().__init__(name="watch", daemon=True)
         self._store, self._rank, self._peers, self._on_lost = store, rank, peers, on_lost
         self._stopped = threading.Event()
-        self.is_leaving = False  # then it still shows that this process is there, and ends it no more
+        self.is_leaving = False  # if true, it still reports that this process is there, but does not end it any more
         self.gone: set[int] = set()
         self._lock = threading.Lock()
 
@@ -277,13 +285,13 @@ class _Watch(threading.Thread):
             try:
                 self._store.set(f"beat{self._rank}", str(beat))
                 if self._store.check(["failed"]):
-                    # The main thread gets a moment to find that out by itself, and to close its files.
+                    # The main thread gets a moment to notice the failure itself, and to close its files.
                     time.sleep(SECONDS_BETWEEN_BEATS)
                     return self._end(self._store.get("failed").decode())
                 beats = self._store.multi_get([f"beat{rank}" for rank in self._peers])
             except RuntimeError:
                 return self._end("rank 0 is gone.")
-            # Counted in own beats, so that a machine that was suspended does not take itself for left alone.
+            # Time is counted in own beats, so that after a suspend this machine does not take the others for gone.
             missed = [0 if new != old else n + 1 for new, old, n in zip(beats, last, missed, strict=True)]
             last = beats
             self.gone = {rank for rank, n in zip(self._peers, missed, strict=True) if n >= MISSED_BEATS}
@@ -291,7 +299,7 @@ class _Watch(threading.Thread):
                 return self._end(f"rank {min(self.gone)} is gone.")
 
     def stop(self) -> None:
-        """End the thread; not while it is ending the process."""
+        """End the thread. If it is about to end the process, wait for that."""
         with self._lock:
             self._stopped.set()
         if self.ident and self is not threading.current_thread():
@@ -316,7 +324,7 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
 
 
 def _buckets(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
-    """Divide parameters into groups of one kind, of up to `BUCKET` values each."""
+    """Divide parameters into groups of the same type and device, of about `BUCKET` values at most."""
     buckets: dict[tuple, list[nn.Parameter]] = {}
     sizes: dict[tuple, int] = {}
     for parameter in parameters:
