@@ -154,6 +154,18 @@ def test_views_are_built_from_a_configuration():
     assert View([Resize(5)]).views[0].operations == (Resize(5),)
 
 
+def test_a_view_is_no_multi_view_but_may_stand_for_one():
+    view, image = View([Resize((4, 5))]), images(9, 8, 3)
+    assert not isinstance(view, MultiView)
+    assert view != MultiView([view])
+    assert view == View([Resize((4, 5))])
+    assert view(image).shape == (3, 4, 5)
+    assert [made.shape for made in MultiView([view])(image)] == [(3, 4, 5)]
+    one, listed = view.make([image], 0, 0, [0]), MultiView([view]).make([image], 0, 0, [0])
+    assert torch.equal(*one, *listed)
+    assert view.sizes() == MultiView([view]).sizes()
+
+
 def test_numba_is_imported_by_the_first_view_only():
     code = "import sys, stable_ssl.augmentations as a; views = a.SimCLRViews(32); print('numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

@@ -20,41 +20,19 @@ from .operations.base import ToFloats
 Shape = tuple[int, int] | None
 
 
-class MultiView:
-    """Several views of an image, each with its own operations and size.
+class Views:
+    """What `View` and `MultiView` share: making views of a batch, and telling beforehand what comes out.
 
-    A MultiView is a transform for any data set. It takes a PIL image, a uint8 tensor (channels, height, width) or a
-    uint8 array (height, width, channels), draws from the default torch generator, and returns a list of float32 tensors
-    (channels, height, width). `make` does the same for a batch, and is a function of its arguments alone.
-
-    Parameters
+    Attributes
     ----------
     views
-        The views of each image, one `View` or more.
+        The views of each image.
     masks
-        Masks of the patches to hide, such as `RandomMask` or `BlockMasks`. A batch has them after its views.
-
-    Raises
-    ------
-    ValueError
-        There is no view, an item is no `View`, or a mask is no `Mask`.
-
-    >>> import torch
-    >>> from stable_ssl.augmentations import CenterCrop, HorizontalFlip, RandomResizedCrop, Resize
-    >>> views = MultiView([View([RandomResizedCrop(24), HorizontalFlip()]), View([Resize(8), CenterCrop(8)])])
-    >>> images = torch.randint(0, 256, (2, 32, 40, 3), dtype=torch.uint8)
-    >>> [view.shape for view in views.make(images, seed=0, epoch=0, indices=[0, 1])]
-    [torch.Size([2, 3, 24, 24]), torch.Size([2, 3, 8, 8])]
+        Masks of the patches to hide. A batch has them after its views.
     """
 
+    views: tuple[View, ...]
     masks: tuple[Mask, ...] = ()
-
-    def __init__(self, views: Sequence[View], masks: Sequence[Mask] = ()):
-        self.views, self.masks = tuple(views), tuple(masks)
-        if not all(isinstance(mask, Mask) for mask in self.masks):
-            raise ValueError(f"{type(self).__name__}: masks must be a list of masks such as RandomMask, not {masks!r}.")
-        if not self.views or not all(isinstance(view, View) for view in self.views):
-            raise ValueError(f"{type(self).__name__}: views must be a list of one View or more, not {views!r}.")
 
     def sizes(self) -> list[Shape]:
         """Return (height, width) of each view; None for a view whose size depends on the image."""
@@ -120,40 +98,77 @@ class MultiView:
             for number, view in enumerate(self.views)
         ]
 
-    def __call__(self, image: Any) -> Any:
+
+class MultiView(Views):
+    """Several views of an image, each with its own operations and size.
+
+    A MultiView is a transform for any data set. It takes a PIL image, a uint8 tensor (channels, height, width) or a
+    uint8 array (height, width, channels), draws from the default torch generator, and returns a list of float32 tensors
+    (channels, height, width). `make` does the same for a batch, and is a function of its arguments alone.
+
+    Parameters
+    ----------
+    views
+        The views of each image, one `View` or more.
+    masks
+        Masks of the patches to hide, such as `RandomMask` or `BlockMasks`. A batch has them after its views.
+
+    Raises
+    ------
+    ValueError
+        There is no view, an item is no `View`, or a mask is no `Mask`.
+
+    >>> import torch
+    >>> from stable_ssl.augmentations import CenterCrop, HorizontalFlip, RandomResizedCrop, Resize
+    >>> views = MultiView([View([RandomResizedCrop(24), HorizontalFlip()]), View([Resize(8), CenterCrop(8)])])
+    >>> images = torch.randint(0, 256, (2, 32, 40, 3), dtype=torch.uint8)
+    >>> [view.shape for view in views.make(images, seed=0, epoch=0, indices=[0, 1])]
+    [torch.Size([2, 3, 24, 24]), torch.Size([2, 3, 8, 8])]
+    """
+
+    def __init__(self, views: Sequence[View], masks: Sequence[Mask] = ()):
+        self.views, self.masks = tuple(views), tuple(masks)
+        if not all(isinstance(mask, Mask) for mask in self.masks):
+            raise ValueError(f"{type(self).__name__}: masks must be a list of masks such as RandomMask, not {masks!r}.")
+        if not self.views or not all(isinstance(view, View) for view in self.views):
+            raise ValueError(f"{type(self).__name__}: views must be a list of one View or more, not {views!r}.")
+
+    def __call__(self, image: Any) -> list[Tensor]:
         """Return the views of one image."""
         views = self.make([as_array(image)], *any_key())
         return [view[0] for view in views]
 
     def __eq__(self, other: Any) -> bool:
-        return isinstance(other, MultiView) and self._key() == other._key()
+        return isinstance(other, MultiView) and (self.views, self.masks) == (other.views, other.masks)
 
     def __hash__(self) -> int:
-        return hash(self._key())
-
-    def _key(self) -> Any:
-        return tuple(view.operations for view in self.views), self.masks
+        return hash((self.views, self.masks))
 
     def __repr__(self) -> str:
         return f"MultiView({list(self.views)!r}{f', {list(self.masks)!r}' if self.masks else ''})"
 
 
-class View(MultiView):
-    """One view: operations, done in turn, that end in a float32 image.
+class View(Views):
+    """One view of an image: operations that are done in turn, and end in a float32 image.
 
-    Its values are those of `Normalize` if that is among them, and else from 0 to 1. Called on one image it returns one
-    tensor; `make` returns a list of one.
+    Its values are those that `Normalize` gives if that is one of the operations, and from 0 to 1 if not. A View is a
+    transform, as a `MultiView` is, but returns one tensor. `make` returns a list of one.
 
     Parameters
     ----------
     operations
-        What to do.
+        What to do, in this order.
 
     Raises
     ------
     ValueError
-        There is something else among them; `Normalize` is there twice, or is followed by more than `Erasing`; or
-        `Erasing` before it has a value that is no level.
+        An item is no `Operation`, or one can't stand where it does. Only `Erasing` can follow `Normalize`, and only
+        there may its value be anything but a level from 0 to 255.
+
+    >>> from stable_ssl.augmentations import HorizontalFlip, RandomResizedCrop
+    >>> view = View([RandomResizedCrop(24), HorizontalFlip()])
+    >>> view.sizes()
+    [(24, 24)]
     """
 
     def __init__(self, operations: Sequence[Operation]):
@@ -168,12 +183,22 @@ class View(MultiView):
             except ValueError as error:
                 raise ValueError(f"View: {error}") from None
             after = operation if isinstance(operation, ToFloats) else after
-        self.views = (self,)
+
+    @property
+    def views(self) -> tuple[View, ...]:  # type: ignore[override]
+        """The view alone."""
+        return (self,)
 
     def __call__(self, image: Any) -> Tensor:
         """Return the view of one image."""
-        view: Tensor = super().__call__(image)[0]
-        return view
+        (view,) = self.make([as_array(image)], *any_key())
+        return view[0]
+
+    def __eq__(self, other: Any) -> bool:
+        return isinstance(other, View) and self.operations == other.operations
+
+    def __hash__(self) -> int:
+        return hash(self.operations)
 
     def __repr__(self) -> str:
         return f"View({list(self.operations)!r})"
