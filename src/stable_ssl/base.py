@@ -147,16 +147,16 @@ class BaseTrainer(nn.Module):
         return {**modules, "loss": self.loss} if isinstance(self.loss, nn.Module) else modules
 
     def side_optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """Return optimizers, by name, of parameters that `side_losses` train.
+        """Return optimizers, by name, of parameters that `side_losses` train; `optimized_modules` leaves these out.
 
-        They are saved, their gradients are summed over the processes, and they skip a step when the method does.
+        They are saved, their gradients are averaged over the processes, and they skip a step when the method does.
         """
         return {}
 
     def side_losses(self) -> dict[str, Tensor]:
-        """Return losses of the current batch, by name, that are no part of the method's.
+        """Return losses of the current batch, by name, that are no part of the method's; they are logged.
 
-        They are logged. Their sum has a backward pass of its own, after the method's, in fp32.
+        Their sum has a backward pass of its own, after the method's, outside of autocast and loss scaling.
         """
         return {}
 
@@ -174,7 +174,7 @@ class BaseTrainer(nn.Module):
 
     @does_nothing
     def before_optimizer_step(self) -> None:
-        """Run before each optimizer step, when gradients are summed and unscaled, before they are clipped."""
+        """Run before each optimizer step, when gradients are averaged and unscaled, before they are clipped."""
 
     # The hooks --------------------------------------------------------------------------------------------------------
 
@@ -202,9 +202,11 @@ class BaseTrainer(nn.Module):
     def after_fit_step(self) -> None:
         """Run after each training step, when teachers and monitors have followed an optimizer step."""
 
+    @does_nothing
     def before_eval(self) -> None:
         """Run before each evaluation, with all modules in evaluation mode."""
 
+    @does_nothing
     def after_eval(self) -> None:
         """Run after each evaluation."""
 
@@ -242,7 +244,7 @@ class BaseTrainer(nn.Module):
 
             build = Builder(seed, run.ranks, self.device)
             for name, value in self._attributes.items():
-                setattr(self, name, cfg.build(value, name))
+                setattr(self, name, build.seeded(value, name))
             self.module = build.modules(self.module, self.required_modules, self.prepare_modules)
             vars(self)["module"] = self.module  # found here in a microsecond less than by `nn.Module.__getattr__`
             self.loss = build.seeded(self.loss, "loss")
@@ -264,7 +266,7 @@ class BaseTrainer(nn.Module):
             if "train" in self.data:
                 train, optim = self.data["train"], self.optim
                 build.optimization(optim, self.optimized_modules(), train)
-                side, parts = self.side_optimizers(), [*self.modules(), self.loss]
+                side, parts = self.side_optimizers(), [*self.modules(), self.loss]  # the trainer is its first module
                 check_optimized(optim["optimizer"], side, self.named_parameters())
                 self._steps = Stepper(run, self._recorder, optim, seed, self.module, parts, side)
                 saver.add_training(self._steps, optim, train)
@@ -291,7 +293,7 @@ class BaseTrainer(nn.Module):
             if "train" not in self.data:
                 self._evaluate()
                 return
-            self._run.ranks.hook(self.before_fit)
+            self._run.hook(self.before_fit)
             self._fit()
             self.after_fit()
 
@@ -310,8 +312,8 @@ class BaseTrainer(nn.Module):
                     run.ranks.broke_off(request)
                     self._steps.drop_group()
                 except StopWaiting:
-                    saver.at_boundary(False)
-                run.ranks.hook(self.after_fit_epoch)
+                    saver.at_boundary(False)  # does not return: there is a request to stop
+                run.hook(self.after_fit_epoch)
                 self._steps.end_epoch(self)
                 saver.at_boundary(saver.is_due_after_epoch())
             # The last epoch's evaluation is left to `after_fit`.
@@ -346,7 +348,7 @@ class BaseTrainer(nn.Module):
     def _fit_step(self) -> None:
         """Forward and backward pass of one mini-batch; for the last of its group, the optimizer step too."""
         steps = self._steps
-        with steps.autocast:
+        with self._run.precision.autocast:
             losses = self._run.described(self.compute_loss, self.batch, self.batch_idx)
         steps.backward(losses, type(self).__name__)
         if side_losses := self.side_losses():
@@ -382,7 +384,7 @@ class BaseTrainer(nn.Module):
     def _evaluate(self) -> None:
         """Evaluate on every set but `train`."""
         self.eval()
-        self.before_eval()
+        self._run.hook(self.before_eval)
         for name_loader in self.eval_sets:
             monitors = self.logger["monitor"].get(name_loader, {})
             values = {name: functools.partial(monitor.compute, self) for name, monitor in monitors.items()}
@@ -393,7 +395,7 @@ class BaseTrainer(nn.Module):
                         self.before_eval_step()
                         self._eval_step(name_loader)
                         self.after_eval_step()
-        self.after_eval()
+        self._run.hook(self.after_eval)
 
     def _eval_step(self, name_loader: str) -> None:
         """Give `predict()` and the labels to the metrics of the set, and let its monitors look."""

@@ -284,6 +284,38 @@ def test_side_losses_leave_the_method_as_it_was(make_toy, tmp_path):
     assert {"train/a", "train/b"} < sided.get_logs()[0].keys()
 
 
+def test_parameters_of_two_optimizers_are_named(make_toy):
+    class Twice(Toy):
+        def side_optimizers(self):
+            return {"again": torch.optim.SGD(self.module["backbone"][0].parameters(), lr=0.1)}
+
+    with pytest.raises(ConfigError, match=r"has \['module.backbone.0.weight', 'module.backbone.0.bias'\] too"):
+        make_toy(Twice).setup()
+
+
+def test_hooks_outside_of_steps_draw_the_same_whatever_was_drawn_before(make_toy, tmp_path):
+    def drawn(name, number):
+        draws = []
+
+        class Drawing(Toy):
+            def before_fit(self):
+                draws.append(torch.rand(()).item())
+
+            def after_fit_step(self):
+                torch.rand(number)
+
+            after_fit_epoch = before_eval = after_eval = before_fit
+
+        torch.manual_seed(number)
+        data = {"train": Loader(toy_dataset(), 8), "test": Loader(toy_dataset(8), 8)}
+        make_toy(Drawing, data, logger={"dump_path": tmp_path / name})()
+        return draws
+
+    first, second = drawn("a", 1), drawn("b", 7)
+    assert first == second
+    assert len(set(first)) > 1
+
+
 def test_a_side_optimizer_skips_the_step_that_the_method_skips(make_toy):
     moved = []
 

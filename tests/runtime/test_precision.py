@@ -31,6 +31,17 @@ def test_a_scaled_loss_that_overflows_changes_nothing_but_the_scale(grad_max_nor
     assert maker.scaler.get_scale() == 32768
 
 
+def test_a_step_that_is_left_out_does_not_disturb_the_next():
+    w = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+    optimizer, maker = torch.optim.SGD([w], lr=1.0), Precision("fp16", torch.device("cpu"))
+    for is_left_out in (True, False):
+        optimizer.zero_grad()
+        maker.backward((w**2).sum() / 2)
+        maker.unscale(optimizer)
+        maker.leave_out() if is_left_out else maker.step(optimizer)
+    assert w.tolist() == [0.0, 0.0]
+
+
 def test_the_watch_names_the_first_bad_step_across_its_chunks():
     watch = FiniteWatch()
     for step in range(3000):

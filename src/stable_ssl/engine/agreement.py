@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..exceptions import BreakAllEpochs, BreakEpoch, BreakStep, ConfigError
 from ..loggers.collector import Collector, pooled
-from ..loggers.metrics import check_metrics, fill_empty_states
+from ..loggers.metrics import fill_empty_states
 from ..runtime import launchers
 from ..runtime.folder import differences
 from ..runtime.shares import gather_shares, take_share
@@ -143,10 +143,6 @@ class Alone:
         """Return the mean of each logged name over all processes, and forget the values."""
         return collected.flush()
 
-    def check_metrics(self, metrics: Mapping[str, Any], path: str) -> None:
-        """Refuse metrics that the processes can't combine."""
-        check_metrics(metrics, path, self.size)
-
     def fill_empty_states(self, metrics: Mapping[str, Any]) -> None:
         """Make metrics that saw no sample on this process fit to be combined with those of the others."""
 
@@ -237,10 +233,6 @@ class Together(World):
         """Return the mean of each logged name over all processes, and forget the values."""
         counts = collected.counts
         return pooled(self.gather((collected.flush(), counts)))
-
-    def check_metrics(self, metrics: Mapping[str, Any], path: str) -> None:
-        """Refuse metrics that the processes can't combine."""
-        check_metrics(metrics, path, self.size)
 
     def fill_empty_states(self, metrics: Mapping[str, Any]) -> None:
         """Make metrics that saw no sample on this process fit to be combined with those of the others."""

@@ -13,7 +13,7 @@ from torch import nn
 from ..config import build
 from ..data import Loader, as_loader, length_of
 from ..exceptions import ConfigError
-from ..loggers.metrics import require_methods
+from ..loggers.metrics import check_metrics, require_methods
 from ..runtime.seeding import Stream, seed_generators
 from ..runtime.weights import load_weights
 from .agreement import Alone, Together
@@ -129,7 +129,7 @@ class Builder:
         for name in sets:
             path = f"logger.metric.{name}"
             metrics = build(nodes.get(name, {}), path)
-            self._ranks.check_metrics(metrics, path)
+            check_metrics(metrics, path, self._ranks.size)
             built[name] = {key: m.to(self._device) if hasattr(m, "to") else m for key, m in metrics.items()}
         return built
 

@@ -171,6 +171,11 @@ def check_optimized(
     own, others = _parameter_ids([optimizer]), _parameter_ids(side.values())
     if not (own - others) & set(trainable.values()):
         raise ConfigError("optim.optimizer: has none of the parameters of module and loss.")
+    if twice := [name for name, key in trainable.items() if key in own & others]:
+        raise ConfigError(
+            f"side_optimizers(): optim.optimizer has {twice} too, and would train them twice; leave their modules out "
+            "of optimized_modules()."
+        )
     if left_out := [name for name, key in trainable.items() if key not in own | others]:
         log.warning("No optimizer has %s: only those of module and loss are trained.", ", ".join(left_out))
 

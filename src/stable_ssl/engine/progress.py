@@ -27,6 +27,14 @@ class Progress:
     batches: int = 0
     phase: str = "fit"
 
+    def end_training(self) -> None:
+        """End the epoch's training: its evaluation is next."""
+        self.batches, self.phase = 0, "evaluate"
+
+    def end_epoch(self) -> None:
+        """End the epoch: the next one's training is next."""
+        self.epoch, self.phase = self.epoch + 1, "fit"
+
     def as_dict(self) -> dict[str, Any]:
         """Return the record as a checkpoint and `status.json` hold it."""
         return asdict(self)

@@ -358,7 +358,7 @@ class Saver:
         is_kept = bool(every) and number % every == 0
         if is_kept:
             self._save_weights(f"epoch_{number:04d}")
-        self._progress.epoch, self._progress.phase = number, "fit"
+        self._progress.end_epoch()
         if is_kept and not self._options["checkpoint_model_only"]:
             self.save(kept=True)
         self.at_boundary(False)

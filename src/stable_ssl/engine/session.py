@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -280,6 +281,12 @@ class Session:
             log.warning("Stopping %s because of %s.", where, self.stop.reason(request))
             self.wait_for_checkpoint()  # the handler of submitit may end the job at once
             self.stop.end_run(request)
+
+    def hook(self, hook: Callable[[], None]) -> None:
+        """Run a hook outside of training steps, with the default generators seeded for it and the epoch."""
+        name = zlib.crc32(getattr(hook, "__name__", "").encode())
+        seed_generators(self._hardware["seed"], Stream.EPOCH, self.progress.epoch, name)
+        self.ranks.hook(hook)
 
     def seed_epoch(self) -> None:
         """Seed the default generators for the hooks around an epoch."""

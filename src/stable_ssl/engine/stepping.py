@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..exceptions import BreakStep, NanError
 from ..runtime.device import describe_batch
-from ..runtime.precision import FiniteWatch, running_statistics
+from ..runtime.precision import FiniteWatch, multiply_gradients, running_statistics
 from ..runtime.seeding import Stream, derive_seed, seed_generators_in_turn
 from .optimizing import constant_rates, restore_rates, set_trained
 from .recording import Recorder
@@ -64,7 +64,8 @@ class Stepper:
         self._constant = constant_rates(self._optimizer, options["groups"])
         frozen = {name: group.get("frozen_epochs", 0) for name, group in options["groups"].items()}
         self._frozen = {name: epochs for name, epochs in frozen.items() if epochs}
-        self._calls = _Calls(parts)
+        once = list({id(part): part for part in parts}.values())
+        self._calls = {name: _methods(once, name) for name in ("begin_epoch", "begin_step", "update_teacher")}
         self._total_steps: int = options["total_steps"]
         self.side, self._side = side, list(side.values())
         self._optimizers = [self._optimizer, *self._side]
@@ -77,16 +78,11 @@ class Stepper:
             why = "fp16" if self._precision.scaler else "optim.nonfinite=skip"
             log.info("The loop waits for the device once per step: %s needs it.", why)
 
-    @property
-    def autocast(self) -> AbstractContextManager:
-        """The context in which a loss is computed."""
-        return self._precision.autocast
-
     def begin_epoch(self) -> None:
         """Begin an epoch: call `begin_epoch` of all parts, and freeze or thaw the groups with `frozen_epochs`."""
         epoch = self._progress.epoch
         set_trained(self._optimizer, self._frozen, True)
-        self._calls.begin_epoch(epoch)  # a module may freeze parameters of these groups for longer
+        self._call("begin_epoch", epoch)  # a module may freeze parameters of these groups for longer
         set_trained(self._optimizer, {name for name, epochs in self._frozen.items() if epoch < epochs}, False)
 
     def begin(self, batch_idx: int) -> None:
@@ -98,12 +94,16 @@ class Stepper:
         self.ends_group = place + 1 == self._group_size
         seed_generators_in_turn(self._seed, self._progress.global_step * self.accumulation + place)
         if place == 0:
-            self._calls.begin_step(self._progress.global_step / self._total_steps)
+            self._call("begin_step", self._progress.global_step / self._total_steps)
 
     def count(self) -> None:
         """Count an optimizer step, and update the teachers."""
         self._progress.global_step += 1
-        self._calls.update_teacher((self._progress.global_step - 1) / self._total_steps)
+        self._call("update_teacher", (self._progress.global_step - 1) / self._total_steps)
+
+    def _call(self, name: str, value: float) -> None:
+        for method in self._calls[name]:
+            method(value)
 
     def backward(self, losses: Any, owner: str) -> None:
         """Add the gradients of a mini-batch's losses.
@@ -167,6 +167,7 @@ class Stepper:
         """
         self._num_backward, self._is_bad = self._ranks.sum_gradients(self._optimizers, self._num_backward, self._is_bad)
         if not self._num_backward:
+            self._recorder.drop()
             return False
         if self._progress.global_step == 0:
             _warn_of_unused(self._modules)
@@ -183,14 +184,12 @@ class Stepper:
 
     def _update(self, scale: float, before: Callable[[], None]) -> None:
         """Multiply the gradients by `scale`, run the hook, and let all optimizers step."""
-        if scale != 1.0:
-            side = [p.grad for o in self._side for g in o.param_groups for p in g["params"] if p.grad is not None]
-            if side:
-                torch._foreach_mul_(side, scale)
-        self._precision.unscale(self._optimizer, scale)
+        self._precision.unscale(self._optimizer)
+        multiply_gradients(self._optimizers, scale)
         try:
             self._ranks.hook(before)
         except BreakStep:
+            self._precision.leave_out()
             return
         if not self._precision.step(self._optimizer):
             log.warning("Step %d is skipped: a gradient is not finite.", self._progress.global_step + 1)
@@ -227,7 +226,7 @@ class Stepper:
         """
         self._run.log.console.end_epoch(self._progress.batches)
         self.check_losses()
-        self._progress.phase, self._progress.batches = "evaluate", 0
+        self._progress.end_training()
         self._ranks.average(list(running_statistics(trained)))
 
     def check_losses(self) -> None:
@@ -255,36 +254,6 @@ def _warn_of_unused(modules: Mapping[str, nn.Module]) -> None:
             log.warning("module.%s: no gradient reaches it in the first step. Does compute_loss use it?", name)
 
 
-class _Calls:
-    """Calls `begin_epoch`, `begin_step` and `update_teacher` of all modules and losses that have these methods.
-
-    Parameters
-    ----------
-    parts
-        The modules and the loss. A part that is listed twice is called once.
-    """
-
-    def __init__(self, parts: Iterable[Any]):
-        parts = list({id(part): part for part in parts}.values())
-        self._begin_epoch = list(_methods(parts, "begin_epoch"))
-        self._begin_step = list(_methods(parts, "begin_step"))
-        self._update_teacher = list(_methods(parts, "update_teacher"))
-
-    def begin_epoch(self, epoch: int) -> None:
-        """Call `begin_epoch(epoch)` before an epoch's training."""
-        for method in self._begin_epoch:
-            method(epoch)
-
-    def begin_step(self, progress: float) -> None:
-        """Call `begin_step(progress)` before an optimizer step, with the fraction of the run's steps before it."""
-        for method in self._begin_step:
-            method(progress)
-
-    def update_teacher(self, progress: float) -> None:
-        """Call `update_teacher(progress)` after an optimizer step, with the fraction of the run's steps before it."""
-        for method in self._update_teacher:
-            method(progress)
-
-
-def _methods(parts: Iterable[Any], name: str) -> Iterator[Callable]:
-    return (getattr(part, name) for part in parts if callable(getattr(part, name, None)))
+def _methods(parts: Iterable[Any], name: str) -> list[Callable]:
+    """Return the method of this name of each part that has it."""
+    return [getattr(part, name) for part in parts if callable(getattr(part, name, None))]

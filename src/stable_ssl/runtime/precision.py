@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -56,12 +56,15 @@ class Precision:
         """Add the gradients of a scalar loss to those of the parameters, scaled in fp16."""
         (self.scaler.scale(loss) if self.scaler else loss).backward()
 
-    def unscale(self, optimizer: torch.optim.Optimizer, factor: float = 1.0) -> None:
-        """Undo the loss scaling of the gradients, and multiply them by `factor`."""
+    def unscale(self, optimizer: torch.optim.Optimizer) -> None:
+        """Make the gradients those of the loss without its scale."""
         if self.scaler:
             self.scaler.unscale_(optimizer)
-        if factor != 1.0 and (grads := _gradients(optimizer)):
-            torch._foreach_mul_(grads, factor)
+
+    def leave_out(self) -> None:
+        """Leave out the step of gradients that `unscale` has seen."""
+        if self.scaler:
+            self.scaler.update()
 
     def step(self, optimizer: torch.optim.Optimizer) -> bool:
         """Clip the gradients and update the parameters. Call `unscale` before.
@@ -94,6 +97,14 @@ class Precision:
         if self.grad_max_norm is not None:
             torch._foreach_mul_(grads, torch.clamp(self.grad_max_norm / (norm + 1e-6), max=1.0))
         return True
+
+
+def multiply_gradients(optimizers: Iterable[torch.optim.Optimizer], factor: float) -> None:
+    """Multiply the gradients of all parameters of some optimizers by a factor."""
+    if factor != 1.0:
+        for optimizer in optimizers:
+            if grads := _gradients(optimizer):
+                torch._foreach_mul_(grads, factor)
 
 
 def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
