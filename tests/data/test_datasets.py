@@ -89,6 +89,7 @@ def test_parquet_reads_images_and_labels_of_all_files(parquet, pattern):
     assert [dataset[i][1] for i in range(5)] == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("parquet", ["struct"], indirect=True)
 def test_parquet_travels_to_a_spawned_worker_without_its_bytes(parquet):
     dataset = Parquet(parquet)
     assert len(pickle.dumps(dataset)) < 2000

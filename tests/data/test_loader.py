@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import contextlib
 import functools
+import json
 import multiprocessing
 import operator
 import os
 import random
 import signal
+import subprocess
 import sys
 
 import numpy as np
-import processes
 import pytest
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Subset, WeightedRandomSampler
@@ -47,15 +49,16 @@ def loader(num_workers=0, dataset=None, **options):
 
 
 @pytest.mark.parametrize(
-    ("num_workers", "options"),
+    ("num_workers", "options", "epochs"),
     [
-        (2, {}), (8, {}), (2, {"persistent_workers": True}), (2, {"prefetch_factor": 5}),
-        (2, {"multiprocessing_context": "spawn", "persistent_workers": True}), (1, {"multiprocessing_context": "forkserver", "persistent_workers": True}),
+        (2, {}, (0, 1, 2)), (8, {}, (1,)), (2, {"persistent_workers": True}, (0, 1, 2)), (2, {"prefetch_factor": 5}, (1,)),
+        # Such a worker imports torch again, which takes seconds.
+        (1, {"multiprocessing_context": "spawn"}, (1,)), (1, {"multiprocessing_context": "forkserver"}, (1,)),
     ],
 )  # fmt: skip
-def test_batches_do_not_depend_on_the_workers(num_workers, options):
+def test_batches_do_not_depend_on_the_workers(num_workers, options, epochs):
     one, other = loader(), loader(num_workers, **options)
-    for epoch in (0, 1, 2):
+    for epoch in epochs:
         assert flat(one.batches(epoch)) == flat(other.batches(epoch))
     other.close()
 
@@ -356,20 +359,45 @@ def test_a_data_set_without_a_loader_is_explained():
         as_loader(Noise(), "train")
 
 
-@pytest.mark.parametrize("persistent", [False, True])
-@pytest.mark.parametrize("end", ["keep = [batches]", "keep = [batches]; keep.append(keep); del keep, batches", "1 / 0"])
-def test_a_script_that_leaves_its_workers_ends(end, persistent):
-    script = f"""
-import torch
+SCRIPT = """
+import json, os, sys, torch
 from stable_ssl.data import Loader
+
+folder, cases = sys.argv[1], json.loads(sys.argv[2])
+children = []
+for number, (end, persistent) in enumerate(cases):
+    children.append(os.fork())
+    if not children[-1]:
+        break
+else:
+    print(*[os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children])
+    sys.exit()
+# From here on, each child is a script of its own.
+for stream, kind in ((1, "out"), (2, "err")):
+    os.dup2(os.open(f"{folder}/{number}.{kind}", os.O_CREAT | os.O_WRONLY), stream)
 data = torch.utils.data.TensorDataset(torch.arange(20))
-batches = Loader(data, 5, num_workers=2, persistent_workers={persistent}).batches(0)
+batches = Loader(data, 5, num_workers=2, persistent_workers=persistent).batches(0)
 print(next(batches)[0], flush=True)
-{end}
+exec(end)
 """
-    done = processes.run([sys.executable, "-c", script], timeout=60)
-    assert done.stdout == "[0, 1, 2, 3, 4]\n", done.stderr
-    assert ("ZeroDivisionError" in done.stderr) == (done.returncode != 0) == (end == "1 / 0"), done.stderr
+
+
+def test_scripts_that_leave_their_workers_end(tmp_path):
+    """Torch is imported once, before the scripts part."""
+    ends = ["keep = [batches]", "keep = [batches]; keep.append(keep); del keep, batches", "1 / 0"]
+    cases = [(end, persistent) for end in ends for persistent in (False, True)]
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path), json.dumps(cases)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as scripts:
+        try:
+            codes = scripts.communicate(timeout=300)[0].split()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(scripts.pid, signal.SIGKILL)  # a script that hangs
+    for number, (end, _) in enumerate(cases):
+        error = (tmp_path / f"{number}.err").read_text()
+        assert (tmp_path / f"{number}.out").read_text() == "[0, 1, 2, 3, 4]\n", error
+        assert ("ZeroDivisionError" in error) == (codes[number] != "0") == (end == "1 / 0"), error
+        assert "Exception ignored" not in error
 
 
 def test_batches_of_a_batch_sampler_are_of_one_size_on_all_ranks_in_training():

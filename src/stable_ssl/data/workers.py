@@ -131,8 +131,8 @@ def end_workers(iterator: Any) -> None:
     _open_iterators.discard(iterator)
     if hasattr(iterator, "_shutdown_workers"):
         iterator._shutdown_workers()
-        for worker in iterator._workers:
-            worker.kill()
+        while iterator._workers:  # emptied, because a second call may come when Python has taken its modules apart
+            iterator._workers.pop().kill()
 
 
 @atexit.register
