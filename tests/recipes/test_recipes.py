@@ -14,10 +14,10 @@ RECIPES = sorted(path.stem for path in (Path(stable_ssl.__file__).parent / "reci
 
 
 # CIFAR-10 can't be downloaded here: noise of its shape, and few samples.
-NOISE = "{_target_: torchvision.datasets.FakeData, size: 12, image_size: [3, 32, 32], num_classes: 10}"
+NOISE = "{_target_: torchvision.datasets.FakeData, size: 6, image_size: [3, 32, 32], num_classes: 10}"
 SMALL = [
     *(f"data.{name}.dataset={value}" for value in ("null", NOISE) for name in ("train", "test")),
-    "data.train.batch_size=4",
+    "data.train.batch_size=2",
     "logger.monitor.test.knn.k=5",
     "optim.max_steps=2",
 ]
