@@ -301,7 +301,7 @@ REFUSED = [
     ({"views": []}, r"views: must be a transform, a list of transforms, or none, not \[\]"),
     ({"views": ["flip"]}, "views: .* not \\['flip'\\]"),
     ({"on": 1}, "on: must be 'auto', 'cpu' or 'device', not 1"),
-    ({"shuffle": "maybe"}, "shuffle: must be true or false, not 'maybe'"),
+    ({"shuffle": "maybe"}, "shuffle: must be true, false or none, not 'maybe'"),
     ({"drop_last": 3}, "drop_last: must be true or false, not 3"),
     ({"sampler": 5}, "sampler: must be a sampler or none, not 5"),
     ({"batch_sampler": True}, "batch_sampler: must be a sampler or none, not True"),

@@ -75,7 +75,7 @@ def _wrong_values(given: Mapping[str, Any]) -> list[str]:
         "batch_size": count_or_none,
         "views": (_is_transform, "a transform, a list of transforms, or none"),
         "on": (lambda value: value in ("auto", "cpu", "device"), "'auto', 'cpu' or 'device'"),
-        "shuffle": flag,
+        "shuffle": (lambda value: value is None or _is_flag(value), "true, false or none"),  # as torch has it
         "drop_last": flag,
         "sampler": (_is_iterable, sampler),
         "batch_sampler": (_is_iterable, sampler),
