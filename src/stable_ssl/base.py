@@ -36,8 +36,8 @@ class BaseTrainer(nn.Module):
         after_fit            (evaluates)
 
     Without a set named `train`, the run only evaluates. Raise `BreakStep` in a step hook, `BreakEpoch` there or in
-    `before_fit_epoch`, `BreakAllEpochs` in any training hook. One process is enough, except in `compute_loss` and in an
-    evaluation: there every process must raise it. An overridden hook need not call the one of this class.
+    `before_fit_epoch`, `BreakAllEpochs` in any hook. One process is enough, except in `compute_loss`, `after_fit` and
+    evaluation steps: there every process must raise it. An overridden hook need not call the one of this class.
 
     Parameters
     ----------

@@ -36,6 +36,7 @@ __all__ = [
     "full_key",
     "nearest",
     "parse_config",
+    "with_defaults",
 ]
 
 # Other names for valid values, as other libraries have them.
@@ -347,3 +348,12 @@ def _nearest_value(value: Any, field: FieldInfo) -> str:
         return f" Did you mean 'cuda:{number[1]}'?"
     other = _OTHER_NAMES.get(str(value).lower())
     return f" Did you mean '{other}'?" if other in options else nearest(value, options, cutoff=0.7)
+
+
+def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a trainer's configuration with the defaults of settings that there were not when it was written."""
+    complete = dict(config)
+    for name, cls in SECTIONS.items():
+        defaults = {key: field.get_default(call_default_factory=True) for key, field in cls.model_fields.items()}
+        complete[name] = {**defaults, **(config.get(name) or {})}
+    return complete

@@ -176,7 +176,7 @@ class Breaking(Toy):
     """One rank breaks off in a hook, where the other would wait for it in the next collective."""
 
     def ask(self, hook):
-        is_there = "step" not in hook or self.batch_idx == 2
+        is_there = "step" not in hook or self.batch_idx == (0 if "eval" in hook else 2)
         if (self.rank, hook, self.epoch) == (self.who, self.where, 0) and is_there:
             raise self.what("enough")
 
@@ -199,6 +199,9 @@ class Breaking(Toy):
     def after_eval(self):
         self.ask("after_eval")
 
+    def after_eval_step(self):
+        self.ask("after_eval_step")
+
 
 def breaking(folder, who, where, what):
     stable_ssl.runtime.world.SECONDS_TO_MEET = 3.0
@@ -219,6 +222,7 @@ def breaking(folder, who, where, what):
         (0, "before_fit_step", "BreakAllEpochs", (2, "stopped")),
         (1, "after_fit_step", "BreakAllEpochs", (3, "stopped")),
         (0, "after_fit_epoch", "BreakAllEpochs", (4, "stopped")),
+        (1, "after_eval", "BreakAllEpochs", (4, "stopped")),
     ],
 )
 def test_what_one_rank_breaks_off_in_a_hook_all_break_off(start_ranks, tmp_path, who, where, what, expected):
@@ -232,7 +236,7 @@ def test_what_one_rank_breaks_off_in_a_hook_all_break_off(start_ranks, tmp_path,
     [
         ("compute_loss_step", "BreakStep"),
         ("compute_loss_step", "BreakEpoch"),
-        ("after_eval", "BreakAllEpochs"),
+        ("after_eval_step", "BreakAllEpochs"),
     ],
 )
 def test_what_must_be_broken_off_on_all_ranks_and_is_not_ends_the_run(start_ranks, tmp_path, where, what):

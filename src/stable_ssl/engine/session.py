@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..config import with_defaults
 from ..exceptions import BreakAllEpochs, ConfigError, DataError, Preempted
 from ..loggers import Console, RunLog, read_metrics
 from ..runtime.device import count_images, describe_batch, place_module, resolve_device, to_device, use_deterministic
@@ -136,7 +137,7 @@ class Session:
 
         def write() -> None:
             earlier = None if is_new else self.folder.config
-            if earlier and (differences := config_differences(earlier["trainer"], config["trainer"])):
+            if earlier and (differences := config_differences(with_defaults(earlier["trainer"]), config["trainer"])):
                 raise ConfigError(
                     [f"'{self.folder.path}' holds a run with another configuration; nothing was done.", *differences]
                 )
