@@ -14,6 +14,7 @@ from . import config as cfg
 from .arguments import check_arguments, resolved_config
 from .engine import Builder, Evaluation, Model, Part, Progress, Recorder, Saver, Session, Stepper, does_nothing
 from .engine.building import build_monitors, by_path, data_sets, load_initial_weights
+from .engine.evaluation import in_evaluation_mode
 from .engine.optimizing import check_optimized
 from .exceptions import BreakEpoch, BreakStep, ConfigError
 from .runtime.batches import images_of
@@ -106,7 +107,7 @@ class BaseTrainer(nn.Module):
         # As configured: `setup` replaces some fields by what it builds.
         self._configured = {name: dict(getattr(self, name)) for name in ("hardware", "optim", "logger")}
         self._dump_path, self._progress, self._is_set_up = self.logger["dump_path"], Progress(), False
-        self._registered: dict[str, Any] = {}
+        self._registered: list[tuple[str, Any]] = []
 
     def __call__(self) -> None:
         """Set up and launch."""
@@ -168,9 +169,9 @@ class BaseTrainer(nn.Module):
 
         With several processes, each keeps a state of its own.
         """
-        self._registered[name] = part
+        self._registered.append((name, part))
         if self._is_set_up:
-            self._saver.register({name: part})
+            self._saver.register([(name, part)])
 
     @does_nothing
     def before_optimizer_step(self) -> None:
@@ -230,18 +231,18 @@ class BaseTrainer(nn.Module):
         """
         if self._is_set_up:
             return
+        if "_saver" in vars(self):
+            raise RuntimeError("The set-up of this trainer failed before; make a new trainer.")
         run = self._run = Session(
             self._dump_path, type(self).__name__, self._progress, self.hardware, self.optim, self.logger
         )
         self._dump_path, self.rank, self.world_size = run.folder.path, run.ranks.rank, run.ranks.size
         with run.preparing():
-            model = Model(self.state_dict, self.load_state_dict, self.named_parameters, self.named_buffers)
-            saver = self._saver = Saver(run, self.logger, model, self.optimized_modules, self.get_config)
+            saver = self._saver = Saver(run, self.logger, Model.of(self), self.optimized_modules, self.get_config)
             seed = run.choose_seed(saver.is_new)
             self._configured["hardware"].update(seed=seed, world_size=self.world_size)
             run.claim(self.get_config(), saver.is_new)
             self.device = run.take_device()
-
             build = Builder(seed, run.ranks, self.device)
             for name, value in self._attributes.items():
                 setattr(self, name, build.seeded(value, name))
@@ -254,7 +255,6 @@ class BaseTrainer(nn.Module):
                 load_initial_weights(self.module, self.module_init)
                 self.initialize_modules()
             build.settle(self, self.module, self.hardware["compile"])
-
             self._recorder = Recorder(run, self.logger["log_every_step"])
             self.logger["metric"] = build.metrics(self.logger["metric"], self.eval_sets)
             self._evaluation = Evaluation(run, self._recorder, self.logger["metric"], self.optim["epochs"])
@@ -293,7 +293,7 @@ class BaseTrainer(nn.Module):
             if "train" not in self.data:
                 self._evaluate()
                 return
-            self._run.hook(self.before_fit)
+            self._run.seeded_hook(self.before_fit)
             self._fit()
             self.after_fit()
 
@@ -304,8 +304,8 @@ class BaseTrainer(nn.Module):
             run.seed_epoch()
             if progress.phase == "fit":
                 self.train()
-                self._steps.begin_epoch()
                 try:
+                    self._steps.begin_epoch()
                     run.ranks.hook(self.before_fit_epoch)
                     self._fit_epoch()
                 except BreakEpoch as request:
@@ -313,7 +313,7 @@ class BaseTrainer(nn.Module):
                     self._steps.drop_group()
                 except StopWaiting:
                     saver.at_boundary(False)  # does not return: there is a request to stop
-                run.hook(self.after_fit_epoch)
+                run.seeded_hook(self.after_fit_epoch)
                 self._steps.end_epoch(self)
                 saver.at_boundary(saver.is_due_after_epoch())
             # The last epoch's evaluation is left to `after_fit`.
@@ -329,8 +329,8 @@ class BaseTrainer(nn.Module):
         for batch_idx, indices, batch in self._run.training_batches(train, steps.num_batches, steps.accumulation):
             # `nn.Module.__setattr__` costs more than a microsecond per name; writing here does not.
             vars(self).update(batch_idx=batch_idx, indices=indices, batch=batch, stepped=False)
-            steps.begin(batch_idx)
             try:
+                steps.begin(batch_idx)
                 ranks.hook(self.before_fit_step)
                 self._fit_step()
             except BreakStep as request:
@@ -350,9 +350,9 @@ class BaseTrainer(nn.Module):
         steps = self._steps
         with self._run.precision.autocast:
             losses = self._run.described(self.compute_loss, self.batch, self.batch_idx)
+        side_losses = self.side_losses()
         steps.backward(losses, type(self).__name__)
-        if side_losses := self.side_losses():
-            steps.side_backward(side_losses)
+        steps.side_backward(side_losses)
         if steps.ends_group:
             steps.step(self.before_optimizer_step)
 
@@ -384,7 +384,7 @@ class BaseTrainer(nn.Module):
     def _evaluate(self) -> None:
         """Evaluate on every set but `train`."""
         self.eval()
-        self._run.hook(self.before_eval)
+        self._run.seeded_hook(self.before_eval)
         for name_loader in self.eval_sets:
             monitors = self.logger["monitor"].get(name_loader, {})
             values = {name: functools.partial(monitor.compute, self) for name, monitor in monitors.items()}
@@ -395,7 +395,7 @@ class BaseTrainer(nn.Module):
                         self.before_eval_step()
                         self._eval_step(name_loader)
                         self.after_eval_step()
-        self._run.hook(self.after_eval)
+        self._run.seeded_hook(self.after_eval)
 
     def _eval_step(self, name_loader: str) -> None:
         """Give `predict()` and the labels to the metrics of the set, and let its monitors look."""
@@ -425,7 +425,7 @@ class BaseTrainer(nn.Module):
     @torch.no_grad()
     def embed(self, batch: Any) -> Any:
         """Return `forward` of a batch's images as an evaluation computes it: without gradients, in its precision."""
-        with self._run.precision.autocast:
+        with in_evaluation_mode(self), self._run.precision.autocast:
             return self.forward(images_of(batch))
 
     def representations(self, set_name: str) -> Iterator[tuple[Tensor, Any]]:

@@ -8,11 +8,11 @@ import signal
 
 import pytest
 import torch
-from endings import ending, same
+from endings import ending, newest_state, same, status_of
 from torch import nn
 from toys import Toy, toy_backbone, toy_dataset
 
-from stable_ssl import BaseTrainer, BreakAllEpochs, BreakStep, ConfigError
+from stable_ssl import BaseTrainer, BreakAllEpochs, BreakEpoch, BreakStep, ConfigError, Preempted
 from stable_ssl.data import Loader
 
 
@@ -50,7 +50,8 @@ class Extended(Toy):
 
     def prepare_modules(self, modules):
         modules["critic"] = nn.Linear(8, 1)
-        self.register("count", Count())
+        self.count = Count()
+        self.register("count", self.count)
 
     def initialize_modules(self):
         nn.init.constant_(self.module["critic"].weight, 0.5)
@@ -67,8 +68,8 @@ class Extended(Toy):
     def before_optimizer_step(self):
         for parameter in self.module["backbone"].parameters():
             if parameter.grad is not None:
-                parameter.grad += 1e-3 * self._registered["count"].steps
-        self._registered["count"].steps += 1
+                parameter.grad += 1e-3 * self.count.steps
+        self.count.steps += 1
 
     def compute_loss(self):
         if self.global_step + 1 == self.dies_at:
@@ -419,3 +420,117 @@ def test_no_trainer_monitor_or_example_touches_a_private_name_of_the_base():
         if name in private
     ]
     assert not touched
+
+
+def test_a_part_that_is_registered_late_keeps_its_state_over_two_stops(make_toy):
+    stops = []
+
+    class Late(Toy):
+        def after_fit_epoch(self):
+            if self.epoch == 0 or not hasattr(self, "count"):
+                self.count = Count()
+                self.register("late", self.count)
+            self.count.steps += 1
+
+        def after_fit_step(self):
+            if self.global_step in stops:
+                stops.remove(self.global_step)
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    stops += [4, 5]
+    for _ in range(2):
+        with pytest.raises(Preempted):
+            make_toy(Late, epochs=3)()
+    trainer = make_toy(Late, epochs=3)
+    trainer()
+    assert trainer.count.steps == 3
+
+
+def test_a_trainer_whose_set_up_failed_is_not_set_up_again(make_toy):
+    class Unlucky(Toy):
+        def check_setup(self):
+            raise ConfigError("not today")
+
+    trainer = make_toy(Unlucky, lr_batch_size=4)
+    with pytest.raises(ConfigError):
+        trainer.setup()
+    with pytest.raises(RuntimeError, match="make a new trainer"):
+        trainer.setup()
+
+
+@pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1)])
+def test_a_rate_without_a_schedule_is_what_a_hook_makes_it(make_toy, lr):
+    class Setting(Toy):
+        def before_fit(self):
+            for group in self.optim["optimizer"].param_groups:
+                group["lr"] = group["lr"] * 0.5
+
+    trainer = make_toy(
+        Setting,
+        optimizer=functools.partial(torch.optim.SGD, lr=lr),
+        scheduler=functools.partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.5),
+        groups={"backbone.4.*": {"schedule": "none"}},
+    )
+    trainer()
+    rates = [float(group["lr"]) for group in trainer.optim["optimizer"].param_groups]
+    assert rates == pytest.approx([0.05 * 0.5**6, 0.05])
+
+
+def test_breaks_in_what_a_subclass_adds_are_breaks(make_toy):
+    class Breaking(Toy):
+        def begin_epoch(self, epoch):
+            if epoch == 0:
+                raise BreakEpoch
+
+        def side_losses(self):
+            if self.batch_idx == 0:
+                raise BreakStep
+            return {}
+
+    class Quiet(Toy):
+        def before_fit_epoch(self):
+            if self.epoch == 0:
+                raise BreakEpoch
+
+        def before_fit_step(self):
+            if self.batch_idx == 0:
+                raise BreakStep
+
+    one = make_toy(Breaking)
+    one()
+    other = make_toy(Quiet, logger={"dump_path": one.folder.parent / "other"})
+    other()
+    assert one.global_step == other.global_step == 2
+    assert all(map(torch.equal, one.parameters(), other.parameters()))
+
+
+def test_embed_is_in_evaluation_mode_and_leaves_no_trace(make_toy):
+    seen = []
+
+    class Embedding(Toy):
+        def after_fit_epoch(self):
+            before = [buffer.clone() for buffer in self.buffers()]
+            seen.append(torch.equal(self.embed(self.batch), self.embed(self.batch)))
+            seen.append(all(map(torch.equal, before, self.buffers())))
+            seen.append(all(part.training for part in self.modules()))
+
+    make_toy(Embedding)()
+    assert seen == [True] * 6
+
+
+def test_all_is_closed_although_one_loader_can_not_be(make_toy):
+    class Stuck(Loader):
+        def close(self):
+            if getattr(self, "is_stuck", False):
+                raise OSError("stuck")
+            super().close()
+
+    loader = Stuck(toy_dataset(), 8)
+    trainer = make_toy(data={"train": loader})
+    trainer.setup()
+    loader.is_stuck = True
+    with pytest.raises(OSError, match="stuck"):
+        trainer.launch()
+    loader.is_stuck = False
+    assert status_of(trainer) == "finished"
+    assert newest_state(trainer)["progress"]["global_step"] == 6

@@ -6,11 +6,12 @@ import functools
 import inspect
 import logging
 import math
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..config import build
 from ..exceptions import ConfigError
@@ -46,9 +47,8 @@ def build_optimization(optim: Any, modules: Mapping[str, nn.Module], num_batches
     _scale_learning_rates(optimizer, optim, batch_size)
     optim["optimizer"] = optimizer
     if optim["scheduler"] is not None:
-        rates = constant_rates(optimizer, optim["groups"])
-        optim["scheduler"] = _build_scheduler(optim["scheduler"], optimizer, optim["total_steps"])
-        restore_rates(optimizer, rates)
+        with constant_rates(optimizer, unscheduled(optim["groups"])):
+            optim["scheduler"] = _build_scheduler(optim["scheduler"], optimizer, optim["total_steps"])
 
 
 def _build_optimizer(
@@ -122,17 +122,22 @@ def _options(group: Mapping[str, Any], groups: Mapping[str, Mapping[str, Any]]) 
     return groups.get(group.get("name", ""), {})
 
 
-def constant_rates(optimizer: torch.optim.Optimizer, groups: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Return by name the rate of each group with `schedule: none`, which stays constant."""
-    kept = {name for name, options in groups.items() if options.get("schedule", "run") in (None, "none")}
-    return {group["name"]: group["lr"] for group in optimizer.param_groups if group.get("name") in kept}
+def unscheduled(groups: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    """Return the names of `optim.groups` that no schedule changes (`schedule: none`)."""
+    return {name for name, options in groups.items() if options.get("schedule", "run") in (None, "none")}
 
 
-def restore_rates(optimizer: torch.optim.Optimizer, rates: Mapping[str, float]) -> None:
-    """Set the rates that `constant_rates` returned, after a schedule has changed all groups."""
-    if rates:
-        for group in optimizer.param_groups:
-            group["lr"] = rates.get(group.get("name", ""), group["lr"])
+@contextmanager
+def constant_rates(optimizer: torch.optim.Optimizer, names: Container[str]) -> Iterator[None]:
+    """Undo at its end what the block did to the rates of the optimizer's groups of these names."""
+    groups = [group for group in optimizer.param_groups if group.get("name", "") in names]
+    rates = [group["lr"].clone() if isinstance(group["lr"], Tensor) else group["lr"] for group in groups]
+    yield
+    for group, rate in zip(groups, rates, strict=True):
+        if isinstance(rate, Tensor):
+            group["lr"].copy_(rate)
+        else:
+            group["lr"] = rate
 
 
 def set_trained(optimizer: torch.optim.Optimizer, names: Container[str], is_trained: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,11 @@ class Model:
     named_parameters: Callable[[], Iterator[tuple[str, nn.Parameter]]]
     named_buffers: Callable[[], Iterator[tuple[str, Tensor]]]
 
+    @classmethod
+    def of(cls, module: nn.Module) -> Model:
+        """Return the methods of a module."""
+        return cls(module.state_dict, module.load_state_dict, module.named_parameters, module.named_buffers)
+
 
 class Saver:
     """Saves the state of a run, and restores it.
@@ -161,9 +166,9 @@ class Saver:
         if part.name in self._unclaimed:
             part.object.load_state_dict(self._unclaimed.pop(part.name))
 
-    def register(self, objects: Mapping[str, Any]) -> None:
-        """Save with each checkpoint the objects that a trainer registered by name."""
-        for name, registered in objects.items():
+    def register(self, objects: Iterable[tuple[str, Any]]) -> None:
+        """Make the objects that a trainer registered, with their names, part of each checkpoint."""
+        for name, registered in objects:
             self.add(Part(f"registered.{name}", registered))
 
     def add_training(self, steps: Stepper, optim: Any, loader: Any) -> None:
@@ -269,7 +274,8 @@ class Saver:
             "modules": self._model.state_dict(),
             # Non-persistent buffers affect the result too, although state_dict() leaves them out.
             "buffers": {name: buffer for name, buffer in buffers if id(buffer) not in persistent},
-            "parts": {name: part.object.state_dict() for name, part in self._parts.items()},
+            # A part that was not registered again yet keeps the state that it had.
+            "parts": {**self._unclaimed, **{name: part.object.state_dict() for name, part in self._parts.items()}},
         }
 
     def _facts(self, progress: dict[str, Any]) -> dict[str, Any]:
@@ -309,7 +315,8 @@ class Saver:
         self._load(path, state)
         self._progress.go_to(state["progress"])
         self.log_position, self._saved = state["log_position"], state["progress"]
-        if self._ranks.from_main(lambda: self._run.folder.status).get("status") == "finished":
+        status = self._ranks.from_main(lambda: self._run.folder.status)
+        if status.get("status") == "finished" and status["progress"] == state["progress"]:
             self._run.is_finished = self._progress.epoch >= num_epochs
             self.log_position = None
         if not self._run.is_finished:

@@ -7,7 +7,7 @@ import secrets
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,6 @@ class Session:
         Whether the run did all its epochs, or ended early. In both cases this trainer can't launch it again.
     """
 
-    stop: StopRequest
     precision: Precision
 
     def __init__(
@@ -71,6 +70,7 @@ class Session:
         self._data_wait = 0.0
         self.wait_for_checkpoint: Callable[[], Any] = lambda: None  # the saver sets it
         self._log: RunLog | None = None
+        self.stop = StopRequest()
         self.ranks = join(hardware["world_size"] if "world_size" in hardware.model_fields_set else None)
         hardware["world_size"] = self.ranks.size
         try:
@@ -237,20 +237,23 @@ class Session:
             self._end(status, parts)
 
     def _end(self, status: str, parts: Iterable[Any]) -> None:
+        """Close everything, the last first; each although another one failed."""
         try:
-            try:
+            with ExitStack() as last:
+                last.callback(self._close_log, status)
+                last.callback(self.write_status, status)
                 for part in parts:
-                    part.close()
-                self.write_status(status)
-            finally:
-                if self._log:
-                    self._log.close(status)
-                    self._log = None
+                    last.callback(part.close)
         except BaseException as error:
             self.ranks.fail(error)
             raise
         finally:
             self.let_go()
+
+    def _close_log(self, status: str) -> None:
+        if self._log:
+            self._log.close(status)
+            self._log = None
 
     @property
     def log(self) -> RunLog:
@@ -283,7 +286,7 @@ class Session:
             self.wait_for_checkpoint()  # the handler of submitit may end the job at once
             self.stop.end_run(request)
 
-    def hook(self, hook: Callable[[], None]) -> None:
+    def seeded_hook(self, hook: Callable[[], None]) -> None:
         """Run a hook outside of training steps, with the default generators seeded for it and the epoch."""
         name = zlib.crc32(getattr(hook, "__name__", "").encode())
         seed_generators(self._hardware["seed"], Stream.EPOCH, self.progress.epoch, name)

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..exceptions import BreakStep, NanError
+from ..exceptions import BreakEpoch, BreakStep, NanError
 from ..runtime.device import describe_batch
 from ..runtime.precision import FiniteWatch, multiply_gradients, running_statistics
 from ..runtime.seeding import Stream, derive_seed, seed_generators_in_turn
-from .optimizing import constant_rates, restore_rates, set_trained
+from .optimizing import constant_rates, set_trained, unscheduled
 from .recording import Recorder
 from .session import Session
 
@@ -61,7 +61,7 @@ class Stepper:
         self.num_batches: int = options["num_batches"]
         self.accumulation: int = options["accumulation_steps"]
         self._optimizer, self._scheduler = options["optimizer"], options["scheduler"]
-        self._constant = constant_rates(self._optimizer, options["groups"])
+        self._constant = unscheduled(options["groups"])
         frozen = {name: group.get("frozen_epochs", 0) for name, group in options["groups"].items()}
         self._frozen = {name: epochs for name, epochs in frozen.items() if epochs}
         once = list({id(part): part for part in parts}.values())
@@ -126,6 +126,8 @@ class Stepper:
 
     def side_backward(self, losses: Mapping[str, Tensor]) -> None:
         """Log a mini-batch's side losses, and add the gradients of their sum, without autocast and loss scaling."""
+        if not losses:
+            return
         for name, loss in losses.items():
             self._recorder.log(name, loss)
         (sum(losses.values()) / self._group_size).backward()  # type: ignore[union-attr]
@@ -178,8 +180,8 @@ class Stepper:
             self._update(self._group_size * self._ranks.size / self._num_backward, before)
         self._clear()
         if self._scheduler is not None:
-            self._scheduler.step()
-            restore_rates(self._optimizer, self._constant)
+            with constant_rates(self._optimizer, self._constant):
+                self._scheduler.step()
         return True
 
     def _update(self, scale: float, before: Callable[[], None]) -> None:
@@ -188,11 +190,14 @@ class Stepper:
         multiply_gradients(self._optimizers, scale)
         try:
             self._ranks.hook(before)
-        except BreakStep:
+        except (BreakStep, BreakEpoch) as request:
             self._precision.leave_out()
+            if isinstance(request, BreakEpoch):
+                raise
             return
-        if not self._precision.step(self._optimizer):
-            log.warning("Step %d is skipped: a gradient is not finite.", self._progress.global_step + 1)
+        if not self._precision.step(self._optimizer, tells=bool(self._side)):
+            if self._skips_nonfinite:
+                log.warning("Step %d is skipped: a gradient is not finite.", self._progress.global_step + 1)
             return
         for optimizer in self._side:
             optimizer.step()

@@ -66,23 +66,29 @@ class Precision:
         if self.scaler:
             self.scaler.update()
 
-    def step(self, optimizer: torch.optim.Optimizer) -> bool:
+    def step(self, optimizer: torch.optim.Optimizer, tells: bool = False) -> bool:
         """Clip the gradients and update the parameters. Call `unscale` before.
+
+        Parameters
+        ----------
+        tells
+            Ask fp16's scaler whether it skipped the step. This waits for the device.
 
         Returns
         -------
         bool
-            False if `skip_nonfinite` is set and a gradient is not finite, so the step was skipped. In fp16 the scaler
-            skips such steps itself, and the result is True all the same: asking it would wait for the device.
+            False if the step was skipped because a gradient is not finite. In fp16 it is True all the same, unless
+            `tells` is set.
         """
         if not self._clip(optimizer):
             return False
-        if self.scaler:
-            self.scaler.step(optimizer)
-            self.scaler.update()
-        else:
+        if not self.scaler:
             optimizer.step()
-        return True
+            return True
+        before = self.scaler.get_scale() if tells else 0.0
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        return not tells or self.scaler.get_scale() >= before  # it lowers the scale if it skips a step
 
     def _clip(self, optimizer: torch.optim.Optimizer) -> bool:
         """Clip the gradients in place, and return whether the step may be taken."""

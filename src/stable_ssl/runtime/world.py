@@ -56,6 +56,7 @@ class World:
         self.is_main = self.rank == 0
         self.on_lost: Callable[[], None] = lambda: None
         self._meetings = itertools.count()
+        self._has_left = False
         self._join(place)
 
     def _join(self, place: launchers.Place) -> None:
@@ -242,7 +243,9 @@ class World:
         Rank 0 keeps the store, and Slurm may end all processes when the first one exits. So each process waits until
         all others have arrived here or are gone. Some may still write files, or ask Slurm to requeue the job.
         """
-        self._watch.is_leaving = True
+        if self._has_left:
+            return
+        self._has_left = self._watch.is_leaving = True
         has_failed = True
         try:
             has_failed = self._store.check(["failed"])
