@@ -37,7 +37,7 @@ class Request(IntEnum):
 
     @property
     def status(self) -> int:
-        """The exit status of a run that stops for this reason: 75 for the time limit, 128 + signal number else."""
+        """The exit status of a run that stops for this reason: 75 for the time limit, else 128 + the signal number."""
         return TIME_LIMIT_STATUS if self is Request.TIME_LIMIT else 128 + signal.Signals[self.name]
 
 
