@@ -148,7 +148,7 @@ class BaseTrainer(nn.Module):
         return {**modules, "loss": self.loss} if isinstance(self.loss, nn.Module) else modules
 
     def side_optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """Return optimizers, by name, of parameters that `side_losses` train; `optimized_modules` leaves these out.
+        """Return optimizers, by name, of parameters that `side_losses` train. Leave them out of `optimized_modules`.
 
         They are saved, their gradients are averaged over the processes, and they skip a step when the method does.
         """
