@@ -17,7 +17,7 @@ from stable_ssl import (
     instanciate_config,
 )
 from stable_ssl.arguments import _GONE
-from stable_ssl.config import parse_config
+from stable_ssl.config import parse_config, with_defaults
 from stable_ssl.exceptions import nearest
 from stable_ssl.nodes import build, check_nodes, describe
 
@@ -450,3 +450,8 @@ def test_the_arguments_of_a_user_s_constructor_are_checked_too():
     with pytest.raises(ConfigError, match=r"^trainer\.width: missing; OwnArgument needs it\.$"):
         instanciate_config(node)
     assert instanciate_config({**node, "width": 3}).hardware["seed"] == 0
+
+
+def test_a_setting_that_an_earlier_run_did_not_have_gets_its_default_and_a_section_is_not_made_up():
+    assert with_defaults({"optim": {"epochs": 3}, "width": 8})["optim"].items() >= {"epochs": 3, "groups": {}}.items()
+    assert with_defaults({"width": 8}) == {"width": 8}

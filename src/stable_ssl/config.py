@@ -355,5 +355,6 @@ def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     complete = dict(config)
     for name, cls in SECTIONS.items():
         defaults = {key: field.get_default(call_default_factory=True) for key, field in cls.model_fields.items()}
-        complete[name] = {**defaults, **(config.get(name) or {})}
+        if name in config:  # a trainer with a constructor of its own may have no such argument
+            complete[name] = {**defaults, **(config[name] or {})}
     return complete
