@@ -1,6 +1,6 @@
 """The cost of the training loop: the same tiny model trained by a plain PyTorch loop, by this library and by Lightning.
 
-    python benchmarks/overhead.py [--rounds 15] [--steps 1000] [--write README.md]
+    python benchmarks/overhead.py [--rounds 80] [--steps 250] [--write README.md]
 
 All read a torch DataLoader over a stream of ready batches, step a schedule after each optimizer step, log one key every
 50 steps, and clip no gradients. They run alternately. The figures are medians over the rounds, and the last column is
@@ -206,8 +206,8 @@ def time_lightning(steps: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=80)
+    parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--cpu-time", action="store_true", help="measure the process's CPU time, on a busy machine")
     parser.add_argument("--write", type=Path, help="put the table between its markers in this file")
     args = parser.parse_args()
@@ -234,7 +234,7 @@ def main() -> None:
         pairs = list(zip(values, plain, strict=True))
         over = statistics.median(value - base for value, base in pairs)
         share = statistics.median(value / base - 1 for value, base in pairs)
-        cells = ["", ""] if values is plain else [f"+{over:.0f}", f"{share:.2f}"]
+        cells = ["", ""] if values is plain else [f"{over:+.0f}", f"{share:.2f}"]
         lines.append(f"| {name} | {statistics.median(values):.0f} | {cells[0]} | {cells[1]} |")
     print("\n".join(lines))
     if args.write:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
@@ -180,7 +180,7 @@ class Stepper:
             self._update(self._group_size * self._ranks.size / self._num_backward, before)
         self._clear()
         if self._scheduler is not None:
-            with constant_rates(self._optimizer, self._constant):
+            with constant_rates(self._optimizer, self._constant) if self._constant else nullcontext():
                 self._scheduler.step()
         return True
 
