@@ -78,7 +78,7 @@ def test_the_names_on_the_page_of_the_architecture_are_in_the_source():
     source = "\n".join(path.read_text() for path in files)
     code = re.findall(r"`([A-Za-z_.0-9]+)(?:\([\w, *]*\))?`", (ROOT / "docs/architecture.md").read_text())
     names = {name for dotted in code for name in dotted.split(".")}
-    assert {"training_batches", "Stepper", "update_teacher"} <= names
+    assert {"Feed", "Stepper", "update_teacher"} <= names
     assert not [name for name in names if not re.search(rf"\b{name}\b", source)]
 
 

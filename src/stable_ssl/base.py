@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from . import config as cfg
+from . import engine
 from .arguments import check_arguments, resolved_config
-from .engine import Builder, Evaluation, Model, Part, Progress, Recorder, Saver, Session, Stepper, does_nothing
-from .engine.building import build_monitors, by_path, data_sets, load_initial_weights
+from .engine import does_nothing
+from .engine.building import data_sets, load_initial_weights
 from .engine.evaluation import in_evaluation_mode
 from .engine.optimizing import check_optimized
 from .exceptions import BreakEpoch, BreakStep, ConfigError
@@ -106,7 +106,7 @@ class BaseTrainer(nn.Module):
             setattr(self, name, value)
         # As configured: `setup` replaces some fields by what it builds.
         self._configured = {name: dict(getattr(self, name)) for name in ("hardware", "optim", "logger")}
-        self._dump_path, self._progress, self._is_set_up = self.logger["dump_path"], Progress(), False
+        self._dump_path, self._progress, self._is_set_up = self.logger["dump_path"], engine.Progress(), False
         self._registered: list[tuple[str, Any]] = []
 
     def __call__(self) -> None:
@@ -233,17 +233,19 @@ class BaseTrainer(nn.Module):
             return
         if "_saver" in vars(self):
             raise RuntimeError("The set-up of this trainer failed before; make a new trainer.")
-        run = self._run = Session(
+        run = self._run = engine.Session(
             self._dump_path, type(self).__name__, self._progress, self.hardware, self.optim, self.logger
         )
         self._dump_path, self.rank, self.world_size = run.folder.path, run.ranks.rank, run.ranks.size
         with run.preparing():
-            saver = self._saver = Saver(run, self.logger, Model.of(self), self.optimized_modules, self.get_config)
+            saver = self._saver = engine.Saver(
+                run, self.logger, engine.Model.of(self), self.optimized_modules, self.get_config
+            )
             seed = run.choose_seed(saver.is_new)
             self._configured["hardware"].update(seed=seed, world_size=self.world_size)
             run.claim(self.get_config(), saver.is_new)
             self.device = run.take_device()
-            build = Builder(seed, run.ranks, self.device)
+            build = engine.Builder(seed, run.ranks, self.device)
             for name, value in self._attributes.items():
                 setattr(self, name, build.seeded(value, name))
             self.module = build.modules(self.module, self.required_modules, self.prepare_modules)
@@ -255,20 +257,21 @@ class BaseTrainer(nn.Module):
                 load_initial_weights(self.module, self.module_init)
                 self.initialize_modules()
             build.settle(self, self.module, self.hardware["compile"])
-            self._recorder = Recorder(run, self.logger["log_every_step"])
+            self._feed = feed = engine.Feed(run, self.hardware)
+            self._recorder = engine.Recorder(run, feed, self.logger["log_every_step"])
             self.logger["metric"] = build.metrics(self.logger["metric"], self.eval_sets)
-            self._evaluation = Evaluation(run, self._recorder, self.logger["metric"], self.optim["epochs"])
-            self.logger["monitor"] = build_monitors(self.logger["monitor"])
-            for path, monitor in by_path(self.logger["monitor"]):
-                if hasattr(monitor, "check"):
-                    monitor.check(self, f"logger.monitor.{path}")
-                saver.add(Part(f"monitor.{path}", monitor, is_optional=True))
+            self._evaluation = engine.Evaluation(run, self._recorder, feed, self.logger["metric"], self.optim["epochs"])
+            self._monitors = engine.Monitors(self.logger["monitor"], self._recorder)
+            self.logger["monitor"] = self._monitors.built
+            self._monitors.check(self)
+            for part in self._monitors.parts():
+                saver.add(part)
             if "train" in self.data:
                 train, optim = self.data["train"], self.optim
                 build.optimization(optim, self.optimized_modules(), train)
                 side, parts = self.side_optimizers(), [*self.modules(), self.loss]  # the trainer is its first module
                 check_optimized(optim["optimizer"], side, self.named_parameters())
-                self._steps = Stepper(run, self._recorder, optim, seed, self.module, parts, side)
+                self._steps = engine.Stepper(run, self._recorder, optim, seed, self.module, parts, side)
                 saver.add_training(self._steps, optim, train)
             self.check_setup()
             saver.register(self._registered)
@@ -326,7 +329,7 @@ class BaseTrainer(nn.Module):
     def _fit_epoch(self) -> None:
         """Train on one epoch's mini-batches; `accumulation_steps` of them make an optimizer step."""
         train, steps, ranks = self.data["train"], self._steps, self._run.ranks
-        for batch_idx, indices, batch in self._run.training_batches(train, steps.num_batches, steps.accumulation):
+        for batch_idx, indices, batch in self._feed.training(train, steps.num_batches, steps.accumulation):
             # `nn.Module.__setattr__` costs more than a microsecond per name; writing here does not.
             vars(self).update(batch_idx=batch_idx, indices=indices, batch=batch, stepped=False)
             try:
@@ -358,14 +361,11 @@ class BaseTrainer(nn.Module):
 
     def _finish_batch(self) -> None:
         """Count the mini-batch. After an optimizer step: let teachers and monitors follow; log, save, stop if due."""
-        steps, progress, recorder = self._steps, self._progress, self._recorder
+        steps, progress = self._steps, self._progress
         if steps.ends_group:
             vars(self)["stepped"] = True
             steps.count()
-            for name, monitor in self.logger["monitor"].get("train", {}).items():
-                monitor.on_step(self)
-                if recorder.is_logging:
-                    recorder.log_values(name, monitor.compute(self))
+            self._monitors.after_step(self)
         end: BreakEpoch | None = None
         try:
             self._run.ranks.hook(self.after_fit_step)
@@ -386,8 +386,7 @@ class BaseTrainer(nn.Module):
         self.eval()
         self._run.seeded_hook(self.before_eval)
         for name_loader in self.eval_sets:
-            monitors = self.logger["monitor"].get(name_loader, {})
-            values = {name: functools.partial(monitor.compute, self) for name, monitor in monitors.items()}
+            values = self._monitors.values(name_loader, self)
             with self._evaluation.over(name_loader, self.data[name_loader], values) as batches:
                 for batch_idx, indices, batch in batches:
                     self.batch_idx, self.indices, self.batch = batch_idx, indices, batch
@@ -403,8 +402,7 @@ class BaseTrainer(nn.Module):
             with self._run.precision.autocast:
                 predictions = self._run.described(self.predict, self.batch, self.batch_idx)
             self._evaluation.update(name_loader, predictions, self.batch[1])
-        for monitor in self.logger["monitor"].get(name_loader, {}).values():
-            monitor.on_eval(self)
+        self._monitors.after_eval_step(name_loader, self)
 
     # What it tells ----------------------------------------------------------------------------------------------------
 
@@ -430,7 +428,7 @@ class BaseTrainer(nn.Module):
 
     def representations(self, set_name: str) -> Iterator[tuple[Tensor, Any]]:
         """Yield (`embed(batch)`, batch) for each of this process's batches of an evaluation set, on the device."""
-        return ((self.embed(batch), batch) for _, batch in self._run.evaluation_batches(self.data[set_name]))
+        return ((self.embed(batch), batch) for _, batch in self._feed.evaluation(self.data[set_name]))
 
     def get_logs(self) -> list[dict[str, Any]]:
         """Return the records of `metrics.jsonl`, in the order in which they were written."""

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from ..exceptions import ConfigError
-from ..runtime.seeding import Stream, derive_seed, seed_generators
+from ..runtime.seeding import FIRST_STATE, Stream, derive_seed, seed_generators
 from .loader import Loader
 from .order import is_plain_order
 from .workers import WorkerInit, end_workers, keep_open
@@ -19,8 +19,6 @@ from .workers import WorkerInit, end_workers, keep_open
 log = logging.getLogger("stable_ssl")
 
 _END = object()
-# The state that `derive_seed` mixes its first key into.
-_FIRST_STATE = 0x243F6A8885A308D3
 
 
 def as_loader(source: Any, name: str) -> Loader | IterableLoader:
@@ -175,7 +173,7 @@ class IterableLoader:
         iterator, length = self._iterator, length_of(self.source)
         # Per batch, `key ^ position` costs one mixed key instead of the four of (seed, Stream.SAMPLE, epoch, position).
         # `derive_seed` gives the same for both: it mixes each key into the state that the keys before it left.
-        key = derive_seed(self.seed, Stream.SAMPLE, epoch) ^ _FIRST_STATE
+        key = derive_seed(self.seed, Stream.SAMPLE, epoch) ^ FIRST_STATE
         for position in itertools.count(first):
             seed_generators(key ^ position)
             batch = next(iterator, _END)

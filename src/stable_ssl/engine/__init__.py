@@ -1,11 +1,14 @@
 """The engine: the classes that the loop in `base.py` calls.
 
-Each file owns one part of a run's state. None of them knows the trainer. They get its hooks and monitors as callables.
+Each file owns one part of a run's state. None of them knows the trainer. They get its hooks as callables, and monitors
+get it as an argument.
 """
 
 from .agreement import does_nothing
 from .building import Builder
 from .evaluation import Evaluation
+from .feeding import Feed
+from .monitoring import Monitors
 from .progress import Progress
 from .recording import Recorder
 from .saving import Model, Part, Saver
@@ -15,7 +18,9 @@ from .stepping import Stepper
 __all__ = [
     "Builder",
     "Evaluation",
+    "Feed",
     "Model",
+    "Monitors",
     "Part",
     "Progress",
     "Recorder",

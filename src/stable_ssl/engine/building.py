@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 from ..config import build
 from ..data import Loader, as_loader, length_of
 from ..exceptions import ConfigError
-from ..loggers.metrics import check_metrics, require_methods
+from ..loggers.metrics import check_metrics
 from ..runtime.seeding import Stream, seed_generators
 from ..runtime.weights import load_weights
 from .agreement import Alone, Together
@@ -170,19 +170,6 @@ class Builder:
 def data_sets(data: Mapping[str, Any], but: str = "") -> list[str]:
     """Return the names in `data` that are data sets, without the name `but`."""
     return [name for name in data if not name.startswith("_") and name != but]
-
-
-def build_monitors(nodes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Build the monitors of `logger.monitor`, as `{set: {name: monitor}}`."""
-    built: dict[str, dict[str, Any]] = build(nodes, "logger.monitor")
-    for name, monitors in built.items():
-        require_methods(monitors, ("on_step", "compute", "state_dict"), f"logger.monitor.{name}")
-    return built
-
-
-def by_path(monitors: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
-    """Yield ("<set>.<name>", monitor) for each monitor."""
-    return ((f"{group}.{name}", monitor) for group, named in monitors.items() for name, monitor in named.items())
 
 
 def load_initial_weights(modules: Mapping[str, nn.Module], sources: Mapping[str, Any]) -> None:

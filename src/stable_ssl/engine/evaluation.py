@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..data import length_of
 from ..runtime.device import describe_batch
+from .feeding import Feed
 from .recording import Recorder
 from .session import Session
 
@@ -33,14 +34,19 @@ class Evaluation:
     ----------
     run, recorder
         The session, and where results are logged.
+    feed
+        The batches of the sets.
     metrics
         `{set: {name: metric}}`.
     num_epochs
         Epochs of the run. An evaluation after the last epoch is recorded under the number of that epoch.
     """
 
-    def __init__(self, run: Session, recorder: Recorder, metrics: Mapping[str, Mapping[str, Any]], num_epochs: int):
-        self._run, self._recorder, self._metrics, self._num_epochs = run, recorder, metrics, num_epochs
+    def __init__(
+        self, run: Session, recorder: Recorder, feed: Feed, metrics: Mapping[str, Mapping[str, Any]], num_epochs: int
+    ):
+        self._run, self._recorder, self._feed, self._metrics = run, recorder, feed, metrics
+        self._num_epochs = num_epochs
 
     @contextmanager
     def over(
@@ -65,7 +71,7 @@ class Evaluation:
             metric.reset()
         epoch = min(self._run.progress.epoch, self._num_epochs - 1)
         with self._recorder.evaluation(set_name, epoch, length_of(loader)):
-            yield self._run.shown_batches(loader)
+            yield self._feed.shown(loader)
             self._run.ranks.fill_empty_states(metrics)
             computed = {name: metric.compute() for name, metric in metrics.items()}
             computed.update((name, compute()) for name, compute in monitors.items())

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..loggers.collector import Collector
+from .feeding import Feed
 from .session import Session
 
 
@@ -21,6 +22,8 @@ class Recorder:
     ----------
     run
         The session. Its log gets the records.
+    feed
+        The batches of the run, which tell how long training waited for them.
     every
         Optimizer steps per training record.
 
@@ -30,9 +33,9 @@ class Recorder:
         Whether logged values are kept now: true at logging steps and during an evaluation.
     """
 
-    def __init__(self, run: Session, every: int):
+    def __init__(self, run: Session, feed: Feed, every: int):
         self.is_logging = False
-        self._run, self._every = run, every
+        self._run, self._feed, self._every = run, feed, every
         self._set_name, self._collected = "train", Collector()
 
     def begin_step(self) -> None:
@@ -66,7 +69,7 @@ class Recorder:
             **run.ranks.means(self._collected),
             "perf/time": round(time.time(), 3),
             "perf/images_per_s": round(run.log.console.images_per_second, 1),
-            "perf/data_wait_s": round(run.take_data_wait(), 6),
+            "perf/data_wait_s": round(self._feed.take_data_wait(), 6),
         }
         if run.device.type == "cuda":
             record["perf/memory_gib"] = round(torch.cuda.max_memory_allocated(run.device) / 2**30, 3)

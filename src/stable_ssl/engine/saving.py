@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from ..exceptions import CheckpointError, ConfigError, NanError
-from ..runtime.checkpoint import CheckpointStore
 from ..runtime.environment import environment, environment_changes
 from ..runtime.precision import all_finite, learned_values
 from ..runtime.weights import save_weights
@@ -134,8 +133,7 @@ class Saver:
     ):
         self._run, self._ranks, self._progress = run, run.ranks, run.progress
         self._options, self._model, self._learned, self._config = options, model, learned, config
-        self._store = CheckpointStore(run.folder.path / "checkpoints", options["checkpoint_keep"])
-        run.wait_for_checkpoint = self._store.wait
+        self._store = run.checkpoints
         self._seconds = 60 * options["checkpoint_every_minutes"]
         self._every_step = options["checkpoint_every_step"] or sys.maxsize
         self.is_new: bool = self._ranks.from_main(self._store.is_empty)

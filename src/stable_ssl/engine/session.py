@@ -1,13 +1,12 @@
-"""The session of a run: its processes, folder, messages, logs, signals and status, and its batches."""
+"""The session of a run: its processes, folder, messages, logs, signals and status."""
 
 from __future__ import annotations
 
 import logging
 import secrets
-import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,13 @@ import torch
 from torch import nn
 
 from ..config import with_defaults
-from ..exceptions import BreakAllEpochs, ConfigError, DataError, Preempted
+from ..exceptions import BreakAllEpochs, ConfigError, Preempted
 from ..loggers import Console, RunLog, read_metrics
-from ..runtime.device import count_images, describe_batch, place_module, resolve_device, to_device, use_deterministic
+from ..runtime.checkpoint import CheckpointStore
+from ..runtime.device import describe_batch, place_module, resolve_device, use_deterministic
 from ..runtime.folder import RunFolder, config_differences
 from ..runtime.precision import Precision, resolve_precision
-from ..runtime.preemption import StopRequest, StopWaiting
+from ..runtime.preemption import StopRequest
 from ..runtime.seeding import Stream, seed_generators
 from .agreement import join
 from .progress import Progress
@@ -46,8 +46,8 @@ class Session:
     ----------
     ranks
         The processes of the run: `Alone` or `Together`.
-    folder
-        The run's `RunFolder`.
+    folder, checkpoints
+        The run's `RunFolder`, and the checkpoints in it.
     device
         Where this process computes.
     precision
@@ -64,11 +64,9 @@ class Session:
         self, dump_path: str | Path | None, name: str, progress: Progress, hardware: Any, optim: Any, logger: Any
     ):
         self.progress = progress
-        self.device, self._must_move = torch.device("cpu"), False
+        self.device = torch.device("cpu")
         self.is_finished = self.has_ended = False
         self._hardware, self._optim, self._logger = hardware, optim, logger
-        self._data_wait = 0.0
-        self.wait_for_checkpoint: Callable[[], Any] = lambda: None  # the saver sets it
         self._log: RunLog | None = None
         self.stop = StopRequest()
         self.ranks = join(hardware["world_size"] if "world_size" in hardware.model_fields_set else None)
@@ -78,6 +76,7 @@ class Session:
         except BaseException as error:
             self._fail(error, self.ranks.leave)
             raise
+        self.checkpoints = CheckpointStore(self.folder.path / "checkpoints", logger["checkpoint_keep"])
 
     # Setting up -------------------------------------------------------------------------------------------------------
 
@@ -154,7 +153,6 @@ class Session:
         hardware["precision"] = resolve_precision(hardware["precision"], self.device)
         if hardware["deterministic"]:
             use_deterministic(self.device)
-        self._must_move = self.device.type != "cpu" or hardware["channels_last"]
         optim = self._optim
         self.precision = Precision(
             hardware["precision"], self.device, optim["grad_max_norm"], optim["nonfinite"] == "skip"
@@ -199,7 +197,7 @@ class Session:
             Objects with a method `close`, which is called at the end, before the status is written.
         """
         folder, status = self.folder, "failed"
-        self.ranks.on_lost = lambda: self.write_status("failed")
+        self.ranks.on_lost = self._lost
         self.stop = StopRequest(self._hardware["time_limit"])
         try:
             self._log = RunLog(
@@ -235,6 +233,13 @@ class Session:
         finally:
             self.has_ended = not self.is_finished
             self._end(status, parts)
+
+    def _lost(self) -> None:
+        """Write out what is buffered: the process ends at once, because another one is gone."""
+        if self._log:
+            with suppress(OSError):
+                self._log.position()
+        self.write_status("failed")
 
     def _end(self, status: str, parts: Iterable[Any]) -> None:
         """Close everything, the last first; each although another one failed."""
@@ -283,7 +288,7 @@ class Session:
         """
         if request:
             log.warning("Stopping %s because of %s.", where, self.stop.reason(request))
-            self.wait_for_checkpoint()  # the handler of submitit may end the job at once
+            self.checkpoints.wait()  # the handler of submitit may end the job at once
             self.stop.end_run(request)
 
     def seeded_hook(self, hook: Callable[[], None]) -> None:
@@ -307,90 +312,3 @@ class Session:
                 f"{describe_batch(batch)}."
             )
             raise
-
-    # Its batches ------------------------------------------------------------------------------------------------------
-
-    def training_batches(self, loader: Any, num_batches: int, group: int) -> Iterator[tuple[int, Any, Any]]:
-        """Yield (place in the epoch, sample indices, batch on the device) for each batch that the epoch has left.
-
-        Parameters
-        ----------
-        loader
-            The training set's. Its `batches(epoch, start)` yields (sample indices, batch).
-        num_batches
-            Mini-batches per epoch.
-        group
-            Mini-batches per optimizer step. A signal interrupts the wait for the first of them.
-
-        Raises
-        ------
-        DataError
-            The epoch has no batch.
-        """
-        progress, stop, clock, console = self.progress, self.stop, time.perf_counter, self.log.console
-        begin, size = progress.batches, self.ranks.size
-        console.begin_epoch(progress.epoch, num_batches, begin)
-        may_be_interrupted = self.ranks.can_drop_a_wait and not loader.is_stream
-        batches = loader.batches(progress.epoch, begin)
-        for batch_idx in range(begin, num_batches):
-            asked = clock()
-            stop.is_idle = may_be_interrupted and batch_idx % group == 0
-            found = next(batches, None)
-            stop.is_idle = False
-            if loader.is_stream and self.ranks.any(found is None):
-                found = None  # the epoch ends for all processes if it ends for one
-            if found is None:
-                if batch_idx > 0:
-                    return
-                raise DataError(
-                    f"data.train gave no batch in epoch {progress.epoch}. A source that can be read only once, such as "
-                    "a generator, makes no further epoch."
-                )
-            indices, batch = found
-            now = clock()
-            self._data_wait += now - asked
-            if now >= console.due:
-                console.show(batch_idx, count_images(indices, batch) * size)
-            yield batch_idx, indices, self.on_device(batch)
-
-    def evaluation_batches(self, loader: Any) -> Iterator[tuple[Any, Any]]:
-        """Yield (sample indices, batch on the device) for each batch of this process's share of a set.
-
-        Other processes may have more batches, so this one waits for them at the end. A request to stop ends the run
-        without a save, because the checkpoint from before the evaluation is enough.
-        """
-        batches, stop = loader.batches(0), self.stop
-        while True:
-            stop.is_idle = self.ranks.can_drop_a_wait
-            try:
-                found = next(batches, None)
-            except StopWaiting:
-                found = None
-            stop.is_idle = False
-            has_more, request = self.ranks.largest(found is not None, stop.request)
-            self.end_when_asked(request, "in the evaluation")
-            if found is not None:
-                yield found[0], self.on_device(found[1])
-            elif not has_more:
-                return
-
-    def shown_batches(self, loader: Any) -> Iterator[tuple[int, Any, Any]]:
-        """Yield (place in the set, sample indices, batch on the device) for each batch of an evaluation set.
-
-        Before each batch, the default generators are seeded and the progress is shown if due.
-        """
-        console, seed, rank, size = self.log.console, self._hardware["seed"], self.ranks.rank, self.ranks.size
-        for batch_idx, (indices, batch) in enumerate(self.evaluation_batches(loader)):
-            seed_generators(seed, Stream.EVAL, batch_idx, rank)
-            if time.perf_counter() >= console.due:
-                console.show(batch_idx, count_images(indices, batch) * size)
-            yield batch_idx, indices, batch
-
-    def on_device(self, batch: Any) -> Any:
-        """Return a batch on the run's device, in the configured memory format."""
-        return to_device(batch, self.device, self._hardware["channels_last"]) if self._must_move else batch
-
-    def take_data_wait(self) -> float:
-        """Return the seconds that training waited for data since the last call."""
-        waited, self._data_wait = self._data_wait, 0.0
-        return waited

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 _MASK = (1 << 64) - 1
+FIRST_STATE = 0x243F6A8885A308D3  # what `derive_seed` mixes its first key into
 
 
 class Stream(IntEnum):
@@ -31,7 +32,7 @@ def derive_seed(*keys: int) -> int:
     A chain of SplitMix64 finalisers (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
     OOPSLA 2014), one per key. Keys that differ in one bit give unrelated seeds.
     """
-    state = 0x243F6A8885A308D3
+    state = FIRST_STATE
     for key in keys:
         state = ((state ^ key) + 0x9E3779B97F4A7C15) & _MASK
         state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK

@@ -1,0 +1,116 @@
+"""The batches of a run: read, moved to the device, and shown on the console."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from ..exceptions import DataError
+from ..runtime.device import count_images, to_device
+from ..runtime.preemption import StopWaiting
+from ..runtime.seeding import Stream, seed_generators
+from .session import Session
+
+
+class Feed:
+    """Reads the batches of the run's sets, and measures how long training waits for them.
+
+    Parameters
+    ----------
+    run
+        The session, with its device.
+    hardware
+        The run's `HardwareConfig`, with the seed in use.
+    """
+
+    def __init__(self, run: Session, hardware: Any):
+        self._run, self._seed, self._channels_last = run, hardware["seed"], hardware["channels_last"]
+        self._must_move = run.device.type != "cpu" or hardware["channels_last"]
+        self._data_wait = 0.0
+
+    def training(self, loader: Any, num_batches: int, group: int) -> Iterator[tuple[int, Any, Any]]:
+        """Yield (place in the epoch, sample indices, batch on the device) for each batch that the epoch has left.
+
+        Parameters
+        ----------
+        loader
+            The training set's. Its `batches(epoch, start)` yields (sample indices, batch).
+        num_batches
+            Mini-batches per epoch.
+        group
+            Mini-batches per optimizer step. A signal interrupts the wait for the first of them.
+
+        Raises
+        ------
+        DataError
+            The epoch has no batch.
+        """
+        run, clock = self._run, time.perf_counter
+        progress, stop, ranks, console = run.progress, run.stop, run.ranks, run.log.console
+        begin, size = progress.batches, ranks.size
+        console.begin_epoch(progress.epoch, num_batches, begin)
+        may_be_interrupted = ranks.can_drop_a_wait and not loader.is_stream
+        batches = loader.batches(progress.epoch, begin)
+        for batch_idx in range(begin, num_batches):
+            asked = clock()
+            stop.is_idle = may_be_interrupted and batch_idx % group == 0
+            found = next(batches, None)
+            stop.is_idle = False
+            if loader.is_stream and ranks.any(found is None):
+                found = None  # the epoch ends for all processes if it ends for one
+            if found is None:
+                if batch_idx > 0:
+                    return
+                raise DataError(
+                    f"data.train gave no batch in epoch {progress.epoch}. A source that can be read only once, such as "
+                    "a generator, makes no further epoch."
+                )
+            indices, batch = found
+            now = clock()
+            self._data_wait += now - asked
+            if now >= console.due:
+                console.show(batch_idx, count_images(indices, batch) * size)
+            yield batch_idx, indices, self.on_device(batch)
+
+    def evaluation(self, loader: Any) -> Iterator[tuple[Any, Any]]:
+        """Yield (sample indices, batch on the device) for each batch of this process's share of a set.
+
+        Other processes may have more batches, so this one waits for them at the end. A request to stop ends the run
+        without a save, because the checkpoint from before the evaluation is enough.
+        """
+        run, stop, batches = self._run, self._run.stop, loader.batches(0)
+        while True:
+            stop.is_idle = run.ranks.can_drop_a_wait
+            try:
+                found = next(batches, None)
+            except StopWaiting:
+                found = None
+            stop.is_idle = False
+            has_more, request = run.ranks.largest(found is not None, stop.request)
+            run.end_when_asked(request, "in the evaluation")
+            if found is not None:
+                yield found[0], self.on_device(found[1])
+            elif not has_more:
+                return
+
+    def shown(self, loader: Any) -> Iterator[tuple[int, Any, Any]]:
+        """Yield (place in the set, sample indices, batch on the device) for each batch of an evaluation set.
+
+        Before each batch, the default generators are seeded and the progress is shown if due.
+        """
+        console, ranks = self._run.log.console, self._run.ranks
+        for batch_idx, (indices, batch) in enumerate(self.evaluation(loader)):
+            seed_generators(self._seed, Stream.EVAL, batch_idx, ranks.rank)
+            if time.perf_counter() >= console.due:
+                console.show(batch_idx, count_images(indices, batch) * ranks.size)
+            yield batch_idx, indices, batch
+
+    def on_device(self, batch: Any) -> Any:
+        """Return a batch on the run's device, in the configured memory format."""
+        return to_device(batch, self._run.device, self._channels_last) if self._must_move else batch
+
+    def take_data_wait(self) -> float:
+        """Return the seconds that training waited for data since the last call."""
+        waited, self._data_wait = self._data_wait, 0.0
+        return waited
