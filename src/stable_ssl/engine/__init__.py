@@ -9,9 +9,10 @@ from .building import Builder
 from .evaluation import Evaluation
 from .feeding import Feed
 from .monitoring import Monitors
+from .parts import Model, Part
 from .progress import Progress
 from .recording import Recorder
-from .saving import Model, Part, Saver
+from .saving import Saver
 from .session import Session
 from .stepping import Stepper
 

@@ -13,8 +13,8 @@ from torch import nn
 
 from ..config import build
 from ..loggers.metrics import require_methods
+from .parts import Part
 from .recording import Recorder
-from .saving import Part
 
 
 class Monitors:
