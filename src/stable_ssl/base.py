@@ -260,12 +260,11 @@ class BaseTrainer(nn.Module):
             self._feed = feed = engine.Feed(run, self.hardware)
             self._recorder = engine.Recorder(run, feed, self.logger["log_every_step"])
             self.logger["metric"] = build.metrics(self.logger["metric"], self.eval_sets)
-            self._evaluation = engine.Evaluation(run, self._recorder, feed, self.logger["metric"], self.optim["epochs"])
             self._monitors = engine.Monitors(self.logger["monitor"], self._recorder)
             self.logger["monitor"] = self._monitors.built
             self._monitors.check(self)
-            for part in self._monitors.parts():
-                saver.add(part)
+            self._evaluation = engine.Evaluation(run, self._recorder, feed, self.logger, self.optim["epochs"], saver)
+            saver.add_all([*self._monitors.parts(), *self._evaluation.parts()])
             if "train" in self.data:
                 train, optim = self.data["train"], self.optim
                 build.optimization(optim, self.optimized_modules(), train)
@@ -292,7 +291,7 @@ class BaseTrainer(nn.Module):
         if not self._run.may_begin():
             return
         parts = [*(self.data[name] for name in data_sets(self.data)), self._saver]
-        with self._run.running(self.get_config(), self._saver.log_position, parts):
+        with self._run.running(self.get_config(), self._saver.log_position, parts, self._saver.stop):
             if "train" not in self.data:
                 self._evaluate()
                 return
@@ -316,8 +315,8 @@ class BaseTrainer(nn.Module):
                     self._steps.drop_group()
                 except StopWaiting:
                     saver.at_boundary(False)  # does not return: there is a request to stop
-                run.seeded_hook(self.after_fit_epoch)
-                self._steps.end_epoch(self)
+                with self._steps.ending_epoch(self):
+                    run.seeded_hook(self.after_fit_epoch)
                 saver.at_boundary(saver.is_due_after_epoch())
             # The last epoch's evaluation is left to `after_fit`.
             number, every = progress.epoch + 1, self.logger["eval_every_epoch"]
@@ -366,14 +365,13 @@ class BaseTrainer(nn.Module):
             vars(self)["stepped"] = True
             steps.count()
             self._monitors.after_step(self)
-        end: BreakEpoch | None = None
+        progress.batches, end = self.batch_idx + 1, None
         try:
             self._run.ranks.hook(self.after_fit_step)
         except BreakStep:
             pass  # nothing is left of the step
         except BreakEpoch as request:
-            end = request
-        progress.batches = steps.num_batches if end else self.batch_idx + 1
+            progress.batches, end = steps.num_batches, request
         if steps.ends_group:
             steps.write_log()
             self._saver.at_boundary(self._saver.is_due())
@@ -394,7 +392,9 @@ class BaseTrainer(nn.Module):
                         self.before_eval_step()
                         self._eval_step(name_loader)
                         self.after_eval_step()
+        self._evaluation.judge()
         self._run.seeded_hook(self.after_eval)
+        self._evaluation.stop_if_stale()
 
     def _eval_step(self, name_loader: str) -> None:
         """Give `predict()` and the labels to the metrics of the set, and let its monitors look."""

@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from .exceptions import nearest
 from .fields import (
+    Best,
     BySet,
     Count,
     CountOrZero,
@@ -184,6 +185,24 @@ class OptimConfig(_Config):
     nonfinite: Literal["raise", "skip"] = "raise"
 
 
+class BestConfig(_Config):
+    """The value by which the evaluations of a run are compared.
+
+    Parameters
+    ----------
+    metric
+        "<set>/<name>", as in `metrics.jsonl`.
+    mode
+        "max" or "min": the better values. None: the metric itself says it, as those of torchmetrics do.
+    patience
+        Number of evaluations in a row without a better value after which training stops. None: it does not.
+    """
+
+    metric: str
+    mode: Literal["max", "min"] | None = None
+    patience: Count | None = None
+
+
 class LoggerConfig(_Config):
     """What a run watches, logs and saves, and how often.
 
@@ -197,6 +216,9 @@ class LoggerConfig(_Config):
         `{data set: {name: Monitor}}`.
     eval_every_epoch
         Epochs from one evaluation to the next; there is one at the end too. 0 or None: only at the end.
+    best
+        Keep the weights of the best evaluation as `weights/best.safetensors`, and end training if no better one comes:
+        a `BestConfig`.
     log_every_step
         Optimizer steps from one record of training values to the next.
     checkpoint_every_minutes, checkpoint_every_step
@@ -221,6 +243,7 @@ class LoggerConfig(_Config):
     metric: BySet = {}
     monitor: BySet = {}
     eval_every_epoch: CountOrZero | None = 1
+    best: Best = None
     log_every_step: Count = 1
     checkpoint_every_minutes: Positive = 10
     checkpoint_every_step: Count | None = None
@@ -268,9 +291,13 @@ def parse_config(cls: type[_Config], values: Any, path: str, problems: list[str]
         # Pydantic reports each type of a union that did not fit; one sentence per key is enough.
         by_key = {item["loc"][0]: item for item in reversed(error.errors())}
         problems += [_sentence(cls, path, values, by_key[key]) for key in values if key in by_key]
+        problems += [f"{path}.{key}: missing." for key, item in by_key.items() if item["type"] == "missing"]
         return None
     if isinstance(config, OptimConfig):
         _check_groups(config.groups, f"{path}.groups", problems)
+    if isinstance(config, LoggerConfig) and config.best is not None:
+        best = parse_config(BestConfig, config.best, f"{path}.best", problems)
+        config.best = best and best.model_dump()
     return config
 
 

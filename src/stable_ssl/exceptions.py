@@ -6,7 +6,10 @@ from collections.abc import Iterable
 
 
 class BreakAllEpochs(Exception):
-    """Raise it in a hook to end training: logs are closed, the last checkpoint stands, `after_fit` is skipped."""
+    """Raise it in a hook to end training: the state and the final weights are saved, and `after_fit` is skipped.
+
+    The run counts as stopped. If it is started again, it does nothing, unless `optim.epochs` is larger than before.
+    """
 
 
 class BreakEpoch(Exception):

@@ -83,4 +83,5 @@ Wandb = Annotated[
     Field(description=f"true, false, null or a dict with any of the keys {', '.join(WANDB_KEYS)}"),
 ]
 Groups = Annotated[dict[str, Any], Field(description="a dict with modules, or patterns of parameter names, as keys")]
+Best = Annotated[dict[str, Any] | None, Field(description="a dict with the key metric, and perhaps mode and patience")]
 BySet = Annotated[dict[str, Any], Field(description="a dict with the names of data sets as keys")]

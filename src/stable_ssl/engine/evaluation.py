@@ -10,8 +10,11 @@ from torch import Tensor, nn
 
 from ..data import length_of
 from ..runtime.device import describe_batch
+from .best import Best
 from .feeding import Feed
+from .parts import Part
 from .recording import Recorder
+from .saving import Saver
 from .session import Session
 
 
@@ -36,17 +39,37 @@ class Evaluation:
         The session, and where results are logged.
     feed
         The batches of the sets.
-    metrics
-        `{set: {name: metric}}`.
+    options
+        The run's `LoggerConfig`, with metrics and monitors built.
     num_epochs
         Epochs of the run. An evaluation after the last epoch is recorded under the number of that epoch.
+    saver
+        Writes the weights of the best evaluation.
     """
 
-    def __init__(
-        self, run: Session, recorder: Recorder, feed: Feed, metrics: Mapping[str, Mapping[str, Any]], num_epochs: int
-    ):
-        self._run, self._recorder, self._feed, self._metrics = run, recorder, feed, metrics
-        self._num_epochs = num_epochs
+    def __init__(self, run: Session, recorder: Recorder, feed: Feed, options: Any, num_epochs: int, saver: Saver):
+        self._run, self._recorder, self._feed, self._num_epochs = run, recorder, feed, num_epochs
+        self._metrics: Mapping[str, Mapping[str, Any]] = options["metric"]
+        self._best: Best | None = None
+        if options["best"]:
+            monitors = options["monitor"]
+            watched = {name: {**metrics, **monitors.get(name, {})} for name, metrics in self._metrics.items()}
+            self._best = Best(options["best"], watched, run.progress, num_epochs, saver)
+
+    def parts(self) -> Iterator[Part]:
+        """Yield the record of the best evaluation as a part of a checkpoint."""
+        if self._best:
+            yield Part("best", self._best, is_shared=True, is_optional=True)
+
+    def judge(self) -> None:
+        """Compare the evaluation of all sets with the best one, and keep the weights if it is better."""
+        if self._best:
+            self._best.judge(self._recorder.results)
+
+    def stop_if_stale(self) -> None:
+        """End training if it gets no better, as `logger.best` says."""
+        if self._best:
+            self._best.stop_if_stale()
 
     @contextmanager
     def over(

@@ -31,10 +31,13 @@ class Recorder:
     ----------
     is_logging
         Whether logged values are kept now: true at logging steps and during an evaluation.
+    results
+        The values of the newest evaluation of each set, by "<set>/<name>".
     """
 
     def __init__(self, run: Session, feed: Feed, every: int):
         self.is_logging = False
+        self.results: dict[str, float] = {}
         self._run, self._feed, self._every = run, feed, every
         self._set_name, self._collected = "train", Collector()
 
@@ -88,5 +91,6 @@ class Recorder:
         finally:
             self.is_logging, self._set_name = False, "train"
         console.end_evaluation(results)
+        self.results.update(results)
         if results:
             self._run.log.write({"global_step": self._run.progress.global_step, "epoch": epoch, **results})

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..exceptions import CheckpointError, ConfigError, NanError
 from ..runtime.environment import environment, environment_changes
 from ..runtime.precision import all_finite, learned_values
-from ..runtime.weights import save_weights
+from ..runtime.weights import read_header, save_weights
 from .parts import DataFacts, Model, Part
 from .session import Session
 from .stepping import Stepper
@@ -68,7 +68,7 @@ class Saver:
         self._parts: dict[str, Part] = {}
         self._unclaimed: dict[str, Any] = {}  # restored states whose parts have not been added yet
         self._data_facts: DataFacts | None = None
-        self._check_losses: Callable[[], None] = lambda: None
+        self._steps: Stepper | None = None
         self._saved: dict[str, Any] | None = None
         self._last_save = time.monotonic()
 
@@ -90,6 +90,11 @@ class Saver:
         self._parts[part.name] = part
         if part.name in self._unclaimed:
             part.object.load_state_dict(self._unclaimed.pop(part.name))
+
+    def add_all(self, parts: Iterable[Part]) -> None:
+        """Save several objects with each checkpoint."""
+        for part in parts:
+            self.add(part)
 
     def register(self, objects: Iterable[tuple[str, Any]]) -> None:
         """Make the objects that a trainer registered, with their names, part of each checkpoint."""
@@ -120,7 +125,7 @@ class Saver:
         batch_size, views = getattr(loader, "batch_size", None), getattr(loader, "views", None)
         whole = batch_size and batch_size * self._ranks.size
         self._data_facts = DataFacts(steps.num_batches, whole, views and repr(views))
-        self._check_losses = steps.check_losses
+        self._steps = steps
 
     # When -------------------------------------------------------------------------------------------------------------
 
@@ -175,7 +180,8 @@ class Saver:
         self._saved = progress
 
     def _check_finite(self) -> None:
-        self._check_losses()
+        if self._steps:
+            self._steps.check_losses()
         learned = [value for module in self._learned().values() for value in learned_values(module)]
         if self._ranks.any(not all_finite(learned)):
             raise NanError(
@@ -220,7 +226,7 @@ class Saver:
         Parameters
         ----------
         num_epochs
-            `optim.epochs`. A finished run goes on if it is larger than before.
+            `optim.epochs`. A finished or stopped run goes on if it is larger than before.
 
         Raises
         ------
@@ -237,12 +243,12 @@ class Saver:
         if self._data_facts and (changes := self._data_facts.changes(meta.get("data") or {})):
             raise ConfigError([f"'{path}' is of a run with other data; nothing was done.", *changes])
         self._compare_world(meta, state)
-        self._load(path, state)
         self._progress.go_to(state["progress"])
+        self._load(path, state)
         self.log_position, self._saved = state["log_position"], state["progress"]
         status = self._ranks.from_main(lambda: self._run.folder.status)
-        if status.get("status") == "finished" and status["progress"] == state["progress"]:
-            self._run.is_finished = self._progress.epoch >= num_epochs
+        if status.get("status") in ("finished", "stopped") and status["progress"] == state["progress"]:
+            self._run.is_finished = num_epochs <= status.get("epochs", self._progress.epoch)
             self.log_position = None
         if not self._run.is_finished:
             log.info("Going on from '%s': step %d, epoch %d.", path, self._progress.global_step, self._progress.epoch)
@@ -289,7 +295,7 @@ class Saver:
         every, number = self._options["checkpoint_frequency"], self._progress.epoch + 1
         is_kept = bool(every) and number % every == 0
         if is_kept:
-            self._save_weights(f"epoch_{number:04d}")
+            self.save_weights(f"epoch_{number:04d}")
         self._progress.end_epoch()
         if is_kept and not self._options["checkpoint_model_only"]:
             self.save(kept=True)
@@ -299,10 +305,23 @@ class Saver:
         """Save the final state, and the final weights if `save_final_model` is set."""
         self.save()
         if name := self._options["save_final_model"]:
-            self._save_weights(name if isinstance(name, str) else "final")
+            self.save_weights(name if isinstance(name, str) else "final")
 
-    def _save_weights(self, name: str) -> None:
-        """Write the weights of all modules to `weights/<name>.safetensors`."""
+    def stop(self) -> None:
+        """End the run before its last epoch: save the state of the last optimizer step, and the final weights.
+
+        A run that goes on later begins behind what it has done: with the next group of mini-batches, or with the next
+        epoch if this one's training is over.
+        """
+        if self._steps is None:
+            return
+        self._steps.break_off()
+        if self._progress.phase == "evaluate":
+            self.end_epoch()
+        self.finish()
+
+    def save_weights(self, name: str, **facts: Any) -> None:
+        """Write the weights of all modules to `weights/<name>.safetensors`, with further facts in its header."""
         if not self._ranks.is_main:
             return
         tensors = {
@@ -314,8 +333,15 @@ class Saver:
             "module": self._config()["trainer"].get("module"),
             "global_step": self._progress.global_step,
             "epoch": self._progress.epoch,
+            **facts,
         }
         save_weights(self._run.folder.path / "weights" / f"{name}.safetensors", tensors, header)
+
+    def header_of(self, name: str) -> dict[str, Any]:
+        """Return the header of the weights of this name, or an empty dict if there are none."""
+        path = self._run.folder.path / "weights" / f"{name}.safetensors"
+        header: dict[str, Any] = self._ranks.from_main(lambda: read_header(path))
+        return header
 
     def close(self) -> None:
         """Wait until the checkpoint that is being written is on disk."""

@@ -55,7 +55,8 @@ class Session:
     stop
         The signals and the time limit that ask the run to stop. Exists while the run lasts.
     is_finished, has_ended
-        Whether the run did all its epochs, or ended early. In both cases this trainer can't launch it again.
+        Whether the run did all its epochs or was stopped by `BreakAllEpochs`, or ended in another way. In both cases
+        this trainer can't launch it again.
     """
 
     precision: Precision
@@ -179,12 +180,17 @@ class Session:
             )
         if self.is_finished:
             with self.console():
-                log.info("The run in '%s' is finished; a larger optim.epochs would go on with it.", self.folder.path)
+                status, step = self.folder.status.get("status", "finished"), self.progress.global_step
+                log.info(
+                    "The run in '%s' is %s at step %d; a larger optim.epochs goes on.", self.folder.path, status, step
+                )
             self.let_go()
         return not self.is_finished
 
     @contextmanager
-    def running(self, config: dict[str, Any], log_position: int | None, parts: Iterable[Any]) -> Iterator[None]:
+    def running(
+        self, config: dict[str, Any], log_position: int | None, parts: Iterable[Any], on_stop: Callable[[], None]
+    ) -> Iterator[None]:
         """Open the logs and listen for signals during the `with` block. Then close the logs and write the final status.
 
         Parameters
@@ -195,6 +201,8 @@ class Session:
             Length in bytes to which `metrics.jsonl` is cut back. None: it is not cut.
         parts
             Objects with a method `close`, which is called at the end, before the status is written.
+        on_stop
+            Saves the state after `BreakAllEpochs`.
         """
         folder, status = self.folder, "failed"
         self.ranks.on_lost = self._lost
@@ -218,9 +226,10 @@ class Session:
                     status = "finished"
                 except BreakAllEpochs as request:
                     self.ranks.broke_off(request)
+                    on_stop()
                     status = "stopped"
                     log.info("Training was stopped at step %d. %s", self.progress.global_step, request)
-            self.is_finished = status == "finished"
+            self.is_finished = True
         except BaseException as error:
             if isinstance(error, Preempted | KeyboardInterrupt):
                 status = "preempted"
@@ -274,7 +283,7 @@ class Session:
 
     def write_status(self, status: str) -> None:
         """Write `status.json`: running, preempted, failed, stopped or finished."""
-        self.folder.write_status(status, self.progress.as_dict())
+        self.folder.write_status(status, self.progress.as_dict(), self._optim["epochs"])
 
     def end_when_asked(self, request: int, where: str) -> None:
         """End the run if it is asked to, after the newest checkpoint is on disk.

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..exceptions import BreakEpoch, BreakStep, NanError
+from ..exceptions import BreakAllEpochs, BreakEpoch, BreakStep, NanError
 from ..runtime.device import describe_batch
 from ..runtime.precision import FiniteWatch, multiply_gradients, running_statistics
 from ..runtime.seeding import Stream, derive_seed, seed_generators_in_turn
@@ -73,6 +73,7 @@ class Stepper:
         self._seed = derive_seed(seed, Stream.STEP, run.ranks.rank)
         self._losses = FiniteWatch()
         self.ends_group = True
+        self._group_start: int | None = None  # None between two groups
         self._group_size, self._num_backward, self._is_bad = 1, 0, False
         if self._skips_nonfinite or self._precision.scaler:
             why = "fp16" if self._precision.scaler else "optim.nonfinite=skip"
@@ -90,6 +91,7 @@ class Stepper:
         place = batch_idx % self.accumulation
         if place == 0:
             self._recorder.begin_step()
+            self._group_start = batch_idx
             self._group_size = min(self.accumulation, self.num_batches - batch_idx)
         self.ends_group = place + 1 == self._group_size
         seed_generators_in_turn(self._seed, self._progress.global_step * self.accumulation + place)
@@ -99,6 +101,7 @@ class Stepper:
     def count(self) -> None:
         """Count an optimizer step, and update the teachers."""
         self._progress.global_step += 1
+        self._group_start = None
         self._call("update_teacher", (self._progress.global_step - 1) / self._total_steps)
 
     def _call(self, name: str, value: float) -> None:
@@ -215,24 +218,39 @@ class Stepper:
         self._clear()
         self._recorder.drop()
 
+    def break_off(self) -> None:
+        """Return to the last boundary: a group that is not complete begins anew if the run goes on."""
+        if self._group_start is not None:
+            self._progress.batches = self._group_start
+        self.drop_group()
+
     def write_log(self) -> None:
         """Write the training record, if this step is logged."""
         if self._recorder.is_logging:
             self.check_losses()
             self._recorder.write_step()
 
-    def end_epoch(self, trained: nn.Module) -> None:
-        """End an epoch's training: its evaluation is next.
+    @contextmanager
+    def ending_epoch(self, trained: nn.Module) -> Iterator[None]:
+        """End an epoch's training after the `with` block, also if the block raises `BreakAllEpochs`.
 
         Parameters
         ----------
         trained
             All modules. Their running statistics are averaged over the processes, so that all have the same model.
         """
+        stop: BreakAllEpochs | None = None
+        try:
+            yield
+        except BreakAllEpochs as request:
+            stop = request
         self._run.log.console.end_epoch(self._progress.batches)
         self.check_losses()
         self._progress.end_training()
+        self._group_start = None
         self._ranks.average(list(running_statistics(trained)))
+        if stop:
+            raise stop
 
     def check_losses(self) -> None:
         """Check the losses since the last call. This waits for the device.

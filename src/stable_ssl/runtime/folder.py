@@ -108,7 +108,7 @@ class RunFolder:
         content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
         return content
 
-    def write_status(self, status: str, progress: dict[str, Any]) -> None:
+    def write_status(self, status: str, progress: dict[str, Any], epochs: int) -> None:
         """Write `status.json`.
 
         Parameters
@@ -117,6 +117,8 @@ class RunFolder:
             "running", "preempted", "failed", "stopped" or "finished".
         progress
             How far the run is.
+        epochs
+            The number of epochs that the run was to have. A finished or stopped run goes on if it gets more.
         """
         if self._lock is None:
             return
@@ -124,6 +126,7 @@ class RunFolder:
             "format": 1,
             "status": status,
             "progress": progress,
+            "epochs": epochs,
             "time": round(time.time(), 3),
             "pid": os.getpid(),
         }

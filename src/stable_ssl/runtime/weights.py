@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -33,6 +34,17 @@ def save_weights(path: Path, tensors: dict[str, Tensor], header: dict) -> None:
     with open(part, "rb") as file:
         os.fsync(file.fileno())
     os.replace(part, path)
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Return the header of a file that `save_weights` wrote, or an empty dict if there is no such file."""
+    from safetensors import safe_open
+
+    if not path.exists():
+        return {}
+    with safe_open(path, "pt") as file:
+        header: dict[str, Any] = json.loads((file.metadata() or {}).get("stable_ssl", "{}"))
+    return header
 
 
 def find_weights(source: str | Path) -> Path:
