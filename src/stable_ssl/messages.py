@@ -1,0 +1,144 @@
+"""The messages that users meet most, and what to do about each: the source of docs/troubleshooting.md.
+
+A test checks that the package prints each of them. "…" stands for what differs from case to case.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Message(NamedTuple):
+    """A message and its remedy.
+
+    Parameters
+    ----------
+    text
+        The text, or its beginning.
+    meaning
+        What has happened.
+    remedy
+        What to do.
+    """
+
+    text: str
+    meaning: str
+    remedy: str
+
+
+MESSAGES: dict[str, list[Message]] = {
+    "A run does not start": [
+        Message(
+            "…: unknown key (value …).…",
+            "A setting is misspelt, or stands in another section.",
+            "Use the key that the message suggests. The tables in the README list all keys.",
+        ),
+        Message(
+            "'…' holds a run with another configuration; nothing was done.",
+            "The folder has checkpoints of a run with other settings. The lines below it list the differences.",
+            "To go on with that run, undo the changes. To train with the changes, begin a branch of it, or choose "
+            "another `logger.dump_path`.",
+        ),
+        Message(
+            "'…' is of a run with other data; nothing was done.",
+            "The number of mini-batches per epoch, the batch size or the views are not those of the checkpoint.",
+            "Give the same data again, or begin a branch.",
+        ),
+        Message(
+            "hardware.world_size: …, but … started … process…",
+            "The launcher, such as torchrun or Slurm, started another number of processes than the configuration says.",
+            "Make the two agree, or leave `hardware.world_size` out.",
+        ),
+        Message(
+            "data.…: a data set (…) without a loader.",
+            "The trainer needs batches, but got single samples.",
+            "Wrap the data set in `stable_ssl.data.Loader(dataset, batch_size=…)`.",
+        ),
+        Message(
+            "data.train has no length: set optim.max_steps to the mini-batches that make an epoch.",
+            "A stream does not say where an epoch ends.",
+            "Set `optim.max_steps`.",
+        ),
+    ],
+    "A run ends early": [
+        Message(
+            "The loss of step … is ….",
+            "The loss is not a number, or infinite. No checkpoint holds a value that is not finite.",
+            "Begin a branch with a smaller rate, `optim.grad_max_norm`, or `optim.nonfinite=skip`.",
+        ),
+        Message(
+            "A weight or running statistic is not finite at step …",
+            "The last checkpoint was made before that step, and is good.",
+            "Begin a branch with a smaller rate or `optim.grad_max_norm`.",
+        ),
+        Message(
+            "data.…: … can't be read: …",
+            "A file is damaged or missing, or a transform failed. The message names the sample.",
+            "Mend or remove the file. If the number of samples changes, go on by a branch.",
+        ),
+        Message(
+            "data.…: a worker process died or hung while batches from the one of samples … on were read: …",
+            "A worker process was killed, often because memory ran out, or waits for ever.",
+            "Use fewer workers, or look for the message of the worker above.",
+        ),
+        Message(
+            "Stopping … because of ….",
+            "A signal or `hardware.time_limit` asked the run to stop. Its state is saved.",
+            "Start it again: it goes on from where it was.",
+        ),
+        Message(
+            "Training was stopped at step …. …",
+            "A hook raised `BreakAllEpochs`, or `logger.best.patience` ran out. State and final weights are saved.",
+            "Nothing needs to be done. A larger `optim.epochs` goes on.",
+        ),
+    ],
+    "A run goes on, with a warning": [
+        Message(
+            "No optimizer has …: only those of module and loss are trained.",
+            "Trainable parameters are attributes of the trainer itself, so nothing trains them.",
+            "Put the module into `module`, or train it by `side_optimizers()`.",
+        ),
+        Message(
+            "module.…: no gradient reaches it in the first step. Does compute_loss use it?",
+            "The loss does not depend on this module, or only through a detached tensor.",
+            "Use the module in `compute_loss`, or leave it out.",
+        ),
+        Message(
+            "Going on with … processes instead of …: the samples come in the same order, but results may differ in the "
+            "last bits, and what each process had of its own is lost.",
+            "Sums over processes are added in another order.",
+            "Nothing needs to be done. Use the same number of processes if the bits matter.",
+        ),
+        Message(
+            "… Results may differ in the last bits.",
+            "The software, the device or the number of threads is not that of the checkpoint.",
+            "Nothing needs to be done. Restore what the message names if the bits matter.",
+        ),
+        Message(
+            "data.…: skipping the first … batches; the same ones as before are not promised, since a … has no "
+            "state_dict.",
+            "A stream can't tell its place, so a resumed run reads and drops the batches that it had.",
+            "Give the stream `state_dict` and `load_state_dict`.",
+        ),
+        Message(
+            "No checkpoint of step …, since metrics.jsonl can't be written: …",
+            "The disk is full, or the folder can't be written.",
+            "Make room: the next checkpoint is tried as usual.",
+        ),
+        Message(
+            "logger.best: this evaluation has no value '…'; it has ….",
+            "No metric, monitor or hook logged the value that `logger.best.metric` names.",
+            "Correct the name: it is `<set>/<name>`, as in `metrics.jsonl`.",
+        ),
+    ],
+}
+
+
+def table() -> list[str]:
+    """Return the page as lines of Markdown: a section per group, with a table of messages, meanings and remedies."""
+    lines = []
+    for title, messages in MESSAGES.items():
+        lines += [f"## {title}", "", "| message | what it means | what to do |", "|---|---|---|"]
+        lines += [f"| `{message.text}` | {message.meaning} | {message.remedy} |" for message in messages]
+        lines.append("")
+    return lines[:-1]
