@@ -18,6 +18,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from toys import Toy, toy_dataset
 
 from stable_ssl import CheckpointError, ConfigError, Loader
+from stable_ssl.cli.resume import newest_unfinished
 from stable_ssl.loggers.summary import Summary
 from stable_ssl.runtime import status
 from stable_ssl.runtime.folder import RunFolder
@@ -310,3 +311,10 @@ def test_weights_of_an_epoch_that_do_not_fit_do_not_end_the_run(make_toy, small_
     trainer()
     assert raw(trainer.folder)["status"] == "finished"
     assert [path.name for path in (trainer.folder / "weights").iterdir()] == ["epoch_0002.safetensors"]
+
+
+def test_resume_passes_over_a_status_that_can_not_be_read(tmp_path):
+    for name, content in (("whole", '{"status": "preempted", "time": 1.0}'), ("cut", '{"status": "pree')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "status.json").write_text(content)
+    assert newest_unfinished(tmp_path) == tmp_path / "whole"
