@@ -36,6 +36,7 @@ _HOME = {
     "OptimConfig": "config",
     "LoggerConfig": "config",
     "instanciate_config": "instantiate",
+    "load": "api",
     "Loader": "data",
     "BreakAllEpochs": "exceptions",
     "BreakEpoch": "exceptions",

@@ -45,6 +45,16 @@ MESSAGES: dict[str, list[Message]] = {
             "Give the same data again, or begin a branch.",
         ),
         Message(
+            "logger.dump_path: another process is running in '…'. Wait for it, or choose another folder.",
+            "A run is going on in this folder, and its process holds the lock.",
+            "Look into `status.json` for its host and pid.",
+        ),
+        Message(
+            "logger.dump_path: another trainer of this process uses '…'.…",
+            "The script has set up two trainers with one folder, and the first one has not ended.",
+            "Launch the first trainer or delete it, or give the second one a folder of its own.",
+        ),
+        Message(
             "hardware.world_size: …, but … started … process…",
             "The launcher, such as torchrun or Slurm, started another number of processes than the configuration says.",
             "Make the two agree, or leave `hardware.world_size` out.",
@@ -80,6 +90,13 @@ MESSAGES: dict[str, list[Message]] = {
             "data.…: a worker process died or hung while batches from the one of samples … on were read: …",
             "A worker process was killed, often because memory ran out, or waits for ever.",
             "Use fewer workers, or look for the message of the worker above.",
+        ),
+        Message(
+            "… could not be written, as the errors above say. When the disk has room, start the run again: it does "
+            "only what is missing.",
+            "The run did all its epochs, but its last checkpoint or its final weights did not fit on the disk. What "
+            "was written before is whole.",
+            "Make room, and start it again.",
         ),
         Message(
             "Stopping … because of ….",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from ..compose import compose, importable
 from ..exceptions import ConfigError
+from ..runtime.status import read_status
 from .run import Run
 
 
@@ -30,7 +30,7 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
 def newest_unfinished(runs: Path) -> Path:
     """Return the folder of the unfinished run that was active last.
 
-    A run is unfinished if its status is running, preempted or failed.
+    A run is unfinished if its status is running, stale, preempted or failed.
 
     Raises
     ------
@@ -39,9 +39,9 @@ def newest_unfinished(runs: Path) -> Path:
     """
     found = []
     for path in runs.glob("*/status.json"):
-        status = json.loads(path.read_text())
-        if status["status"] not in ("finished", "stopped"):
-            found.append((status["time"], path.parent))
+        status = read_status(path.parent)
+        if status.get("status") not in (None, "finished", "stopped"):
+            found.append((status["heartbeat"], path.parent))
     if not found:
         raise ConfigError(f"resume: no unfinished run in '{runs}'; give a run's folder.")
     return max(found)[1]

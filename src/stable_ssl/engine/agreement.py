@@ -71,7 +71,7 @@ class Alone:
     size = 1
     is_main = True
     can_drop_a_wait = True  # a signal may interrupt the wait for a batch
-    on_lost: Callable[[], None] = staticmethod(lambda: None)
+    on_lost: Callable[[str], None] = staticmethod(lambda why: None)
 
     def introduce(self, device: torch.device) -> None:
         """Log the number of processes and their devices, if there are several."""

@@ -71,6 +71,8 @@ class Saver:
         self._steps: Stepper | None = None
         self._saved: dict[str, Any] | None = None
         self._last_save = time.monotonic()
+        self._is_over = False
+        self._unwritten: list[str] = []  # final weights that are lost
 
     def add(self, part: Part) -> None:
         """Save an object with each checkpoint. If a checkpoint was loaded before, restore the object now.
@@ -176,7 +178,7 @@ class Saver:
         self._ranks.add_shares(state, shared.union(name for name, _ in self._model.named_parameters()))
         if self._ranks.is_main:
             self._store.save(self._progress.global_step, state, self._facts(progress), kept)
-            self._run.write_status("running")
+            self._run.status.beat()
         self._saved = progress
 
     def _check_finite(self) -> None:
@@ -240,11 +242,13 @@ class Saver:
         if found is None:
             return
         path, state, meta = found
+        self._run.owns_folder = False  # until the checkpoint is known to be of this run
         if self._data_facts and (changes := self._data_facts.changes(meta.get("data") or {})):
             raise ConfigError([f"'{path}' is of a run with other data; nothing was done.", *changes])
         self._compare_world(meta, state)
         self._progress.go_to(state["progress"])
         self._load(path, state)
+        self._ranks.from_main(self._run.own_folder)
         self.log_position, self._saved = state["log_position"], state["progress"]
         status = self._ranks.from_main(lambda: self._run.folder.status)
         if status.get("status") in ("finished", "stopped") and status["progress"] == state["progress"]:
@@ -304,8 +308,10 @@ class Saver:
     def finish(self) -> None:
         """Save the final state, and the final weights if `save_final_model` is set."""
         self.save()
-        if name := self._options["save_final_model"]:
-            self.save_weights(name if isinstance(name, str) else "final")
+        self._is_over = True
+        name = self._options["save_final_model"]
+        if name and not self.save_weights(name if isinstance(name, str) else "final"):
+            self._unwritten = ["the final weights"]
 
     def stop(self) -> None:
         """End the run before its last epoch: save the state of the last optimizer step, and the final weights.
@@ -320,10 +326,16 @@ class Saver:
             self.end_epoch()
         self.finish()
 
-    def save_weights(self, name: str, **facts: Any) -> None:
-        """Write the weights of all modules to `weights/<name>.safetensors`, with further facts in its header."""
+    def save_weights(self, name: str, **facts: Any) -> bool:
+        """Write the weights of all modules to `weights/<name>.safetensors`, with further facts in its header.
+
+        Returns
+        -------
+        bool
+            Whether they are on disk. If not, an error is logged.
+        """
         if not self._ranks.is_main:
-            return
+            return True
         tensors = {
             key.removeprefix("module."): value
             for key, value in self._model.state_dict().items()
@@ -335,7 +347,13 @@ class Saver:
             "epoch": self._progress.epoch,
             **facts,
         }
-        save_weights(self._run.folder.path / "weights" / f"{name}.safetensors", tensors, header)
+        path = self._run.folder.path / "weights" / f"{name}.safetensors"
+        try:
+            save_weights(path, tensors, header)
+        except OSError as error:
+            log.error("'%s' could not be written: %s", path, error)
+            return False
+        return True
 
     def header_of(self, name: str) -> dict[str, Any]:
         """Return the header of the weights of this name, or an empty dict if there are none."""
@@ -344,5 +362,17 @@ class Saver:
         return header
 
     def close(self) -> None:
-        """Wait until the checkpoint that is being written is on disk."""
-        self._store.close()
+        """Wait until the checkpoint that is being written is on disk.
+
+        Raises
+        ------
+        CheckpointError
+            The run did all its epochs, but its last state or its final weights could not be written.
+        """
+        is_saved = self._store.close() and self._saved == self._progress.as_dict()
+        lost = [*self._unwritten, *([] if is_saved else ["the last checkpoint"])]
+        if lost and self._is_over and self._ranks.is_main:
+            raise CheckpointError(
+                f"{' and '.join(lost).capitalize()} could not be written, as the errors above say. When the disk has "
+                "room, start the run again: it does only what is missing."
+            )

@@ -22,6 +22,7 @@ from ..runtime.folder import RunFolder, config_differences
 from ..runtime.precision import Precision, resolve_precision
 from ..runtime.preemption import StopRequest
 from ..runtime.seeding import Stream, seed_generators
+from ..runtime.status import StatusFile
 from .agreement import join
 from .progress import Progress
 
@@ -48,6 +49,10 @@ class Session:
         The processes of the run: `Alone` or `Together`.
     folder, checkpoints
         The run's `RunFolder`, and the checkpoints in it.
+    status
+        The run's `status.json`.
+    owns_folder
+        Whether the folder is known to hold this run and no other one, so that a failed set-up may be noted there.
     device
         Where this process computes.
     precision
@@ -66,7 +71,7 @@ class Session:
     ):
         self.progress = progress
         self.device = torch.device("cpu")
-        self.is_finished = self.has_ended = False
+        self.is_finished = self.has_ended = self.owns_folder = False
         self._hardware, self._optim, self._logger = hardware, optim, logger
         self._log: RunLog | None = None
         self.stop = StopRequest()
@@ -77,19 +82,35 @@ class Session:
         except BaseException as error:
             self._fail(error, self.ranks.leave)
             raise
+        self.status = StatusFile(self.folder.path, self.ranks.is_main)
+        self.ranks.on_lost = self._lost
         self.checkpoints = CheckpointStore(self.folder.path / "checkpoints", logger["checkpoint_keep"])
 
     # Setting up -------------------------------------------------------------------------------------------------------
 
     @contextmanager
     def preparing(self) -> Iterator[None]:
-        """Show the messages of the `with` block, which sets up the run. An error in it ends the run on all ranks."""
-        try:
-            with self.console():
+        """Show the messages of the `with` block, which sets up the run. An error in it ends the run on all ranks.
+
+        The error is noted in `console.log` and `status.json`. A run that was finished or stopped stays so.
+        """
+        with self.console() as console:
+            try:
                 yield
-        except BaseException as error:
-            self._fail(error, self.let_go)
-            raise
+            except BaseException as error:
+                status, sentence = _outcome(error)
+                if self.owns_folder:
+                    console.write_to_file(f"The set-up failed: {sentence or type(error).__name__}")
+                self._end_set_up(status, sentence)
+                self._fail(error, self.let_go)
+                raise
+
+    def _end_set_up(self, status: str, sentence: str | None) -> None:
+        """Write the status of a set-up that failed, beside the progress of the run in the folder."""
+        earlier: dict[str, Any] = self.folder.status
+        if self.owns_folder and earlier.get("status") not in ("finished", "stopped"):
+            known: dict[str, Any] = {key: earlier[key] for key in ("progress", "epochs", "metrics") if key in earlier}
+            self.status.end(status, {**self._facts(), **known}, sentence)
 
     def _fail(self, error: BaseException, leave: Callable[[], None]) -> None:
         try:
@@ -112,8 +133,9 @@ class Session:
         def choose() -> int:
             if self._hardware["seed"] is not None:
                 return int(self._hardware["seed"])
-            earlier = None if is_new else self.folder.config
-            drawn = int(earlier["trainer"]["hardware"]["seed"] if earlier else secrets.randbits(31))
+            if not is_new and (earlier := self.folder.config):
+                return int(earlier["trainer"]["hardware"]["seed"])
+            drawn = secrets.randbits(31)
             log.info("hardware.seed is none: the run has seed %d.", drawn)
             return drawn
 
@@ -122,7 +144,7 @@ class Session:
         return seed
 
     def claim(self, config: dict[str, Any], is_new: bool) -> None:
-        """Write `config.yaml`, unless the folder holds a run with another configuration.
+        """Refuse a folder that holds a run with another configuration. In a new run, write `config.yaml`.
 
         Parameters
         ----------
@@ -141,10 +163,17 @@ class Session:
                 raise ConfigError(
                     [f"'{self.folder.path}' holds a run with another configuration; nothing was done.", *differences]
                 )
-            self.folder.write_config(config)
+            self._config, self.owns_folder = config, True
+            if is_new:
+                self.own_folder()
 
         self.ranks.from_main(write)
         self.ranks.compare(config["trainer"])
+
+    def own_folder(self) -> None:
+        """Write `config.yaml`: the folder is known to hold this run. Called on rank 0 only."""
+        self.folder.write_config(self._config)
+        self.owns_folder = True
 
     def take_device(self) -> torch.device:
         """Return the configured device, or the nearest that the machine has. Set the precision that it trains in."""
@@ -204,8 +233,7 @@ class Session:
         on_stop
             Saves the state after `BreakAllEpochs`.
         """
-        folder, status = self.folder, "failed"
-        self.ranks.on_lost = self._lost
+        folder, status, sentence = self.folder, "finished", None
         self.stop = StopRequest(self._hardware["time_limit"])
         try:
             self._log = RunLog(
@@ -217,52 +245,57 @@ class Session:
                 log_position,
                 self.ranks.rank,
             )
-            self.write_status("running")
+            self.status.begin(self._facts)
             if folder.is_chosen:
                 log.info("The run is in '%s'; start it again with logger.dump_path=%s to go on.", *[folder.path] * 2)
             with self.stop:
                 try:
                     yield
-                    status = "finished"
                 except BreakAllEpochs as request:
                     self.ranks.broke_off(request)
                     on_stop()
                     status = "stopped"
                     log.info("Training was stopped at step %d. %s", self.progress.global_step, request)
-            self.is_finished = True
         except BaseException as error:
-            if isinstance(error, Preempted | KeyboardInterrupt):
-                status = "preempted"
-            else:
-                step = self.progress.global_step
-                log.error("The run failed at step %d: %s: %s", step, type(error).__name__, error)
+            status, sentence = _outcome(error)
+            if status == "failed":
+                log.error("The run failed at step %d: %s", self.progress.global_step, sentence)
             if not self.stop.has_ended_run:
                 self.ranks.fail(error)
             raise
         finally:
-            self.has_ended = not self.is_finished
-            self._end(status, parts)
+            self._end(status, sentence, parts)
 
-    def _lost(self) -> None:
+    def _lost(self, why: str) -> None:
         """Write out what is buffered: the process ends at once, because another one is gone."""
         if self._log:
             with suppress(OSError):
                 self._log.position()
-        self.write_status("failed")
+            self.status.end("failed", self._facts(), why)
+        else:
+            self._end_set_up("failed", why)
 
-    def _end(self, status: str, parts: Iterable[Any]) -> None:
-        """Close everything, the last first; each although another one failed."""
+    def _end(self, status: str, sentence: str | None, parts: Iterable[Any]) -> None:
+        """Close everything, the last first; each although another one failed. A run whose end is lost has failed."""
         try:
             with ExitStack() as last:
-                last.callback(self._close_log, status)
-                last.callback(self.write_status, status)
+                if self._log and status in ("finished", "stopped"):
+                    last.callback(self._log.position)
                 for part in parts:
                     last.callback(part.close)
         except BaseException as error:
+            if status in ("finished", "stopped"):
+                status, sentence = _outcome(error)
+                log.error("The run failed at its end: %s", sentence)
             self.ranks.fail(error)
             raise
         finally:
-            self.let_go()
+            self.is_finished = status in ("finished", "stopped")
+            self.has_ended = not self.is_finished
+            with ExitStack() as last:
+                last.callback(self.let_go)
+                last.callback(self._close_log, status)
+                last.callback(self.status.end, status, self._facts(), sentence)
 
     def _close_log(self, status: str) -> None:
         if self._log:
@@ -281,9 +314,10 @@ class Session:
             self._log.position()  # writes out what is buffered
         return read_metrics(self.folder.path / "metrics.jsonl")
 
-    def write_status(self, status: str) -> None:
-        """Write `status.json`: running, preempted, failed, stopped or finished."""
-        self.folder.write_status(status, self.progress.as_dict(), self._optim["epochs"])
+    def _facts(self) -> dict[str, Any]:
+        """Return what `status.json` says of how far the run is. Its thread calls this too."""
+        run_log, facts = self._log, {"progress": self.progress.as_dict(), "epochs": self._optim["epochs"]}
+        return {**facts, "metrics": run_log.summary.values()} if run_log else facts
 
     def end_when_asked(self, request: int, where: str) -> None:
         """End the run if it is asked to, after the newest checkpoint is on disk.
@@ -321,3 +355,10 @@ class Session:
                 f"{describe_batch(batch)}."
             )
             raise
+
+
+def _outcome(error: BaseException) -> tuple[str, str | None]:
+    """Return the status of a run that an error ended, and the error in words; None if the run was asked to stop."""
+    if isinstance(error, Preempted | KeyboardInterrupt):
+        return "preempted", None
+    return "failed", f"{type(error).__name__}: {error}"

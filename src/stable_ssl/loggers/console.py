@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -49,7 +51,7 @@ class Console:
         self._num_epochs = num_epochs
         self._level = log.level
         self._propagate = log.propagate
-        to_file = logging.FileHandler(folder / (f"console_rank{rank}.log" if rank else "console.log"))
+        to_file = _File(folder / (f"console_rank{rank}.log" if rank else "console.log"))
         to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         to_screen = RichHandler(
             console=self._rich, show_path=False, show_time=False, markup=False, highlighter=None, keywords=[]
@@ -148,6 +150,10 @@ class Console:
         """Remember the newest logged values, so that `show` can show them."""
         self._newest.update(record)
 
+    def write_to_file(self, message: str) -> None:
+        """Write an error to the file only, whatever the level: it reaches the screen in another way."""
+        self._to_file.handle(log.makeRecord(log.name, logging.ERROR, "", 0, message, (), None))
+
     def close(self) -> None:
         """Restore the terminal and the logger to their state before this console."""
         self._hide()
@@ -196,6 +202,33 @@ class Console:
             left = self._total * (self._num_epochs - self._epoch) - self._done
             parts.append(f"{_clock(left / self._batches_per_second)} left")
         return "  ".join(part for part in parts if part)
+
+
+class _File(logging.FileHandler):
+    """A file of messages, which appears with the first one. A full disk costs messages, but ends nothing."""
+
+    _has_complained = False
+
+    def __init__(self, path: Path):
+        super().__init__(path, delay=True)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except OSError:
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._has_complained:
+            self._has_complained = True
+            print(f"'{self.baseFilename}' can't be written: {error}", file=sys.stderr)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 def _compact(values: dict[str, float]) -> str:

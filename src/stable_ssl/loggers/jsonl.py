@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,16 @@ class MetricsFile:
         return self._file.tell()
 
     def _write(self) -> None:
-        while self._pending:
-            del self._pending[: self._file.write(self._pending)]
+        begin, done = self._file.seek(0, os.SEEK_END), 0
+        try:
+            while done < len(self._pending):
+                done += self._file.write(self._pending[done:])
+        except OSError:
+            done = self._pending.rfind(b"\n", 0, done) + 1
+            self._file.truncate(begin + done)  # no half record stays
+            raise
+        finally:
+            del self._pending[:done]
 
     def cut_back(self, position: int) -> None:
         """Remove everything after the first `position` bytes, so that a resumed run writes those records anew.
@@ -75,7 +84,11 @@ class MetricsFile:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Return the records of a file, without a last line that was not written to its end."""
-    if not path.exists():
-        return []
-    whole, _, _ = path.read_text().rpartition("\n")
-    return [json.loads(line) for line in whole.splitlines()]
+    return list(iterate_metrics(path))
+
+
+def iterate_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records that `read_metrics` returns, one by one."""
+    if path.exists():
+        with open(path) as file:
+            yield from (json.loads(line) for line in file if line.endswith("\n"))

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from .console import Console
-from .jsonl import MetricsFile
+from .jsonl import MetricsFile, iterate_metrics
+from .summary import Summary
 from .tracking import Tracker, open_trackers
 
 log = logging.getLogger("stable_ssl")
@@ -21,7 +22,7 @@ class RunLog:
     folder
         The run's folder.
     options
-        A mapping with the keys `level`, `wandb` and `tensorboard` of the `logger` configuration.
+        A mapping with the keys `level`, `metric`, `wandb` and `tensorboard` of the `logger` configuration.
     num_epochs
         Number of epochs of the whole run.
     config
@@ -32,6 +33,11 @@ class RunLog:
         The length in bytes that `metrics.jsonl` had at this checkpoint: later records are removed. None: keep all.
     rank
         Number of this process. Ranks above 0 have a console only.
+
+    Attributes
+    ----------
+    summary
+        The last and the best value of each metric, those of an earlier process of this run included.
     """
 
     def __init__(
@@ -45,6 +51,7 @@ class RunLog:
         rank: int = 0,
     ):
         self.console = Console(folder, options["level"], num_epochs, rank)
+        self.summary = Summary(options["metric"])
         self._file = None
         self._trackers: list[Tracker] = []
         if rank > 0:
@@ -53,6 +60,8 @@ class RunLog:
             self._file = MetricsFile(folder / "metrics.jsonl")
             if position is not None:
                 self._file.cut_back(position)
+            for record in iterate_metrics(folder / "metrics.jsonl"):
+                self.summary.add(record)
             self._trackers = open_trackers(
                 folder, wandb=options["wandb"], tensorboard=options["tensorboard"], config=config, step=step
             )
@@ -64,6 +73,7 @@ class RunLog:
         """Write one record: values by name, which include `global_step` and `epoch`."""
         if self._file:
             self._file.log(record)
+            self.summary.add(record)
         self.console.metrics(record)
         for tracker in self._trackers:
             tracker.log(record, record["global_step"])

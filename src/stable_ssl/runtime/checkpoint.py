@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..exceptions import CheckpointError
 from .environment import software
+from .files import sync_folder
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -51,6 +52,7 @@ class CheckpointStore:
         self._copy: Any = None
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: tuple[int, Future] | None = None
+        self._is_written = True
 
     def save(self, step: int, state: dict[str, Any], facts: dict[str, Any], kept: bool = False) -> None:
         """Copy a state to host memory, then write it as a checkpoint in the background.
@@ -82,28 +84,30 @@ class CheckpointStore:
             self.wait()
 
     def wait(self) -> bool:
-        """Wait until the checkpoint being written is on disk, and return whether it could be written.
+        """Wait until the last checkpoint is on disk, and return whether it could be written.
 
         If it could not, for example because the disk is full, an error is logged and earlier checkpoints stay valid.
         """
         if self._writing is None:
-            return True
+            return self._is_written
         (step, future), self._writing = self._writing, None
         try:
             future.result()
+            self._is_written = True
         except (OSError, RuntimeError) as error:
             # torch raises an error of its own for an error of the disk, which is then the context of torch's.
             cause = error if isinstance(error, OSError) else error.__context__
             if not isinstance(cause, OSError):
                 raise
             log.error("The checkpoint of step %d could not be written, the one before it stands: %s", step, cause)
-            return False
-        return True
+            self._is_written = False
+        return self._is_written
 
-    def close(self) -> None:
-        """Wait for the checkpoint being written, and free the host memory of the copy."""
-        self.wait()
+    def close(self) -> bool:
+        """Wait as `wait` does, return what it returns, and free the host memory of the copy."""
+        is_written = self.wait()
         self._copy = None
+        return is_written
 
     def _write(self, step: int, state: dict[str, Any], facts: dict[str, Any], kept: bool) -> None:
         """Write one checkpoint to disk, and delete the oldest ones beyond `keep`."""
@@ -145,10 +149,15 @@ class CheckpointStore:
         for old in deletable[self.keep :]:
             self._delete(old)
 
-    def load_newest(self) -> tuple[Path, dict[str, Any], dict[str, Any]] | None:
+    def load_newest(self, is_owner: bool = True) -> tuple[Path, dict[str, Any], dict[str, Any]] | None:
         """Return (folder, state, meta) of the newest valid checkpoint, or None if there are no checkpoints.
 
         An invalid checkpoint is logged and renamed to `invalid_step_…`, and the one before it is tried.
+
+        Parameters
+        ----------
+        is_owner
+            Whether this process may rename checkpoints, because no other one uses the folder.
 
         Raises
         ------
@@ -158,13 +167,12 @@ class CheckpointStore:
         reasons: dict[Path, str] = {}
         for folder in self._newest_first():
             try:
-                meta = _verify(folder)
-                state = _load_state(folder)
+                state, meta = read_checkpoint(folder)
             except CheckpointError as error:
                 log.error("%s", error)
                 reasons[folder] = str(error)
                 continue
-            for invalid in reasons:  # else they would be among the newest ones that are kept
+            for invalid in reasons if is_owner else ():  # else they would be among the newest ones that are kept
                 aside = self.folder / f"invalid_{invalid.name.lstrip('.')}"
                 shutil.rmtree(aside, ignore_errors=True)
                 invalid.rename(aside)
@@ -176,12 +184,16 @@ class CheckpointStore:
 
     def is_empty(self) -> bool:
         """Return whether there is no checkpoint, valid or not."""
-        return not self._newest_first()
+        return self.newest_step() is None
+
+    def newest_step(self) -> int | None:
+        """Return the global step of the newest checkpoint, valid or not; None if there is none."""
+        return next((_step_of(folder) for folder in self._newest_first()), None)
 
     def _newest_first(self) -> list[Path]:
         """Return the folders of all checkpoints. One that was being replaced comes after its replacement."""
         folders = [*self.folder.glob("step_*[0-9]"), *self.folder.glob(".step_*[0-9].old")]
-        return sorted(folders, key=lambda folder: (int(folder.stem.split("_")[1]), not folder.suffix), reverse=True)
+        return sorted(folders, key=lambda folder: (_step_of(folder), not folder.suffix), reverse=True)
 
     def _delete(self, folder: Path) -> None:
         """Delete a checkpoint. Its meta.json goes first, so that a half-deleted checkpoint is not valid."""
@@ -264,20 +276,27 @@ def _has_form(candidate: Any, tensor: Tensor) -> bool:
     )
 
 
+def read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return (state, meta) of a checkpoint.
+
+    Raises
+    ------
+    CheckpointError
+        The checkpoint is not whole, damaged, or of another format.
+    """
+    meta = _verify(folder)
+    return _load_state(folder), meta
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.stem.split("_")[1])
+
+
 def _is_kept(folder: Path) -> bool:
     try:
         return bool(json.loads((folder / "meta.json").read_text())["kept"])
     except (OSError, ValueError, KeyError):
         return False
-
-
-def sync_folder(folder: Path) -> None:
-    """Write a folder's list of files to disk, so that renames and deletions in it survive a crash."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import fcntl
-import json
+import gc
 import logging
 import os
 import re
 import sys
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ..exceptions import ConfigError
+from .files import whole_file
+from .status import read_status
 
 log = logging.getLogger("stable_ssl")
+
+# The folders that this process has locked, by device and inode of their lock files. A lock of fcntl keeps other
+# processes out, but not a second trainer of the same process.
+_locked: weakref.WeakValueDictionary[tuple[int, int], RunFolder] = weakref.WeakValueDictionary()
 
 # The keys that may change when a run is resumed, because they do not change what is learned. `*` is one name, `**` is
 # one name or several.
@@ -65,6 +72,7 @@ class RunFolder:
         self.is_chosen = path is None
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._refuse_second_trainer()
             # A lock of fcntl ends with the process that took it. One of flock would last as long as forked workers.
             self._lock = open(self.path / ".lock", "a")  # noqa: SIM115 (held as long as the run)
         except OSError as error:
@@ -76,70 +84,62 @@ class RunFolder:
             raise ConfigError(
                 f"logger.dump_path: another process is running in '{self.path}'. Wait for it, or choose another folder."
             ) from error
+        found = os.fstat(self._lock.fileno())
+        self._pid = os.getpid()
+        _locked[found.st_dev, found.st_ino] = self
+
+    def _refuse_second_trainer(self) -> None:
+        """Raise a ConfigError if this process has locked the folder."""
+        try:  # to open and close the file would end the lock
+            found = os.stat(self.path / ".lock")
+        except FileNotFoundError:
+            return
+        for look_again in (True, False):
+            other = _locked.get((found.st_dev, found.st_ino))
+            if other is None or other._lock.closed or other._pid != os.getpid():
+                return
+            del other
+            if look_again:
+                gc.collect()  # a trainer that is gone, but for circular references, holds its folder no longer
+        raise ConfigError(
+            f"logger.dump_path: another trainer of this process uses '{self.path}'. Run it to its end or delete it "
+            "first, or choose another folder."
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_lock": None}
 
     def release(self) -> None:
-        """Release the lock, so that another process may use the folder."""
+        """Release the lock, so that another process or trainer may use the folder."""
         if self._lock:
             self._lock.close()
 
     @property
     def config(self) -> dict[str, Any] | None:
         """The content of `config.yaml`, or None if there is no such file."""
-        from omegaconf import OmegaConf
-
-        path = self.path / "config.yaml"
-        if not path.exists():
-            return None
-        return OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[return-value]
+        return read_config(self.path)
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Write a configuration to `config.yaml`."""
         from omegaconf import OmegaConf
 
-        self._replace("config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+        with whole_file(self.path / "config.yaml") as part:
+            part.write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
 
     @property
     def status(self) -> dict[str, Any]:
-        """The content of `status.json`. Empty if there is no such file."""
-        path = self.path / "status.json"
-        content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-        return content
+        """The content of `status.json`, as `read_status` returns it."""
+        return read_status(self.path)
 
-    def write_status(self, status: str, progress: dict[str, Any], epochs: int) -> None:
-        """Write `status.json`.
 
-        Parameters
-        ----------
-        status
-            "running", "preempted", "failed", "stopped" or "finished".
-        progress
-            How far the run is.
-        epochs
-            The number of epochs that the run was to have. A finished or stopped run goes on if it gets more.
-        """
-        if self._lock is None:
-            return
-        record = {
-            "format": 1,
-            "status": status,
-            "progress": progress,
-            "epochs": epochs,
-            "time": round(time.time(), 3),
-            "pid": os.getpid(),
-        }
-        try:
-            self._replace("status.json", json.dumps(record) + "\n")
-        except OSError as error:  # such as a full disk, which need not end the run
-            log.error("status.json could not be written: %s", error)
+def read_config(folder: Path) -> dict[str, Any] | None:
+    """Return the content of a folder's `config.yaml`, or None if there is no such file."""
+    from omegaconf import OmegaConf
 
-    def _replace(self, name: str, text: str) -> None:
-        """Write a file of the folder completely or not at all."""
-        part = self.path / f".{name}.part"
-        part.write_text(text)
-        os.replace(part, self.path / name)
+    path = folder / "config.yaml"
+    if not path.exists():
+        return None
+    return OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[return-value]
 
 
 def choose_path(name: str) -> Path:

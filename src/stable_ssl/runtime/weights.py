@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..exceptions import CheckpointError
+from .files import whole_file
 
 
 def save_weights(path: Path, tensors: dict[str, Tensor], header: dict) -> None:
@@ -23,17 +23,23 @@ def save_weights(path: Path, tensors: dict[str, Tensor], header: dict) -> None:
         The tensors by key, `<module>.<parameter>`.
     header
         A dict that JSON can hold.
+
+    Raises
+    ------
+    OSError
+        The file could not be written, for example because the disk is full.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     # Each tensor gets memory of its own, because the format can't hold tied parameters.
     tensors = {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    save_file(tensors, part, metadata={"stable_ssl": json.dumps(header)})
-    with open(part, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    try:
+        with whole_file(path) as part:
+            save_file(tensors, part, metadata={"stable_ssl": json.dumps(header)})
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -63,14 +69,47 @@ def find_weights(source: str | Path) -> Path:
     path = Path(source)
     if path.is_file():
         return path
-    folder = path / "weights"
-    found = sorted(folder.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
-    if not found:
+    found, _ = newest_weights(path)
+    if found is None:
         raise CheckpointError(
             f"There are no weights at '{source}', which is neither a file nor the folder of a run with weights. "
             "To keep weights of a run, set logger.save_final_model or logger.checkpoint_frequency in it."
         )
-    return found[-1]
+    return found
+
+
+def newest_weights(run: Path) -> tuple[Path | None, int]:
+    """Return the newest file of weights in a run's folder, and its global step; (None, -1) if there is none."""
+    found = [(_step_of(file), file.stat().st_mtime, file) for file in (run / "weights").glob("*.safetensors")]
+    step, _, path = max(found, default=(-1, 0.0, None))
+    return path, step
+
+
+def _step_of(path: Path) -> int:
+    """Return the global step of a file of weights; -1 if it does not say."""
+    from safetensors import SafetensorError
+
+    try:
+        return int(read_header(path)["global_step"])
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return -1
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file by key.
+
+    Raises
+    ------
+    CheckpointError
+        The file can't be read.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"'{path}' can't be read as safetensors: {error}") from error
 
 
 def load_weights(source: str | Path, module: nn.Module, name: str) -> None:
@@ -90,14 +129,8 @@ def load_weights(source: str | Path, module: nn.Module, name: str) -> None:
     CheckpointError
         The file can't be read, or its tensors do not fit the module. The message names each mismatch.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     path = find_weights(source)
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"'{path}' can't be read as safetensors: {error}") from error
+    tensors = read_weights(path)
     prefix = f"{name}."
     own = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
     if not own:

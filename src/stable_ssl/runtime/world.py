@@ -43,7 +43,7 @@ class World:
     is_main
         Whether this process writes the files: rank 0 does.
     on_lost
-        Function that is called before this process ends because another one failed.
+        Function that is called before this process ends because another one failed, with the reason in words.
 
     Raises
     ------
@@ -54,7 +54,7 @@ class World:
     def __init__(self, place: launchers.Place):
         self.rank, self.local_rank, self.size = place.rank, place.local_rank, place.size
         self.is_main = self.rank == 0
-        self.on_lost: Callable[[], None] = lambda: None
+        self.on_lost: Callable[[str], None] = lambda why: None
         self._meetings = itertools.count()
         self._has_left = False
         self._join(place)
@@ -78,7 +78,7 @@ class World:
             raise PeerError(f"Of {self.size} processes, ranks {missing} did not come.{how}")
         # The watch has a client of its own, because the main thread may block the first one while it waits.
         store = dist.PrefixStore(prefix, launchers.connect(place).clone())
-        self._watch = _Watch(store, self.rank, self._peers, lambda: self.on_lost())
+        self._watch = _Watch(store, self.rank, self._peers, lambda why: self.on_lost(why))
         self._watch.start()
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, store=self._store, rank=self.rank, world_size=self.size)
@@ -272,7 +272,7 @@ class _Watch(threading.Thread):
     The main thread may then be waiting for the other process in a collective, which nothing else can interrupt.
     """
 
-    def __init__(self, store: dist.Store, rank: int, peers: list[int], on_lost: Callable[[], None]):
+    def __init__(self, store: dist.Store, rank: int, peers: list[int], on_lost: Callable[[str], None]):
         super().__init__(name="watch", daemon=True)
         self._store, self._rank, self._peers, self._on_lost = store, rank, peers, on_lost
         self._stopped = threading.Event()
@@ -313,7 +313,7 @@ class _Watch(threading.Thread):
             if self._stopped.is_set() or self.is_leaving:
                 return
             log.error("Rank %d ends too: %s", self._rank, why)
-            self._on_lost()
+            self._on_lost(why)
             for child in launchers.children.values():
                 child.kill()
             sys.stderr.flush()
