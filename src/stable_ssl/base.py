@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from . import config as cfg
 from . import engine
 from .arguments import check_arguments, resolved_config
-from .engine import does_nothing
 from .engine.building import data_sets, load_initial_weights
 from .engine.evaluation import in_evaluation_mode
 from .engine.optimizing import check_optimized
-from .exceptions import BreakEpoch, BreakStep, ConfigError
+from .exceptions import BreakAllEpochs, BreakEpoch, BreakStep, ConfigError
 from .runtime.batches import images_of
 from .runtime.preemption import StopWaiting
 
@@ -132,9 +131,9 @@ class BaseTrainer(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} does not implement compute_loss().")
 
     # What it may add --------------------------------------------------------------------------------------------------
-    # Any module or loss, and the trainer itself, may also have `begin_epoch(epoch)`, called before each epoch's
-    # training, and `begin_step(progress)` and `update_teacher(progress)`, called before and after each optimizer step;
-    # `progress` is the fraction of the run's steps that came before it.
+    # Any module or loss, and the trainer itself, may have `begin_epoch(epoch)`, called before an epoch's training (and
+    # again if it is resumed), and `begin_step(progress)` and `update_teacher(progress)`, called before and after each
+    # optimizer step; `progress` is the fraction of the run's steps that came before it.
 
     def prepare_modules(self, modules: dict[str, nn.Module]) -> None:
         """Check and change the modules, in place, after they were built and before they are on the device."""
@@ -157,7 +156,8 @@ class BaseTrainer(nn.Module):
     def side_losses(self) -> dict[str, Tensor]:
         """Return losses of the current batch, by name, that are no part of the method's; they are logged.
 
-        Their sum has a backward pass of its own, after the method's, outside of autocast and loss scaling.
+        Their sum has a backward pass of its own, after the method's, outside of autocast and loss scaling: give them
+        detached features, in float32.
         """
         return {}
 
@@ -173,13 +173,13 @@ class BaseTrainer(nn.Module):
         if self._is_set_up:
             self._saver.register([(name, part)])
 
-    @does_nothing
+    @engine.does_nothing
     def before_optimizer_step(self) -> None:
-        """Run before each optimizer step, when gradients are averaged and unscaled, before they are clipped."""
+        """Run before each optimizer step: gradients are averaged, not clipped yet. Change them alike on all ranks."""
 
     # The hooks --------------------------------------------------------------------------------------------------------
 
-    @does_nothing
+    @engine.does_nothing
     def before_fit(self) -> None:
         """Run once before training."""
 
@@ -187,27 +187,27 @@ class BaseTrainer(nn.Module):
         """Run once after training; evaluates."""
         self._evaluate()
 
-    @does_nothing
+    @engine.does_nothing
     def before_fit_epoch(self) -> None:
-        """Run before each epoch, with all modules in training mode."""
+        """Run before each epoch, with all modules in training mode; again if the epoch is resumed."""
 
-    @does_nothing
+    @engine.does_nothing
     def after_fit_epoch(self) -> None:
         """Run after each epoch's training, before its evaluation."""
 
-    @does_nothing
+    @engine.does_nothing
     def before_fit_step(self) -> None:
         """Run before each training step, with the mini-batch on the device."""
 
-    @does_nothing
+    @engine.does_nothing
     def after_fit_step(self) -> None:
         """Run after each training step, when teachers and monitors have followed an optimizer step."""
 
-    @does_nothing
+    @engine.does_nothing
     def before_eval(self) -> None:
         """Run before each evaluation, with all modules in evaluation mode."""
 
-    @does_nothing
+    @engine.does_nothing
     def after_eval(self) -> None:
         """Run after each evaluation."""
 
@@ -370,10 +370,12 @@ class BaseTrainer(nn.Module):
             self._run.ranks.hook(self.after_fit_step)
         except BreakStep:
             pass  # nothing is left of the step
-        except BreakEpoch as request:
-            progress.batches, end = steps.num_batches, request
-        if steps.ends_group:
-            steps.write_log()
+        except (BreakEpoch, BreakAllEpochs) as request:
+            end = request
+        if isinstance(end, BreakEpoch):
+            progress.batches = steps.num_batches
+        steps.write_log()
+        if steps.ends_group and not isinstance(end, BreakAllEpochs):
             self._saver.at_boundary(self._saver.is_due())
         if end:
             raise end

@@ -298,6 +298,8 @@ def parse_config(cls: type[_Config], values: Any, path: str, problems: list[str]
     if isinstance(config, LoggerConfig) and config.best is not None:
         best = parse_config(BestConfig, config.best, f"{path}.best", problems)
         config.best = best and best.model_dump()
+        if best and best.patience and not config.eval_every_epoch:
+            problems.append(f"{path}.best.patience: there is one evaluation only, at the end; set eval_every_epoch.")
     return config
 
 

@@ -106,7 +106,8 @@ MESSAGES: dict[str, list[Message]] = {
         Message(
             "Training was stopped at step …. …",
             "A hook raised `BreakAllEpochs`, or `logger.best.patience` ran out. State and final weights are saved.",
-            "Nothing needs to be done. A larger `optim.epochs` goes on.",
+            "Nothing needs to be done. A larger `optim.epochs` goes on; after `patience`, until the next evaluation "
+            "that is no better, so begin a branch with more patience.",
         ),
     ],
     "A run goes on, with a warning": [

@@ -2,6 +2,8 @@
 
 import functools
 import json
+import os
+import signal
 
 import pytest
 import torch
@@ -79,6 +81,22 @@ def test_a_run_that_a_hook_stopped_keeps_its_state_and_goes_on_if_it_gets_more_e
     assert torch.equal(state(more), state(whole))
 
 
+@pytest.mark.parametrize("hook", ["after_eval_step", "after_fit_step"])
+def test_a_signal_at_the_moment_of_a_stop_does_not_undo_it(tmp_path, hook):
+    def when(trainer):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return True
+
+    stopped = make(stopping(hook, when), tmp_path, 3)
+    stopped()
+    assert json.loads((tmp_path / "status.json").read_text())["status"] == "stopped"
+    again = make(stopping(hook, lambda trainer: False), tmp_path, 3)
+    again()
+    assert torch.equal(state(again), state(stopped))
+    if hook == "after_fit_step":  # its step is in the log
+        assert [record["global_step"] for record in again.get_logs()] == [1]
+
+
 class Falling(Metric):
     """A value that falls from one epoch to the next, by what `values` says."""
 
@@ -134,10 +152,13 @@ def test_a_run_that_goes_on_remembers_the_best_value(tmp_path, first):
         ({"metric": "tset/value"}, "Did you mean 'test'"),
         ({"metric": "test/value", "mod": "max"}, "Did you mean 'mode'"),
         ({"patience": 2}, "logger.best.metric: missing"),
+        ({"metric": "test/value", "patience": 2}, "set eval_every_epoch"),
         ({"metric": "test/plain"}, "set max or min"),
     ],
 )
 def test_a_mistake_in_best_is_found_at_set_up(tmp_path, best, sentence):
     plain = type("Plain", (Falling,), {"higher_is_better": None})(0.1)
     with pytest.raises(ConfigError, match=sentence):
-        make(Toy, tmp_path, 2, metric={"test": {"value": Falling(0.1), "plain": plain}}, best=best).setup()
+        make(
+            Toy, tmp_path, 2, metric={"test": {"value": Falling(0.1), "plain": plain}}, best=best, eval_every_epoch=0
+        ).setup()

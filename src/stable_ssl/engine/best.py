@@ -106,7 +106,7 @@ class Best:
         """
         if self.patience and self.evaluations_since >= self.patience and self._progress.epoch < self._num_epochs:
             raise BreakAllEpochs(
-                f"{self.metric} was best in epoch {self.epoch}, with {self.value}; logger.best.patience is "
+                f"{self.metric} was best in epoch {self.epoch + 1}, with {self.value}; logger.best.patience is "
                 f"{self.patience} evaluations."
             )
 

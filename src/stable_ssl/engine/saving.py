@@ -82,6 +82,8 @@ class Saver:
         ConfigError
             The object can't be saved, or its name is taken.
         """
+        if isinstance(part.object, type):
+            raise ConfigError(f"{part.name}: a class, {part.object.__name__}; make an object of it.")
         for method in ("state_dict", "load_state_dict"):
             if not callable(getattr(part.object, method, None)):
                 raise ConfigError(
@@ -296,6 +298,10 @@ class Saver:
 
     def end_epoch(self) -> None:
         """Write the weights if due, move to the next epoch, and end the run if asked to."""
+        self._move_on()
+        self.at_boundary(False)
+
+    def _move_on(self) -> None:
         every, number = self._options["checkpoint_frequency"], self._progress.epoch + 1
         is_kept = bool(every) and number % every == 0
         if is_kept:
@@ -303,7 +309,6 @@ class Saver:
         self._progress.end_epoch()
         if is_kept and not self._options["checkpoint_model_only"]:
             self.save(kept=True)
-        self.at_boundary(False)
 
     def finish(self) -> None:
         """Save the final state, and the final weights if `save_final_model` is set."""
@@ -323,7 +328,7 @@ class Saver:
             return
         self._steps.break_off()
         if self._progress.phase == "evaluate":
-            self.end_epoch()
+            self._move_on()
         self.finish()
 
     def save_weights(self, name: str, **facts: Any) -> bool:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..config import with_defaults
-from ..exceptions import BreakAllEpochs, ConfigError, Preempted
+from ..exceptions import BreakAllEpochs, BreakEpoch, BreakStep, ConfigError, Preempted
 from ..loggers import Console, RunLog, read_metrics
 from ..runtime.checkpoint import CheckpointStore
 from ..runtime.device import describe_batch, place_module, resolve_device, use_deterministic
@@ -361,4 +361,9 @@ def _outcome(error: BaseException) -> tuple[str, str | None]:
     """Return the status of a run that an error ended, and the error in words; None if the run was asked to stop."""
     if isinstance(error, Preempted | KeyboardInterrupt):
         return "preempted", None
+    if isinstance(error, BreakStep | BreakEpoch):
+        return "failed", (
+            f"{type(error).__name__} was raised in a hook that can't use it: BreakStep is for the hooks of steps, "
+            "BreakEpoch for those of training steps and before_fit_epoch."
+        )
     return "failed", f"{type(error).__name__}: {error}"

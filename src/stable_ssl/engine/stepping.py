@@ -225,8 +225,8 @@ class Stepper:
         self.drop_group()
 
     def write_log(self) -> None:
-        """Write the training record, if this step is logged."""
-        if self._recorder.is_logging:
+        """Write the training record, if an optimizer step has ended that is logged."""
+        if self.ends_group and self._recorder.is_logging:
             self.check_losses()
             self._recorder.write_step()
 
