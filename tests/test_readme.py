@@ -54,7 +54,7 @@ def missing(file, text):
     """Return the make targets, links and Python files that a text names and that are not there."""
     named, prose = ROOT.joinpath("Makefile").read_text(), re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     commands = re.findall(r"`[^`\n]+`", prose) + re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)
-    targets = {target for command in commands for target in re.findall(r"\bmake ([a-z-]+)", command)}
+    targets = {target for command in commands for target in re.findall(r"(?:^|[`\n])make ([a-z-]+)", command)}
     links = set(re.findall(r"\]\(([^)#]+)", re.sub(r"`[^`\n]+`", "", prose))) - {""}
     files = {path for command in commands for path in re.findall(r"[\w/]+\.py\b", command)}
     places = (ROOT, ROOT / "src", ROOT / "src/stable_ssl")
