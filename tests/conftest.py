@@ -87,3 +87,12 @@ def small_disk(tmp_path):
         pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.strip()}")
     yield folder
     subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """Take away what W&B would log in with."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_SERVICE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", os.devnull)
+    monkeypatch.setenv("HOME", "/nonexistent")

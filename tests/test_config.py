@@ -19,6 +19,7 @@ from stable_ssl import (
 from stable_ssl.arguments import _GONE
 from stable_ssl.config import parse_config, with_defaults
 from stable_ssl.exceptions import nearest
+from stable_ssl.fields import WANDB_KEYS
 from stable_ssl.nodes import build, check_nodes, describe
 
 SECTIONS = {HardwareConfig: "hardware", OptimConfig: "optim", LoggerConfig: "logger"}
@@ -143,8 +144,8 @@ def test_float16_is_an_old_name_that_precision_overrides():
         (
             LoggerConfig,
             {"wandb": "offline"},
-            "logger.wandb: 'offline' is not true, false, null or a dict with any of the keys dir, entity, project, "
-            "name, id, tags, group.",
+            "logger.wandb: 'offline' is not true, false, null or a dict of wandb.init's arguments: "
+            f"{', '.join(WANDB_KEYS)}.",
         ),
         (LoggerConfig, {"metric": 3}, "logger.metric: 3 is not a dict with the names of data sets as keys."),
         (LoggerConfig, {"save_final_model": 3.5}, "logger.save_final_model: 3.5 is not true, false or a text."),

@@ -150,7 +150,13 @@ def _check_watched_sets(base: type[BaseTrainer], trainer: BaseTrainer, sets: lis
         for name, watched in logger[field].items():
             if field == "metric" and watched and type(trainer).predict is base.predict:
                 problems.append(f"{type(trainer).__name__} does not implement predict(), which logger.metric needs.")
-            if name not in valid:
+            if field == "metric" and name == "train":
+                problems.append(
+                    "logger.metric.train: metrics are for evaluation sets, which are all sets of data but train. Give "
+                    "the training images to data under a second name, and metrics under that name; "
+                    "self.log(name, value) in compute_loss() logs a value of training."
+                )
+            elif name not in valid:
                 problems.append(f"logger.{field}.{name}: no such set in data.{nearest(name, valid)}")
             elif not isinstance(watched, Mapping) or "_target_" in watched:
                 problems.append(f"logger.{field}.{name}: {watched!r} is not a dict of names.")

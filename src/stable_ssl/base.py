@@ -80,6 +80,7 @@ class BaseTrainer(nn.Module):
     world_size: int = 1
     latest_representations: Tensor | None = None
     latest_embeddings: Tensor | None = None
+    _recorder: engine.Recorder = engine.NoRecorder()  # until `setup`
 
     def __new__(cls, *args: Any, **kwargs: Any) -> BaseTrainer:  # noqa: D102
         # Kept for `checkpoint` and `get_config`, whatever a subclass does in its own constructor.
@@ -124,10 +125,7 @@ class BaseTrainer(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} does not implement predict(), which metrics need.")
 
     def compute_loss(self) -> Tensor | list | dict[str, Any]:
-        """Return the loss of `self.batch`: a scalar tensor, or a list or dict of them.
-
-        Several losses are logged one by one and summed; plain numbers among them count as constants.
-        """
+        """Return the loss of `self.batch`: a scalar, or a list or dict of scalars and numbers, logged and summed."""
         raise NotImplementedError(f"{type(self).__name__} does not implement compute_loss().")
 
     # What it may add --------------------------------------------------------------------------------------------------
@@ -290,7 +288,7 @@ class BaseTrainer(nn.Module):
         self.setup()
         if not self._run.may_begin():
             return
-        parts = [*(self.data[name] for name in data_sets(self.data)), self._saver]
+        parts = [*(self.data[name] for name in data_sets(self.data)), self._evaluation, self._saver]
         with self._run.running(self.get_config(), self._saver.log_position, parts, self._saver.stop):
             if "train" not in self.data:
                 self._evaluate()
@@ -394,9 +392,7 @@ class BaseTrainer(nn.Module):
                         self.before_eval_step()
                         self._eval_step(name_loader)
                         self.after_eval_step()
-        self._evaluation.judge()
-        self._run.seeded_hook(self.after_eval)
-        self._evaluation.stop_if_stale()
+        self._evaluation.end(self.after_eval)
 
     def _eval_step(self, name_loader: str) -> None:
         """Give `predict()` and the labels to the metrics of the set, and let its monitors look."""
@@ -415,12 +411,16 @@ class BaseTrainer(nn.Module):
     eval_sets = property(lambda self: data_sets(self.data, but="train"), doc="The sets in `data` to evaluate on.")
 
     def log(self, name: str, value: Tensor | float) -> None:
-        """Log one number, as `train/<name>`, or `<set>/<name>` during evaluation, without waiting for the device.
+        """Log one number, or the mean of several, as `train/<name>` or `<set>/<name>`. This waits for no device."""
+        self._recorder.log(name, value)
 
-        If a name is logged several times before the record is written, the record has the mean.
-        """
-        if self._is_set_up:
-            self._recorder.log(name, value)
+    def log_image(self, name: str, image: Any) -> None:
+        """Log an image, or a batch of images as a grid, to trackers and `snapshots/`; see `loggers/media.py`."""
+        self._recorder.log_image(name, image)
+
+    def log_histogram(self, name: str, values: Any) -> None:
+        """Log a histogram of numbers of any shape to trackers and `snapshots/`."""
+        self._recorder.log_histogram(name, values)
 
     @torch.no_grad()
     def embed(self, batch: Any) -> Any:

@@ -211,7 +211,8 @@ class LoggerConfig(_Config):
     level
         Least severe messages that are shown, as in `logging`.
     metric
-        `{evaluation set: {name: torchmetrics metric}}`. Each metric gets (predictions, labels).
+        `{evaluation set: {name: torchmetrics metric}}`. Each metric gets (predictions, labels). A result that is no
+        number, such as a confusion matrix, goes to `snapshots/`.
     monitor
         `{data set: {name: Monitor}}`.
     eval_every_epoch
@@ -234,7 +235,7 @@ class LoggerConfig(_Config):
     dump_path
         The run's folder. None: choose one.
     wandb
-        True, or a dict with any of the keys dir, entity, project, name, id, tags, group.
+        True, or a dict of arguments for `wandb.init`, such as project, name, group, mode and settings.
     tensorboard
         Write TensorBoard events too.
     """

@@ -10,7 +10,12 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-WANDB_KEYS = ("dir", "entity", "project", "name", "id", "tags", "group")
+# The arguments of `wandb.init`.
+WANDB_KEYS = (
+    "entity", "project", "name", "group", "job_type", "tags", "notes", "id", "resume", "resume_from", "fork_from",
+    "mode", "dir", "config", "config_include_keys", "config_exclude_keys", "settings", "allow_val_change", "force",
+    "reinit", "save_code", "sync_tensorboard", "tensorboard", "monitor_gym",
+)  # fmt: skip
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
@@ -43,7 +48,7 @@ def _wandb(value: Any) -> Any:
         for key in value:
             if key not in WANDB_KEYS:
                 raise PydanticCustomError("unknown_key", "unknown key", {"key": key, "valid": WANDB_KEYS})
-        return dict(value)
+        return dict(value) or True
     if value is not None and not isinstance(value, bool):
         raise ValueError
     return value or None
@@ -80,7 +85,7 @@ Level = Annotated[
 Wandb = Annotated[
     Any,
     AfterValidator(_wandb),
-    Field(description=f"true, false, null or a dict with any of the keys {', '.join(WANDB_KEYS)}"),
+    Field(description=f"true, false, null or a dict of wandb.init's arguments: {', '.join(WANDB_KEYS)}"),
 ]
 Groups = Annotated[dict[str, Any], Field(description="a dict with modules, or patterns of parameter names, as keys")]
 Best = Annotated[dict[str, Any] | None, Field(description="a dict with the key metric, and perhaps mode and patience")]

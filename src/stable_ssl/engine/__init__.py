@@ -11,7 +11,7 @@ from .feeding import Feed
 from .monitoring import Monitors
 from .parts import Model, Part
 from .progress import Progress
-from .recording import Recorder
+from .recording import NoRecorder, Recorder
 from .saving import Saver
 from .session import Session
 from .stepping import Stepper
@@ -22,6 +22,7 @@ __all__ = [
     "Feed",
     "Model",
     "Monitors",
+    "NoRecorder",
     "Part",
     "Progress",
     "Recorder",

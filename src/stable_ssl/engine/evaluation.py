@@ -57,19 +57,10 @@ class Evaluation:
             self._best = Best(options["best"], watched, run.progress, num_epochs, saver)
 
     def parts(self) -> Iterator[Part]:
-        """Yield the record of the best evaluation as a part of a checkpoint."""
+        """Yield the record of the best evaluation, and what waits for a snapshot, as parts of a checkpoint."""
+        yield self._recorder.part()
         if self._best:
             yield Part("best", self._best, is_shared=True, is_optional=True)
-
-    def judge(self) -> None:
-        """Compare the evaluation of all sets with the best one, and keep the weights if it is better."""
-        if self._best:
-            self._best.judge(self._recorder.results)
-
-    def stop_if_stale(self) -> None:
-        """End training if it gets no better, as `logger.best` says."""
-        if self._best:
-            self._best.stop_if_stale()
 
     @contextmanager
     def over(
@@ -101,6 +92,28 @@ class Evaluation:
             if self._run.ranks.is_main:  # the values are those of all processes already
                 for name, value in computed.items():
                     self._recorder.log_values(name, value)
+
+    def end(self, hook: Callable[[], None]) -> None:
+        """End an evaluation of all sets: keep the weights if it is the best, run the last hook, write the snapshot.
+
+        Raises
+        ------
+        BreakAllEpochs
+            The hook ends training, or training gets no better, as `logger.best` says.
+        """
+        if self._best:
+            self._best.judge(self._recorder.results)
+        try:
+            self._run.seeded_hook(hook)
+        finally:
+            self._recorder.write_snapshot()
+        if self._best:
+            self._best.stop_if_stale()
+
+    def close(self) -> None:
+        """Add to the last evaluation's snapshot what was logged since, if training is over."""
+        if self._run.progress.epoch >= self._num_epochs:
+            self._recorder.write_snapshot()
 
     def update(self, set_name: str, predictions: Tensor, labels: Any) -> None:
         """Give the predictions and labels of a batch to the metrics of its set."""

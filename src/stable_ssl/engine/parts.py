@@ -22,7 +22,7 @@ class Part:
     is_shared
         Whether the state is the same on all processes. If not, the checkpoint holds each process's state.
     is_optional
-        Whether a run may resume from a checkpoint that lacks this state.
+        Whether a run may resume from a checkpoint that lacks this state. Its `state_dict` may return None for no state.
     """
 
     name: str

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..loggers.collector import Collector
+from ..loggers import media
+from ..loggers.collector import Collector, is_number
+from ..loggers.snapshots import Snapshots
 from .feeding import Feed
+from .parts import Part
 from .session import Session
+
+log = logging.getLogger("stable_ssl")
 
 
 class Recorder:
@@ -31,18 +37,24 @@ class Recorder:
     ----------
     is_logging
         Whether logged values are kept now: true at logging steps and during an evaluation.
+    is_in_step
+        Whether an optimizer step has begun and is not over.
     results
         The values of the newest evaluation of each set, by "<set>/<name>".
     """
 
     def __init__(self, run: Session, feed: Feed, every: int):
-        self.is_logging = False
+        self.is_logging = self.is_in_step = False
         self.results: dict[str, float] = {}
         self._run, self._feed, self._every = run, feed, every
         self._set_name, self._collected = "train", Collector()
+        self._media: dict[str, Callable[[], media.Media]] = {}  # by name: makes what was logged ready on the host
+        self._snapshots = Snapshots(run.folder.path / "snapshots" if run.ranks.is_main else None)
+        self._refused: set[str] = set()
 
     def begin_step(self) -> None:
         """Decide whether the optimizer step that begins now is logged."""
+        self.is_in_step = True
         self.is_logging = (self._run.progress.global_step + 1) % self._every == 0
 
     def log(self, name: str, value: Tensor | float) -> None:
@@ -51,17 +63,66 @@ class Recorder:
             self._collected.add(f"{self._set_name}/{name}", value)
 
     def log_values(self, name: str, values: Any) -> None:
-        """Keep a number, or each number of a dict as `<name>_<key>`. None is left out."""
+        """Keep what a metric or monitor computed: a number as `log` does, any other array for `snapshots/`.
+
+        Of a dict, each value is kept as `<name>_<key>`, and of a list of arrays each as `<name>_<place>`. None is left
+        out. Anything else is left out too, with a warning, because it need not end a run.
+        """
+        if isinstance(values, list | tuple) and not all(map(is_number, values)):
+            values = dict(enumerate(values))
         if isinstance(values, Mapping):
             for key, value in values.items():
-                self.log(f"{name}_{key}", value)
-        elif values is not None:
+                self.log_values(f"{name}_{key}", value)
+        elif is_number(values):
             self.log(name, values)
+        elif values is not None:
+            try:
+                self._keep(name, media.array, values)
+            except TypeError as error:
+                if name not in self._refused:
+                    log.warning("%s It is left out.", error)
+                self._refused.add(name)
+
+    def log_image(self, name: str, image: Any) -> None:
+        """Keep an image for trackers and `snapshots/`, as `<set>/<name>`."""
+        self._keep(name, media.image, image)
+
+    def log_histogram(self, name: str, values: Any) -> None:
+        """Keep a histogram of values for trackers and `snapshots/`, as `<set>/<name>`."""
+        self._keep(name, media.histogram, values)
+
+    def _keep(self, name: str, kind: Callable[[str, Any], Callable[[], media.Media]], value: Any) -> None:
+        """Keep rank 0's value, but not of a training step that is not logged. Outside of steps, write it at once."""
+        run = self._run
+        if run.is_going_on and run.ranks.is_main and (self.is_logging or not self.is_in_step):
+            name = f"{self._set_name}/{name}"
+            self._media[name] = kind(name, value)
+            if not self.is_logging:
+                self._write_media()
+
+    def _write_media(self) -> None:
+        """Give trackers what was kept, and add it to the next snapshot. This waits for the device if there is any."""
+        if self._media:
+            ready = {name: make() for name, make in self._media.items()}
+            self._media = {}
+            self._run.log.show(ready, self._run.progress.global_step)
+            for name, made in ready.items():
+                self._snapshots.add(made.arrays(name))
+
+    def write_snapshot(self) -> None:
+        """Write the file of the evaluation that is over, or add to it what was logged since."""
+        progress = self._run.progress
+        self._snapshots.write(progress.epoch + (progress.phase == "evaluate"), progress.global_step)
+
+    def part(self) -> Part:
+        """Return the part of a checkpoint that has what waits for the next snapshot."""
+        return Part("snapshots", self._snapshots, is_shared=True, is_optional=True)
 
     def drop(self) -> None:
         """Forget the values of a step that was broken off."""
         self._collected.flush()
-        self.is_logging = False
+        self._media = {}
+        self.is_logging = self.is_in_step = False
 
     def write_step(self) -> None:
         """Write the training record of the step that has just ended."""
@@ -77,6 +138,7 @@ class Recorder:
         if run.device.type == "cuda":
             record["perf/memory_gib"] = round(torch.cuda.max_memory_allocated(run.device) / 2**30, 3)
         run.log.write(record)
+        self._write_media()
         self.is_logging = False
 
     @contextmanager
@@ -94,3 +156,13 @@ class Recorder:
         self.results.update(results)
         if results:
             self._run.log.write({"global_step": self._run.progress.global_step, "epoch": epoch, **results})
+        self._write_media()
+
+
+class NoRecorder(Recorder):
+    """Keeps nothing: what a trainer logs to before its set-up."""
+
+    def __init__(self) -> None:
+        self.is_logging = False
+
+    def _keep(self, *args: Any) -> None: ...

@@ -210,8 +210,13 @@ class Saver:
             # Non-persistent buffers affect the result too, although state_dict() leaves them out.
             "buffers": {name: buffer for name, buffer in buffers if id(buffer) not in persistent},
             # A part that was not registered again yet keeps the state that it had.
-            "parts": {**self._unclaimed, **{name: part.object.state_dict() for name, part in self._parts.items()}},
+            "parts": {**self._unclaimed, **self._states_of_parts()},
         }
+
+    def _states_of_parts(self) -> dict[str, Any]:
+        """Return the state of each part, without optional ones that have none now."""
+        states = {name: part.object.state_dict() for name, part in self._parts.items()}
+        return {name: s for name, s in states.items() if s is not None or not self._parts[name].is_optional}
 
     def _facts(self, progress: dict[str, Any]) -> dict[str, Any]:
         device = self._run.device
@@ -289,7 +294,7 @@ class Saver:
             for name, part in self._parts.items():
                 if name in self._unclaimed or not part.is_optional:
                     part.object.load_state_dict(self._unclaimed.pop(name))
-                else:
+                elif part.object.state_dict() is not None:
                     log.info("%s begins here: the checkpoint is of a run without it.", name)
         except (KeyError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"'{path}' does not fit this run: {name}: {error!r}") from error

@@ -303,6 +303,11 @@ class Session:
             self._log = None
 
     @property
+    def is_going_on(self) -> bool:
+        """Whether the logs are open."""
+        return self._log is not None
+
+    @property
     def log(self) -> RunLog:
         """Console, `metrics.jsonl` and trackers, while the run lasts."""
         assert self._log is not None, "The run is not going on."

@@ -229,6 +229,7 @@ class Stepper:
         if self.ends_group and self._recorder.is_logging:
             self.check_losses()
             self._recorder.write_step()
+        self._recorder.is_in_step = not self.ends_group
 
     @contextmanager
     def ending_epoch(self, trained: nn.Module) -> Iterator[None]:

@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
+
+
+def is_number(value: Any) -> bool:
+    """Say whether a value is a number, or a tensor or array with one element."""
+    if isinstance(value, Tensor):
+        return value.numel() == 1
+    if isinstance(value, np.ndarray):
+        return value.size == 1 and np.isrealobj(value)
+    return isinstance(value, int | float | np.number | np.bool_)
 
 
 class Collector:
@@ -24,7 +36,7 @@ class Collector:
         self._values: dict[str, list[Tensor | float]] = {}
 
     def add(self, name: str, value: Tensor | float) -> None:
-        """Add a number, or a tensor with one element, without waiting for its device.
+        """Add a number, or a tensor or array with one element, without waiting for its device.
 
         Raises
         ------
@@ -40,6 +52,8 @@ class Collector:
                 value = value.detach()
             if value.ndim:
                 value = value.reshape(())
+        elif isinstance(value, np.generic | np.ndarray) and is_number(value):
+            value = float(value.item())
         elif not isinstance(value, int | float):
             raise TypeError(f"'{name}' can't be logged: its value is a {type(value).__name__}. Log one number.")
         self._values.setdefault(name, []).append(value)

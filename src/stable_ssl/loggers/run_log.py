@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .console import Console
 from .jsonl import MetricsFile, iterate_metrics
+from .media import Media
+from .snapshots import cut_back
 from .summary import Summary
 from .tracking import Tracker, open_trackers
 
@@ -30,7 +33,8 @@ class RunLog:
     step
         The global step of the checkpoint that the run resumes from; 0 for a new run.
     position
-        The length in bytes that `metrics.jsonl` had at this checkpoint: later records are removed. None: keep all.
+        The length in bytes that `metrics.jsonl` had at this checkpoint: later records and snapshots are removed. None:
+        keep all.
     rank
         Number of this process. Ranks above 0 have a console only.
 
@@ -60,6 +64,7 @@ class RunLog:
             self._file = MetricsFile(folder / "metrics.jsonl")
             if position is not None:
                 self._file.cut_back(position)
+                cut_back(folder / "snapshots", step)
             for record in iterate_metrics(folder / "metrics.jsonl"):
                 self.summary.add(record)
             self._trackers = open_trackers(
@@ -77,6 +82,11 @@ class RunLog:
         self.console.metrics(record)
         for tracker in self._trackers:
             tracker.log(record, record["global_step"])
+
+    def show(self, media: Mapping[str, Media], step: int) -> None:
+        """Give the trackers images and histograms of a global step, by name."""
+        for tracker in self._trackers:
+            tracker.show(media, step)
 
     def position(self) -> int:
         """Write all records to disk and to the trackers, and return the length of `metrics.jsonl` in bytes."""

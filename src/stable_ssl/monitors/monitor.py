@@ -38,7 +38,9 @@ class Monitor:
         """Run after each batch of the evaluation set that this monitor belongs to."""
 
     def compute(self, trainer: BaseTrainer) -> Any:
-        """Return the value to log: a number, a dict of numbers by name, or None for nothing.
+        """Return the value to log: a number, a dict of values by name, or None for nothing.
+
+        An array with more than one number goes to `snapshots/`.
 
         A monitor of `train` is asked at each logging step, a monitor of an evaluation set after each evaluation.
         """
