@@ -532,5 +532,5 @@ def test_all_is_closed_although_one_loader_can_not_be(make_toy):
     with pytest.raises(OSError, match="stuck"):
         trainer.launch()
     loader.is_stuck = False
-    assert status_of(trainer) == "finished"
+    assert status_of(trainer) == "failed"
     assert newest_state(trainer)["progress"]["global_step"] == 6
