@@ -87,6 +87,16 @@ MESSAGES: dict[str, list[Message]] = {
             "Mend or remove the file. If the number of samples changes, go on by a branch.",
         ),
         Message(
+            "… has … levels, from … to …, instead of levels from 0 to 255.",
+            "An image has more than 8 bits, or floats, and nothing says which of its levels are black and white.",
+            "Give the data set `levels=(low, high)`; [images.md](images.md) has examples.",
+        ),
+        Message(
+            "sample … is RGB, but … others are grey.",
+            "The data set has grey images and colours, and the 32 images that decide were all grey.",
+            "Give the data set `channels=3` or `channels=1`.",
+        ),
+        Message(
             "data.…: a worker process died or hung while batches from the one of samples … on were read: …",
             "A worker process was killed, often because memory ran out, or waits for ever.",
             "Use fewer workers, or look for the message of the worker above.",

@@ -9,19 +9,56 @@ import numpy as np
 import torch
 from torch import Tensor
 
+ORIENTATION = 0x0112  # the number of the orientation in EXIF
+HOLDERS = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # where PIL keeps the orientation
+
 
 def as_array(image: Any) -> np.ndarray:
     """Return one image as (height, width, channels).
 
-    A tensor is taken as (channels, height, width). A PIL image of bytes that is neither grey nor RGB becomes RGB.
+    A tensor is taken as (channels, height, width), and a PIL image as `as_plain` returns it.
     """
     if isinstance(image, Tensor):
         return image.movedim(0, -1).numpy() if image.ndim == 3 else image.numpy()
-    mode = getattr(image, "mode", "RGB")
-    if mode not in ("L", "RGB") and mode[0] not in "IF":
-        image = image.convert("RGB")
-    array = np.asarray(image)
+    array = np.asarray(as_plain(image) if hasattr(image, "getexif") else image)
     return array[:, :, None] if array.ndim == 2 else array
+
+
+def as_plain(image: Any) -> Any:
+    """Return a PIL image upright, as its EXIF orientation says. If it is not grey, it is RGB.
+
+    Transparency is left out: pixels have the colours that are stored. Grey images of more than 8 bits stay as they are.
+    """
+    image.load()
+    if not HOLDERS.isdisjoint(image.info):
+        image = _upright(image)
+    if image.mode == "RGB" or is_grey(image):
+        return image
+    if "transparency" in image.info:
+        image = image.convert("RGBA")  # else PIL warns of some palettes
+    return image.convert("RGB")
+
+
+def is_grey(image: Any) -> bool:
+    """Say whether a PIL image has grey levels, of 8 bits or more, and nothing else."""
+    return image.mode == "L" or image.mode[0] in "IF"
+
+
+def _upright(image: Any) -> Any:
+    from PIL.Image import Transpose as To
+
+    try:
+        orientation = image.getexif().get(ORIENTATION)
+    except Exception:  # a damaged EXIF says nothing, and the pixels may be good
+        return image
+    turns = {2: To.FLIP_LEFT_RIGHT, 3: To.ROTATE_180, 4: To.FLIP_TOP_BOTTOM, 5: To.TRANSPOSE, 6: To.ROTATE_270}
+    turns |= {7: To.TRANSVERSE, 8: To.ROTATE_90}
+    if orientation not in turns:
+        return image
+    # PIL's exif_transpose would write the EXIF anew, which fails for some files.
+    image = image.transpose(turns[orientation])
+    image.info = {name: value for name, value in image.info.items() if name not in HOLDERS}
+    return image
 
 
 def like(image: Any, planes: np.ndarray) -> Any:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
+import functools
 import glob
-import io
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from ..exceptions import ConfigError
 from .checks import is_count, is_function, require
+from .images import ImageDecoder, check_options, find_channels
 
 FUNCTION_OF_IMAGE = "a function of an image, or none"
 
@@ -89,7 +92,12 @@ class ImageFolder(datasets.ImageFolder):
     root
         The folder of the classes' folders.
     transform
-        Applied to the PIL image. Without it, the image is a float tensor in [0, 1], (3, height, width).
+        Applied to the PIL image. Without it, the image is a float tensor in [0, 1], (channels, height, width).
+    levels
+        The levels (low, high) that become 0 and 255, for images of more than 8 bits or of floats.
+    channels
+        3: every image becomes RGB. 1: every image becomes grey. None: grey images stay grey if all are; else they
+        become RGB.
     **kwargs
         As for torchvision's.
 
@@ -99,15 +107,28 @@ class ImageFolder(datasets.ImageFolder):
         An argument is wrong, or the folder has no such folders with images.
     """
 
-    def __init__(self, root: str | Path, transform: Callable | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        root: str | Path,
+        transform: Callable | None = None,
+        *,
+        levels: Sequence[float] | None = None,
+        channels: int | None = 3,
+        **kwargs: Any,
+    ):
         require(
             ("root", root, isinstance(root, str | Path), "a folder"),
             ("transform", transform, is_function(transform), FUNCTION_OF_IMAGE),
+            *check_options(levels, channels),
+            ("levels", levels, levels is None or "loader" not in kwargs, "none, since loader decodes the images"),
         )
+        kwargs.setdefault("loader", ImageDecoder(levels, channels))
         try:
             super().__init__(str(root), to_float_tensor if transform is None else transform, **kwargs)
         except FileNotFoundError as error:
             raise ConfigError(f"root: '{root}' is no folder of classes with images: {error}") from error
+        if channels is None and isinstance(self.loader, ImageDecoder):
+            self.loader.channels = find_channels(lambda index: self.samples[index][0], len(self))
 
 
 class Parquet(Dataset):
@@ -124,6 +145,11 @@ class Parquet(Dataset):
     transform
         Applied to the PIL image (mode "L" or "RGB"). Without it, the image is a float tensor in [0, 1], (channels,
         height, width).
+    levels
+        The levels (low, high) that become 0 and 255, for images of more than 8 bits or of floats.
+    channels
+        3: every image becomes RGB. 1: every image becomes grey. None: grey images stay grey if all are; else they
+        become RGB.
 
     Raises
     ------
@@ -137,6 +163,8 @@ class Parquet(Dataset):
         image: str = "image",
         label: str | None = "label",
         transform: Callable | None = None,
+        levels: Sequence[float] | None = None,
+        channels: int | None = None,
     ):
         paths = [path] if isinstance(path, str | Path) else path
         is_list = isinstance(paths, Sequence) and len(paths) > 0 and all(isinstance(p, str | Path) for p in paths)
@@ -145,7 +173,9 @@ class Parquet(Dataset):
             ("image", image, isinstance(image, str), "the name of a column"),
             ("label", label, label is None or isinstance(label, str), "the name of a column, or none"),
             ("transform", transform, is_function(transform), FUNCTION_OF_IMAGE),
+            *check_options(levels, channels),
         )
+        self.levels, self.channels = levels, channels
         self.files = [file for item in paths for file in _parquet_files(item)]
         self.image, self.label = image, label
         self.transform = to_float_tensor if transform is None else transform
@@ -162,6 +192,7 @@ class Parquet(Dataset):
         if missing:
             raise ConfigError(f"path: '{self.files[0]}' has no column {missing}; it has {names}.")
         tables = [pyarrow.parquet.read_table(file, columns=wanted, memory_map=True) for file in self.files]
+        self._ends = list(itertools.accumulate(map(len, tables)))  # of each file, as numbers of images
         table = pyarrow.concat_tables(tables).combine_chunks()
         self._images = table[self.image]
         self.targets = [-1] * len(table) if self.label is None else table[self.label].to_pylist()
@@ -174,14 +205,19 @@ class Parquet(Dataset):
         vars(self).update(state)
         self._open()
 
+    @functools.cached_property
+    def _decode(self) -> ImageDecoder:
+        return ImageDecoder(self.levels, self.channels or find_channels(self._source, len(self)))
+
+    def _source(self, index: int) -> Any:
+        return self._images[index].as_py()
+
     def __len__(self) -> int:
         return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        encoded = self._images[index].as_py()
-        encoded = encoded["bytes"] if isinstance(encoded, dict) else encoded
-        image: Image.Image = Image.open(io.BytesIO(encoded))
-        image = image if image.mode in ("L", "RGB") else image.convert("RGB")
+        file = self.files[bisect.bisect_right(self._ends, index % len(self))]
+        image = self._decode(self._source(index), f"image {index} of '{file}'")
         return self.transform(image), self.targets[index]
 
 

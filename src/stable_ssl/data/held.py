@@ -21,6 +21,7 @@ from torchvision.datasets.vision import StandardTransform
 from ..augmentations.views import send
 from .ahead import one_ahead
 from .datasets import Digits, Parquet
+from .images import ImageDecoder
 from .views import BatchViews, split, to_array
 
 log = logging.getLogger("stable_ssl")
@@ -70,7 +71,7 @@ class HeldImages:
         return make.batch(images, make.collate_rests([self.rests[index] for index in indices]), seed, epoch, indices)
 
 
-def hold(dataset: Any, name: str, read: Callable[[int], Any], share: float) -> HeldImages | None:
+def hold(dataset: Any, name: str, read: Callable[[int], Any], share: float, channels: int) -> HeldImages | None:
     """Read a data set into memory. Return None if its images may change, or would take too much; the log says which.
 
     Parameters
@@ -82,13 +83,15 @@ def hold(dataset: Any, name: str, read: Callable[[int], Any], share: float) -> H
         and would send each tensor through a file of its own.
     share
         The fraction of the free memory that belongs to this process.
+    channels
+        Of the images, as `find_shape` tells.
     """
     read_instead = f"data.{name}: views are made where samples are read"
     if not _is_constant(dataset):
         log.info("%s, since a %s may give other images each time.", read_instead, type(dataset).__name__)
         return None
     limit = int(SHARE_OF_MEMORY * share * _free_memory())
-    first = to_array(split(read(0))[0], 0)
+    first = to_array(split(read(0))[0], 0, channels)
     held, expected = None, first.nbytes * len(dataset)
     if expected <= limit:
         held, expected = _read_all(len(dataset), first.shape, read, limit)
@@ -116,7 +119,7 @@ def _read_all(
     num_bytes = 0
     for index in range(num_samples):
         image, rest = split(read(index))
-        array = to_array(image, index)
+        array = to_array(image, index, shape[2])
         if isinstance(images, np.ndarray) and array.shape != shape:
             images = list(images[:index])
         if isinstance(images, list):
@@ -190,7 +193,8 @@ def _is_constant(dataset: Any) -> bool:
         return False
     if not type(dataset).__module__.startswith(("torchvision.datasets.", "stable_ssl.data.")):
         return False
-    if getattr(dataset, "loader", default_loader) is not default_loader:
+    loader = getattr(dataset, "loader", default_loader)
+    if loader is not default_loader and not isinstance(loader, ImageDecoder):
         return False
     if type(getattr(dataset, "transforms", None)) not in (type(None), StandardTransform):  # of image and label together
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,12 +13,14 @@ from torch.utils.data import Dataset
 from ..exceptions import ConfigError
 from .checks import is_function, require
 from .datasets import to_float_tensor
+from .images import ImageDecoder, check_options, find_channels
 
 
 class HuggingFaceDataset(Dataset):
     """A data set that `datasets.load_dataset` knows, or a folder that `save_to_disk` wrote.
 
-    With `x` and `y`, samples are tuples (transform(x), y). Without, they are dicts of the columns.
+    With `x` and `y`, samples are tuples (transform(x), y). Without, they are dicts of the columns. Columns of images
+    give PIL images of mode "L" or "RGB".
 
     Parameters
     ----------
@@ -36,6 +39,11 @@ class HuggingFaceDataset(Dataset):
         Names of the columns to leave out, as they are after renaming.
     add_index
         Add the index of a sample to its dict, as `index`.
+    levels
+        The levels (low, high) that become 0 and 255, for images of more than 8 bits or of floats.
+    channels
+        3: every image becomes RGB. 1: every image becomes grey. None: grey images stay grey if all of a column are;
+        else they become RGB.
 
     Raises
     ------
@@ -53,11 +61,15 @@ class HuggingFaceDataset(Dataset):
         rename_columns: Mapping[str, str] | None = None,
         remove_columns: Sequence[str] | None = None,
         add_index: bool = False,
+        levels: Sequence[float] | None = None,
+        channels: int | None = None,
         **kwargs: Any,
     ):
         _check_arguments(path, x, y, transform, rename_columns, remove_columns, add_index)
+        require(*check_options(levels, channels))
         if kwargs.pop("trust_remote_code", None) is not None:
             warnings.warn("trust_remote_code is ignored: data sets no longer run code.", stacklevel=2)
+        self._name = str(kwargs.get("data_files", path))[:200]
         self.dataset = _load(str(path), args, kwargs)
         if rename_columns:
             _require_columns(self.dataset, rename_columns, path)
@@ -66,15 +78,31 @@ class HuggingFaceDataset(Dataset):
             _require_columns(self.dataset, remove_columns, path)
             self.dataset = self.dataset.remove_columns(list(remove_columns))
         self.x, self.y, self.add_index = x, y, add_index
+        self.levels, self.channels = levels, channels
         self.transform: Any = transform if transform is not None else (to_float_tensor if x else {})
         columns: Any = self.transform if x is None else (x, y)
         _require_columns(self.dataset, columns, path)
+        self._image_columns = _image_columns(self.dataset)
+        for name, kind in self._image_columns.items():  # they are decoded here instead
+            self.dataset = self.dataset.cast_column(name, type(kind)(decode=False))
+
+    @functools.cached_property
+    def _decoders(self) -> dict[str, ImageDecoder]:
+        """The decoder of each column of images."""
+        return {name: ImageDecoder(self.levels, self._channels_of(name)) for name in self._image_columns}
+
+    def _channels_of(self, column: str) -> int | None:
+        demanded = {"L": 1, "RGB": 3}.get(self._image_columns[column].mode)
+        return self.channels or demanded or find_channels(lambda index: self.dataset[index][column], len(self))
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
         sample = self.dataset[int(index)]
+        for name, decode in self._decoders.items():
+            if sample[name] is not None:
+                sample[name] = decode(sample[name], f"{name} {index} of '{self._name}'")
         if self.x is not None:
             return self.transform(sample[self.x]), sample[self.y]
         for name, transform in self.transform.items():
@@ -133,6 +161,15 @@ def _load(path: str, args: tuple, kwargs: dict[str, Any]) -> Any:
     if isinstance(loaded, dict):
         raise ConfigError(f"split: missing; '{path}' has {list(loaded)}.")
     return loaded
+
+
+def _image_columns(dataset: Any) -> dict[str, Any]:
+    """Return the features of the columns that `datasets` would decode to PIL images."""
+    import datasets
+
+    if not isinstance(dataset, datasets.Dataset) or dataset.format["type"]:  # a format may make tensors of images
+        return {}
+    return {name: kind for name, kind in dataset.features.items() if isinstance(kind, datasets.Image) and kind.decode}
 
 
 def _require_columns(dataset: Any, wanted: Iterable[str], path: str | Path) -> None:

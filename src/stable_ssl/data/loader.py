@@ -15,7 +15,7 @@ from .checks import check_loader
 from .held import HeldImages, choose_device, hold
 from .order import Share, count_cut, count_dealt, cut, deal, draw, epoch_order
 from .reading import CollateSamples, CollateViews, Reader
-from .views import BatchViews, WithViews, as_declared, as_read, split, to_array
+from .views import BatchViews, WithViews, as_declared, as_read, find_shape
 from .workers import WorkerBatches, WorkerInit
 
 
@@ -121,6 +121,7 @@ class Loader:
             "worker_init_fn": WorkerInit(worker_init_fn),
         }
         self.device = torch.device("cpu")
+        self._channels: int | None = None  # of the images, once it is known
         self._make: BatchViews | None = None  # declared views, once it is decided where they are made
         self._held: HeldImages | None = None
         self._workers: WorkerBatches | None = None
@@ -158,12 +159,11 @@ class Loader:
         self.device, self._make, self._held = device, None, None
         if self.views is None:
             return
-        with preserved_generators():
-            sample = Reader(self.dataset, self.seed, self.name)[(0, 0)]
-        image = to_array(split(sample)[0], 0)
+        shape = self._find_shape()
+        self._channels = shape[2]
         try:
-            self.views.check(image.shape[2])
-            self.views.parameters(self.seed, 0, [0], image.shape)
+            self.views.check(shape[2])
+            self.views.parameters(self.seed, 0, [0], shape)
         except ValueError as error:
             raise ConfigError(f"data.{self.name}.views: {error}") from error
 
@@ -218,10 +218,15 @@ class Loader:
     def _decide(self, views: MultiView, epoch: int) -> None:
         """Read the images into memory if they fit, and choose where views of them are made."""
         reader = Reader(self.dataset, self.seed, self.name)
-        share_of_memory = 1 / self._share.world_size
-        self._held = hold(self.dataset, self.name, lambda index: reader[(epoch, index)], share_of_memory)
+        share_of_memory, channels = 1 / self._share.world_size, self._channels or self._find_shape()[2]
+        self._held = hold(self.dataset, self.name, lambda index: reader[(epoch, index)], share_of_memory, channels)
         device = choose_device(self.on, self._held, self.device, self.name)
-        self._make = BatchViews(views, self._collate, device)
+        self._make = BatchViews(views, self._collate, device, channels)
+
+    def _find_shape(self) -> tuple[int, ...]:
+        reader = Reader(self.dataset, self.seed, self.name)
+        with preserved_generators():
+            return find_shape(lambda index: reader[(0, index)], len(self.dataset))
 
     def _make_workers(self) -> WorkerBatches:
         if self._make is None:

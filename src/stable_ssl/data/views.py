@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,12 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
+from torchvision.datasets.folder import default_loader
 
 from ..augmentations import MultiView, View
 from ..augmentations.operations import Operation
 from ..augmentations.views import as_array, send
 from ..exceptions import DataError
 from .datasets import to_float_tensor
+from .images import NUM_LOOKED_AT, ImageDecoder, spread
 from .multi_view import MultiViewSampler
 
 
@@ -86,10 +89,14 @@ class BatchViews:
         Makes a batch of tuples: of the parts of samples that are not images, such as labels.
     device
         Where torch makes the views. None: the loops of this package make them on the CPU.
+    channels
+        Of the images, as `find_shape` tells.
     """
 
-    def __init__(self, views: MultiView, collate: Callable, device: torch.device | None = None):
-        self.views, self.collate, self.device = views, collate, device
+    def __init__(
+        self, views: MultiView, collate: Callable, device: torch.device | None = None, channels: int | None = None
+    ):
+        self.views, self.collate, self.device, self.channels = views, collate, device, channels
 
     def __call__(self, samples: Sequence[Any], seed: int, epoch: int, indices: Sequence[int]) -> Any:
         """Return the batch of samples that were read: `[views, labels, …]`, or the views if samples are only images."""
@@ -99,7 +106,7 @@ class BatchViews:
     def take_apart(self, samples: Sequence[Any], indices: Sequence[int]) -> tuple[list[np.ndarray], Sequence[Any]]:
         """Return the images of samples, and the rest of each sample."""
         images, rests = zip(*map(split, samples), strict=True)
-        return [to_array(image, index) for image, index in zip(images, indices, strict=True)], rests
+        return [to_array(image, index, self.channels) for image, index in zip(images, indices, strict=True)], rests
 
     def collate_rests(self, rests: Sequence[Any]) -> Any:
         """Return a batch of the rests of samples; None if samples are only images."""
@@ -132,16 +139,41 @@ def stack(images: Any, indices: Sequence[int]) -> Tensor:
 
 
 def as_read(dataset: Any) -> Any:
-    """Turn off a data set's default conversion to float: declared views need the uint8 pixels.
+    """Let a data set give the uint8 pixels that declared views need.
 
-    Only data sets of this package have it. The data set itself is left as it is; a changed copy is returned.
+    A data set of this package does not convert them to float then. Torchvision's folders, whose own loader makes white
+    of 16-bit images, decode as this package's do. The data set is left as it is; a changed copy is returned.
     """
     if isinstance(dataset, Subset):
         return Subset(as_read(dataset.dataset), dataset.indices)
+    changes: dict[str, Any] = {}
     if getattr(dataset, "transform", None) is to_float_tensor:
+        changes["transform"] = np.asarray
+    if getattr(dataset, "loader", None) is default_loader and type(dataset).__module__.startswith("torchvision."):
+        changes["loader"] = ImageDecoder(channels=3)
+    if changes:
         dataset = copy.copy(dataset)
-        dataset.transform = np.asarray
+        vars(dataset).update(changes)
     return dataset
+
+
+def find_shape(read: Callable[[int], Any], num_samples: int) -> tuple[int, ...]:
+    """Return (height, width, channels) of the first image. If it is grey and others are not, it has 3 channels.
+
+    Parameters
+    ----------
+    read
+        Returns the sample of an index. A few samples decide, if the first one is grey.
+    num_samples
+        How many samples there are.
+    """
+    first, *others = spread(num_samples)
+    height, width, channels = to_array(split(read(first))[0], first).shape
+    for index in others if channels == 1 else []:
+        with contextlib.suppress(DataError):  # the error comes when the sample is read for a batch
+            if to_array(split(read(index))[0], index).shape[2] == 3:
+                return height, width, 3
+    return height, width, channels
 
 
 def split(sample: Any) -> tuple[Any, Any]:
@@ -152,7 +184,7 @@ def split(sample: Any) -> tuple[Any, Any]:
     return image, rest
 
 
-def to_array(image: Any, index: int) -> np.ndarray:
+def to_array(image: Any, index: int, channels: int | None = None) -> np.ndarray:
     """Return an image as uint8 (height, width, channels).
 
     Parameters
@@ -161,11 +193,13 @@ def to_array(image: Any, index: int) -> np.ndarray:
         A PIL image, a tensor (channels, height, width) or an array (height, width, channels).
     index
         Of the sample, for the error.
+    channels
+        3: a grey image becomes RGB.
 
     Raises
     ------
     DataError
-        It is something else.
+        It is something else, or `channels` is 1 and the image is RGB.
     """
     array = as_array(image)
     if array.dtype != np.uint8 or array.ndim != 3:
@@ -176,4 +210,9 @@ def to_array(image: Any, index: int) -> np.ndarray:
             "(channels, height, width) or uint8 arrays (height, width, channels). Leave out the data set's transform, "
             "or convert the images to uint8 levels."
         )
-    return array
+    if channels == 1 and array.shape[2] == 3:
+        raise DataError(
+            f"sample {index} is RGB, but {NUM_LOOKED_AT} others are grey. Give the data set channels=3 or channels=1, "
+            "or convert its images to one kind."
+        )
+    return np.repeat(array, 3, axis=2) if channels == 3 and array.shape[2] == 1 else array

@@ -126,7 +126,7 @@ class ViT(nn.Module):
         tokens = self.embed(images)  # (batch, dim, rows, columns)
         grid = (tokens.shape[2], tokens.shape[3])
         tokens = tokens.flatten(2).transpose(1, 2)  # (batch, patches, dim)
-        tokens = tokens + positions(grid, self.grid, tokens.shape[2], tokens.device, tokens.dtype)
+        tokens = tokens + _table(grid, self.grid, tokens.shape[2], tokens)
         outputs: Tensor = self.blocks(tokens if places is None else take(tokens, places), is_real)
         return outputs  # (batch, kept, dim)
 
@@ -223,7 +223,7 @@ class PatchPredictor(nn.Module):
         is_real, is_wanted
             False at the padding of `places` and of `wanted`; predictions there have no meaning.
         """
-        table = positions(self.grid, self.grid, len(self.mask_token), tokens.device, tokens.dtype)
+        table = _table(self.grid, self.grid, len(self.mask_token), tokens)
         given = self.embed(tokens) + table[places]  # (batch, kept, hidden_dim)
         asked = self.mask_token + table[wanted]  # (batch, wanted, hidden_dim)
         outputs = self.blocks(torch.cat([given, asked.to(given.dtype)], dim=1), torch.cat([is_real, is_wanted], dim=1))
@@ -302,7 +302,24 @@ def patchify(
     return cut.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, patch_size * patch_size * channels)
 
 
+def _table(grid: tuple[int, int], base: tuple[int, int], dim: int, tokens: Tensor) -> Float[Tensor, "patches dim"]:
+    """Return `positions` on the device and in the dtype of the tokens.
+
+    A table is kept for later passes, unless this pass is being recorded (by torch.export, torch.jit.trace or
+    torch.compile) or has no values (with fake tensors). Its tensors would be of no use to another pass.
+    """
+    is_recorded = type(tokens) is not Tensor or torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return (positions if is_recorded else _kept_positions)(grid, base, dim, tokens.device, tokens.dtype)
+
+
 @functools.lru_cache(maxsize=64)  # else each forward pass would compute the table and copy it to the device
+def _kept_positions(
+    grid: tuple[int, int], base: tuple[int, int], dim: int, device: torch.device, dtype: torch.dtype
+) -> Float[Tensor, "patches dim"]:
+    with torch.inference_mode(False):  # autograd can't use tensors that were made in inference mode
+        return positions(grid, base, dim, device, dtype)
+
+
 def positions(
     grid: tuple[int, int],
     base: tuple[int, int],
@@ -324,10 +341,12 @@ def positions(
     device, dtype
         Those of the result.
     """
-    frequencies = 10000 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+    # The CPU always computes the table, so that it has the same bits on each device.
+    count = functools.partial(torch.arange, dtype=torch.float64, device="cpu")
+    frequencies = 10000 ** (-count(dim // 4) / (dim // 4))
     halves = []
     for size, base_size in zip(grid, base, strict=True):
-        place = (torch.arange(size, dtype=torch.float64) + 0.5) * base_size / size - 0.5  # (size,)
+        place = (count(size) + 0.5) * base_size / size - 0.5  # (size,)
         angles = place[:, None] * frequencies  # (size, dim / 4)
         halves.append(torch.cat([angles.sin(), angles.cos()], dim=1))
     rows, columns = halves  # (rows, dim / 2), (columns, dim / 2)
