@@ -17,6 +17,7 @@ from ..config import with_defaults
 from ..exceptions import BreakAllEpochs, BreakEpoch, BreakStep, ConfigError, Preempted
 from ..loggers import Console, RunLog, read_metrics
 from ..runtime.checkpoint import CheckpointStore
+from ..runtime.cpus import limit_threads
 from ..runtime.device import describe_batch, place_module, resolve_device, use_deterministic
 from ..runtime.folder import RunFolder, config_differences
 from ..runtime.precision import Precision, resolve_precision
@@ -176,11 +177,12 @@ class Session:
         self.owns_folder = True
 
     def take_device(self) -> torch.device:
-        """Return the configured device, or the nearest that the machine has. Set the precision that it trains in."""
+        """Return the configured device, or the nearest that the machine has. Set threads and the precision in use."""
         hardware, ranks = self._hardware, self.ranks
+        limit_threads()
         self.device = resolve_device(hardware["device"], ranks.local_rank, ranks.size)
         ranks.introduce(self.device)
-        hardware["precision"] = resolve_precision(hardware["precision"], self.device)
+        hardware["precision"] = resolve_precision(hardware["precision"], self.device, ranks.size)
         if hardware["deterministic"]:
             use_deterministic(self.device)
         optim = self._optim
