@@ -57,6 +57,29 @@ def find(source: str | None, folder: str | None = None) -> tuple[Path, str]:
     return RECIPES, source
 
 
+def origin_of(folder: Path, name: str) -> tuple[Path | None, list[Path]]:
+    """Return what a run's `config.yaml` remembers: its working folder, and the folders of the user's own modules.
+
+    Folders that are gone are left out. Other configuration files remember nothing.
+
+    Parameters
+    ----------
+    folder, name
+        What `find` returns.
+    """
+    from omegaconf import DictConfig, OmegaConf
+    from yaml import YAMLError
+
+    try:
+        config = OmegaConf.load(folder / f"{name}.yaml")
+    except (OSError, ValueError, YAMLError):  # `compose` says what is wrong with the file
+        return None, []
+    if not isinstance(config, DictConfig) or "import_from" not in config:
+        return None, []
+    home, own = Path(config.get("working_folder", "")), [Path(str(path)) for path in config.import_from]
+    return home if home.is_dir() else None, [path for path in own if path.is_dir()]
+
+
 def compose(source: str, overrides: Iterable[str] = (), folder: str | None = None) -> dict[str, Any]:
     """Return the configuration of a run, `{"trainer": {...}}`, with interpolations resolved.
 
@@ -290,8 +313,8 @@ def _check_places(config: dict[Any, Any]) -> None:
 
 @contextmanager
 def importable(*folders: Path) -> Iterator[None]:
-    """Make the modules in these folders importable, so that a `_target_` may name them."""
-    added = [str(folder) for folder in folders if str(folder) not in sys.path]
+    """Make the modules in these folders importable, so that a `_target_` may name them. The first ones win."""
+    added = [str(folder) for folder in folders]
     sys.path[:0] = added
     try:
         yield

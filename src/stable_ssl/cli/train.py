@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..compose import SEARCH_PATH, arithmetic, compose, compose_sweep, composer, find, importable, resolved
+from ..compose import SEARCH_PATH, arithmetic, compose, compose_sweep, composer, find, importable, origin_of, resolved
 from ..exceptions import ConfigError
 from . import slurm
 from .run import Run
@@ -22,19 +22,13 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
         # The older form has no source: the argument in its place is the first override.
         overrides = [*([source] if source else []), *overrides]
         source, folder = args.config_name or "config", folder or "."
-    if source is not None and "=" in source:
+    if source is not None and "=" in source and not Path(source).exists():
         raise ConfigError(f"train: '{source}' is an override; name a recipe or file before it.")
     config_folder, name = find(source, folder)
-    settings = [text for text in overrides if text.startswith(slurm.PREFIX)]
-    overrides = [text for text in overrides if text not in settings]
-    if settings and not args.slurm:
-        raise ConfigError(f"train: '{settings[0]}' is a setting of a Slurm job; add --slurm, or leave it out.")
-    folders = (Path.cwd(), config_folder)
+    settings, overrides = slurm.split(overrides, args.slurm, "train")
+    folders = (Path.cwd(), config_folder, *origin_of(config_folder, name)[1])
     with importable(*folders):
         if args.slurm:
-            hydras = [text for text in overrides if text.lstrip("+~").startswith(("hydra.", "hydra/"))]
-            if hydras:
-                raise ConfigError(f"train: '{hydras[0]}' has no effect with --slurm, which takes slurm.* instead.")
             configs = (
                 compose_sweep(config_folder, name, overrides)
                 if args.multirun

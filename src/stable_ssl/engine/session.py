@@ -16,6 +16,7 @@ from torch import nn
 from ..config import with_defaults
 from ..exceptions import BreakAllEpochs, BreakEpoch, BreakStep, ConfigError, Preempted
 from ..loggers import Console, RunLog, read_metrics
+from ..nodes import origin
 from ..runtime.checkpoint import CheckpointStore
 from ..runtime.cpus import limit_threads
 from ..runtime.device import describe_batch, place_module, resolve_device, use_deterministic
@@ -173,7 +174,7 @@ class Session:
 
     def own_folder(self) -> None:
         """Write `config.yaml`: the folder is known to hold this run. Called on rank 0 only."""
-        self.folder.write_config(self._config)
+        self.folder.write_config({**self._config, **origin(self._config)})
         self.owns_folder = True
 
     def take_device(self) -> torch.device:

@@ -41,7 +41,7 @@ def _choose_cache() -> bool:
     return place != "nowhere"
 
 
-def _check_space(folder: str) -> None:
+def _check_space(folder: str | None) -> None:
     """Raise an OSError if a folder can't take a file of a compiled loop's size: a full disk still takes empty files."""
     with tempfile.TemporaryFile(dir=folder) as file:
         file.write(bytes(1 << 20))
