@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ..compose import is_hydras
 from ..exceptions import ConfigError, nearest
 from .run import Run
 
@@ -36,7 +37,8 @@ def split(overrides: list[str], is_slurm: bool, command: str) -> tuple[list[str]
     if settings and not is_slurm:
         raise ConfigError(f"{command}: '{settings[0]}' is a setting of a Slurm job; add --slurm, or leave it out.")
     others = [text for text in overrides if text not in settings]
-    hydras = [text for text in others if text.lstrip("+~").startswith(("hydra.", "hydra/"))]
+    honoured = ("hydra.run.dir", "hydra.sweep.")
+    hydras = [text for text in others if is_hydras(text) and not text.lstrip("+").startswith(honoured)]
     if is_slurm and hydras:
         raise ConfigError(f"{command}: '{hydras[0]}' has no effect with --slurm, which takes slurm.* instead.")
     return settings, others
@@ -74,9 +76,6 @@ def submit(configs: list[dict[str, Any]], name: str, settings: list[str], folder
         _set_world_size(config["trainer"], parameters["nodes"] * parameters["tasks_per_node"])
     names = [type(instanciate_config(config)).__name__ for config in configs]
     given = [(config["trainer"].get("logger") or {}).get("dump_path") for config in configs]
-    shared = sorted({str(path) for path in given if path is not None and given.count(path) > 1})
-    if shared:
-        raise ConfigError(f"logger.dump_path: runs of the sweep would share '{shared[0]}'; leave it out.")
     executor = submitit.AutoExecutor(log_folder, cluster="slurm", slurm_max_num_timeout=MAX_TIMEOUTS)
     runs = [Run(config, folders) for config in configs]
     try:

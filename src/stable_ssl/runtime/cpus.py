@@ -7,8 +7,6 @@ import os
 import re
 from pathlib import Path
 
-import torch
-
 log = logging.getLogger("stable_ssl")
 
 # Numbers of threads that a user asked for: torch follows them by itself.
@@ -76,6 +74,8 @@ def limit_threads() -> None:
 
     The last bits of results depend on the number of threads, so it is left alone if it is explicit or not too large.
     """
+    import torch  # a sweep counts CPUs without it
+
     given, used = cpus_of_process(), torch.get_num_threads()
     if given < used and not any(name in os.environ for name in _EXPLICIT):
         torch.set_num_threads(given)
