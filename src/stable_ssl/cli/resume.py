@@ -27,6 +27,8 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     home, own = origin_of(folder, "config")
     _announce(folder, home)
     if home:
+        from ..runtime import launchers  # noqa: F401 (notes where this command line began, before the folder changes)
+
         os.chdir(home)  # relative paths in the configuration, such as those of data, begin there
     folders = [*own, Path.cwd()]
     with importable(*folders):

@@ -20,7 +20,7 @@ from typing import Any
 from ..compose import RECIPES, SEARCH_PATH, arithmetic, composer, hydra_folder, in_folder, is_hydras, resolved
 from ..exceptions import ConfigError
 from ..runtime.folder import is_free
-from .resume import read_status
+from ..runtime.status import read_status
 from .run import Run
 
 TIME_LIMIT = 75  # exit status of a run that reached its time limit
