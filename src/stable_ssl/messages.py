@@ -150,8 +150,8 @@ MESSAGES: dict[str, list[Message]] = {
             "Nothing needs to be done. Restore what the message names if the bits matter.",
         ),
         Message(
-            "This process was given … of the CPUs, so torch uses … threads instead of …; OMP_NUM_THREADS "
-            "would set another number.",
+            "This process was given … of the CPUs, so torch uses as many threads and not …; OMP_NUM_THREADS would "
+            "set another number.",
             "More threads than CPUs would wait for each other.",
             "Nothing needs to be done. In Slurm, ask for more CPUs by `slurm.cpus` or `--cpus-per-task`.",
         ),

@@ -95,7 +95,7 @@ def test_a_job_uses_the_threads_that_it_was_given_and_a_resume_with_others_says_
 
     threads, said = run(1)
     assert threads == 1
-    assert "This process was given 1 of the CPUs, so torch uses 1 threads instead of 3" in said
+    assert "This process was given 1 of the CPUs, so torch uses as many threads and not 3" in said
     threads, said = run(2, OMP_NUM_THREADS="3")
     assert threads == 3
     assert "was given" not in said

@@ -81,9 +81,8 @@ def limit_threads() -> None:
         torch.set_num_threads(given)
         os.environ.setdefault("NUMBA_NUM_THREADS", str(given))
         log.info(
-            "This process was given %d of the CPUs, so torch uses %d threads instead of %d; OMP_NUM_THREADS "
-            "would set another number.",
-            given,
+            "This process was given %d of the CPUs, so torch uses as many threads and not %d; OMP_NUM_THREADS would "
+            "set another number.",
             given,
             used,
         )
