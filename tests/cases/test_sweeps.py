@@ -83,15 +83,15 @@ def test_a_point_that_is_killed_does_not_stop_the_others_and_the_same_command_go
     first, second = (Path(path) for path in folders("breaks=1,0"))
     assert f"breaks=1 (1 of 2): the run is in '{first}'." in said
     assert "sweep: 1 of 2 points are finished." in said
-    assert f"    breaks=1: failed with status -9; its messages are in '{first}/console.log'." in said
+    assert f"    breaks=1: failed with status -9; look into '{first}'." in said
     assert "The same command goes on with what is not finished." in said
     (project / "mended").touch()
-    log = (second / "console.log").read_text()
+    status = (second / "status.json").read_text()
     assert main([*command, "hardware.time_limit=5"]) == 0
     said = capfd.readouterr().out
     assert f"breaks=0: finished already, in '{second}'." in said
     assert "sweep: 2 of 2 points are finished." in said
-    assert (second / "console.log").read_text() == log
+    assert (second / "status.json").read_text() == status
     assert "Going on from" in (first / "console.log").read_text()
     assert json.loads((first / "status.json").read_text())["status"] == "finished"
 

@@ -141,7 +141,7 @@ class Sweep:
         print(f"sweep: {len(self.points) - len(failed)} of {len(self.points)} points are finished.")
         for point, status in failed:
             reached = "reached its time limit" if status == TIME_LIMIT else f"failed with status {status}"
-            print(f"    {point.name}: {reached}; its messages are in '{point.folder / 'console.log'}'.")
+            print(f"    {point.name}: {reached}; look into '{point.folder}'.")
         if failed:
             print("The same command goes on with what is not finished.")
         ends = {status for _, status in failed}
@@ -170,6 +170,7 @@ class Sweep:
 
     def _launch(self, points: list[Point], folders: Iterable[Path]) -> list[int]:
         """Have Hydra's launcher start jobs, wait for them, and return their statuses."""
+        from hydra._internal.callbacks import Callbacks
         from hydra.core.global_hydra import GlobalHydra
         from hydra.core.plugins import Plugins
         from hydra.types import HydraContext, RunMode
@@ -181,7 +182,7 @@ class Sweep:
             hydra: Any = GlobalHydra.instance().hydra
             own = [*complete(self._of_hydra), f"hydra.sweep.dir={_quoted(self._folder)}", SEARCH_PATH]
             master = hydra.compose_config(self._name, own, RunMode.MULTIRUN, from_shell=False)
-            context = HydraContext(config_loader=hydra.config_loader, callbacks=hydra.callbacks)
+            context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(master))
             task = functools.partial(_job, [*folders])
             launcher = Plugins.instance().instantiate_launcher(context, task, master)
             size = master.hydra.sweeper.get("max_batch_size") or len(points)
