@@ -180,7 +180,8 @@ class Sweep:
             return statuses
         with composer(self._source, self._name, is_sweep=True) as (_, complete):
             hydra: Any = GlobalHydra.instance().hydra
-            own = [*complete(self._of_hydra), f"hydra.sweep.dir={_quoted(self._folder)}", SEARCH_PATH]
+            here = f"hydra.sweep.dir={_quoted(self._folder)}"
+            own = [*complete(self._of_hydra), here, "hydra.mode=MULTIRUN", SEARCH_PATH]
             master = hydra.compose_config(self._name, own, RunMode.MULTIRUN, from_shell=False)
             context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(master))
             task = functools.partial(_job, [*folders])
