@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from stable_ssl import ConfigError
-from stable_ssl.compose import compose, compose_sweep
+from stable_ssl.cli.sweep import Sweep
+from stable_ssl.compose import compose
 
 PLAIN = "trainer: {optim: {epochs: 3}}\n"
 
@@ -79,9 +80,9 @@ def test_a_file_that_is_not_yaml_is_named_with_the_line(tmp_path):
 
 def test_several_values_are_for_sweeps(tmp_path):
     (tmp_path / "mine.yaml").write_text(PLAIN)
-    points = compose_sweep(tmp_path, "mine", ["optim.epochs=1,2", "hardware.seed=5"])
-    assert [point["trainer"] for point in points] == [
-        {"optim": {"epochs": epochs}, "hardware": {"seed": 5}} for epochs in (1, 2)
+    points = Sweep(tmp_path, "mine", ["optim.epochs=1,2", "hardware.seed=5"]).points
+    assert [(point.config["trainer"]["optim"], point.config["trainer"]["hardware"]) for point in points] == [
+        ({"epochs": epochs}, {"seed": 5}) for epochs in (1, 2)
     ]
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import BaseTrainer
-from .compose import importable
+from .compose import importable, origin_of
 from .exceptions import CheckpointError, ConfigError, nearest
 from .instantiate import instanciate_config
 from .nodes import build, live_paths, locate
@@ -57,8 +57,9 @@ def load(run: str | Path, module: Mapping[str, Any] | None = None) -> nn.ModuleD
     if config is None:
         raise CheckpointError(f"'{run}' is not of a run: '{folder}' has no config.yaml.")
     source, values, buffers = _values_of(path)
+    folders = [*origin_of(folder, "config")[1], Path.cwd()]
     cuda = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    with preserved_generators(), torch.random.fork_rng(cuda), torch.device("cpu"), importable(Path.cwd()):
+    with preserved_generators(), torch.random.fork_rng(cuda), torch.device("cpu"), importable(*folders):
         modules = nn.ModuleDict(_modules_of(config["trainer"], module or {}, values, run)).cpu().eval()
     # Files of weights lack what modules save beside their tensors.
     others = {key: value for key, value in modules.state_dict().items() if key.endswith("_extra_state")}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import itertools
 import operator
 import re
 import sys
@@ -57,6 +56,29 @@ def find(source: str | None, folder: str | None = None) -> tuple[Path, str]:
     return RECIPES, source
 
 
+def origin_of(folder: Path, name: str) -> tuple[Path | None, list[Path]]:
+    """Return what a run's `config.yaml` remembers: its working folder, and the folders of the user's own modules.
+
+    Folders that are gone are left out. Other configuration files remember nothing.
+
+    Parameters
+    ----------
+    folder, name
+        What `find` returns.
+    """
+    from omegaconf import DictConfig, OmegaConf
+    from yaml import YAMLError
+
+    try:
+        config = OmegaConf.load(folder / f"{name}.yaml")
+    except (OSError, ValueError, YAMLError):  # `compose` says what is wrong with the file
+        return None, []
+    if not isinstance(config, DictConfig) or "import_from" not in config:
+        return None, []
+    home, own = Path(config.get("working_folder", "")), [Path(str(path)) for path in config.import_from]
+    return home if home.is_dir() else None, [path for path in own if path.is_dir()]
+
+
 def compose(source: str, overrides: Iterable[str] = (), folder: str | None = None) -> dict[str, Any]:
     """Return the configuration of a run, `{"trainer": {...}}`, with interpolations resolved.
 
@@ -73,43 +95,57 @@ def compose(source: str, overrides: Iterable[str] = (), folder: str | None = Non
         There is no such recipe or file, an override can't be used, or they do not compose.
     """
     with composer(*find(source, folder)) as (composed, complete):
-        return resolved(composed([*complete(overrides)]))
+        config = composed([*complete(overrides)])
+        return in_folder(resolved(config), hydra_folder(config, "run.dir"))
 
 
-def compose_sweep(folder: Path, name: str, overrides: Iterable[str]) -> list[dict[str, Any]]:
-    """Return the configuration of each combination of the values in the overrides, as `compose` does for one.
+_NOW = "${now:%Y-%m-%d}/${now:%H-%M-%S}"
+_OF_HYDRA = {"run.dir": f"outputs/{_NOW}", "sweep.dir": f"multirun/{_NOW}", "sweep.subdir": "${hydra.job.num}"}
+
+
+def hydra_folder(config: Any, key: str) -> str | None:
+    """Return a folder that a file or an override sets for Hydra. None: it is as Hydra itself has it.
 
     Parameters
     ----------
-    folder, name
-        What `find` returns.
-    overrides
-        As for `compose`, but key=1,2 lists two values.
-
-    Raises
-    ------
-    ConfigError
-        An override can't be used, or a combination does not compose.
+    config
+        A composed configuration, with Hydra's part.
+    key
+        "run.dir", "sweep.dir" or "sweep.subdir".
     """
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import OmegaConf
 
-    with composer(folder, name, is_sweep=True) as (composed, complete):
-        parser = OverridesParser.create(GlobalHydra.instance().config_loader())
-        choices = [
-            [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
-            if override.is_sweep_override()
-            else [str(override.input_line)]
-            for override in parser.parse_overrides(complete(overrides))
-        ]
-        return [resolved(composed([*point])) for point in itertools.product(*choices)]
+    section, name = key.split(".")
+    written: Any = OmegaConf.to_container(config.hydra[section], resolve=False)
+    return None if written[name] == _OF_HYDRA[key] else str(config.hydra[section][name])
+
+
+def in_folder(config: dict[str, Any], folder: str | None) -> dict[str, Any]:
+    """Return a run's configuration with this folder, unless `logger.dump_path` or nothing names one."""
+    logger = config["trainer"].get("logger") or {}
+    if folder is None or logger.get("dump_path") is not None:
+        return config
+    return {"trainer": {**config["trainer"], "logger": {**logger, "dump_path": folder}}}
 
 
 def resolved(config: Any) -> dict[str, Any]:
-    """Return the trainer's part of a configuration as plain dicts and lists, with interpolations resolved."""
-    from omegaconf import OmegaConf
+    """Return the trainer's part of a configuration as plain dicts and lists, with interpolations resolved.
 
-    return {"trainer": OmegaConf.to_container(_with_trainer(config).trainer, resolve=True, throw_on_missing=True)}
+    Interpolations may refer to Hydra's part of the configuration, too, as `${hydra:runtime.output_dir}`.
+    """
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf, open_dict, read_write
+
+    trainer, job = _with_trainer(config).trainer, HydraConfig.instance()
+    kept = job.cfg
+    if "hydra" in config:
+        with read_write(config.hydra.runtime), open_dict(config.hydra.runtime):
+            config.hydra.runtime.output_dir = str(Path(config.hydra.run.dir).absolute())
+        job.set_config(config)
+    try:
+        return {"trainer": OmegaConf.to_container(trainer, resolve=True, throw_on_missing=True)}
+    finally:
+        job.cfg = kept
 
 
 @contextmanager
@@ -126,7 +162,8 @@ def composer(folder: Path, name: str, is_sweep: bool = False) -> Iterator[tuple[
     Yields
     ------
     composed, complete
-        A function that composes the configuration under overrides, and one that checks and completes overrides first.
+        A function that composes the configuration under overrides, Hydra's part included, and one that checks and
+        completes overrides first.
     """
     import hydra
     from hydra.core.global_hydra import GlobalHydra
@@ -137,13 +174,14 @@ def composer(folder: Path, name: str, is_sweep: bool = False) -> Iterator[tuple[
 
     OmegaConf.register_new_resolver("eval", arithmetic, replace=True)
     try:
-        with hydra.initialize_config_dir(str(folder), version_base="1.2"):
+        with hydra.initialize_config_dir(str(folder), job_name=name, version_base="1.2"):
 
             def composed(overrides: list[str]) -> Any:
-                return hydra.compose(name, overrides=[*overrides, SEARCH_PATH])
+                return hydra.compose(name, overrides=[*overrides, SEARCH_PATH], return_hydra_config=True)
 
             groups = set(GlobalHydra.instance().config_loader().list_groups(""))
             plain: Any = OmegaConf.to_container(_with_trainer(composed([])), resolve=False)
+            del plain["hydra"]
             _check_places(plain)
 
             def complete(overrides: Iterable[str]) -> list[str]:
@@ -154,6 +192,11 @@ def composer(folder: Path, name: str, is_sweep: bool = False) -> Iterator[tuple[
             yield composed, complete
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
         raise ConfigError(f"'{name}' does not compose: {_explained(error)}") from error
+
+
+def is_hydras(override: str) -> bool:
+    """Return whether an override is a setting of Hydra and not of the run."""
+    return override.lstrip("+~").startswith(("hydra.", "hydra/"))
 
 
 def _check_override(text: str, is_sweep: bool) -> None:
@@ -270,7 +313,8 @@ def _with_trainer(config: Any) -> Any:
 
     if "trainer" not in config:
         raise ConfigError(
-            f"The configuration has no key 'trainer', under which all else stands; it has {list(config)}."
+            f"The configuration has no key 'trainer', under which all else stands; it has "
+            f"{[key for key in config if key != 'hydra']}."
         )
     if not isinstance(config.trainer, DictConfig):
         raise ConfigError(f"trainer: {config.trainer!r} is not a dict of settings.")
@@ -290,8 +334,8 @@ def _check_places(config: dict[Any, Any]) -> None:
 
 @contextmanager
 def importable(*folders: Path) -> Iterator[None]:
-    """Make the modules in these folders importable, so that a `_target_` may name them."""
-    added = [str(folder) for folder in folders if str(folder) not in sys.path]
+    """Make the modules in these folders importable, so that a `_target_` may name them. The first ones win."""
+    added = [str(folder) for folder in folders]
     sys.path[:0] = added
     try:
         yield

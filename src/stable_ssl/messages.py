@@ -60,6 +60,23 @@ MESSAGES: dict[str, list[Message]] = {
             "Make the two agree, or leave `hardware.world_size` out.",
         ),
         Message(
+            "…, which is an error in …. Ask for a GPU (slurm.gpus=1, or sbatch --gpus=1), or set hardware.device and "
+            "hardware.precision to what there is, such as cpu and fp32.",
+            "The configuration names a device or fp16, and the machine lacks it. Elsewhere this is a warning.",
+            "Ask the queue for a GPU, or set the two keys.",
+        ),
+        Message(
+            "logger.dump_path: runs of the sweep would share '…'; leave it out (logger.dump_path=null), and each run "
+            "gets a folder of its own. hydra.sweep.dir=FOLDER says where these are.",
+            "One folder holds one run.",
+            "Leave `logger.dump_path` out.",
+        ),
+        Message(
+            "resume: no unfinished run in '…'…; give a run's folder.",
+            "All runs there are finished or stopped, or processes are running them.",
+            "Give the folder of the run, and a larger `optim.epochs` if it is finished.",
+        ),
+        Message(
             "data.…: a data set (…) without a loader.",
             "The trainer needs batches, but got single samples.",
             "Wrap the data set in `stable_ssl.data.Loader(dataset, batch_size=…)`.",
@@ -141,6 +158,18 @@ MESSAGES: dict[str, list[Message]] = {
             "… Results may differ in the last bits.",
             "The software, the device or the number of threads is not that of the checkpoint.",
             "Nothing needs to be done. Restore what the message names if the bits matter.",
+        ),
+        Message(
+            "This process was given … of the CPUs, so torch uses as many threads and not …; OMP_NUM_THREADS would "
+            "set another number.",
+            "More threads than CPUs would wait for each other.",
+            "Nothing needs to be done. In Slurm, ask for more CPUs by `slurm.cpus` or `--cpus-per-task`.",
+        ),
+        Message(
+            "numba can write neither beside the library nor in the home folder (…). It keeps what it compiles …, and "
+            "compiles for some seconds where nothing is kept. NUMBA_CACHE_DIR=FOLDER names a folder that lasts.",
+            "The package and the home folder are read-only or full.",
+            "Set `NUMBA_CACHE_DIR` to a folder that can be written.",
         ),
         Message(
             "data.…: skipping the first … batches; the same ones as before are not promised, since a … has no "

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import sys
+import sysconfig
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from .exceptions import ConfigError, nearest
@@ -239,3 +242,44 @@ def live_paths(value: Any, path: str = "") -> list[str]:
     if isinstance(value, list | tuple):
         return [p for index, item in enumerate(value) for p in live_paths(item, f"{path}[{index}]")]
     return [path] if isinstance(value, str) and value.startswith("<live ") else []
+
+
+def origin(config: Any) -> dict[str, Any]:
+    """Return where a configuration finds what it names: the working folder, and the folders of the user's own modules.
+
+    Parameters
+    ----------
+    config
+        A configuration that `describe` made, whose targets have been imported.
+
+    Returns
+    -------
+    dict
+        `working_folder`, to which relative paths refer; `import_from`, the folders of the modules of targets that are
+        not installed as packages.
+    """
+    modules = (sys.modules.get(target.split(".")[0]) for target in sorted(_targets(config)))
+    places = [Path(place) for module in modules if module is not None for place in _places(module)]
+    folders = [str(place.absolute().parent) for place in places if not _is_installed(place)]
+    return {"working_folder": os.getcwd(), "import_from": list(dict.fromkeys(folders))}
+
+
+def _targets(config: Any) -> set[str]:
+    """Return the targets of all nodes in a configuration."""
+    if isinstance(config, Mapping):
+        own = {config["_target_"]} if isinstance(config.get("_target_"), str) else set()
+        return own.union(*map(_targets, config.values()))
+    return set().union(*map(_targets, config)) if isinstance(config, list) else set()
+
+
+def _places(module: Any) -> list[str]:
+    """Return the file of a module, or the folders of a package."""
+    file = getattr(module, "__file__", None)
+    return [*getattr(module, "__path__", [file] if file else [])]
+
+
+def _is_installed(place: Path) -> bool:
+    """Return whether a module belongs to this package, to Python or to an installed package."""
+    return place == Path(__file__).parent or any(
+        place.is_relative_to(sysconfig.get_path(kind)) for kind in ("stdlib", "platstdlib", "purelib", "platlib")
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 
 import pytest
 
@@ -66,7 +67,10 @@ def test_a_sweep_is_submitted_as_one_array(login_node, capsys):
     assert flags(login_node)["array"].startswith("0-3%")
     configs = [submitted(login_node, f"123_{index}").function.config["trainer"] for index in range(4)]
     assert [(c["hardware"]["seed"], c["optim"]["epochs"]) for c in configs] == [(1, 3), (1, 4), (2, 3), (2, 4)]
-    assert "runs/SupervisedTrainer_123_3'" in capsys.readouterr().out
+    assert re.search(
+        r"123_3: the run will be in 'multirun/supervised_digits_\w{8}/hardware.seed=2,optim.epochs=4'",
+        capsys.readouterr().out,
+    )
 
 
 def test_a_job_that_an_older_version_submitted_can_go_on():

@@ -188,7 +188,7 @@ def test_a_sweep_through_hydras_launcher_goes_on_where_a_job_of_it_is_preempted(
         "hydra.launcher.partition=low", "hydra.launcher.timeout_min=60", "hydra.sweep.dir=sweep",
     )  # fmt: skip
     try:
-        folders = [site.path / "sweep" / name for name in "01"]
+        folders = [site.path / "sweep" / f"hardware.seed={seed}" for seed in (0, 1)]
         for folder in folders:
             poll("the sweep to train", lambda folder=folder: sweep.poll() is not None or (folder / "held_0").exists())
             assert sweep.poll() is None, sweep.communicate()

@@ -7,6 +7,13 @@ import sys
 import traceback
 from collections.abc import Callable
 
+OF_JOBS = (
+    "With --slurm, overrides may set the job too: slurm.partition=NAME, slurm.time=MINUTES (60), "
+    "slurm.gpus=N (per node; 0), slurm.nodes=N (1), slurm.tasks=N (per node; as many as GPUs, at least 1), "
+    "slurm.cpus=N (per task), slurm.mem=GB (per node), slurm.folder=PATH (for logs; runs/slurm), and any option of "
+    "submitit by its name, such as slurm.account=NAME. A job that is preempted or reaches its time limit is "
+    "requeued and goes on."
+)
 OLD_FORM = ("--config-path", "--config-name", "--config-dir", "-cp", "-cn", "-cd")
 
 
@@ -64,11 +71,7 @@ def make_parser() -> argparse.ArgumentParser:
     train = commands.add_parser(
         "train",
         help="train a recipe or file, or a sweep over settings",
-        epilog="With --slurm, overrides may set the job too: slurm.partition=NAME, slurm.time=MINUTES (60), "
-        "slurm.gpus=N (per node; 0), slurm.nodes=N (1), slurm.tasks=N (per node; as many as GPUs, at least 1), "
-        "slurm.cpus=N (per task), slurm.mem=GB (per node), slurm.folder=PATH (for logs; runs/slurm), and any option of "
-        "submitit by its name, such as slurm.account=NAME. A job that is preempted or reaches its time limit is "
-        "requeued and goes on.",
+        epilog=OF_JOBS,
     )
     train.add_argument("source", nargs="?", metavar="RECIPE or FILE", help="a recipe's name or a YAML file")
     train.add_argument("overrides", nargs="*", help="changes of settings, such as optim.epochs=20 hardware.seed=1")
@@ -76,11 +79,12 @@ def make_parser() -> argparse.ArgumentParser:
     train.add_argument("--slurm", action="store_true", help="submit a Slurm job, or a job array for a sweep")
     for short, option in (("-cp", "--config-path"), ("-cd", "--config-dir"), ("-cn", "--config-name")):
         train.add_argument(short, option, help=argparse.SUPPRESS)
-    resume = commands.add_parser("resume", help="go on with a run that was interrupted")
+    resume = commands.add_parser("resume", help="go on with a run that was interrupted", epilog=OF_JOBS)
     resume.add_argument("run", nargs="?", metavar="RUN", help="the run's folder (the newest unfinished run in runs/)")
     resume.add_argument(
         "overrides", nargs="*", help="changes of settings that may differ, such as data.train.num_workers=4"
     )
+    resume.add_argument("--slurm", action="store_true", help="go on in a Slurm job")
     views = commands.add_parser("views", help="draw samples and their views, with the parameters of each view")
     views.add_argument("source", metavar="RECIPE or FILE", help="a recipe's name or a YAML file")
     views.add_argument("overrides", nargs="*", help="changes of settings, such as hardware.seed=1")

@@ -3,45 +3,95 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
+import os
+import socket
 from pathlib import Path
 
-from ..compose import compose, importable
+from ..compose import compose, importable, origin_of
 from ..exceptions import ConfigError
 from ..runtime.status import read_status
+from . import slurm
 from .run import Run
 
 
 def main(args: argparse.Namespace, rest: list[str]) -> int:
-    """Go on with the run in a folder, or with the newest unfinished run in `runs/`."""
+    """Go on with the run in a folder, or with the newest unfinished run in `runs/`, here or as a Slurm job."""
     given, overrides = args.run, [*args.overrides, *rest]
     if given and "=" in given and not Path(given).exists():
         given, overrides = None, [given, *overrides]
-    folder = Path(given) if given else newest_unfinished(Path("runs"))
-    config_file = folder / "config.yaml"
-    if not config_file.is_file():
+    folder = (Path(given) if given else newest_unfinished(Path("runs"))).resolve()
+    if not (folder / "config.yaml").is_file():
         raise ConfigError(f"resume: '{folder}' holds no run: it has no config.yaml.")
-    with importable(Path.cwd()):
-        config = compose(str(config_file), overrides)
+    settings, overrides = slurm.split(overrides, args.slurm, "resume")
+    home, own = origin_of(folder, "config")
+    _announce(folder, home)
+    if home:
+        from ..runtime import launchers  # noqa: F401 (notes where this command line began, before the folder changes)
+
+        os.chdir(home)  # relative paths in the configuration, such as those of data, begin there
+    folders = [*own, Path.cwd()]
+    with importable(*folders):
+        config = compose(str(folder / "config.yaml"), overrides)
+        if "logger" not in config["trainer"]:
+            raise ConfigError(
+                f"resume: the trainer of '{folder}' takes no logger.dump_path; start it as you did before."
+            )
         config["trainer"]["logger"]["dump_path"] = str(folder)
-        Run(config, folders=())()
+        if not args.slurm:
+            Run(config, folders=())()
+        elif is_going_on(folder):
+            raise ConfigError(f"resume: '{folder}' is going on in another process; a second job would only fail.")
+        else:
+            slurm.submit([config], config["trainer"]["_target_"].split(".")[-1], settings, folders)
     return 0
 
 
+def _announce(folder: Path, home: Path | None) -> None:
+    """Say which run goes on, once if several processes do so together."""
+    if os.environ.get("RANK", "0") == "0" and os.environ.get("SLURM_PROCID", "0") == "0":
+        status = read_status(folder)
+        progress = status.get("progress", {})
+        so_far = f"{status.get('status', 'no status yet')}, step {progress.get('global_step', 0)}"
+        place = f", in its working folder '{home}'" if home and home != Path.cwd() else ""
+        print(f"resume: going on with '{folder}' ({so_far}){place}.", flush=True)
+
+
 def newest_unfinished(runs: Path) -> Path:
-    """Return the folder of the unfinished run that was active last.
+    """Return the folder of the unfinished run that was active last, and that no process is going on with now.
 
     A run is unfinished if its status is running, stale, preempted or failed.
 
     Raises
     ------
     ConfigError
-        No run in the folder is unfinished.
+        There is no such run in the folder.
     """
-    found = []
+    found, going_on = [], []
     for path in runs.glob("*/status.json"):
         status = read_status(path.parent)
-        if status.get("status") not in (None, "finished", "stopped"):
+        if status.get("status") in (None, "finished", "stopped"):
+            continue
+        if is_going_on(path.parent):
+            going_on.append(path.parent)
+        else:
             found.append((status["heartbeat"], path.parent))
     if not found:
-        raise ConfigError(f"resume: no unfinished run in '{runs}'; give a run's folder.")
+        but = f" ('{going_on[0]}' is going on in another process)" if going_on else ""
+        raise ConfigError(f"resume: no unfinished run in '{runs}'{but}; give a run's folder.")
     return max(found)[1]
+
+
+def is_going_on(folder: Path) -> bool:
+    """Return whether a process is going on with the run in a folder: it holds the lock, or lives on another machine."""
+    status = read_status(folder)
+    if status.get("status") == "running" and status.get("host", socket.gethostname()) != socket.gethostname():
+        return True  # it has a heartbeat
+    try:
+        with open(folder / ".lock", "r+") as lock:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False

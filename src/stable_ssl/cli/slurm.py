@@ -1,4 +1,4 @@
-"""`stable-ssl train --slurm`: runs as Slurm jobs, one per run, that are requeued until the run is finished."""
+"""`--slurm` of `stable-ssl train` and `resume`: one Slurm job per run, which is requeued until the run is finished."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ..compose import is_hydras
 from ..exceptions import ConfigError, nearest
 from .run import Run
 
@@ -22,6 +23,25 @@ SHORT = {
 _LEAST = {"timeout_min": 1, "gpus_per_node": 0, "tasks_per_node": 1, "cpus_per_task": 1, "nodes": 1, "mem_gb": 0.001}
 # submitit counts a preemption as a time-out if the job is short or near its time limit.
 MAX_TIMEOUTS = 1000
+
+
+def split(overrides: list[str], is_slurm: bool, command: str) -> tuple[list[str], list[str]]:
+    """Return the overrides that are settings of a Slurm job, and the others.
+
+    Raises
+    ------
+    ConfigError
+        There is no Slurm job (`is_slurm`), but settings of one, or settings of Hydra, which would have no effect on it.
+    """
+    settings = [text for text in overrides if text.startswith(PREFIX)]
+    if settings and not is_slurm:
+        raise ConfigError(f"{command}: '{settings[0]}' is a setting of a Slurm job; add --slurm, or leave it out.")
+    others = [text for text in overrides if text not in settings]
+    honoured = ("hydra.run.dir", "hydra.sweep.")
+    hydras = [text for text in others if is_hydras(text) and not text.lstrip("+").startswith(honoured)]
+    if is_slurm and hydras:
+        raise ConfigError(f"{command}: '{hydras[0]}' has no effect with --slurm, which takes slurm.* instead.")
+    return settings, others
 
 
 def submit(configs: list[dict[str, Any]], name: str, settings: list[str], folders: Iterable[Path]) -> None:
@@ -56,9 +76,6 @@ def submit(configs: list[dict[str, Any]], name: str, settings: list[str], folder
         _set_world_size(config["trainer"], parameters["nodes"] * parameters["tasks_per_node"])
     names = [type(instanciate_config(config)).__name__ for config in configs]
     given = [(config["trainer"].get("logger") or {}).get("dump_path") for config in configs]
-    shared = sorted({str(path) for path in given if path is not None and given.count(path) > 1})
-    if shared:
-        raise ConfigError(f"logger.dump_path: runs of the sweep would share '{shared[0]}'; leave it out.")
     executor = submitit.AutoExecutor(log_folder, cluster="slurm", slurm_max_num_timeout=MAX_TIMEOUTS)
     runs = [Run(config, folders) for config in configs]
     try:
@@ -137,6 +154,6 @@ def _set_world_size(trainer: dict[str, Any], tasks: int) -> None:
         hardware["world_size"] = tasks
     elif wanted not in (None, tasks):
         raise ConfigError(
-            f"hardware.world_size: {wanted}, but slurm.nodes × slurm.tasks is {tasks}; make the two agree, or leave "
-            "hardware.world_size out."
+            f"hardware.world_size: {wanted}, but slurm.nodes × slurm.tasks is {tasks}; make the two agree "
+            "(slurm.tasks is slurm.gpus by default)."
         )

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
-from ..compose import SEARCH_PATH, arithmetic, compose, compose_sweep, composer, find, importable, resolved
+from ..compose import compose, find, importable, is_hydras, origin_of
 from ..exceptions import ConfigError
 from . import slurm
+from .resume import is_going_on
 from .run import Run
+from .sweep import Point, Sweep
 
 
 def main(args: argparse.Namespace, rest: list[str]) -> int:
@@ -22,50 +23,31 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
         # The older form has no source: the argument in its place is the first override.
         overrides = [*([source] if source else []), *overrides]
         source, folder = args.config_name or "config", folder or "."
-    if source is not None and "=" in source:
+    if source is not None and "=" in source and not Path(source).exists():
         raise ConfigError(f"train: '{source}' is an override; name a recipe or file before it.")
     config_folder, name = find(source, folder)
-    settings = [text for text in overrides if text.startswith(slurm.PREFIX)]
-    overrides = [text for text in overrides if text not in settings]
-    if settings and not args.slurm:
-        raise ConfigError(f"train: '{settings[0]}' is a setting of a Slurm job; add --slurm, or leave it out.")
-    folders = (Path.cwd(), config_folder)
+    settings, overrides = slurm.split(overrides, args.slurm, "train")
+    folders = (Path.cwd(), config_folder, *origin_of(config_folder, name)[1])
     with importable(*folders):
-        if args.slurm:
-            hydras = [text for text in overrides if text.lstrip("+~").startswith(("hydra.", "hydra/"))]
-            if hydras:
-                raise ConfigError(f"train: '{hydras[0]}' has no effect with --slurm, which takes slurm.* instead.")
-            configs = (
-                compose_sweep(config_folder, name, overrides)
-                if args.multirun
-                else [compose(str(source), overrides, folder)]
-            )
-            slurm.submit(configs, name, settings, folders)
-        elif args.multirun:
-            return _sweep(config_folder, name, overrides)
+        if args.multirun:
+            sweep = Sweep(config_folder, name, overrides)
+            if not args.slurm:
+                return sweep.run(folders)
+            configs = [point.config for point in sweep.left() if not _is_going_on(point)]
         else:
-            Run(compose(str(source), overrides, folder), folders)()
+            configs = [compose(str(source), overrides, folder)]
+        if args.slurm and configs:
+            slurm.submit(configs, name, settings, folders)
+        elif not args.slurm:
+            for text in overrides:
+                if is_hydras(text) and not text.lstrip("+").startswith("hydra.run.dir="):
+                    print(f"stable-ssl: '{text}' has no effect without --multirun.", file=sys.stderr)
+            Run(configs[0], folders)()
     return 0
 
 
-def _job(config: Any) -> None:
-    """Run one point of a sweep. A launcher may call this in a new process, where the resolver is not registered yet."""
-    from omegaconf import OmegaConf
-
-    OmegaConf.register_new_resolver("eval", arithmetic, replace=True)
-    Run(resolved(config), folders=())()
-
-
-def _sweep(folder: Path, name: str, overrides: list[str]) -> int:
-    """Let Hydra's sweeper and launcher start one job per combination of values."""
-    import hydra
-
-    with composer(folder, name, is_sweep=True) as (_, complete):
-        overrides = complete(overrides)
-    kept = sys.argv
-    sys.argv = ["stable-ssl", *overrides, SEARCH_PATH, "--multirun"]
-    try:
-        hydra.main(version_base="1.2", config_path=str(folder), config_name=name)(_job)()
-    finally:
-        sys.argv = kept
-    return 0
+def _is_going_on(point: Point) -> bool:
+    """Return whether another process is going on with a point's run; say so, since it gets no second job."""
+    if is_there := is_going_on(point.folder):
+        print(f"{point.name}: going on in another process, in '{point.folder}'.")
+    return is_there

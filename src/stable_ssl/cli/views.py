@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..compose import compose, find, importable
+from ..compose import compose, find, importable, origin_of
 from ..exceptions import ConfigError
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     suffix = Path(args.out).suffix.lower()
     if Image.registered_extensions().get(suffix) not in Image.SAVE:
         raise ConfigError(f"views: --out {args.out}: '{suffix}' is not a format of pictures; take .png, for example.")
-    with importable(Path.cwd(), find(args.source)[0]):
+    folder, name = find(args.source)
+    with importable(Path.cwd(), folder, *origin_of(folder, name)[1]):
         trainer = compose(args.source, [*args.overrides, *rest])["trainer"]
         if "train" not in trainer.get("data", {}):
             raise ConfigError(f"views: '{args.source}' has no data.train.")

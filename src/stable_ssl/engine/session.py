@@ -16,7 +16,9 @@ from torch import nn
 from ..config import with_defaults
 from ..exceptions import BreakAllEpochs, BreakEpoch, BreakStep, ConfigError, Preempted
 from ..loggers import Console, RunLog, read_metrics
+from ..nodes import origin
 from ..runtime.checkpoint import CheckpointStore
+from ..runtime.cpus import limit_threads
 from ..runtime.device import describe_batch, place_module, resolve_device, use_deterministic
 from ..runtime.folder import RunFolder, config_differences
 from ..runtime.precision import Precision, resolve_precision
@@ -172,15 +174,16 @@ class Session:
 
     def own_folder(self) -> None:
         """Write `config.yaml`: the folder is known to hold this run. Called on rank 0 only."""
-        self.folder.write_config(self._config)
+        self.folder.write_config({**self._config, **origin(self._config)})
         self.owns_folder = True
 
     def take_device(self) -> torch.device:
-        """Return the configured device, or the nearest that the machine has. Set the precision that it trains in."""
+        """Return the configured device, or the nearest that the machine has. Set threads and the precision in use."""
         hardware, ranks = self._hardware, self.ranks
+        limit_threads()
         self.device = resolve_device(hardware["device"], ranks.local_rank, ranks.size)
         ranks.introduce(self.device)
-        hardware["precision"] = resolve_precision(hardware["precision"], self.device)
+        hardware["precision"] = resolve_precision(hardware["precision"], self.device, ranks.size)
         if hardware["deterministic"]:
             use_deterministic(self.device)
         optim = self._optim

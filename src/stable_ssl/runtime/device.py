@@ -15,7 +15,7 @@ log = logging.getLogger("stable_ssl")
 
 
 def resolve_device(name: str, local_rank: int = 0, world_size: int = 1) -> torch.device:
-    """Return the device for a configured name. If this machine lacks it, warn and return another one.
+    """Return the device for a configured name, or the nearest one if it is missing and `do_without` lets the run go on.
 
     Parameters
     ----------
@@ -36,24 +36,15 @@ def resolve_device(name: str, local_rank: int = 0, world_size: int = 1) -> torch
     Raises
     ------
     ConfigError
-        There are fewer CUDA devices than processes, or the name means one device for several processes.
+        There are fewer CUDA devices than processes, the name means one device for several processes, or the device is
+        missing and `do_without` refuses to go on.
     """
-    kind = name.split(":")[0]
     if world_size > 1 and name not in ("auto", "cuda", "cpu"):
         raise ConfigError(
             f"hardware.device: '{name}' is one device, but each of {world_size} processes needs its own. "
             "Set it to cuda or cpu."
         )
-    if kind == "auto" and world_size > 1:
-        kind = "cuda" if torch.cuda.is_available() else "cpu"
-    if kind == "auto":
-        kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if kind == "cuda" and not torch.cuda.is_available():
-        log.warning("hardware.device is '%s', but this machine has no CUDA device: using the CPU.", name)
-        kind = "cpu"
-    if kind == "mps" and not torch.backends.mps.is_available():
-        log.warning("hardware.device is 'mps', but this machine has no such device: using the CPU.")
-        kind = "cpu"
+    kind = _kind(name, world_size)
     if kind != "cuda":
         return torch.device(kind)
     index = int(name.split(":")[1]) if ":" in name and local_rank == 0 else local_rank
@@ -65,10 +56,53 @@ def resolve_device(name: str, local_rank: int = 0, world_size: int = 1) -> torch
             f"{torch.cuda.device_count()}. Start one process per device, or set hardware.device=cpu."
         )
     if index >= torch.cuda.device_count():
-        log.warning("hardware.device is '%s', but there are only %d: using cuda:0.", name, torch.cuda.device_count())
+        count = torch.cuda.device_count()
+        do_without(f"hardware.device is '{name}', but there are only {count}", "using cuda:0", world_size)
         index = 0
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
+
+
+def _kind(name: str, world_size: int) -> str:
+    """Return the kind of device that a name means here: "cuda", "mps" or "cpu"."""
+    has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    kind = name.split(":")[0]
+    if kind == "auto":
+        kind = next(kind for kind in has if has[kind] and not (kind == "mps" and world_size > 1))
+        if kind != "cuda" and os.environ.get("SLURM_GPUS_ON_NODE", "0") != "0":
+            log.warning("Slurm gave this job GPUs, but torch finds no CUDA device: using %s.", kind)
+    if not has[kind]:
+        device = "CUDA device" if kind == "cuda" else "such device"
+        do_without(f"hardware.device is '{name}', but this machine has no {device}", "using the CPU", world_size)
+        kind = "cpu"
+    return kind
+
+
+def do_without(lack: str, instead: str, world_size: int) -> None:
+    """Warn that a run goes on without something that its configuration names.
+
+    Parameters
+    ----------
+    lack
+        What is missing.
+    instead
+        What the run does without it.
+    world_size
+        Number of processes that train together.
+
+    Raises
+    ------
+    ConfigError
+        This is a Slurm job, or one of several processes. A queue and other machines would then be used for days before
+        somebody reads the warning.
+    """
+    place = "a Slurm job" if "SLURM_JOB_ID" in os.environ else f"a run of {world_size} processes"
+    if "SLURM_JOB_ID" in os.environ or world_size > 1:
+        raise ConfigError(
+            f"{lack}, which is an error in {place}. Ask for a GPU (slurm.gpus=1, or sbatch --gpus=1), or set "
+            "hardware.device and hardware.precision to what there is, such as cpu and fp32."
+        )
+    log.warning("%s: %s.", lack, instead)
 
 
 def use_deterministic(device: torch.device) -> None:

@@ -145,16 +145,19 @@ def read_config(folder: Path) -> dict[str, Any] | None:
 def choose_path(name: str) -> Path:
     """Return the folder of a run whose configuration names none.
 
-    - In a multirun of Hydra: the folder that Hydra gives this run.
+    - In a multirun of Hydra, or if `hydra.run.dir` is set: the folder that Hydra gives this run.
     - In a Slurm job: `runs/<name>_<jobid>[_<task>]`, which is the same after a requeue.
     - Otherwise: `runs/<name>_<date>_<time>`, which does not exist yet.
     """
     if "hydra.core.hydra_config" in sys.modules:
         from hydra.core.hydra_config import HydraConfig
+        from omegaconf import OmegaConf
 
         if HydraConfig.initialized():
             hydra = HydraConfig.get()
-            if str(getattr(hydra.mode, "name", "")) == "MULTIRUN":
+            run: Any = OmegaConf.to_container(hydra.run, resolve=False)  # type: ignore[arg-type]
+            is_set = not run["dir"].startswith("outputs/${now:")  # Hydra's default
+            if is_set or str(getattr(hydra.mode, "name", "")) == "MULTIRUN":
                 return Path(hydra.runtime.output_dir)
     job = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID")
     if job:
@@ -182,7 +185,7 @@ def config_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [
         f"{path}: the run in the folder has {before!r}, this one {now!r}."
         for path, before, now in differences(_with_global_batches(old), _with_global_batches(new))
-        if not _is_free(path) and not (path == "optim.epochs" and _at_least(now, before))
+        if not is_free(path) and not (path == "optim.epochs" and _at_least(now, before))
     ]
 
 
@@ -214,7 +217,8 @@ def _at_least(new: Any, old: Any) -> bool:
     return isinstance(new, int) and isinstance(old, int) and new >= old
 
 
-def _is_free(path: str) -> bool:
+def is_free(path: str) -> bool:
+    """Return whether a key may change when a run is resumed."""
     return any(_FREE_PATTERNS[pattern].fullmatch(path) for pattern in _FREE)
 
 

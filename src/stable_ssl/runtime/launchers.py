@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from ..exceptions import ConfigError
+from .cpus import cpus_here, cpus_of_process
 
 SECONDS_TO_JOIN = 600.0
 SECONDS_TO_LEAVE = 30.0
@@ -103,7 +104,7 @@ def _address() -> tuple[str, int]:
 def start_others(size: int) -> Place:
     """Start the other processes on this machine, and return the place of this one. It keeps the store of all.
 
-    Each process runs the command line of this one. The processor's cores are divided between them, unless
+    Each process runs the command line of this one. The CPUs that this one was given are divided between them, unless
     OMP_NUM_THREADS is set.
 
     Raises
@@ -122,7 +123,7 @@ def start_others(size: int) -> Place:
     env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_store.port), "WORLD_SIZE": str(size)}
     env[_PARENT] = str(os.getpid())
     if "OMP_NUM_THREADS" not in env:
-        threads = max(1, (os.cpu_count() or 1) // size)
+        threads = max(1, min(cpus_here() // size, cpus_of_process()))
         torch.set_num_threads(threads)
         env["OMP_NUM_THREADS"] = str(threads)
     for rank in range(1, size):

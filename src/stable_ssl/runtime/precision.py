@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 
-log = logging.getLogger("stable_ssl")
+from .device import do_without
 
 
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """Return the precision that the device trains in: fp16 becomes fp32 on devices other than CUDA."""
+def resolve_precision(precision: str, device: torch.device, world_size: int = 1) -> str:
+    """Return the precision that the device trains in: fp16 becomes fp32 on devices other than CUDA.
+
+    Raises
+    ------
+    ConfigError
+        fp16 would become fp32, and `do_without` refuses to go on.
+    """
     if precision == "fp16" and device.type != "cuda":
-        log.warning("Precision fp16 needs a CUDA device: using fp32 on %s.", device.type)
+        do_without("Precision fp16 needs a CUDA device", f"using fp32 on {device.type}", world_size)
         return "fp32"
     return precision
 

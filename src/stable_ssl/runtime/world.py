@@ -62,8 +62,10 @@ class World:
     def _join(self, place: launchers.Place) -> None:
         if dist.is_initialized():
             raise ConfigError("torch.distributed has a process group already; leave it to the trainer to make one.")
-        # The same store serves all runs of a script, and the restarts by torchrun. Each run has keys of its own.
-        prefix = f"stable_ssl/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_runs)}"
+        # The same store serves all runs of a script, the points of a sweep, and the restarts by torchrun. Each run has
+        # keys of its own.
+        names = ("TORCHELASTIC_RESTART_COUNT", "STABLE_SSL_POINT")
+        prefix = "/".join(["stable_ssl", *(os.environ.get(name, "0") for name in names), str(next(_runs))])
         self._store = dist.PrefixStore(prefix, launchers.connect(place))
         self._peers = [rank for rank in range(self.size) if rank != self.rank]
         self._store.set(f"beat{self.rank}", "0")

@@ -1,0 +1,123 @@
+"""`stable-ssl resume` finds what its run is made of, goes on with a run that nobody else goes on with, and says which."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import pickle
+import sys
+from pathlib import Path
+
+import processes
+import pytest
+
+from stable_ssl.cli import main
+
+COMMAND = Path(sys.executable).with_name("stable-ssl")
+MINE = """
+import torch
+import stable_ssl
+
+class Numbers(torch.utils.data.TensorDataset):
+    def __init__(self, path):
+        super().__init__(torch.load(path), torch.zeros(8, dtype=torch.long))
+
+class Mine(stable_ssl.SupervisedTrainer):
+    def before_fit(self):
+        print("the class beside the file")
+"""
+CONFIG = """
+trainer:
+  _target_: mine.Mine
+  data: {train: {_target_: stable_ssl.data.Loader, dataset: {_target_: mine.Numbers, path: numbers.pt}, batch_size: 4}}
+  module: {backbone: {_target_: torch.nn.Linear, in_features: 3, out_features: 2}}
+  hardware: {device: cpu, time_limit: 0.0001}
+  optim: {epochs: 2, optimizer: {_target_: torch.optim.SGD, _partial_: true, lr: 0.1}}
+"""
+
+
+def run(*args, cwd):
+    return processes.run([COMMAND, *args], cwd=cwd)
+
+
+def status_of(folder):
+    return json.loads((folder / "status.json").read_text())["status"]
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A folder with data, a configuration and a class beside that, and two runs that reached their time limit."""
+    import torch
+
+    home = tmp_path / "home"
+    (home / "configs").mkdir(parents=True)
+    (home / "configs" / "mine.py").write_text(MINE)
+    (home / "configs" / "mine.yaml").write_text(CONFIG)
+    torch.save(torch.zeros(8, 3), home / "numbers.pt")
+    done = run("train", "configs/mine.yaml", "logger.dump_path=runs/first", cwd=home)
+    assert done.returncode == 75, done.stderr
+    return home
+
+
+def test_a_run_goes_on_from_any_folder_with_the_classes_and_data_that_it_began_with(project):
+    elsewhere = project.parent / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "mine.py").write_text("raise RuntimeError('another module of that name')")
+    done = run("resume", "../home/runs/first", "hardware.time_limit=null", cwd=elsewhere)
+    assert done.returncode == 0, done.stderr
+    assert "the class beside the file" in done.stdout
+    assert f"resume: going on with '{project}/runs/first' (preempted, step 1), in its working folder" in done.stdout
+    assert status_of(project / "runs" / "first") == "finished"
+    # The same file begins a new run from any folder, too.
+    (elsewhere / "mine.py").unlink()
+    (project / "configs" / "mine.yaml").unlink()
+    anew = run(
+        "train",
+        "../home/runs/first/config.yaml",
+        "data.train.dataset.path=../home/numbers.pt",
+        "logger.dump_path=anew",
+        cwd=elsewhere,
+    )
+    assert anew.returncode == 0, anew.stderr
+
+
+def test_without_a_name_the_newest_run_that_nobody_goes_on_with_is_chosen_and_named(project):
+    first, second = project / "runs" / "first", project / "runs" / "second"
+    second.mkdir()
+    status = json.loads((first / "status.json").read_text())
+    newer = {key: value + 60 for key, value in status.items() if key in ("time", "heartbeat")}
+    (second / "status.json").write_text(json.dumps({**status, **newer, "status": "running"}))
+    (project / "runs" / "damaged").mkdir()
+    (project / "runs" / "damaged" / "status.json").write_text("{")
+    with open(second / ".lock", "w") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)  # as the process of a run does
+        done = run("resume", "hardware.time_limit=null", cwd=project)
+        assert done.returncode == 0, done.stderr
+        assert f"resume: going on with '{first}' (preempted, step 1)." in done.stdout
+        assert status_of(first) == "finished"
+        none = run("resume", cwd=project)
+    assert none.returncode == 2
+    assert "no unfinished run in 'runs' ('runs/second' is going on in another process)" in none.stderr
+
+
+def test_a_run_goes_on_as_a_slurm_job(project, monkeypatch, capsys):
+    programs = project / "bin"
+    programs.mkdir()
+    for name in ("sbatch", "srun"):
+        (programs / name).write_text("#!/bin/sh\necho Submitted batch job 123\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs))
+    monkeypatch.chdir(project.parent)
+    folder = project / "runs" / "first"
+    assert main(["resume", "home/runs/first", "slurm.time=5"]) == 2
+    assert "resume: 'slurm.time=5' is a setting of a Slurm job; add --slurm" in capsys.readouterr().err
+    assert main(["resume", "home/runs/first", "--slurm", "slurm.time=5", "hardware.time_limit=null"]) == 0
+    assert f"job 123: the run will be in '{folder}'" in capsys.readouterr().out
+    with open(project / "runs" / "slurm" / "123_submitted.pkl", "rb") as file:
+        task = pickle.load(file).function
+    assert task.config["trainer"]["logger"]["dump_path"] == str(folder)
+    assert task.config["trainer"]["hardware"]["time_limit"] is None
+    assert project / "configs" in task.folders
+    assert "#SBATCH --time=5" in (project / "runs" / "slurm" / "123_submission.sh").read_text()
+    assert main(["resume", str(folder), "--slurm", "slurm.tasks=2"]) == 2
+    assert "hardware.world_size: 1, but slurm.nodes × slurm.tasks is 2" in capsys.readouterr().err
