@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .exceptions import ConfigError, nearest
+from .nodes import argument_names
 
 RECIPES = Path(__file__).parent / "recipes"
 SEARCH_PATH = "hydra.searchpath=[pkg://stable_ssl.recipes]"
@@ -121,11 +122,13 @@ def hydra_folder(config: Any, key: str) -> str | None:
 
 
 def in_folder(config: dict[str, Any], folder: str | None) -> dict[str, Any]:
-    """Return a run's configuration with this folder, unless `logger.dump_path` or nothing names one."""
-    logger = config["trainer"].get("logger") or {}
-    if folder is None or logger.get("dump_path") is not None:
+    """Return a run's configuration with this folder, unless it names one or the trainer's class takes none."""
+    trainer = config["trainer"]
+    logger = trainer.get("logger") or {}
+    takes_it = "logger" in trainer or "logger" in argument_names(trainer)
+    if folder is None or logger.get("dump_path") is not None or not takes_it:
         return config
-    return {"trainer": {**config["trainer"], "logger": {**logger, "dump_path": folder}}}
+    return {"trainer": {**trainer, "logger": {**logger, "dump_path": folder}}}
 
 
 def resolved(config: Any) -> dict[str, Any]:

@@ -145,6 +145,11 @@ def test_the_folder_that_is_given_to_hydra_is_that_of_the_run(project, monkeypat
     text = (project / "configs" / "mine.yaml").read_text()
     (project / "configs" / "mine.yaml").write_text("hydra: {run: {dir: written}}\n" + text)
     assert path() == "written"
+    # A trainer whose constructor takes no logger chooses its folder itself.
+    (project / "configs" / "own.py").write_text("class Own:\n    def __init__(self, width): ...\n")
+    (project / "configs" / "own.yaml").write_text("trainer: {_target_: own.Own, width: 3}\n")
+    monkeypatch.syspath_prepend(project / "configs")
+    assert compose("configs/own.yaml", ["hydra.run.dir=mine"]) == {"trainer": {"_target_": "own.Own", "width": 3}}
     # A script of the user's own with Hydra's decorator gets Hydra's folder, too.
     (project / "script.py").write_text(
         "import hydra\nfrom stable_ssl.runtime.folder import choose_path\n"

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..compose import RECIPES, SEARCH_PATH, arithmetic, composer, hydra_folder, in_folder, is_hydras, resolved
+from ..compose import RECIPES, SEARCH_PATH, arithmetic, composer, hydra_folder, is_hydras, resolved
 from ..exceptions import ConfigError
 from ..runtime.folder import is_free
 from ..runtime.status import read_status
@@ -39,17 +39,15 @@ class Point:
     overrides
         All overrides of its run.
     config
-        The configuration of its run, `{"trainer": {...}}`, with the run's folder.
+        The configuration of its run, `{"trainer": {...}}`.
+    folder
+        The folder of its run.
     """
 
     name: str
     overrides: list[str]
     config: dict[str, Any]
-
-    @property
-    def folder(self) -> Path:
-        """The folder of its run."""
-        return Path(self.config["trainer"]["logger"]["dump_path"])
+    folder: Path
 
 
 class Sweep:
@@ -84,7 +82,7 @@ class Sweep:
             for number, choice in enumerate(itertools.product(*varying)):
                 own, labels = [*fixed, *(text for text, _ in choice)], [label for _, label in choice]
                 config = composed(complete([*self._of_hydra, *own]))
-                self.points.append(Point(",".join(labels) or name, own, self._placed(config, number, labels)))
+                self.points.append(Point(",".join(labels) or name, own, *self._placed(config, number, labels)))
         paths = [point.folder.absolute() for point in self.points]
         if shared := [point.folder for point in self.points if paths.count(point.folder.absolute()) > 1]:
             raise ConfigError(
@@ -101,15 +99,16 @@ class Sweep:
         chosen = f"multirun/{self._name}_{_digest(str([*_decisive(rest)]))}"
         return given or chosen, given is None and hydra_folder(base, "sweep.subdir") is None
 
-    def _placed(self, config: Any, number: int, labels: list[str]) -> dict[str, Any]:
-        """Return the configuration of a point's run, with its folder."""
+    def _placed(self, config: Any, number: int, labels: list[str]) -> tuple[dict[str, Any], Path]:
+        """Return the configuration of a point's run, and the folder of the run."""
         from omegaconf import open_dict, read_write
 
         with read_write(config.hydra), open_dict(config.hydra):
             config.hydra.job.num, config.hydra.job.id = number, str(number)
             name = hydra_folder(config, "sweep.subdir") or _file_name(labels)
             config.hydra.run.dir = os.path.join(self._folder, name)
-        return in_folder(resolved(config), config.hydra.run.dir)
+        run = resolved(config)
+        return run, Path((run["trainer"].get("logger") or {}).get("dump_path") or config.hydra.run.dir)
 
     def left(self) -> list[Point]:
         """Return the points that are not finished, and name the others.

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..compose import compose, find, importable, is_hydras, origin_of
+from ..compose import compose, find, importable, in_folder, is_hydras, origin_of
 from ..exceptions import ConfigError
 from . import slurm
 from .resume import is_going_on
@@ -33,7 +33,8 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
             sweep = Sweep(config_folder, name, overrides)
             if not args.slurm:
                 return sweep.run(folders)
-            configs = [point.config for point in sweep.left() if not _is_going_on(point)]
+            left = [point for point in sweep.left() if not _is_going_on(point)]
+            configs = [in_folder(point.config, str(point.folder)) for point in left]
         else:
             configs = [compose(str(source), overrides, folder)]
         if args.slurm and configs:
