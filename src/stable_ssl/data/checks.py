@@ -147,7 +147,8 @@ def _contradictions(given: Mapping[str, Any], is_declared: bool) -> list[str]:
         ),
         (
             is_declared and given["collate_fn"] is not None,
-            "collate_fn: declared views make the batch; leave it out, or use transforms for views.",
+            "collate_fn: declared views make the batch; labels that make no tensor are lists in it. Leave it out, or use "
+            "transforms for views.",
         ),
         (
             is_declared and batch_size is None,

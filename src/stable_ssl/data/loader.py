@@ -12,6 +12,7 @@ from ..augmentations import MultiView
 from ..exceptions import ConfigError
 from ..runtime.seeding import preserved_generators
 from .checks import check_loader
+from .collating import collate
 from .held import HeldImages, choose_device, hold
 from .order import Share, count_cut, count_dealt, cut, deal, draw, epoch_order
 from .reading import CollateSamples, CollateViews, Reader
@@ -110,7 +111,9 @@ class Loader:
         self.sampler = sampler
         self.batch_sampler = batch_sampler
         self.num_workers = num_workers
-        self._collate = collate_fn or (default_convert if batch_size is None else default_collate)
+        self._collate = collate_fn or (default_convert if batch_size is None else collate)
+        if collate_fn is default_collate and batch_size is not None:  # as a DataLoader without a collate_fn has it
+            self._collate = collate
         self._options = {
             "num_workers": num_workers,
             "pin_memory": pin_memory,
@@ -221,7 +224,7 @@ class Loader:
         share_of_memory, channels = 1 / self._share.world_size, self._channels or self._find_shape()[2]
         self._held = hold(self.dataset, self.name, lambda index: reader[(epoch, index)], share_of_memory, channels)
         device = choose_device(self.on, self._held, self.device, self.name)
-        self._make = BatchViews(views, self._collate, device, channels)
+        self._make = BatchViews(views, device, channels)
 
     def _find_shape(self) -> tuple[int, ...]:
         reader = Reader(self.dataset, self.seed, self.name)

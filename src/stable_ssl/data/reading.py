@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from ..exceptions import DataError
 from ..runtime.device import describe_batch
 from ..runtime.seeding import Stream, derive_seed, seed_generators
+from .collating import collate_rests
 from .views import BatchViews, stack
 
 
@@ -111,7 +112,7 @@ class CollateViews:
         if self.make.device is None:
             return self.make(samples, self.seed, epochs[0], indices)
         images, rests = self.make.take_apart(samples, indices)
-        return stack(images, indices), self.make.collate_rests(rests)
+        return stack(images, indices), collate_rests(rests)
 
     def finish(self, batch: Any, epoch: int, indices: list[int]) -> Any:
         """Return the batch of stacked images and collated rests, with views made on the device."""
