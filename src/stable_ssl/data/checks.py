@@ -147,7 +147,7 @@ def _contradictions(given: Mapping[str, Any], is_declared: bool) -> list[str]:
         ),
         (
             is_declared and given["collate_fn"] is not None,
-            "collate_fn: declared views make the batch; labels that make no tensor are lists in it. Leave it out, or use "
+            "collate_fn: declared views make the batch, and labels that make no tensor are lists; leave it out, or use "
             "transforms for views.",
         ),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -19,14 +20,17 @@ from .reading import CollateSamples, CollateViews, Reader
 from .views import BatchViews, WithViews, as_declared, as_read, find_shape
 from .workers import WorkerBatches, WorkerInit
 
+log = logging.getLogger("stable_ssl")
+
 
 class Loader:
     """Yields the batches of a map-style data set; the same batches in every run, whatever reads them.
 
     The order of an epoch is a function of (seed, epoch). Before each sample is read, the default Python, NumPy and
     torch generators are seeded from (seed, epoch, index). So a transform that draws from them gives the same views
-    with 0, 2 or 8 workers, and an epoch can be entered at any batch without reading the batches before it. A transform
-    with a generator of its own is not covered, except albumentations', which is seeded through `set_random_seed`.
+    with 0, 2 or 8 workers, and an epoch can be entered at any batch without reading the batches before it. Pipelines of
+    albumentations are seeded through `set_random_seed`, also in functions that the data set or the views use. Other
+    generators of a transform's own are not covered, and the log names them.
 
     Parameters
     ----------
@@ -42,7 +46,8 @@ class Loader:
           operations. The views of a batch are made together, as a function of (seed, epoch, index, view). If the images
           fit into memory and never change, they are held there: then no worker is needed, and a batch is made while the
           one before it is used. Otherwise the workers that read the images make the views.
-        - Any other transform, or a list of them: applied to each sample when it is read.
+        - Any other transform, or a list of them: applied to each sample when it is read. A pipeline of albumentations
+          gets an array (height, width, channels), and its image is the view.
     on
         Where declared views are made. "cpu". "device": the run's device, which needs images of one size. "auto": the
         run's device if it is a CUDA device, and the images are held in memory and take less than a quarter of the
@@ -123,6 +128,7 @@ class Loader:
             "prefetch_factor": prefetch_factor,
             "worker_init_fn": WorkerInit(worker_init_fn),
         }
+        self._has_warned = False
         self.device = torch.device("cpu")
         self._channels: int | None = None  # of the images, once it is known
         self._make: BatchViews | None = None  # declared views, once it is decided where they are made
@@ -220,22 +226,35 @@ class Loader:
 
     def _decide(self, views: MultiView, epoch: int) -> None:
         """Read the images into memory if they fit, and choose where views of them are made."""
-        reader = Reader(self.dataset, self.seed, self.name)
+        reader = self._reader()
         share_of_memory, channels = 1 / self._share.world_size, self._channels or self._find_shape()[2]
         self._held = hold(self.dataset, self.name, lambda index: reader[(epoch, index)], share_of_memory, channels)
         device = choose_device(self.on, self._held, self.device, self.name)
         self._make = BatchViews(views, device, channels)
 
     def _find_shape(self) -> tuple[int, ...]:
-        reader = Reader(self.dataset, self.seed, self.name)
+        reader = self._reader()
         with preserved_generators():
             return find_shape(lambda index: reader[(0, index)], len(self.dataset))
+
+    def _reader(self, keeps_entries: bool = False) -> Reader:
+        """Return a reader of the data set. The log names the generators in it that can't be seeded, once."""
+        reader = Reader(self.dataset, self.seed, self.name, keeps_entries)
+        if reader.unseedable and not self._has_warned:
+            self._has_warned = True
+            log.warning(
+                "data.%s: these generators can't be seeded, so what they draw is not the same in each run: %s. "
+                "The default generators of Python, NumPy and torch are.",
+                self.name,
+                ", ".join(reader.unseedable),
+            )
+        return reader
 
     def _make_workers(self) -> WorkerBatches:
         if self._make is None:
             single = self.batch_size is None and self.batch_sampler is None
             collate = CollateSamples(self._collate, self.name, single)
-            return WorkerBatches(Reader(self.dataset, self.seed, self.name), collate, self._options)
-        reader = Reader(self.dataset, self.seed, self.name, keeps_entries=True)
+            return WorkerBatches(self._reader(), collate, self._options)
+        reader = self._reader(keeps_entries=True)
         with_views = CollateViews(self._make, self.seed)
         return WorkerBatches(reader, with_views, self._options, with_views.finish if self._make.device else None)

@@ -20,7 +20,7 @@ from ..exceptions import DataError
 from .collating import collate_rests, join, split
 from .datasets import to_float_tensor
 from .images import NUM_LOOKED_AT, ImageDecoder, spread
-from .multi_view import MultiViewSampler
+from .multi_view import MultiViewSampler, Pipeline, as_function
 
 
 class WithViews(Dataset):
@@ -35,8 +35,10 @@ class WithViews(Dataset):
     """
 
     def __init__(self, dataset: Any, views: Callable | Sequence[Callable]):
-        self.dataset = dataset
-        self.transform = views if callable(views) else MultiViewSampler(views)
+        self.transform = as_function(views) if callable(views) else MultiViewSampler(views)
+        transforms = self.transform.transforms if isinstance(self.transform, MultiViewSampler) else [self.transform]
+        # Pipelines of albumentations need the uint8 pixels, as declared views do.
+        self.dataset = as_read(dataset) if all(isinstance(one, Pipeline) for one in transforms) else dataset
 
     def __len__(self) -> int:
         return len(self.dataset)
