@@ -48,7 +48,8 @@ def search(root: Any, method: str, name: str = "dataset") -> Iterator[tuple[str,
     tuple
         (dotted name, object, whether it is inside another object that has the method).
     """
-    stack, seen = [(name, root, False)], {}
+    stack = [(name, root, False)]
+    seen: dict[int, Any] = {}
     while stack:
         path, part, is_inner = stack.pop()
         if isinstance(part, _LEAVES) or part is None or id(part) in seen or any(part is known for known in _SEEDED):
