@@ -7,12 +7,13 @@ import functools
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from stable_ssl import DataError, JointEmbeddingTrainer, NTXEntLoss, SupervisedTrainer
+from stable_ssl import ConfigError, DataError, JointEmbeddingTrainer, NTXEntLoss, SupervisedTrainer
 from stable_ssl.augmentations import HorizontalFlip, MultiView, RandomResizedCrop, View
-from stable_ssl.data import Loader
+from stable_ssl.data import HuggingFaceDataset, ImageFolder, Loader, Parquet
 from stable_ssl.monitors import KNN
 
 VIEW = View([RandomResizedCrop(8), HorizontalFlip()])
@@ -165,3 +166,66 @@ def test_a_metric_without_labels_says_so(make_toy, sample):
     logger = {"metric": {"test": {"accuracy": MulticlassAccuracy(2)}}}
     with pytest.raises(DataError, match=r"logger.metric.test.accuracy needs labels, but the batch is"):
         make_toy(Guess, {"test": Loader(Samples(sample), 4)}, logger=logger)()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "all" / "below").mkdir(parents=True)
+    for place, value in (("b.png", 1), ("a.png", 2), ("below/c.png", 3)):
+        Image.fromarray(np.full((9, 9, 3), value, np.uint8)).save(tmp_path / "all" / place)
+    return tmp_path / "all"
+
+
+def test_a_folder_without_classes(folder):
+    with pytest.raises(ConfigError, match="For all images below it, without labels, set labels to false"):
+        ImageFolder(folder / "below")
+    loader = Loader(ImageFolder(folder, labels=False), 3, views=View([RandomResizedCrop(8)]))
+    images, labels = next(iter(loader))
+    assert [round(float(image.mean() * 255)) for image in images] == [2, 1, 3]
+    assert labels.tolist() == [-1, -1, -1]
+
+
+def test_tables_without_labels(folder, tmp_path):
+    import datasets
+
+    paths = [str(path) for path in sorted(folder.rglob("*.png"))]
+    table = datasets.Dataset.from_dict({"image": paths}, features=datasets.Features({"image": datasets.Image()}))
+    for dataset in (HuggingFaceDataset(table.select([0, 2]), x="image"), HuggingFaceDataset(table, x="image")):
+        views, labels = next(iter(Loader(dataset, 2, views=[VIEW, VIEW])))
+        assert ([view.shape for view in views], labels.tolist()) == ([(2, 3, 8, 8)] * 2, [-1, -1])
+    assert list(next(iter(Loader(HuggingFaceDataset(table), 2, views=[VIEW, VIEW])))) == ["image"]
+    both = datasets.DatasetDict(train=table)
+    assert len(HuggingFaceDataset(both, x="image", split="train")) == 3
+    with pytest.raises(ConfigError, match=r"split: 'test' is unknown; 'DatasetDict' has \['train'\]"):
+        HuggingFaceDataset(both, x="image", split="test")
+    table.to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(ConfigError, match="Without labels, set label to none"):
+        Parquet(tmp_path / "a.parquet")
+    assert Parquet(tmp_path / "a.parquet", label=None)[0][1] == -1
+
+
+def test_streams_say_how_they_are_read(folder):
+    with pytest.raises(ConfigError, match="streaming: .* Leave streaming out, or put the stream itself into a loader"):
+        HuggingFaceDataset("imagefolder", data_dir=str(folder), split="train", streaming=True)
+
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(range(3))
+
+        def __len__(self):
+            return 3
+
+    with pytest.raises(ConfigError, match="dataset: a Stream is a stream.*torch's DataLoader"):
+        Loader(Stream())
+
+
+@pytest.mark.parametrize("views", [MultiView([VIEW, VIEW]), [as_tensor, as_tensor]], ids=["declared", "transforms"])
+@pytest.mark.parametrize(
+    "make", [lambda i: IMAGES[i], lambda i: (IMAGES[i],), lambda i: {"img": IMAGES[i], "label": 1}],
+    ids=["images only", "one part", "dict"],
+)  # fmt: skip
+def test_views_of_samples_without_labels_and_of_dicts_are_drawn(make, views):
+    from stable_ssl.cli.views import CELL, MARGIN, draw
+
+    picture = draw({"data": {"train": Loader(Samples(make), 4, views=views)}}, 2, 0)
+    assert picture.width == 3 * (CELL + 2 * MARGIN)  # the image and two views

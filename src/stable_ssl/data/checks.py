@@ -7,6 +7,7 @@ from multiprocessing.context import BaseContext
 from typing import Any
 
 import torch
+from torch.utils.data import IterableDataset
 
 from ..exceptions import ConfigError
 
@@ -60,6 +61,8 @@ def check_loader(given: Mapping[str, Any], is_declared: bool) -> None:
 
 def _wrong_data(dataset: Any) -> list[str]:
     kind = type(dataset).__name__
+    if isinstance(dataset, IterableDataset):
+        return [f"dataset: a {kind} is a stream, without samples by number; use torch's DataLoader for it."]
     missing = [method for method in ("__len__", "__getitem__") if not hasattr(dataset, method)]
     if missing:
         return [f"dataset: a {kind} has no {' and no '.join(missing)}; if it is a stream, use it without a Loader."]
