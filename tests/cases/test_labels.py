@@ -201,7 +201,7 @@ def test_tables_without_labels(folder, tmp_path):
     table.to_parquet(tmp_path / "a.parquet")
     with pytest.raises(ConfigError, match="Without labels, set label to none"):
         Parquet(tmp_path / "a.parquet")
-    assert Parquet(tmp_path / "a.parquet", label=None)[0][1] == -1
+    assert Parquet(tmp_path / "a.parquet", label=None).targets == [-1, -1, -1]
 
 
 def test_streams_say_how_they_are_read(folder):

@@ -93,6 +93,7 @@ def _wrong_values(given: Mapping[str, Any]) -> list[str]:
             f"one of {methods}, a context of multiprocessing, or none",
         ),
         "persistent_workers": flag,
+        "unreadable": (lambda value: value in ("raise", "skip"), "'raise' or 'skip'"),
     }
     return wrong(*((name, given[name], is_right(given[name]), what) for name, (is_right, what) in expected.items()))
 
@@ -139,6 +140,10 @@ def _contradictions(given: Mapping[str, Any], is_declared: bool) -> list[str]:
         (
             drop_last and is_too_large and not sampler and not batch_sampler,
             f"batch_size: {batch_size} is more than the {num_samples} samples, and drop_last leaves nothing.",
+        ),
+        (
+            given["unreadable"] == "skip" and (sampler or batch_sampler),
+            "unreadable: a sampler decides on the samples already, so none can be skipped; set it to raise.",
         ),
         (
             useless,

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch.utils.data import Subset
 from torch.utils.data.dataloader import default_collate, default_convert
 
 from ..augmentations import MultiView
-from ..exceptions import ConfigError
+from ..exceptions import ConfigError, DataError
 from ..runtime.seeding import preserved_generators
 from .checks import check_loader
 from .collating import collate
 from .held import HeldImages, choose_device, hold
 from .order import Share, count_cut, count_dealt, cut, deal, draw, epoch_order
-from .reading import CollateSamples, CollateViews, Reader
+from .reading import CollateSamples, CollateViews, Reader, UnreadableError
+from .unreadable import described, find_unreadable, name_all
 from .views import BatchViews, WithViews, as_declared, as_read, find_shape
 from .workers import WorkerBatches, WorkerInit
 
@@ -62,6 +65,10 @@ class Loader:
     num_workers, collate_fn, worker_init_fn, pin_memory, prefetch_factor, timeout, multiprocessing_context, \
     persistent_workers
         As for `torch.utils.data.DataLoader`.
+    unreadable
+        What happens to samples that can't be read, such as corrupt files. "raise": the run ends, and names them all.
+        "skip": they are left out, as if they were not in the data set, and the log names them. All samples are read
+        once for that before the first batch, and again whenever the run is started.
 
     Raises
     ------
@@ -100,6 +107,7 @@ class Loader:
         timeout: float = 0,
         multiprocessing_context: Any = None,
         persistent_workers: bool = False,
+        unreadable: str = "raise",
     ):
         arguments = dict(locals())
         self.views = as_declared(views)
@@ -128,7 +136,8 @@ class Loader:
             "prefetch_factor": prefetch_factor,
             "worker_init_fn": WorkerInit(worker_init_fn),
         }
-        self._has_warned = False
+        self.unreadable = unreadable
+        self._has_warned = self._is_complete = False
         self.device = torch.device("cpu")
         self._channels: int | None = None  # of the images, once it is known
         self._make: BatchViews | None = None  # declared views, once it is decided where they are made
@@ -165,10 +174,12 @@ class Loader:
             The first sample can't be read, or does not begin with an image.
         """
         self.close()
+        self.leave_out(self.find_unreadable())
         self.device, self._make, self._held = device, None, None
         if self.views is None:
             return
-        shape = self._find_shape()
+        with self._naming_all():
+            shape = self._find_shape()
         self._channels = shape[2]
         try:
             self.views.check(shape[2])
@@ -176,9 +187,44 @@ class Loader:
         except ValueError as error:
             raise ConfigError(f"data.{self.name}.views: {error}") from error
 
+    def find_unreadable(self) -> dict[int, str]:
+        """Return why samples can't be read, by index, if they are to be left out. All samples are tried."""
+        if self.unreadable == "raise" or self._is_complete:
+            return {}
+        with preserved_generators():
+            return find_unreadable(self.dataset, self.name, self._options, is_brief=False)[0]
+
+    def leave_out(self, found: dict[int, str]) -> None:
+        """Leave samples out, from now on, and say so in the log.
+
+        Raises
+        ------
+        DataError
+            No other sample is there.
+        """
+        self._is_complete = True
+        if not found:
+            return
+        holder = self.dataset if isinstance(self.dataset, WithViews) else self
+        indices = [index for index in range(len(holder.dataset)) if index not in found]
+        if not indices:
+            raise DataError(f"data.{self.name}: no sample can be read.\n{described(found)}")
+        holder.dataset = Subset(holder.dataset, indices)
+        total = len(found) + len(indices)
+        log.warning("data.%s: %d of %d samples are left out:\n%s", self.name, len(found), total, described(found))
+
+    @contextlib.contextmanager
+    def _naming_all(self) -> Iterator[None]:
+        """Name all samples that can't be read if one can't be in the block."""
+        try:
+            yield
+        except UnreadableError as error:
+            raise name_all(error, self.dataset, self.name, self._options) from error
+
     @property
     def num_samples(self) -> int:
         """Samples per epoch, over all ranks."""
+        self.leave_out(self.find_unreadable())
         return len(self.dataset) if self.sampler is None else len(self.sampler)
 
     def __len__(self) -> int:
@@ -199,7 +245,12 @@ class Loader:
         DataError
             A sample can't be read, a batch can't be collated, or a worker died.
         """
-        wanted = self._index_batches(epoch)[start:]
+        self.leave_out(self.find_unreadable())
+        with self._naming_all():
+            yield from self._batches(epoch, self._index_batches(epoch)[start:])
+
+    def _batches(self, epoch: int, wanted: list[list[int]]) -> Iterator[tuple[list[int], Any]]:
+        """Yield (sample indices, batch) for each list of sample indices."""
         if self.views is not None and self._make is None:
             self._decide(self.views, epoch)
         if self._make is not None and self._held is not None:

@@ -17,6 +17,10 @@ from .hidden import find_seedable
 from .views import BatchViews, stack
 
 
+class UnreadableError(DataError):
+    """A sample can't be read."""
+
+
 class Reader(Dataset):
     """A data set whose samples are asked for as (epoch, index), and are functions of (seed, epoch, index).
 
@@ -70,7 +74,7 @@ class Reader(Dataset):
         except Exception as error:
             path = path_of(self.dataset, index)
             sample_name = f"sample {index}" + (f" ('{path}')" if path else "")
-            raise DataError(
+            raise UnreadableError(
                 f"data.{self.name}: {sample_name} can't be read: {type(error).__name__}: {error}"
             ) from error
         finally:
