@@ -399,7 +399,7 @@ class BaseTrainer(nn.Module):
         if self.logger["metric"][name_loader]:
             with self._run.precision.autocast:
                 predictions = self._run.described(self.predict, self.batch, self.batch_idx)
-            self._evaluation.update(name_loader, predictions, self.batch[1])
+            self._evaluation.update(name_loader, predictions, self.batch)
         self._monitors.after_eval_step(name_loader, self)
 
     # What it tells ----------------------------------------------------------------------------------------------------

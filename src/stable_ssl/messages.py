@@ -100,8 +100,9 @@ MESSAGES: dict[str, list[Message]] = {
         ),
         Message(
             "data.…: … can't be read: …",
-            "A file is damaged or missing, or a transform failed. The message names the sample.",
-            "Mend or remove the file. If the number of samples changes, go on by a branch.",
+            "Files are damaged or missing, or a transform failed. The message names all such samples.",
+            "Mend or remove the files, or leave them out by `unreadable: skip` of the `Loader`. If the number of "
+            "samples changes, go on by a branch.",
         ),
         Message(
             "… has … levels, from … to …, instead of levels from 0 to 255.",
@@ -170,6 +171,16 @@ MESSAGES: dict[str, list[Message]] = {
             "compiles for some seconds where nothing is kept. NUMBA_CACHE_DIR=FOLDER names a folder that lasts.",
             "The package and the home folder are read-only or full.",
             "Set `NUMBA_CACHE_DIR` to a folder that can be written.",
+        ),
+        Message(
+            "data.…: epochs … and … begin with equal batches: the stream gives the same order again.",
+            "A stream does not know the epoch, so it repeats itself.",
+            "Give its data set a method `set_epoch(epoch)`. It is called before each epoch; use it for the order.",
+        ),
+        Message(
+            "data.…: these generators can't be seeded, so what they draw is not the same in each run: ….",
+            "A transform has a random generator of its own.",
+            "Let it draw from the default generators of Python, NumPy or torch.",
         ),
         Message(
             "data.…: skipping the first … batches; the same ones as before are not promised, since a … has no "

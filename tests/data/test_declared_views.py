@@ -216,7 +216,7 @@ def test_a_run_with_declared_views_says_where_they_are_made_and_resumes_exactly(
         ([(np.zeros((8, 8, 3), np.uint8), 0)], {"collate_fn": list}, ConfigError, "collate_fn"),
         ([(np.zeros((8, 8, 3), np.uint8), 0)], {"batch_size": None}, ConfigError, "batch_size"),
         ([(np.zeros((8, 8, 2), np.uint8), 0)], {}, ValueError, "needs images of 1 or 3 channels, not of 2"),
-        ([{"image": 0}], {}, DataError, "sample 0 is a dict"),
+        ([{"image": 0}], {}, DataError, "sample 0 is int64"),
         (
             [(np.zeros((8, 8, 3), np.uint8), 0)],
             {"on": "gpu"},

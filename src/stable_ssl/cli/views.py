@@ -51,7 +51,8 @@ def draw(trainer: dict[str, Any], num_samples: int, epoch: int) -> Image:
     """
     from ..config import build
     from ..data import Loader, as_loader
-    from ..data.views import WithViews, split, to_array
+    from ..data.collating import split
+    from ..data.views import WithViews, to_array
 
     seed = trainer.get("hardware", {}).get("seed", 0) or 0
     loader = as_loader(build(trainer["data"]["train"], "data.train"), "train")
@@ -64,10 +65,11 @@ def draw(trainer: dict[str, Any], num_samples: int, epoch: int) -> Image:
         indices, batch = next(iter(loader.batches(epoch)))
     finally:
         loader.close()
-    views = split(batch)[0]
-    views = views if isinstance(views, Sequence) else [views]
     indices = indices[:num_samples]
     source = loader.dataset.dataset if isinstance(loader.dataset, WithViews) else loader.dataset
+    is_only_images = split(source[indices[0]])[1] is None
+    views = batch if is_only_images else split(batch)[0]
+    views = views if isinstance(views, Sequence) else [views]
     images = [_shown(split(source[index])[0]) for index in indices]
     captions: list[list[list[str]]] = [[[] for _ in indices] for _ in views]
     if loader.views:

@@ -7,6 +7,7 @@ from multiprocessing.context import BaseContext
 from typing import Any
 
 import torch
+from torch.utils.data import IterableDataset
 
 from ..exceptions import ConfigError
 
@@ -60,6 +61,8 @@ def check_loader(given: Mapping[str, Any], is_declared: bool) -> None:
 
 def _wrong_data(dataset: Any) -> list[str]:
     kind = type(dataset).__name__
+    if isinstance(dataset, IterableDataset):
+        return [f"dataset: a {kind} is a stream, without samples by number; use torch's DataLoader for it."]
     missing = [method for method in ("__len__", "__getitem__") if not hasattr(dataset, method)]
     if missing:
         return [f"dataset: a {kind} has no {' and no '.join(missing)}; if it is a stream, use it without a Loader."]
@@ -90,6 +93,7 @@ def _wrong_values(given: Mapping[str, Any]) -> list[str]:
             f"one of {methods}, a context of multiprocessing, or none",
         ),
         "persistent_workers": flag,
+        "unreadable": (lambda value: value in ("raise", "skip"), "'raise' or 'skip'"),
     }
     return wrong(*((name, given[name], is_right(given[name]), what) for name, (is_right, what) in expected.items()))
 
@@ -138,6 +142,10 @@ def _contradictions(given: Mapping[str, Any], is_declared: bool) -> list[str]:
             f"batch_size: {batch_size} is more than the {num_samples} samples, and drop_last leaves nothing.",
         ),
         (
+            given["unreadable"] == "skip" and (sampler or batch_sampler),
+            "unreadable: a sampler decides on the samples already, so none can be skipped; set it to raise.",
+        ),
+        (
             useless,
             f"num_workers: must be at least 1 for {' and '.join(useless)}.",
         ),
@@ -147,7 +155,8 @@ def _contradictions(given: Mapping[str, Any], is_declared: bool) -> list[str]:
         ),
         (
             is_declared and given["collate_fn"] is not None,
-            "collate_fn: declared views make the batch; leave it out, or use transforms for views.",
+            "collate_fn: declared views make the batch, and labels that make no tensor are lists; leave it out, or use "
+            "transforms for views.",
         ),
         (
             is_declared and batch_size is None,

@@ -85,12 +85,15 @@ class Digits(Dataset):
 
 
 class ImageFolder(datasets.ImageFolder):
-    """Images in one folder per class, as torchvision's `ImageFolder`.
+    """Images in one folder per class, as torchvision's `ImageFolder`; or all images of a folder, without labels.
 
     Parameters
     ----------
     root
         The folder of the classes' folders.
+    labels
+        Whether the folders in `root` are classes. Without, all images in `root` and in the folders below it are taken,
+        and every label is -1.
     transform
         Applied to the PIL image. Without it, the image is a float tensor in [0, 1], (channels, height, width).
     levels
@@ -112,23 +115,31 @@ class ImageFolder(datasets.ImageFolder):
         root: str | Path,
         transform: Callable | None = None,
         *,
+        labels: bool = True,
         levels: Sequence[float] | None = None,
         channels: int | None = 3,
         **kwargs: Any,
     ):
         require(
             ("root", root, isinstance(root, str | Path), "a folder"),
+            ("labels", labels, isinstance(labels, bool), "true or false"),
             ("transform", transform, is_function(transform), FUNCTION_OF_IMAGE),
             *check_options(levels, channels),
             ("levels", levels, levels is None or "loader" not in kwargs, "none, since loader decodes the images"),
         )
         kwargs.setdefault("loader", ImageDecoder(levels, channels))
+        self.has_labels = labels
         try:
             super().__init__(str(root), to_float_tensor if transform is None else transform, **kwargs)
         except FileNotFoundError as error:
-            raise ConfigError(f"root: '{root}' is no folder of classes with images: {error}") from error
+            advice = " For all images below it, without labels, set labels to false." if labels else ""
+            raise ConfigError(f"root: '{root}' is no folder of classes with images: {error}{advice}") from error
         if channels is None and isinstance(self.loader, ImageDecoder):
             self.loader.channels = find_channels(lambda index: self.samples[index][0], len(self))
+
+    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+        """Return the classes, and the label of each; without labels, the folder itself with the label -1."""
+        return super().find_classes(directory) if self.has_labels else ([], {"": -1})
 
 
 class Parquet(Dataset):
@@ -190,7 +201,8 @@ class Parquet(Dataset):
         wanted = [self.image] if self.label is None else [self.image, self.label]
         missing = [name for name in wanted if name not in names]
         if missing:
-            raise ConfigError(f"path: '{self.files[0]}' has no column {missing}; it has {names}.")
+            advice = " Without labels, set label to none." if self.image in names else ""
+            raise ConfigError(f"path: '{self.files[0]}' has no column {missing}; it has {names}.{advice}")
         tables = [pyarrow.parquet.read_table(file, columns=wanted, memory_map=True) for file in self.files]
         self._ends = list(itertools.accumulate(map(len, tables)))  # of each file, as numbers of images
         table = pyarrow.concat_tables(tables).combine_chunks()

@@ -20,9 +20,10 @@ from torchvision.datasets.vision import StandardTransform
 
 from ..augmentations.views import send
 from .ahead import one_ahead
+from .collating import collate_rests, split
 from .datasets import Digits, Parquet
 from .images import ImageDecoder
-from .views import BatchViews, split, to_array
+from .views import BatchViews, to_array
 
 log = logging.getLogger("stable_ssl")
 
@@ -68,7 +69,7 @@ class HeldImages:
             images = [self.images[index] for index in indices]
         else:
             images = self.images[indices]
-        return make.batch(images, make.collate_rests([self.rests[index] for index in indices]), seed, epoch, indices)
+        return make.batch(images, collate_rests([self.rests[index] for index in indices]), seed, epoch, indices)
 
 
 def hold(dataset: Any, name: str, read: Callable[[int], Any], share: float, channels: int) -> HeldImages | None:

@@ -19,17 +19,18 @@ from .images import ImageDecoder, check_options, find_channels
 class HuggingFaceDataset(Dataset):
     """A data set that `datasets.load_dataset` knows, or a folder that `save_to_disk` wrote.
 
-    With `x` and `y`, samples are tuples (transform(x), y). Without, they are dicts of the columns. Columns of images
-    give PIL images of mode "L" or "RGB".
+    With `x`, samples are tuples (transform(x), y). Without, they are dicts of the columns. Columns of images give PIL
+    images of mode "L" or "RGB".
 
     Parameters
     ----------
     path
-        A name on the hub, a builder such as "parquet" or "imagefolder", or a folder.
+        A name on the hub, a builder such as "parquet" or "imagefolder", or a folder. Or a `datasets.Dataset` itself,
+        for example one that was filtered or concatenated.
     *args, **kwargs
         For `load_dataset`: `name`, `split`, `data_files` and others.
     x, y
-        Names of the columns of the image and the label.
+        Names of the columns of the image and the label. None for `y`: every label is -1.
     transform
         For tuples, a function of the image; without it, the image is a float tensor in [0, 1]. For dicts, a function
         per column, by the column's name.
@@ -53,7 +54,7 @@ class HuggingFaceDataset(Dataset):
 
     def __init__(
         self,
-        path: str | Path,
+        path: Any,
         *args: Any,
         x: str | None = None,
         y: str | None = None,
@@ -69,8 +70,9 @@ class HuggingFaceDataset(Dataset):
         require(*check_options(levels, channels))
         if kwargs.pop("trust_remote_code", None) is not None:
             warnings.warn("trust_remote_code is ignored: data sets no longer run code.", stacklevel=2)
+        self.dataset = _load(path, args, kwargs)
+        path = _name_of(path)
         self._name = str(kwargs.get("data_files", path))[:200]
-        self.dataset = _load(str(path), args, kwargs)
         if rename_columns:
             _require_columns(self.dataset, rename_columns, path)
             self.dataset = self.dataset.rename_columns(dict(rename_columns))
@@ -80,7 +82,7 @@ class HuggingFaceDataset(Dataset):
         self.x, self.y, self.add_index = x, y, add_index
         self.levels, self.channels = levels, channels
         self.transform: Any = transform if transform is not None else (to_float_tensor if x else {})
-        columns: Any = self.transform if x is None else (x, y)
+        columns: Any = self.transform if x is None else [name for name in (x, y) if name is not None]
         _require_columns(self.dataset, columns, path)
         self._image_columns = _image_columns(self.dataset)
         for name, kind in self._image_columns.items():  # they are decoded here instead
@@ -104,7 +106,7 @@ class HuggingFaceDataset(Dataset):
             if sample[name] is not None:
                 sample[name] = decode(sample[name], f"{name} {index} of '{self._name}'")
         if self.x is not None:
-            return self.transform(sample[self.x]), sample[self.y]
+            return self.transform(sample[self.x]), -1 if self.y is None else sample[self.y]
         for name, transform in self.transform.items():
             sample[name] = transform(sample[name])
         if self.add_index:
@@ -120,13 +122,14 @@ def _check_arguments(
         needed_transform, is_transform = "a dict of functions, one per column, or none", _is_dict(transform, callable)
         needed_index, is_index = "true or false", isinstance(add_index, bool)
     else:
-        needed_y, is_y = "the name of a column, since x is given", _is_name(y)
+        needed_y, is_y = "the name of a column, or none", y is None or _is_name(y)
         needed_transform, is_transform = "a function of an image, or none", is_function(transform)
         needed_index, is_index = "false, since samples of x and y are tuples", add_index is False
     is_list = isinstance(remove_columns, Sequence) and not isinstance(remove_columns, str)
     is_removable = remove_columns is None or (is_list and all(map(_is_name, remove_columns)))
+    is_path = isinstance(path, str | Path) or hasattr(path, "column_names")
     require(
-        ("path", path, isinstance(path, str | Path), "a name on the hub, a builder or a folder"),
+        ("path", path, is_path, "a name on the hub, a builder, a folder, or a Dataset"),
         ("x", x, x is None or _is_name(x), "the name of a column, or none"),
         ("y", y, is_y, needed_y),
         ("transform", transform, is_transform, needed_transform),
@@ -146,20 +149,28 @@ def _is_dict(value: Any, is_right: Callable[[Any], bool]) -> bool:
     return value is None or is_dict
 
 
-def _load(path: str, args: tuple, kwargs: dict[str, Any]) -> Any:
-    """Return the data set of a folder that `save_to_disk` wrote, or of `load_dataset`."""
+def _load(path: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """Return the data set of a folder that `save_to_disk` wrote, or of `load_dataset`, or the one that is given."""
     try:
         import datasets
     except ImportError as error:
         raise ConfigError("HuggingFaceDataset needs `pip install 'stable-ssl[hf]'`.") from error
-    if any((Path(path) / name).exists() for name in ("dataset_info.json", "dataset_dict.json")):
-        loaded = datasets.load_from_disk(path)
-        if isinstance(loaded, datasets.DatasetDict) and "split" in kwargs:
-            loaded = loaded[kwargs["split"]]
+    if not isinstance(path, str | Path):
+        loaded = path
+    elif any((Path(path) / name).exists() for name in ("dataset_info.json", "dataset_dict.json")):
+        loaded = datasets.load_from_disk(str(path))
     else:
-        loaded = datasets.load_dataset(path, *args, **kwargs)
+        loaded = datasets.load_dataset(str(path), *args, **kwargs)
+    if isinstance(loaded, dict) and kwargs.get("split") in loaded:
+        loaded = loaded[kwargs["split"]]
     if isinstance(loaded, dict):
-        raise ConfigError(f"split: missing; '{path}' has {list(loaded)}.")
+        wrong = f"'{kwargs['split']}' is unknown" if "split" in kwargs else "missing"
+        raise ConfigError(f"split: {wrong}; '{_name_of(path)}' has {list(loaded)}.")
+    if isinstance(loaded, datasets.IterableDataset):
+        raise ConfigError(
+            "streaming: a stream has no samples by number. Leave streaming out, or put the stream itself into a loader "
+            "of torch's, DataLoader(load_dataset(…, streaming=True).with_format('torch'), …), and set optim.max_steps."
+        )
     return loaded
 
 
@@ -170,6 +181,10 @@ def _image_columns(dataset: Any) -> dict[str, Any]:
     if not isinstance(dataset, datasets.Dataset) or dataset.format["type"]:  # a format may make tensors of images
         return {}
     return {name: kind for name, kind in dataset.features.items() if isinstance(kind, datasets.Image) and kind.decode}
+
+
+def _name_of(path: Any) -> str:
+    return str(path) if isinstance(path, str | Path) else type(path).__name__
 
 
 def _require_columns(dataset: Any, wanted: Iterable[str], path: str | Path) -> None:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch.utils.data import Subset
 from torch.utils.data.dataloader import default_collate, default_convert
 
 from ..augmentations import MultiView
-from ..exceptions import ConfigError
+from ..exceptions import ConfigError, DataError
 from ..runtime.seeding import preserved_generators
 from .checks import check_loader
+from .collating import collate
 from .held import HeldImages, choose_device, hold
 from .order import Share, count_cut, count_dealt, cut, deal, draw, epoch_order
-from .reading import CollateSamples, CollateViews, Reader
+from .reading import CollateSamples, CollateViews, Reader, UnreadableError
+from .unreadable import described, find_unreadable, name_all
 from .views import BatchViews, WithViews, as_declared, as_read, find_shape
 from .workers import WorkerBatches, WorkerInit
+
+log = logging.getLogger("stable_ssl")
 
 
 class Loader:
@@ -24,8 +31,9 @@ class Loader:
 
     The order of an epoch is a function of (seed, epoch). Before each sample is read, the default Python, NumPy and
     torch generators are seeded from (seed, epoch, index). So a transform that draws from them gives the same views
-    with 0, 2 or 8 workers, and an epoch can be entered at any batch without reading the batches before it. A transform
-    with a generator of its own is not covered, except albumentations', which is seeded through `set_random_seed`.
+    with 0, 2 or 8 workers, and an epoch can be entered at any batch without reading the batches before it. Pipelines of
+    albumentations are seeded through `set_random_seed`, also in functions that the data set or the views use. Other
+    generators of a transform's own are not covered, and the log names them.
 
     Parameters
     ----------
@@ -41,7 +49,8 @@ class Loader:
           operations. The views of a batch are made together, as a function of (seed, epoch, index, view). If the images
           fit into memory and never change, they are held there: then no worker is needed, and a batch is made while the
           one before it is used. Otherwise the workers that read the images make the views.
-        - Any other transform, or a list of them: applied to each sample when it is read.
+        - Any other transform, or a list of them: applied to each sample when it is read. A pipeline of albumentations
+          gets an array (height, width, channels), and its image is the view.
     on
         Where declared views are made. "cpu". "device": the run's device, which needs images of one size. "auto": the
         run's device if it is a CUDA device, and the images are held in memory and take less than a quarter of the
@@ -56,6 +65,10 @@ class Loader:
     num_workers, collate_fn, worker_init_fn, pin_memory, prefetch_factor, timeout, multiprocessing_context, \
     persistent_workers
         As for `torch.utils.data.DataLoader`.
+    unreadable
+        What happens to samples that can't be read, such as corrupt files. "raise": the run ends, and names them all.
+        "skip": they are left out, as if they were not in the data set, and the log names them. All samples are read
+        once for that before the first batch, and again whenever the run is started.
 
     Raises
     ------
@@ -94,6 +107,7 @@ class Loader:
         timeout: float = 0,
         multiprocessing_context: Any = None,
         persistent_workers: bool = False,
+        unreadable: str = "raise",
     ):
         arguments = dict(locals())
         self.views = as_declared(views)
@@ -110,7 +124,9 @@ class Loader:
         self.sampler = sampler
         self.batch_sampler = batch_sampler
         self.num_workers = num_workers
-        self._collate = collate_fn or (default_convert if batch_size is None else default_collate)
+        self._collate = collate_fn or (default_convert if batch_size is None else collate)
+        if collate_fn is default_collate and batch_size is not None:  # as a DataLoader without a collate_fn has it
+            self._collate = collate
         self._options = {
             "num_workers": num_workers,
             "pin_memory": pin_memory,
@@ -120,6 +136,8 @@ class Loader:
             "prefetch_factor": prefetch_factor,
             "worker_init_fn": WorkerInit(worker_init_fn),
         }
+        self.unreadable = unreadable
+        self._has_warned = self._is_complete = False
         self.device = torch.device("cpu")
         self._channels: int | None = None  # of the images, once it is known
         self._make: BatchViews | None = None  # declared views, once it is decided where they are made
@@ -156,10 +174,12 @@ class Loader:
             The first sample can't be read, or does not begin with an image.
         """
         self.close()
+        self.leave_out(self.find_unreadable())
         self.device, self._make, self._held = device, None, None
         if self.views is None:
             return
-        shape = self._find_shape()
+        with self._naming_all():
+            shape = self._find_shape()
         self._channels = shape[2]
         try:
             self.views.check(shape[2])
@@ -167,9 +187,44 @@ class Loader:
         except ValueError as error:
             raise ConfigError(f"data.{self.name}.views: {error}") from error
 
+    def find_unreadable(self) -> dict[int, str]:
+        """Return why samples can't be read, by index, if they are to be left out. All samples are tried."""
+        if self.unreadable == "raise" or self._is_complete:
+            return {}
+        with preserved_generators():
+            return find_unreadable(self.dataset, self.name, self._options, is_brief=False)[0]
+
+    def leave_out(self, found: dict[int, str]) -> None:
+        """Leave samples out, from now on, and say so in the log.
+
+        Raises
+        ------
+        DataError
+            No other sample is there.
+        """
+        self._is_complete = True
+        if not found:
+            return
+        holder = self.dataset if isinstance(self.dataset, WithViews) else self
+        indices = [index for index in range(len(holder.dataset)) if index not in found]
+        if not indices:
+            raise DataError(f"data.{self.name}: no sample can be read.\n{described(found)}")
+        holder.dataset = Subset(holder.dataset, indices)
+        total = len(found) + len(indices)
+        log.warning("data.%s: %d of %d samples are left out:\n%s", self.name, len(found), total, described(found))
+
+    @contextlib.contextmanager
+    def _naming_all(self) -> Iterator[None]:
+        """Name all samples that can't be read if one can't be in the block."""
+        try:
+            yield
+        except UnreadableError as error:
+            raise name_all(error, self.dataset, self.name, self._options) from error
+
     @property
     def num_samples(self) -> int:
         """Samples per epoch, over all ranks."""
+        self.leave_out(self.find_unreadable())
         return len(self.dataset) if self.sampler is None else len(self.sampler)
 
     def __len__(self) -> int:
@@ -190,7 +245,12 @@ class Loader:
         DataError
             A sample can't be read, a batch can't be collated, or a worker died.
         """
-        wanted = self._index_batches(epoch)[start:]
+        self.leave_out(self.find_unreadable())
+        with self._naming_all():
+            yield from self._batches(epoch, self._index_batches(epoch)[start:])
+
+    def _batches(self, epoch: int, wanted: list[list[int]]) -> Iterator[tuple[list[int], Any]]:
+        """Yield (sample indices, batch) for each list of sample indices."""
         if self.views is not None and self._make is None:
             self._decide(self.views, epoch)
         if self._make is not None and self._held is not None:
@@ -217,22 +277,35 @@ class Loader:
 
     def _decide(self, views: MultiView, epoch: int) -> None:
         """Read the images into memory if they fit, and choose where views of them are made."""
-        reader = Reader(self.dataset, self.seed, self.name)
+        reader = self._reader()
         share_of_memory, channels = 1 / self._share.world_size, self._channels or self._find_shape()[2]
         self._held = hold(self.dataset, self.name, lambda index: reader[(epoch, index)], share_of_memory, channels)
         device = choose_device(self.on, self._held, self.device, self.name)
-        self._make = BatchViews(views, self._collate, device, channels)
+        self._make = BatchViews(views, device, channels)
 
     def _find_shape(self) -> tuple[int, ...]:
-        reader = Reader(self.dataset, self.seed, self.name)
+        reader = self._reader()
         with preserved_generators():
             return find_shape(lambda index: reader[(0, index)], len(self.dataset))
+
+    def _reader(self, keeps_entries: bool = False) -> Reader:
+        """Return a reader of the data set. The log names the generators in it that can't be seeded, once."""
+        reader = Reader(self.dataset, self.seed, self.name, keeps_entries)
+        if reader.unseedable and not self._has_warned:
+            self._has_warned = True
+            log.warning(
+                "data.%s: these generators can't be seeded, so what they draw is not the same in each run: %s. "
+                "The default generators of Python, NumPy and torch are.",
+                self.name,
+                ", ".join(reader.unseedable),
+            )
+        return reader
 
     def _make_workers(self) -> WorkerBatches:
         if self._make is None:
             single = self.batch_size is None and self.batch_sampler is None
             collate = CollateSamples(self._collate, self.name, single)
-            return WorkerBatches(Reader(self.dataset, self.seed, self.name), collate, self._options)
-        reader = Reader(self.dataset, self.seed, self.name, keeps_entries=True)
+            return WorkerBatches(self._reader(), collate, self._options)
+        reader = self._reader(keeps_entries=True)
         with_views = CollateViews(self._make, self.seed)
         return WorkerBatches(reader, with_views, self._options, with_views.finish if self._make.device else None)

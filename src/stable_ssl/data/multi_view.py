@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
+from ..augmentations.images import as_array
 from .checks import require
+from .hidden import has
 
 
 class MultiViewSampler:
@@ -14,7 +19,7 @@ class MultiViewSampler:
     Parameters
     ----------
     transforms
-        Functions of an image.
+        Functions of an image, or pipelines of albumentations.
 
     Raises
     ------
@@ -32,9 +37,30 @@ class MultiViewSampler:
     def __init__(self, transforms: Sequence[Callable]):
         is_list = isinstance(transforms, Sequence) and len(transforms) > 0 and all(map(callable, transforms))
         require(("transforms", transforms, is_list, "a list of functions of an image"))
-        self.transforms = list(transforms)
+        self.transforms = [as_function(transform) for transform in transforms]
 
     def __call__(self, image: Any) -> Any:
         """Return the views of one image."""
         views = [transform(image) for transform in self.transforms]
         return views[0] if len(views) == 1 else views
+
+
+class Pipeline:
+    """A pipeline of albumentations as a function of an image: it gets an array, (height, width, channels)."""
+
+    def __init__(self, pipeline: Callable):
+        self.pipeline = pipeline
+
+    def __call__(self, image: Any) -> Any:
+        """Return the pipeline's image."""
+        return self.pipeline(image=np.array(as_array(image), order="C"))["image"]
+
+
+def as_function(transform: Callable) -> Callable:
+    """Return a transform as a function of an image. Pipelines of albumentations are called by keyword instead."""
+    if not has(transform, "set_random_seed"):
+        return transform
+    parameters = list(inspect.signature(transform).parameters.values())
+    by_place = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    by_name = [p for p in parameters if p.kind is p.VAR_KEYWORD or p.name == "image"]
+    return Pipeline(transform) if by_name and not by_place else transform

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,13 @@ from torch.utils.data import Dataset
 from ..exceptions import DataError
 from ..runtime.device import describe_batch
 from ..runtime.seeding import Stream, derive_seed, seed_generators
+from .collating import collate_rests
+from .hidden import find_seedable
 from .views import BatchViews, stack
+
+
+class UnreadableError(DataError):
+    """A sample can't be read."""
 
 
 class Reader(Dataset):
@@ -30,11 +36,24 @@ class Reader(Dataset):
         Of the data set, in errors.
     keeps_entries
         Return (epoch, index, sample) instead of the sample.
+
+    Attributes
+    ----------
+    seedable, unseedable
+        The pipelines that are seeded, and the names of generators that can't be.
     """
 
     def __init__(self, dataset: Any, seed: int, name: str, keeps_entries: bool = False):
         self.dataset, self.seed, self.name, self.keeps_entries = dataset, seed, name, keeps_entries
-        self.seedable = list(find_seedable(dataset))
+        self.seedable, self.unseedable = find_seedable(dataset)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state without what is seeded: a spawned worker has other objects where functions hold them."""
+        return {key: value for key, value in vars(self).items() if key not in ("seedable", "unseedable")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.seedable, self.unseedable = find_seedable(self.dataset)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -42,8 +61,10 @@ class Reader(Dataset):
     def __getitem__(self, entry: tuple[int, int]) -> Any:
         epoch, index = entry
         seed_generators(self.seed, Stream.SAMPLE, epoch, index)
-        for transform in self.seedable:
-            transform.set_random_seed(derive_seed(self.seed, Stream.SAMPLE, epoch, index) & 0xFFFFFFFF)
+        # Each has a number of its own, or two views of equal pipelines would be equal. Outer ones are seeded last.
+        for number, transform in reversed([*enumerate(self.seedable)]):
+            keys = (epoch, index, number) if number else (epoch, index)
+            transform.set_random_seed(derive_seed(self.seed, Stream.SAMPLE, *keys) & 0xFFFFFFFF)
         # Workers compute with one thread. A reduction over several threads, such as the mean in a change of contrast,
         # may round differently: so this process reads with one thread too.
         threads = torch.get_num_threads()
@@ -53,7 +74,7 @@ class Reader(Dataset):
         except Exception as error:
             path = path_of(self.dataset, index)
             sample_name = f"sample {index}" + (f" ('{path}')" if path else "")
-            raise DataError(
+            raise UnreadableError(
                 f"data.{self.name}: {sample_name} can't be read: {type(error).__name__}: {error}"
             ) from error
         finally:
@@ -111,34 +132,12 @@ class CollateViews:
         if self.make.device is None:
             return self.make(samples, self.seed, epochs[0], indices)
         images, rests = self.make.take_apart(samples, indices)
-        return stack(images, indices), self.make.collate_rests(rests)
+        return stack(images, indices), collate_rests(rests)
 
     def finish(self, batch: Any, epoch: int, indices: list[int]) -> Any:
         """Return the batch of stacked images and collated rests, with views made on the device."""
         images, rests = batch
         return self.make.batch(images, rests, self.seed, epoch, indices)
-
-
-def find_seedable(holder: Any, depth: int = 0) -> Iterator[Any]:
-    """Yield the transforms of a data set that have `set_random_seed`, as pipelines of albumentations do.
-
-    Parameters
-    ----------
-    holder
-        A data set, a transform, or a list of transforms: looked through in turn.
-    depth
-        How many holders this one is in; beyond six, nothing is looked for.
-    """
-    if hasattr(holder, "set_random_seed"):
-        yield holder
-    elif isinstance(holder, list | tuple):
-        for item in holder:
-            yield from find_seedable(item, depth + 1)
-    elif depth < 6:
-        for name in ("dataset", "transform", "transforms", "views"):
-            part = getattr(holder, name, None)
-            if part is not None:
-                yield from find_seedable(part, depth + 1)
 
 
 def path_of(dataset: Any, index: int) -> str | None:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import itertools
 import logging
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from ..exceptions import ConfigError
 from ..runtime.seeding import FIRST_STATE, Stream, derive_seed, seed_generators
+from .hidden import has, search
 from .loader import Loader
 from .order import is_plain_order
 from .workers import WorkerInit, end_workers, keep_open
@@ -96,6 +102,10 @@ class IterableLoader:
     A list or tuple of batches resumes exactly, and so does an iterable with `state_dict` and `load_state_dict`. Any
     other one is gone through from its beginning, which is exact only if it gives the same batches every time.
 
+    Before each epoch, `set_epoch(epoch)` is called of the iterable if it has it, else of what it holds, such as the
+    data set of a torch loader. That loader's workers then begin anew, because they hold copies. If two epochs begin
+    with equal batches, the log warns.
+
     Parameters
     ----------
     source
@@ -118,6 +128,9 @@ class IterableLoader:
         self._stateful = hasattr(source, "state_dict") and hasattr(source, "load_state_dict")
         self._is_positioned = self._is_cut_short = False
         self._iterator: Any = None
+        self._first_batches: dict[int, int] = {}  # the epoch, by the checksum of its first batch
+        self._has_warned = False
+        self._told_epoch: int | None = None
         if isinstance(source, DataLoader) and not isinstance(source.worker_init_fn, WorkerInit):
             source.worker_init_fn = WorkerInit(source.worker_init_fn)
         if self._stateful:
@@ -183,14 +196,15 @@ class IterableLoader:
             if position + 1 == length:
                 next(iterator, _END)  # the source ends its epoch before its state may be saved
                 self._is_cut_short = False
+            if position == 0:
+                self._compare(epoch, batch)
             if position >= start:
                 yield None, batch
 
     def _begin(self, epoch: int, start: int) -> int:
         """Begin an epoch of a stream, and return the number of the batch that it gives first."""
         seed_generators(self.seed, Stream.ORDER, epoch)
-        if hasattr(self.source, "set_epoch"):
-            self.source.set_epoch(epoch)
+        self._tell(epoch)
         if self._stateful and self._is_cut_short and not self._is_positioned:
             # A stream goes on where its last epoch was cut short, as it would after a resume.
             self.source.load_state_dict(self.source.state_dict())
@@ -211,6 +225,29 @@ class IterableLoader:
             keep_open(self._iterator)
         return first
 
+    def _tell(self, epoch: int) -> None:
+        """Call `set_epoch` of the source or of what it holds, and end workers that hold copies of an earlier epoch."""
+        found = search(self.source, "set_epoch")
+        listeners = [part for _, part, is_inner in found if has(part, "set_epoch") and not is_inner]
+        for part in [self.source] if hasattr(self.source, "set_epoch") else listeners:
+            part.set_epoch(epoch)
+            if epoch != self._told_epoch:
+                self.close()
+        self._told_epoch = epoch
+
+    def _compare(self, epoch: int, batch: Any) -> None:
+        """Warn, once, if the first batch of an epoch equals that of another epoch."""
+        other = self._first_batches.setdefault(checksum(batch), epoch)
+        if other != epoch and not self._has_warned:
+            self._has_warned = True
+            log.warning(
+                "data.%s: epochs %d and %d begin with equal batches: the stream gives the same order again. Give its "
+                "data set a method set_epoch(epoch), which is called before each epoch, and use it for the order.",
+                self.name,
+                other,
+                epoch,
+            )
+
     def close(self) -> None:
         """End the worker processes of a torch loader."""
         end_workers(self._iterator)
@@ -225,3 +262,14 @@ def length_of(source: Any) -> int | None:
         return len(source)
     except (TypeError, NotImplementedError):
         return None
+
+
+def checksum(batch: Any) -> int:
+    """Return a number that is equal for equal batches, and hardly ever for others."""
+    number = 0
+    for leaf in tree_leaves(batch):
+        if isinstance(leaf, Tensor) and leaf.layout is torch.strided:
+            leaf = leaf.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy()
+        is_array = isinstance(leaf, np.ndarray) and leaf.dtype != object
+        number = zlib.crc32(leaf.tobytes() if is_array else repr(leaf).encode(), number)
+    return number

@@ -17,9 +17,10 @@ from ..augmentations import MultiView, View
 from ..augmentations.operations import Operation
 from ..augmentations.views import as_array, send
 from ..exceptions import DataError
+from .collating import collate_rests, join, split
 from .datasets import to_float_tensor
 from .images import NUM_LOOKED_AT, ImageDecoder, spread
-from .multi_view import MultiViewSampler
+from .multi_view import MultiViewSampler, Pipeline, as_function
 
 
 class WithViews(Dataset):
@@ -34,16 +35,18 @@ class WithViews(Dataset):
     """
 
     def __init__(self, dataset: Any, views: Callable | Sequence[Callable]):
-        self.dataset = dataset
-        self.transform = views if callable(views) else MultiViewSampler(views)
+        self.transform = as_function(views) if callable(views) else MultiViewSampler(views)
+        transforms = self.transform.transforms if isinstance(self.transform, MultiViewSampler) else [self.transform]
+        # Pipelines of albumentations need the uint8 pixels, as declared views do.
+        self.dataset = as_read(dataset) if all(isinstance(one, Pipeline) for one in transforms) else dataset
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
         image, rest = split(self.dataset[index])
-        views = self.transform(image)
-        return views if rest is None else (views, *rest)
+        made = join(self.transform(image), rest)
+        return tuple(made) if isinstance(rest, list) else made
 
 
 class SingleView(MultiView):
@@ -85,40 +88,34 @@ class BatchViews:
     ----------
     views
         The views to make of each image.
-    collate
-        Makes a batch of tuples: of the parts of samples that are not images, such as labels.
     device
         Where torch makes the views. None: the loops of this package make them on the CPU.
     channels
         Of the images, as `find_shape` tells.
     """
 
-    def __init__(
-        self, views: MultiView, collate: Callable, device: torch.device | None = None, channels: int | None = None
-    ):
-        self.views, self.collate, self.device, self.channels = views, collate, device, channels
+    def __init__(self, views: MultiView, device: torch.device | None = None, channels: int | None = None):
+        self.views, self.device, self.channels = views, device, channels
 
     def __call__(self, samples: Sequence[Any], seed: int, epoch: int, indices: Sequence[int]) -> Any:
-        """Return the batch of samples that were read: `[views, labels, …]`, or the views if samples are only images."""
+        """Return the batch of samples that were read.
+
+        It is `[views, labels, …]`; a dict if samples are dicts; the views if samples are only images.
+        """
         images, rests = self.take_apart(samples, indices)
-        return self.batch(images, self.collate_rests(rests), seed, epoch, indices)
+        return self.batch(images, collate_rests(rests), seed, epoch, indices)
 
     def take_apart(self, samples: Sequence[Any], indices: Sequence[int]) -> tuple[list[np.ndarray], Sequence[Any]]:
         """Return the images of samples, and the rest of each sample."""
         images, rests = zip(*map(split, samples), strict=True)
         return [to_array(image, index, self.channels) for image, index in zip(images, indices, strict=True)], rests
 
-    def collate_rests(self, rests: Sequence[Any]) -> Any:
-        """Return a batch of the rests of samples; None if samples are only images."""
-        return None if rests[0] is None else self.collate([tuple(rest) for rest in rests])
-
     def batch(self, images: Any, rest: Any, seed: int, epoch: int, indices: Sequence[int]) -> Any:
         """Return the batch of images, as arrays or a tensor, and of what `collate_rests` returned."""
         if self.device is not None:
             images = send(images if isinstance(images, Tensor) else stack(images, indices), self.device)
         made: Any = self.views.make(images, seed, epoch, indices)
-        made = made[0] if isinstance(self.views, SingleView) else made
-        return made if rest is None else [made, *rest]
+        return join(made[0] if isinstance(self.views, SingleView) else made, rest)
 
 
 def stack(images: Any, indices: Sequence[int]) -> Tensor:
@@ -174,14 +171,6 @@ def find_shape(read: Callable[[int], Any], num_samples: int) -> tuple[int, ...]:
             if to_array(split(read(index))[0], index).shape[2] == 3:
                 return height, width, 3
     return height, width, channels
-
-
-def split(sample: Any) -> tuple[Any, Any]:
-    """Return a sample's image, and a list of its other parts; None instead of the list if it is only an image."""
-    if not isinstance(sample, tuple | list):
-        return sample, None
-    image, *rest = sample
-    return image, rest
 
 
 def to_array(image: Any, index: int, channels: int | None = None) -> np.ndarray:

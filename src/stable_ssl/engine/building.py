@@ -95,6 +95,7 @@ class Builder:
             loader = data[name]
             loader.bind(self._seed, name, self._ranks.rank, self._ranks.size, is_even=name == "train")
             if isinstance(loader, Loader):
+                loader.leave_out(self._ranks.from_main(loader.find_unreadable))
                 loader.prepare(self._device)
         return data
 

@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..data import length_of
+from ..exceptions import DataError
+from ..runtime.batches import labels_in
 from ..runtime.device import describe_batch
 from .best import Best
 from .feeding import Feed
@@ -115,9 +117,15 @@ class Evaluation:
         if self._run.progress.epoch >= self._num_epochs:
             self._recorder.write_snapshot()
 
-    def update(self, set_name: str, predictions: Tensor, labels: Any) -> None:
+    def update(self, set_name: str, predictions: Tensor, batch: Any) -> None:
         """Give the predictions and labels of a batch to the metrics of its set."""
+        labels = labels_in(batch)
         for name, metric in self._metrics[set_name].items():
+            if labels is None:
+                raise DataError(
+                    f"logger.metric.{set_name}.{name} needs labels, but the batch is {describe_batch(batch)}. Give "
+                    "[images, labels] or {'image': images, 'label': labels}, or remove the metric."
+                )
             try:
                 metric.update(predictions.float(), labels)
             except Exception as error:

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from ..exceptions import ConfigError, DataError
 from ..modules.teacher_student import check_ema_coefficients, ema_coefficient, follow
 from ..modules.vit import PatchPredictor, ViT, take
-from ..runtime.batches import labels_of
 from ..runtime.device import describe_batch
 from .masked import check_grid
 from .self_supervised import SelfSupervisedTrainer
@@ -111,10 +110,10 @@ class JointEmbeddingPredictiveTrainer(SelfSupervisedTrainer):
 
     def compute_loss(self) -> dict[str, Tensor]:
         """Return the loss between prediction and target."""
-        pair = self.batch[0] if labels_of(self.batch) is not None else self.batch
         try:
+            pair = self.batch[0] if isinstance(self.batch[0][0], list | tuple) else self.batch
             (context, context_params), (target, target_params) = pair
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, LookupError) as error:
             raise DataError(
                 f"{type(self).__name__} needs batches ((context, params), (target, params)), with labels or without, "
                 f"but this one is {describe_batch(self.batch)}."

@@ -12,7 +12,7 @@ from ..base import BaseTrainer
 from ..config import build
 from ..exceptions import ConfigError, DataError
 from ..modules.multi_crop import has_batch_norm
-from ..runtime.batches import images_of, labels_of
+from ..runtime.batches import images_of, labels_of, views_of
 from ..runtime.device import describe_batch
 
 
@@ -136,7 +136,8 @@ class SelfSupervisedTrainer(BaseTrainer):
     def views(self) -> list[Tensor]:
         """Return the views of the current batch, (batch, channels, height, width) each.
 
-        The batch is `[[view_1, view_2, …], labels]`, or the list of views alone.
+        The batch is `[[view_1, view_2, …], labels]`, or the list of views alone. Labels may be anything, and more parts
+        may follow them. A dict has the views as its image.
 
         Raises
         ------
@@ -152,16 +153,12 @@ class SelfSupervisedTrainer(BaseTrainer):
 
         See `views` for the batch and the errors.
         """
-        parts = self.batch[0] if labels_of(self.batch) is not None else self.batch
-        parts = [parts] if isinstance(parts, Tensor) and self._view_counts[0] == 1 else parts
-        if not isinstance(parts, list | tuple) or not all(isinstance(part, Tensor) for part in parts):
-            is_pair = isinstance(self.batch, list | tuple) and len(self.batch) == 2
-            if is_pair and labels_of(self.batch) is None and isinstance(self.batch[0], list | tuple):
-                needed, advice = "labels of whole numbers, (batch,), or none", "Have the data set give such labels."
-            else:
-                needed = f"{self._view_counts[0]} views of each image, [[view_1, view_2], labels]"
-                advice = "Give the Loader views, or the data set a MultiViewSampler."
-            raise self._unsuited(needed, advice)
+        parts = views_of(self.batch, self.num_masks)
+        if len(parts) < self._view_counts[0] or not all(isinstance(part, Tensor) for part in parts):
+            raise self._unsuited(
+                f"{self._view_counts[0]} views of each image, [[view_1, view_2], labels]",
+                "Give the Loader views, or the data set a MultiViewSampler.",
+            )
         views, masks = list(parts[: len(parts) - self.num_masks]), list(parts[len(parts) - self.num_masks :])
         if len(masks) < self.num_masks or not all(mask.dtype == torch.bool for mask in masks):
             number = f"{self.num_masks} mask{'s' if self.num_masks > 1 else ''}"
@@ -200,7 +197,8 @@ class SelfSupervisedTrainer(BaseTrainer):
         if labels is None:
             raise DataError(
                 f"{list(self.probes)} need labels, int64 (batch,), but the batch is {describe_batch(self.batch)}. "
-                "Give [views, labels], with -1 for images without a label, or leave the probes out of module."
+                "Give [views, labels] or a dict with 'image' and 'label', with -1 for images without a label, or leave "
+                "the probes out of module."
             )
         return {f"loss_{name}": self._probe_loss(name, probe, labels) for name, probe in self.probes.items()}
 

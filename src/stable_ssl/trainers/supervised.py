@@ -6,11 +6,12 @@ from torch import Tensor, nn
 
 from ..base import BaseTrainer
 from ..exceptions import DataError
+from ..runtime.batches import image_key, labels_in
 from ..runtime.device import describe_batch
 
 
 class SupervisedTrainer(BaseTrainer):
-    """Trains the classifier `module["backbone"]` on batches (images, labels).
+    """Trains the classifier `module["backbone"]` on batches (images, labels), or dicts with an image and a label.
 
     `loss(scores, labels)` is the loss. If none is given, it is the cross-entropy.
 
@@ -46,15 +47,17 @@ class SupervisedTrainer(BaseTrainer):
 
     def predict(self) -> Tensor:
         """Return class scores for the current batch, (batch, classes)."""
-        return self.forward(self.batch[0])
+        is_dict = isinstance(self.batch, dict)
+        return self.forward(self.batch[image_key(self.batch) if is_dict else 0])
 
     def compute_loss(self) -> Tensor:
         """Return the loss between the class scores and the labels of the current batch."""
-        if not isinstance(self.batch, list | tuple) or len(self.batch) != 2:
+        labels = labels_in(self.batch)
+        if labels is None or (self.loss is None and not isinstance(labels, Tensor)):
             raise DataError(
                 f"{type(self).__name__} needs batches (images, labels), but this one is {describe_batch(self.batch)}. "
-                "Have the data set give (image, label)."
+                "Have the data set give (image, label), or a dict with 'image' and 'label'."
             )
         criterion = self.loss if self.loss is not None else nn.functional.cross_entropy
-        loss: Tensor = criterion(self.predict(), self.batch[1])  # scores (batch, classes), labels (batch,)
+        loss: Tensor = criterion(self.predict(), labels)  # scores (batch, classes), labels (batch,)
         return loss
