@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -71,6 +72,7 @@ class HuggingFaceDataset(Dataset):
             warnings.warn("trust_remote_code is ignored: data sets no longer run code.", stacklevel=2)
         self._name = str(kwargs.get("data_files", path))[:200]
         self.dataset = _load(str(path), args, kwargs)
+        self.dataset = _load(os.path.expanduser(path), args, kwargs)
         if rename_columns:
             _require_columns(self.dataset, rename_columns, path)
             self.dataset = self.dataset.rename_columns(dict(rename_columns))
