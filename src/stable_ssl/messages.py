@@ -126,6 +126,12 @@ MESSAGES: dict[str, list[Message]] = {
             "Make room, and start it again.",
         ),
         Message(
+            "Memory ran out at step …: …. Lower ….",
+            "The device or the machine has too little memory for the batch. The message has the figures.",
+            "Begin a branch with a smaller batch and as many more accumulated mini-batches, or with "
+            "`hardware.precision=bf16`.",
+        ),
+        Message(
             "Stopping … because of ….",
             "A signal or `hardware.time_limit` asked the run to stop. Its state is saved.",
             "Start it again: it goes on from where it was.",
