@@ -95,7 +95,7 @@ class HardwareConfig(_Config):
     compile
         Compile the modules: true, or a mode of `torch.compile`.
     channels_last
-        Store images and the weights of convolutions with channels last in memory.
+        Store images and the weights of their convolutions with channels last in memory. Volumes stay as they are.
     deterministic
         Use only kernels that give the same bits each time. Exact resume on a GPU needs it.
     time_limit

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from stable_ssl import Loader
 from tests.toys import Toy, toy_dataset
@@ -43,3 +44,20 @@ def test_memory_that_ran_out_in_an_evaluation_is_that_of_its_set(make_toy):
     said = FIGURES + r"data.test.batch_size \(6 per process\). `stable-ssl branch"
     with pytest.raises(torch.OutOfMemoryError, match=said):
         make_toy(Large, data, hardware={"precision": "bf16"})()
+
+
+def test_volumes_train_with_channels_last(make_toy):
+    formats = {}
+
+    class Seeing(Toy):
+        def compute_loss(self):
+            formats.update({p.ndim: p.stride() for p in self.module["backbone"].parameters()})
+            return super().compute_loss()
+
+    volumes = [[torch.rand(4, 1, 4, 8, 8), torch.zeros(4, dtype=torch.long)]]
+    network = nn.Sequential(
+        nn.Conv3d(1, 2, 3), nn.Flatten(2), nn.Unflatten(2, (8, 9)), nn.Conv2d(2, 3, 3), nn.Flatten()
+    )
+    make_toy(Seeing, {"train": volumes}, {"backbone": network}, {"channels_last": True})()
+    assert formats[5] == (27, 27, 9, 3, 1)
+    assert formats[4] == (18, 1, 6, 2)
