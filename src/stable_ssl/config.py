@@ -22,6 +22,7 @@ from .fields import (
     Level,
     MaxSteps,
     NotNegative,
+    Patterns,
     Positive,
     Wandb,
 )
@@ -165,6 +166,11 @@ class OptimConfig(_Config):
     groups
         Settings of some parameters: `{module, or pattern of parameter names: GroupConfig}`. If several match a
         parameter, the last one counts.
+    frozen
+        Patterns of the names of parameters that are never trained, or names of modules.
+    frozen_norm
+        Patterns of the names of batch normalisations, or of modules that hold some: they use their running statistics
+        in training too, and these stay as they are.
     grad_max_norm
         Largest L2 norm of all gradients together. None: no clipping.
     exclude_bias_norm
@@ -175,6 +181,8 @@ class OptimConfig(_Config):
 
     optimizer: Any = None
     groups: Groups = {}
+    frozen: Patterns = []
+    frozen_norm: Patterns = []
     lr_batch_size: Count | None = None
     scheduler: Any = None
     epochs: Count = 1000

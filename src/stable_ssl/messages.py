@@ -150,6 +150,12 @@ MESSAGES: dict[str, list[Message]] = {
             "Put the module into `module`, or train it by `side_optimizers()`.",
         ),
         Message(
+            "No optimizer has …, so their gradients change nothing: …",
+            "A hook thawed parameters that were frozen at the set-up, or put in a new module. They are not trained.",
+            "Freeze them by `optim.groups.<pattern>.frozen_epochs` or in `before_fit_epoch`, or call `add_param_group` of "
+            "the optimizer.",
+        ),
+        Message(
             "module.…: no gradient reaches it in the first step. Does compute_loss use it?",
             "The loss does not depend on this module, or only through a detached tensor.",
             "Use the module in `compute_loss`, or leave it out.",

@@ -71,7 +71,6 @@ class HuggingFaceDataset(Dataset):
         if kwargs.pop("trust_remote_code", None) is not None:
             warnings.warn("trust_remote_code is ignored: data sets no longer run code.", stacklevel=2)
         self._name = str(kwargs.get("data_files", path))[:200]
-        self.dataset = _load(str(path), args, kwargs)
         self.dataset = _load(os.path.expanduser(path), args, kwargs)
         if rename_columns:
             _require_columns(self.dataset, rename_columns, path)

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from ..config import build
 from ..exceptions import ConfigError
-from ..optimizers import param_groups
+from ..optimizers import freeze, frozen_norms, param_groups
 
 log = logging.getLogger("stable_ssl")
 
 
 def build_optimization(optim: Any, modules: Mapping[str, nn.Module], num_batches: int, batch_size: int | None) -> None:
-    """Build optimizer and schedule, and put them into the run's `OptimConfig`.
+    """Build optimizer and schedule, and put them into the run's `OptimConfig`. Freeze what is to be frozen.
 
     `num_batches`, and the run's number of optimizer steps as `total_steps`, are put there too.
 
@@ -43,6 +43,8 @@ def build_optimization(optim: Any, modules: Mapping[str, nn.Module], num_batches
     """
     optim["num_batches"] = num_batches
     optim["total_steps"] = optim["epochs"] * math.ceil(num_batches / optim["accumulation_steps"])
+    optim["frozen"] = freeze(modules, optim["frozen"])
+    optim["frozen_norm"] = frozen_norms(modules, optim["frozen_norm"])
     optimizer = _build_optimizer(optim["optimizer"], modules, optim["exclude_bias_norm"], optim["groups"])
     _scale_learning_rates(optimizer, optim, batch_size)
     optim["optimizer"] = optimizer
@@ -152,8 +154,8 @@ def check_optimized(
     optimizer: torch.optim.Optimizer,
     side: Mapping[str, torch.optim.Optimizer],
     parameters: Iterable[tuple[str, nn.Parameter]],
-) -> None:
-    """Warn of trainable parameters that no optimizer has.
+) -> list[str]:
+    """Warn of trainable parameters that no optimizer has, and return their names.
 
     Parameters
     ----------
@@ -183,6 +185,7 @@ def check_optimized(
         )
     if left_out := [name for name, key in trainable.items() if key not in own | others]:
         log.warning("No optimizer has %s: only those of module and loss are trained.", ", ".join(left_out))
+    return left_out
 
 
 def _parameter_ids(optimizers: Iterable[torch.optim.Optimizer]) -> set[int]:
