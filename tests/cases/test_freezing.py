@@ -137,7 +137,7 @@ def test_frozen_parameters_and_statistics_stay(make_toy, tmp_path):
     trainer.launch()
     moved = {name for name, value in backbone.state_dict().items() if not torch.equal(value, before[name])}
     assert moved == {"1.weight", "1.bias", "4.weight", "4.bias"}
-    assert "No optimizer" not in (tmp_path / "run/console.log").read_text()
+    assert not (tmp_path / "run/console.log").exists()  # which has warnings only
 
 
 def test_freezing_works_from_yaml_and_mistakes_are_named(make_toy, tmp_path, capsys):

@@ -6,6 +6,7 @@ import functools
 import inspect
 import logging
 import math
+import warnings
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -77,7 +78,29 @@ def _build_scheduler(node: Any, optimizer: torch.optim.Optimizer, total_steps: i
     schedule = build(_partial(node), "optim.scheduler")
     if _lacks_total_steps(schedule):
         schedule = functools.partial(schedule, total_steps=total_steps)
-    return _called(schedule, "optim.scheduler", optimizer)
+    made = _called(schedule, "optim.scheduler", optimizer)
+    _check_schedule(made, total_steps)
+    return made
+
+
+def _check_schedule(schedule: Any, total_steps: int) -> None:
+    """Raise a ConfigError if a run can't call `step()` of a schedule after each of its optimizer steps."""
+    name = type(schedule).__name__
+    if not callable(getattr(schedule, "step", None)):
+        raise ConfigError(f"optim.scheduler: makes a {name}, not a schedule.")
+    parameters = inspect.signature(schedule.step).parameters.values()
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if needed:
+        raise ConfigError(
+            f"optim.scheduler: {name}.step() needs '{needed[0]}', but a run calls it after each optimizer step, when "
+            "there is no such value. Take another schedule; or make this one in before_fit, register() it, and call "
+            "its step() in after_eval."
+        )
+    if isinstance(schedule, torch.optim.lr_scheduler.OneCycleLR) and schedule.total_steps < total_steps:
+        raise ConfigError(
+            f"optim.scheduler: {name} ends after {schedule.total_steps} steps, but the run has {total_steps}. Leave "
+            "its total_steps out: it then gets the run's."
+        )
 
 
 def _partial(node: Any) -> Any:
@@ -140,6 +163,27 @@ def constant_rates(optimizer: torch.optim.Optimizer, names: Container[str]) -> I
             group["lr"].copy_(rate)
         else:
             group["lr"] = rate
+
+
+def replay(schedule: Any, optimizer: torch.optim.Optimizer, steps: int, constant: Container[str]) -> None:
+    """Move a schedule that was just built on by some steps; the groups in `constant` keep their rates.
+
+    Raises
+    ------
+    ConfigError
+        It is shorter than that.
+    """
+    if isinstance(schedule, torch.optim.lr_scheduler.LambdaLR) and steps:
+        schedule.last_epoch, steps = steps - 1, 1  # the last step alone decides on the rates
+    with warnings.catch_warnings(), constant_rates(optimizer, constant):
+        warnings.simplefilter("ignore")  # torch expects a step of the optimizer before each one of the schedule
+        try:
+            for _ in range(steps):
+                schedule.step()
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"optim.scheduler: it can't go on after {steps} steps: {error}. Begin it anew: restart_schedule."
+            ) from error
 
 
 def set_trained(optimizer: torch.optim.Optimizer, names: Container[str], is_trained: bool) -> None:

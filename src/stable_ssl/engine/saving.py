@@ -19,6 +19,7 @@ from ..runtime.environment import environment, environment_changes
 from ..runtime.precision import all_finite, learned_values
 from ..runtime.weights import read_header, save_weights
 from .parts import DataFacts, Model, Part
+from .schedule import Schedule
 from .session import Session
 from .stepping import Stepper
 
@@ -70,6 +71,7 @@ class Saver:
         self._unclaimed: dict[str, Any] = {}  # restored states whose parts have not been added yet
         self._data_facts: DataFacts | None = None
         self._steps: Stepper | None = None
+        self._schedule: Schedule | None = None
         self._saved: dict[str, Any] | None = None
         self._last_save = time.monotonic()
         self._is_over = False
@@ -120,6 +122,7 @@ class Saver:
         """
         self.add(Part("optimizer", optim["optimizer"], is_shared=True))
         if optim["scheduler"] is not None:
+            self._schedule = Schedule(optim)
             self.add(Part("scheduler", optim["scheduler"], is_shared=True))
         if self._run.precision.scaler:
             self.add(Part("scaler", self._run.precision.scaler, is_shared=True, is_optional=True))
@@ -228,6 +231,7 @@ class Saver:
             "world": {"size": self._ranks.size, "device": str(device), "threads": torch.get_num_threads()},
             "environment": environment(device),
             "data": self._data_facts and asdict(self._data_facts),
+            "total_steps": self._schedule and self._schedule.total_steps,
         }
 
     # Restoring --------------------------------------------------------------------------------------------------------
@@ -258,6 +262,8 @@ class Saver:
         self._compare_world(meta, state)
         self._progress.go_to(state["progress"])
         self._load(path, state)
+        if self._schedule:
+            self._schedule.fit(meta.get("total_steps"), state["parts"]["scheduler"], self._progress.global_step)
         self._ranks.from_main(self._run.own_folder)
         self.log_position, self._saved = state["log_position"], state["progress"]
         status = self._ranks.from_main(lambda: self._run.folder.status)

@@ -72,6 +72,8 @@ class Stepper:
         self.trained, self._side = trained, list(trained.side.values())
         self._optimizers = [self._optimizer, *self._side]
         self._num_groups = len(self._optimizer.param_groups)
+        self._without_rate: list[dict[str, Any]] | None = None
+        self._told_rates = False
         self._skips_nonfinite = options["nonfinite"] == "skip"
         self._seed = derive_seed(seed, Stream.STEP, run.ranks.rank)
         self._losses = FiniteWatch()
@@ -86,6 +88,7 @@ class Stepper:
         """Begin an epoch: call `begin_epoch` of all parts, and freeze or thaw the groups with `frozen_epochs`."""
         epoch = self._progress.epoch
         self.trained.begin_epoch(epoch)
+        self._without_rate = [] if self._progress.batches else None  # None: all groups, before the first step
         set_trained(self._optimizer, self._frozen, True)
         self._call("begin_epoch", epoch)  # a module may freeze parameters of these groups for longer
         set_trained(self._optimizer, {name for name, epochs in self._frozen.items() if epoch < epochs}, False)
@@ -186,6 +189,9 @@ class Stepper:
         self.trained.warn()
         if self._progress.global_step == 0:
             _warn_of_unused(self._modules)
+        if self._without_rate != []:
+            groups = self._optimizer.param_groups if self._without_rate is None else self._without_rate
+            self._without_rate = [group for group in groups if not group["lr"]]
         if self._recorder.is_logging:
             self._recorder.log("lr", self._optimizer.param_groups[0]["lr"])
         if not self._is_bad:
@@ -268,10 +274,23 @@ class Stepper:
         self.check_losses()
         self._progress.end_training()
         self._group_start = None
+        self._warn_of_rates()
         fixed = {id(buffer) for norm in self._fixed_norms for buffer in norm.buffers()}
         self._ranks.average([values for values in running_statistics(trained) if id(values) not in fixed])
         if stop:
             raise stop
+
+    def _warn_of_rates(self) -> None:
+        """Warn, once, if the rate of a group was 0 in every step of the epoch."""
+        if self._without_rate and not self._told_rates:
+            self._told_rates = True
+            log.warning(
+                "The learning rate was 0 in every step of epoch %d, in %d of %d groups of parameters: they were not "
+                "trained. If optim.scheduler ends too early, go on with another one by stable-ssl branch.",
+                self._progress.epoch,
+                len(self._without_rate),
+                len(self._optimizer.param_groups),
+            )
 
     def check_losses(self) -> None:
         """Check the losses since the last call. This waits for the device.
