@@ -5,8 +5,12 @@ Importing this package is quick: torch and other heavy packages are imported whe
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import Any
+
+if sys.platform == "win32":
+    raise ImportError("stable_ssl does not support Windows. It runs on Linux and macOS, and in WSL on Windows.")
 
 _HOME = {
     "BaseTrainer": "base",

@@ -14,7 +14,6 @@ from . import engine
 from .arguments import check_arguments, resolved_config
 from .engine.building import data_sets, load_initial_weights
 from .engine.evaluation import in_evaluation_mode
-from .engine.optimizing import check_optimized
 from .exceptions import BreakAllEpochs, BreakEpoch, BreakStep, ConfigError
 from .runtime.batches import images_of
 from .runtime.preemption import StopWaiting
@@ -267,8 +266,8 @@ class BaseTrainer(nn.Module):
                 train, optim = self.data["train"], self.optim
                 build.optimization(optim, self.optimized_modules(), train)
                 side, parts = self.side_optimizers(), [*self.modules(), self.loss]  # the trainer is its first module
-                check_optimized(optim["optimizer"], side, self.named_parameters())
-                self._steps = engine.Stepper(run, self._recorder, optim, seed, self.module, parts, side)
+                trained = engine.TrainedParameters(optim["optimizer"], side, self.named_parameters)
+                self._steps = engine.Stepper(run, self._recorder, optim, seed, self.module, parts, trained)
                 saver.add_training(self._steps, optim, train)
             self.check_setup()
             saver.register(self._registered)

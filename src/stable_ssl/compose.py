@@ -45,7 +45,7 @@ def find(source: str | None, folder: str | None = None) -> tuple[Path, str]:
     """
     if source is None:
         raise ConfigError("which recipe? Give a recipe's name or a YAML file; `stable-ssl recipes` lists the recipes.")
-    path = Path(folder or ".", source)
+    path = Path(folder or ".").expanduser() / Path(source).expanduser()
     if folder is not None or path.suffix in (".yaml", ".yml"):
         path = path if path.suffix in (".yaml", ".yml") else path.with_name(path.name + ".yaml")
         if not path.is_file():

@@ -22,6 +22,7 @@ from .fields import (
     Level,
     MaxSteps,
     NotNegative,
+    Patterns,
     Positive,
     Wandb,
 )
@@ -95,7 +96,7 @@ class HardwareConfig(_Config):
     compile
         Compile the modules: true, or a mode of `torch.compile`.
     channels_last
-        Store images and the weights of convolutions with channels last in memory.
+        Store images and the weights of their convolutions with channels last in memory. Volumes stay as they are.
     deterministic
         Use only kernels that give the same bits each time. Exact resume on a GPU needs it.
     time_limit
@@ -165,6 +166,11 @@ class OptimConfig(_Config):
     groups
         Settings of some parameters: `{module, or pattern of parameter names: GroupConfig}`. If several match a
         parameter, the last one counts.
+    frozen
+        Patterns of the names of parameters that are never trained, or names of modules.
+    frozen_norm
+        Patterns of the names of batch normalisations, or of modules that hold some: they use their running statistics
+        in training too, and these stay as they are.
     grad_max_norm
         Largest L2 norm of all gradients together. None: no clipping.
     exclude_bias_norm
@@ -175,6 +181,8 @@ class OptimConfig(_Config):
 
     optimizer: Any = None
     groups: Groups = {}
+    frozen: Patterns = []
+    frozen_norm: Patterns = []
     lr_batch_size: Count | None = None
     scheduler: Any = None
     epochs: Count = 1000

@@ -89,4 +89,5 @@ Wandb = Annotated[
 ]
 Groups = Annotated[dict[str, Any], Field(description="a dict with modules, or patterns of parameter names, as keys")]
 Best = Annotated[dict[str, Any] | None, Field(description="a dict with the key metric, and perhaps mode and patience")]
+Patterns = Annotated[list[str], Field(description="a list of names, or patterns of names")]
 BySet = Annotated[dict[str, Any], Field(description="a dict with the names of data sets as keys")]

@@ -82,6 +82,12 @@ MESSAGES: dict[str, list[Message]] = {
             "Wrap the data set in `stable_ssl.data.Loader(dataset, batch_size=…)`.",
         ),
         Message(
+            "optim.scheduler: ….step() needs '…', but a run calls it after each optimizer step, when there is no such "
+            "value.",
+            "The schedule, such as `ReduceLROnPlateau`, follows a value that is known only after an evaluation.",
+            "Take another schedule, or step this one yourself in `after_eval`: the message says how.",
+        ),
+        Message(
             "data.train has no length: set optim.max_steps to the mini-batches that make an epoch.",
             "A stream does not say where an epoch ends.",
             "Set `optim.max_steps`.",
@@ -127,6 +133,12 @@ MESSAGES: dict[str, list[Message]] = {
             "Make room, and start it again.",
         ),
         Message(
+            "Memory ran out at step …: …. Lower ….",
+            "The device or the machine has too little memory for the batch. The message has the figures.",
+            "Begin a branch with a smaller batch and as many more accumulated mini-batches, or with "
+            "`hardware.precision=bf16`.",
+        ),
+        Message(
             "Stopping … because of ….",
             "A signal or `hardware.time_limit` asked the run to stop. Its state is saved.",
             "Start it again: it goes on from where it was.",
@@ -143,6 +155,17 @@ MESSAGES: dict[str, list[Message]] = {
             "No optimizer has …: only those of module and loss are trained.",
             "Trainable parameters are attributes of the trainer itself, so nothing trains them.",
             "Put the module into `module`, or train it by `side_optimizers()`.",
+        ),
+        Message(
+            "No optimizer has …, so their gradients change nothing: …",
+            "A hook thawed parameters that were frozen at the set-up, or put in a new module. They are not trained.",
+            "Freeze them by `optim.groups.<pattern>.frozen_epochs` or in `before_fit_epoch`, or call the optimizer's "
+            "`add_param_group`.",
+        ),
+        Message(
+            "The learning rate was 0 in every step of epoch …, in … of … groups of parameters: they were not trained.",
+            "The schedule is shorter than the run, or a group has a rate of 0.",
+            "If this is not meant, begin a branch with another `optim.scheduler`, or with `optim.epochs` as they were.",
         ),
         Message(
             "module.…: no gradient reaches it in the first step. Does compute_loss use it?",

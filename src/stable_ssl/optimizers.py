@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .exceptions import ConfigError
+from .exceptions import ConfigError, nearest
 
 
 def param_groups(
@@ -75,13 +75,73 @@ def _by_pattern(modules: Mapping[str, nn.Module], patterns: list[str]) -> dict[s
         for name, parameter in module.named_parameters(module_name):
             if parameter.requires_grad and id(parameter) not in seen:
                 seen.add(id(parameter))
-                matching = [pattern for pattern in patterns if pattern == module_name or fnmatchcase(name, pattern)]
+                matching = [pattern for pattern in patterns if is_named(pattern, module_name, name)]
                 matched.update(matching)
                 members[matching[-1] if matching else ""].append(parameter)
     if missing := [pattern for pattern in patterns if pattern not in matched]:
         names = list(modules)
         raise ConfigError([f"optim.groups.{p}: no trainable parameter of {names} has such a name." for p in missing])
     return members
+
+
+def is_named(pattern: str, module_name: str, name: str) -> bool:
+    """Say whether a pattern, or a module's name, means the parameter `name` of a module."""
+    return pattern == module_name or fnmatchcase(name, pattern)
+
+
+def freeze(modules: Mapping[str, nn.Module], patterns: Iterable[str]) -> list[nn.Parameter]:
+    """Freeze the parameters that patterns mean, and return them. See `param_groups` for the patterns.
+
+    Raises
+    ------
+    ConfigError
+        A pattern matches no parameter.
+    """
+    named = [(key, *found) for key, module in modules.items() for found in module.named_parameters(key)]
+    frozen: list[nn.Parameter] = []
+    problems = []
+    for pattern in patterns:
+        found = [parameter for key, name, parameter in named if is_named(pattern, key, name)]
+        frozen += found
+        if not found:
+            near = nearest(pattern, [*modules, *(name for _, name, _ in named)])
+            problems.append(f"optim.frozen: '{pattern}' is no parameter of {list(modules)}.{near}")
+    if problems:
+        raise ConfigError(problems)
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    return frozen
+
+
+def frozen_norms(modules: Mapping[str, nn.Module], patterns: Iterable[str]) -> list[nn.Module]:
+    """Return the batch normalisations whose running statistics are to stay.
+
+    Parameters
+    ----------
+    modules
+        The modules by name.
+    patterns
+        Patterns (as in `fnmatch`) of the names of normalisations, or of modules that hold some. Names are
+        `<module>.<submodule>`.
+
+    Raises
+    ------
+    ConfigError
+        A pattern matches no batch normalisation that has running statistics.
+    """
+    named = [found for key, module in modules.items() for found in module.named_modules(prefix=key)]
+    norms: list[nn.Module] = []
+    problems = []
+    for pattern in patterns:
+        inside = [part for name, module in named if fnmatchcase(name, pattern) for part in module.modules()]
+        found = [part for part in inside if getattr(part, "running_mean", None) is not None]
+        norms += found
+        if not found:
+            near = nearest(pattern, [name for name, _ in named])
+            problems.append(f"optim.frozen_norm: '{pattern}' is, or has, no batch normalisation.{near}")
+    if problems:
+        raise ConfigError(problems)
+    return norms
 
 
 class LARS(torch.optim.Optimizer):

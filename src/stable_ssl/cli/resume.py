@@ -18,9 +18,9 @@ from .run import Run
 def main(args: argparse.Namespace, rest: list[str]) -> int:
     """Go on with the run in a folder, or with the newest unfinished run in `runs/`, here or as a Slurm job."""
     given, overrides = args.run, [*args.overrides, *rest]
-    if given and "=" in given and not Path(given).exists():
+    if given and "=" in given and not Path(given).expanduser().exists():
         given, overrides = None, [given, *overrides]
-    folder = (Path(given) if given else newest_unfinished(Path("runs"))).resolve()
+    folder = (Path(given).expanduser() if given else newest_unfinished(Path("runs"))).resolve()
     if not (folder / "config.yaml").is_file():
         raise ConfigError(f"resume: '{folder}' holds no run: it has no config.yaml.")
     settings, overrides = slurm.split(overrides, args.slurm, "resume")

@@ -23,7 +23,8 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
 
     if args.samples < 1:
         raise ConfigError(f"views: --samples {args.samples} is not a whole number of at least 1.")
-    suffix = Path(args.out).suffix.lower()
+    out = Path(args.out).expanduser()
+    suffix = out.suffix.lower()
     if Image.registered_extensions().get(suffix) not in Image.SAVE:
         raise ConfigError(f"views: --out {args.out}: '{suffix}' is not a format of pictures; take .png, for example.")
     folder, name = find(args.source)
@@ -32,7 +33,7 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
         if "train" not in trainer.get("data", {}):
             raise ConfigError(f"views: '{args.source}' has no data.train.")
         picture = draw(trainer, args.samples, args.epoch)
-    picture.save(args.out)
+    picture.save(out)
     print(f"{args.out}: {picture.width} × {picture.height} pixels")
     return 0
 

@@ -235,8 +235,8 @@ class Parquet(Dataset):
 
 def _parquet_files(path: str | Path) -> list[str]:
     """Return the files that a path or pattern stands for, sorted."""
-    folder = Path(path)
-    found = sorted(map(str, folder.glob("*.parquet"))) if folder.is_dir() else sorted(glob.glob(str(path)))
+    folder = Path(path).expanduser()
+    found = sorted(map(str, folder.glob("*.parquet"))) if folder.is_dir() else sorted(glob.glob(str(folder)))
     if not found:
         raise ConfigError(f"path: no Parquet file at '{path}'.")
     return found

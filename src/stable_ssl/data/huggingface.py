@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -70,6 +71,7 @@ class HuggingFaceDataset(Dataset):
         require(*check_options(levels, channels))
         if kwargs.pop("trust_remote_code", None) is not None:
             warnings.warn("trust_remote_code is ignored: data sets no longer run code.", stacklevel=2)
+        path = os.path.expanduser(path) if isinstance(path, str | Path) else path
         self.dataset = _load(path, args, kwargs)
         path = _name_of(path)
         self._name = str(kwargs.get("data_files", path))[:200]

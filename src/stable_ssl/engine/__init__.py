@@ -15,6 +15,7 @@ from .recording import NoRecorder, Recorder
 from .saving import Saver
 from .session import Session
 from .stepping import Stepper
+from .trained import TrainedParameters
 
 __all__ = [
     "Builder",
@@ -29,5 +30,6 @@ __all__ = [
     "Saver",
     "Session",
     "Stepper",
+    "TrainedParameters",
     "does_nothing",
 ]

@@ -47,6 +47,7 @@ class Feed:
             The epoch has no batch.
         """
         run, clock = self._run, time.perf_counter
+        run.loader = loader
         progress, stop, ranks, console = run.progress, run.stop, run.ranks, run.log.console
         begin, size = progress.batches, ranks.size
         console.begin_epoch(progress.epoch, num_batches, begin)
@@ -80,6 +81,7 @@ class Feed:
         without a save, because the checkpoint from before the evaluation is enough.
         """
         run, stop, batches = self._run, self._run.stop, loader.batches(0)
+        run.loader = loader
         while True:
             stop.is_idle = run.ranks.can_drop_a_wait
             try:

@@ -6,6 +6,7 @@ import functools
 import inspect
 import logging
 import math
+import warnings
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -15,13 +16,13 @@ from torch import Tensor, nn
 
 from ..config import build
 from ..exceptions import ConfigError
-from ..optimizers import param_groups
+from ..optimizers import freeze, frozen_norms, param_groups
 
 log = logging.getLogger("stable_ssl")
 
 
 def build_optimization(optim: Any, modules: Mapping[str, nn.Module], num_batches: int, batch_size: int | None) -> None:
-    """Build optimizer and schedule, and put them into the run's `OptimConfig`.
+    """Build optimizer and schedule, and put them into the run's `OptimConfig`. Freeze what is to be frozen.
 
     `num_batches`, and the run's number of optimizer steps as `total_steps`, are put there too.
 
@@ -43,6 +44,8 @@ def build_optimization(optim: Any, modules: Mapping[str, nn.Module], num_batches
     """
     optim["num_batches"] = num_batches
     optim["total_steps"] = optim["epochs"] * math.ceil(num_batches / optim["accumulation_steps"])
+    optim["frozen"] = freeze(modules, optim["frozen"])
+    optim["frozen_norm"] = frozen_norms(modules, optim["frozen_norm"])
     optimizer = _build_optimizer(optim["optimizer"], modules, optim["exclude_bias_norm"], optim["groups"])
     _scale_learning_rates(optimizer, optim, batch_size)
     optim["optimizer"] = optimizer
@@ -75,7 +78,29 @@ def _build_scheduler(node: Any, optimizer: torch.optim.Optimizer, total_steps: i
     schedule = build(_partial(node), "optim.scheduler")
     if _lacks_total_steps(schedule):
         schedule = functools.partial(schedule, total_steps=total_steps)
-    return _called(schedule, "optim.scheduler", optimizer)
+    made = _called(schedule, "optim.scheduler", optimizer)
+    _check_schedule(made, total_steps)
+    return made
+
+
+def _check_schedule(schedule: Any, total_steps: int) -> None:
+    """Raise a ConfigError if a run can't call `step()` of a schedule after each of its optimizer steps."""
+    name = type(schedule).__name__
+    if not callable(getattr(schedule, "step", None)):
+        raise ConfigError(f"optim.scheduler: makes a {name}, not a schedule.")
+    parameters = inspect.signature(schedule.step).parameters.values()
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if needed:
+        raise ConfigError(
+            f"optim.scheduler: {name}.step() needs '{needed[0]}', but a run calls it after each optimizer step, when "
+            "there is no such value. Take another schedule; or make this one in before_fit, register() it, and call "
+            "its step() in after_eval."
+        )
+    if isinstance(schedule, torch.optim.lr_scheduler.OneCycleLR) and schedule.total_steps < total_steps:
+        raise ConfigError(
+            f"optim.scheduler: {name} ends after {schedule.total_steps} steps, but the run has {total_steps}. Leave "
+            "its total_steps out: it then gets the run's."
+        )
 
 
 def _partial(node: Any) -> Any:
@@ -140,6 +165,27 @@ def constant_rates(optimizer: torch.optim.Optimizer, names: Container[str]) -> I
             group["lr"] = rate
 
 
+def replay(schedule: Any, optimizer: torch.optim.Optimizer, steps: int, constant: Container[str]) -> None:
+    """Move a schedule that was just built on by some steps; the groups in `constant` keep their rates.
+
+    Raises
+    ------
+    ConfigError
+        It is shorter than that.
+    """
+    if isinstance(schedule, torch.optim.lr_scheduler.LambdaLR) and steps:
+        schedule.last_epoch, steps = steps - 1, 1  # the last step alone decides on the rates
+    with warnings.catch_warnings(), constant_rates(optimizer, constant):
+        warnings.simplefilter("ignore")  # torch expects a step of the optimizer before each one of the schedule
+        try:
+            for _ in range(steps):
+                schedule.step()
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"optim.scheduler: it can't go on after {steps} steps: {error}. Begin it anew: restart_schedule."
+            ) from error
+
+
 def set_trained(optimizer: torch.optim.Optimizer, names: Container[str], is_trained: bool) -> None:
     """Turn the gradients of the optimizer's groups of these names on or off."""
     for group in optimizer.param_groups:
@@ -152,8 +198,8 @@ def check_optimized(
     optimizer: torch.optim.Optimizer,
     side: Mapping[str, torch.optim.Optimizer],
     parameters: Iterable[tuple[str, nn.Parameter]],
-) -> None:
-    """Warn of trainable parameters that no optimizer has.
+) -> list[str]:
+    """Warn of trainable parameters that no optimizer has, and return their names.
 
     Parameters
     ----------
@@ -183,6 +229,7 @@ def check_optimized(
         )
     if left_out := [name for name, key in trainable.items() if key not in own | others]:
         log.warning("No optimizer has %s: only those of module and loss are trained.", ", ".join(left_out))
+    return left_out
 
 
 def _parameter_ids(optimizers: Iterable[torch.optim.Optimizer]) -> set[int]:

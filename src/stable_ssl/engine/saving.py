@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ..runtime.environment import environment, environment_changes
 from ..runtime.precision import all_finite, learned_values
 from ..runtime.weights import read_header, save_weights
 from .parts import DataFacts, Model, Part
+from .schedule import Schedule
 from .session import Session
 from .stepping import Stepper
 
@@ -69,6 +71,7 @@ class Saver:
         self._unclaimed: dict[str, Any] = {}  # restored states whose parts have not been added yet
         self._data_facts: DataFacts | None = None
         self._steps: Stepper | None = None
+        self._schedule: Schedule | None = None
         self._saved: dict[str, Any] | None = None
         self._last_save = time.monotonic()
         self._is_over = False
@@ -119,10 +122,11 @@ class Saver:
         """
         self.add(Part("optimizer", optim["optimizer"], is_shared=True))
         if optim["scheduler"] is not None:
+            self._schedule = Schedule(optim)
             self.add(Part("scheduler", optim["scheduler"], is_shared=True))
         if self._run.precision.scaler:
             self.add(Part("scaler", self._run.precision.scaler, is_shared=True, is_optional=True))
-        for name, optimizer in steps.side.items():
+        for name, optimizer in steps.trained.side.items():
             self.add(Part(name, optimizer, is_shared=True))
         if hasattr(loader, "state_dict"):
             self.add(Part("data", loader))
@@ -205,12 +209,14 @@ class Saver:
         """Return everything a resumed run needs that the configuration does not determine."""
         persistent = {id(value) for value in self._model.state_dict(keep_vars=True).values()}
         buffers = self._model.named_buffers()
+        trained = self._steps.trained.state() if self._steps else {}
         return {
             "modules": self._model.state_dict(),
             # Non-persistent buffers affect the result too, although state_dict() leaves them out.
             "buffers": {name: buffer for name, buffer in buffers if id(buffer) not in persistent},
             # A part that was not registered again yet keeps the state that it had.
             "parts": {**self._unclaimed, **self._states_of_parts()},
+            **({"trained": trained} if trained else {}),
         }
 
     def _states_of_parts(self) -> dict[str, Any]:
@@ -225,6 +231,7 @@ class Saver:
             "world": {"size": self._ranks.size, "device": str(device), "threads": torch.get_num_threads()},
             "environment": environment(device),
             "data": self._data_facts and asdict(self._data_facts),
+            "total_steps": self._schedule and self._schedule.total_steps,
         }
 
     # Restoring --------------------------------------------------------------------------------------------------------
@@ -255,6 +262,8 @@ class Saver:
         self._compare_world(meta, state)
         self._progress.go_to(state["progress"])
         self._load(path, state)
+        if self._schedule:
+            self._schedule.fit(meta.get("total_steps"), state["parts"]["scheduler"], self._progress.global_step)
         self._ranks.from_main(self._run.own_folder)
         self.log_position, self._saved = state["log_position"], state["progress"]
         status = self._ranks.from_main(lambda: self._run.folder.status)
@@ -286,16 +295,17 @@ class Saver:
             raise CheckpointError(f"'{path}' does not fit this model: {error}") from error
         buffers = dict(self._model.named_buffers())
         self._unclaimed = dict(state["parts"])
-        name = ""
+        name = "trained"
         try:
-            for name, value in state["buffers"].items():
-                if name in buffers:  # others are made during training, and were so in the saved run
-                    buffers[name].copy_(value)
-            for name, part in self._parts.items():
-                if name in self._unclaimed or not part.is_optional:
-                    part.object.load_state_dict(self._unclaimed.pop(name))
-                elif part.object.state_dict() is not None:
-                    log.info("%s begins here: the checkpoint is of a run without it.", name)
+            with self._steps.trained.restoring(state.get("trained", {})) if self._steps else nullcontext():
+                for name, value in state["buffers"].items():
+                    if name in buffers:  # others are made during training, and were so in the saved run
+                        buffers[name].copy_(value)
+                for name, part in self._parts.items():
+                    if name in self._unclaimed or not part.is_optional:
+                        part.object.load_state_dict(self._unclaimed.pop(name))
+                    elif part.object.state_dict() is not None:
+                        log.info("%s begins here: the checkpoint is of a run without it.", name)
         except (KeyError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"'{path}' does not fit this run: {name}: {error!r}") from error
 

@@ -26,6 +26,7 @@ from ..runtime.preemption import StopRequest
 from ..runtime.seeding import Stream, seed_generators
 from ..runtime.status import StatusFile
 from .agreement import join
+from .memory import memory_explained
 from .progress import Progress
 
 log = logging.getLogger("stable_ssl")
@@ -59,6 +60,8 @@ class Session:
         Where this process computes.
     precision
         Autocast, loss scaling and clipping.
+    loader
+        The loader of the set whose batches were read last; None before the first.
     stop
         The signals and the time limit that ask the run to stop. Exists while the run lasts.
     is_finished, has_ended
@@ -67,6 +70,7 @@ class Session:
     """
 
     precision: Precision
+    loader: Any = None
 
     def __init__(
         self, dump_path: str | Path | None, name: str, progress: Progress, hardware: Any, optim: Any, logger: Any
@@ -251,7 +255,7 @@ class Session:
             self.status.begin(self._facts)
             if folder.is_chosen:
                 log.info("The run is in '%s'; start it again with logger.dump_path=%s to go on.", *[folder.path] * 2)
-            with self.stop:
+            with self.stop, memory_explained(self, self._hardware, self._optim):
                 try:
                     yield
                 except BreakAllEpochs as request:

@@ -17,6 +17,7 @@ from ..runtime.seeding import Stream, derive_seed, seed_generators_in_turn
 from .optimizing import constant_rates, set_trained, unscheduled
 from .recording import Recorder
 from .session import Session
+from .trained import TrainedParameters
 
 log = logging.getLogger("stable_ssl")
 
@@ -37,8 +38,8 @@ class Stepper:
     parts
         All modules and the loss. Their methods `begin_epoch`, `begin_step` and `update_teacher` are called if they
         exist.
-    side
-        The optimizers of `side_optimizers()`, by name.
+    trained
+        The trained parameters and all optimizers.
 
     Attributes
     ----------
@@ -54,7 +55,7 @@ class Stepper:
         seed: int,
         modules: Mapping[str, nn.Module],
         parts: Iterable[Any],
-        side: Mapping[str, torch.optim.Optimizer],
+        trained: TrainedParameters,
     ):
         self._run, self._recorder, self._precision, self._modules = run, recorder, run.precision, modules
         self._progress, self._ranks = run.progress, run.ranks
@@ -64,11 +65,15 @@ class Stepper:
         self._constant = unscheduled(options["groups"])
         frozen = {name: group.get("frozen_epochs", 0) for name, group in options["groups"].items()}
         self._frozen = {name: epochs for name, epochs in frozen.items() if epochs}
+        self._never_trained, self._fixed_norms = options["frozen"], options["frozen_norm"]
         once = list({id(part): part for part in parts}.values())
         self._calls = {name: _methods(once, name) for name in ("begin_epoch", "begin_step", "update_teacher")}
         self._total_steps: int = options["total_steps"]
-        self.side, self._side = side, list(side.values())
+        self.trained, self._side = trained, list(trained.side.values())
         self._optimizers = [self._optimizer, *self._side]
+        self._num_groups = len(self._optimizer.param_groups)
+        self._without_rate: list[dict[str, Any]] | None = None
+        self._told_rates = False
         self._skips_nonfinite = options["nonfinite"] == "skip"
         self._seed = derive_seed(seed, Stream.STEP, run.ranks.rank)
         self._losses = FiniteWatch()
@@ -82,14 +87,21 @@ class Stepper:
     def begin_epoch(self) -> None:
         """Begin an epoch: call `begin_epoch` of all parts, and freeze or thaw the groups with `frozen_epochs`."""
         epoch = self._progress.epoch
+        self.trained.begin_epoch(epoch)
+        self._without_rate = [] if self._progress.batches else None  # None: all groups, before the first step
         set_trained(self._optimizer, self._frozen, True)
         self._call("begin_epoch", epoch)  # a module may freeze parameters of these groups for longer
         set_trained(self._optimizer, {name for name, epochs in self._frozen.items() if epoch < epochs}, False)
+        for parameter in self._never_trained:
+            parameter.requires_grad_(False)
+        for norm in self._fixed_norms:
+            norm.eval()
 
     def begin(self, batch_idx: int) -> None:
         """Begin a mini-batch: find its place in its group, and seed the default generators."""
         place = batch_idx % self.accumulation
         if place == 0:
+            self.trained.begin_group()
             self._recorder.begin_step()
             self._group_start = batch_idx
             self._group_size = min(self.accumulation, self.num_batches - batch_idx)
@@ -174,8 +186,12 @@ class Stepper:
         if not self._num_backward:
             self._recorder.drop()
             return False
+        self.trained.warn()
         if self._progress.global_step == 0:
             _warn_of_unused(self._modules)
+        if self._without_rate != []:
+            groups = self._optimizer.param_groups if self._without_rate is None else self._without_rate
+            self._without_rate = [group for group in groups if not group["lr"]]
         if self._recorder.is_logging:
             self._recorder.log("lr", self._optimizer.param_groups[0]["lr"])
         if not self._is_bad:
@@ -183,9 +199,18 @@ class Stepper:
             self._update(self._group_size * self._ranks.size / self._num_backward, before)
         self._clear()
         if self._scheduler is not None:
-            with constant_rates(self._optimizer, self._constant) if self._constant else nullcontext():
-                self._scheduler.step()
+            self._advance_schedule()
         return True
+
+    def _advance_schedule(self) -> None:
+        """Let the schedule step. A group that a hook added is not known to it, and keeps its rate."""
+        groups = self._optimizer.param_groups
+        known = max(self._num_groups, len(getattr(self._scheduler, "base_lrs", ())))
+        added = groups[known:]
+        del groups[known:]
+        with constant_rates(self._optimizer, self._constant) if self._constant else nullcontext():
+            self._scheduler.step()
+        groups.extend(added)
 
     def _update(self, scale: float, before: Callable[[], None]) -> None:
         """Multiply the gradients by `scale`, run the hook, and let all optimizers step."""
@@ -249,9 +274,23 @@ class Stepper:
         self.check_losses()
         self._progress.end_training()
         self._group_start = None
-        self._ranks.average(list(running_statistics(trained)))
+        self._warn_of_rates()
+        fixed = {id(buffer) for norm in self._fixed_norms for buffer in norm.buffers()}
+        self._ranks.average([values for values in running_statistics(trained) if id(values) not in fixed])
         if stop:
             raise stop
+
+    def _warn_of_rates(self) -> None:
+        """Warn, once, if the rate of a group was 0 in every step of the epoch."""
+        if self._without_rate and not self._told_rates:
+            self._told_rates = True
+            log.warning(
+                "The learning rate was 0 in every step of epoch %d, in %d of %d groups of parameters: they were not "
+                "trained. If optim.scheduler ends too early, go on with another one by stable-ssl branch.",
+                self._progress.epoch,
+                len(self._without_rate),
+                len(self._optimizer.param_groups),
+            )
 
     def check_losses(self) -> None:
         """Check the losses since the last call. This waits for the device.

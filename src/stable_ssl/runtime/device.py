@@ -115,11 +115,18 @@ def use_deterministic(device: torch.device) -> None:
 
 
 def place_module(module: nn.Module, device: torch.device, channels_last: bool) -> None:
-    """Move a module to a device, in place. `channels_last`: the memory order of its convolutions' weights."""
-    if channels_last:
-        module.to(device).to(memory_format=torch.channels_last)
-    else:
-        module.to(device)
+    """Move a module to a device, in place.
+
+    Parameters
+    ----------
+    channels_last
+        Whether tensors of four dimensions get the memory order with the channels last. Those of volumes stay as they
+        are: `Module.to` would refuse them.
+    """
+    module.to(device)
+    for tensor in [*module.parameters(), *module.buffers()] if channels_last else ():
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
 
 
 def to_device(batch: Any, device: torch.device, channels_last: bool = False) -> Any:

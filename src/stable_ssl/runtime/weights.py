@@ -66,7 +66,7 @@ def find_weights(source: str | Path) -> Path:
     CheckpointError
         There is no such file, or the run has no weights.
     """
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.is_file():
         return path
     found, _ = newest_weights(path)
