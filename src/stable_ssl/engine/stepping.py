@@ -274,6 +274,7 @@ class Stepper:
         self.check_losses()
         self._progress.end_training()
         self._group_start = None
+        self.trained.end_epoch()
         self._warn_of_rates()
         fixed = {id(buffer) for norm in self._fixed_norms for buffer in norm.buffers()}
         self._ranks.average([values for values in running_statistics(trained) if id(values) not in fixed])

@@ -68,6 +68,11 @@ class TrainedParameters:
         known = {id(p) for groups in self._groups.values() for group in groups.all for p in group["params"]}
         self._others = [(name, p) for name, p in self._named() if id(p) not in known and name not in self._told]
 
+    def end_epoch(self) -> None:
+        """End an epoch: a run that is saved from now on goes on without its hooks."""
+        for groups in self._groups.values():
+            groups.end_epoch()
+
     def warn(self) -> None:
         """Warn of parameters that have gradients and no optimizer, each once."""
         if any(parameter.grad is not None for _, parameter in self._others):
@@ -149,6 +154,9 @@ class _Groups:
         else:
             self.complete()
         self._epoch, self._begun = epoch, self._flags()
+
+    def end_epoch(self) -> None:
+        self._epoch, self._begun = -1, self._at_setup
 
     def complete(self) -> None:
         """Take up all that was restored."""
