@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+import stable_ssl
 from stable_ssl.cli import main
 from stable_ssl.data import HuggingFaceDataset, ImageFolder, Parquet
 from stable_ssl.runtime.folder import RunFolder
@@ -65,6 +67,7 @@ def test_the_command_line(home, capsys):
 
 def test_the_import_says_that_windows_is_not_supported():
     code = "import sys; sys.platform = 'win32'; import stable_ssl"
-    done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True)
+    where = {"PYTHONPATH": str(Path(stable_ssl.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-S", "-c", code], env=where, capture_output=True, text=True)
     assert done.returncode == 1
     assert "ImportError: stable_ssl does not support Windows" in done.stderr
