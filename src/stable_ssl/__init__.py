@@ -41,6 +41,7 @@ _HOME = {
     "LoggerConfig": "config",
     "instanciate_config": "instantiate",
     "load": "api",
+    "branch": "api",
     "Loader": "data",
     "BreakAllEpochs": "exceptions",
     "BreakEpoch": "exceptions",

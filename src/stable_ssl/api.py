@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import BaseTrainer
-from .compose import importable, origin_of
+from .compose import compose, importable, origin_of
 from .exceptions import CheckpointError, ConfigError, nearest
 from .instantiate import instanciate_config
 from .nodes import build, live_paths, locate
@@ -23,6 +23,64 @@ from .runtime.seeding import Stream, preserved_generators, seed_generators
 from .runtime.weights import load_strictly, newest_weights, read_weights
 
 log = logging.getLogger("stable_ssl")
+
+
+def branch(
+    run: str | Path,
+    overrides: Iterable[str] = (),
+    *,
+    step: int | None = None,
+    out: str | Path | None = None,
+    restart_schedule: bool = False,
+) -> Any:
+    """Train a new run that begins from a checkpoint of another one, with changes. Return its trainer.
+
+    Parameters
+    ----------
+    run
+        The other run's folder, which is only read.
+    overrides
+        The changes, as on the command line.
+    step
+        The global step of the checkpoint. None: the newest valid one.
+    out
+        The new run's folder. If this branch has begun there already, it goes on. None: a new folder in `runs/`.
+    restart_schedule
+        The schedule begins anew, and lasts for the epochs that are left.
+
+    Raises
+    ------
+    ConfigError
+        There is no such run or checkpoint, an override can't be used, or `out` holds another run.
+
+    Examples
+    --------
+    >>> stable_ssl.branch("runs/simclr", ["optim.optimizer.lr=0.01"], out="runs/smaller_rate")  # doctest: +SKIP
+    """
+    with importable(*origin_of(Path(run).expanduser(), "config")[1], Path.cwd()):
+        trainer = instanciate_config(branch_config(run, overrides, step, out, restart_schedule))
+        trainer()
+    return trainer
+
+
+def branch_config(
+    run: str | Path, overrides: Iterable[str], step: int | None, out: str | Path | None, restart_schedule: bool
+) -> dict[str, Any]:
+    """Return the configuration of a branch. The parameters are those of `branch`."""
+    folder = Path(run).expanduser().absolute()
+    if not (folder / "config.yaml").is_file():
+        raise ConfigError(f"branch: '{run}' holds no run: it has no config.yaml.")
+    config = compose(str(folder / "config.yaml"), overrides)
+    trainer = config["trainer"]
+    if live := live_paths(trainer):
+        raise ConfigError(
+            f"A Python script started the run in '{run}' with live objects, which no file describes: {', '.join(live)}."
+            f" Run that script again with its changes, branch_from='{folder}' and another logger.dump_path."
+        )
+    trainer["branch_from"] = {"run": str(folder), "step": step, "restart_schedule": restart_schedule}
+    if out is not None:
+        trainer["logger"] = {**(trainer.get("logger") or {}), "dump_path": str(out)}
+    return config
 
 
 def load(run: str | Path, module: Mapping[str, Any] | None = None) -> nn.ModuleDict:

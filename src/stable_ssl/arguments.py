@@ -5,14 +5,16 @@ from __future__ import annotations
 import builtins
 import inspect
 import logging
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from inspect import Parameter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .config import full_key
 from .exceptions import nearest
-from .nodes import check_nodes, describe
+from .nodes import check_nodes, describe, plain
 from .signatures import evaluated, wrong_kind
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("stable_ssl")
 
-_OWN = ("data", "module", "hardware", "optim", "logger", "loss", "module_init")
+_OWN = ("data", "module", "hardware", "optim", "logger", "loss", "module_init", "branch_from")
 _OTHER_NAMES = {"optimizer": "optim.optimizer", "dataset": "data"}
 _INTERNAL = "It was internal and can no longer be overridden."
 # Private methods of trainers that are gone: what to do instead, and the methods' names. An override of one of them
@@ -112,6 +114,42 @@ def check_arguments(
     if trainer.optim is not None:
         nodes |= {f"optim.{name}": trainer.optim[name] for name in ("optimizer", "scheduler")}
     _check_attributes(base, cls, attributes, nodes, problems)
+
+
+def parse_branch(source: Any, problems: list[str]) -> dict[str, Any]:
+    """Check `branch_from`, and return it as a dict.
+
+    Parameters
+    ----------
+    source
+        None; the folder of a run, or of one of its checkpoints; or a dict with some of the keys of the result.
+    problems
+        Gets one sentence per mistake.
+
+    Returns
+    -------
+    dict
+        `run`, the folder of the run to branch from (None: this run is no branch); `step` of its checkpoint (None: the
+        newest valid one); `restart_schedule`, whether the schedule begins anew.
+    """
+    source = plain(source)
+    branch = {"run": None, "step": None, "restart_schedule": False}
+    branch.update(source if isinstance(source, Mapping) else {"run": source})
+    run, step = branch["run"], branch["step"]
+    if isinstance(run, str | Path):
+        path = Path(run).expanduser().absolute()
+        if number := re.fullmatch(r"step_(\d+)", path.name):
+            path, branch["step"] = path.parent.parent, int(number[1])
+        branch["run"] = str(path)
+    elif run is not None:
+        problems.append(f"branch_from.run: {run!r} is not the folder of a run.")
+    if step is not None and (isinstance(step, bool) or not isinstance(step, int)):
+        problems.append(f"branch_from.step: {step!r} is not the step of a checkpoint, a whole number.")
+    if not isinstance(branch["restart_schedule"], bool):
+        problems.append(f"branch_from.restart_schedule: {branch['restart_schedule']!r} is neither true nor false.")
+    known = ("run", "step", "restart_schedule")
+    problems += [f"branch_from.{key}: unknown key.{nearest(key, known)}" for key in branch if key not in known]
+    return branch
 
 
 def _gone_methods(base: type, cls: type) -> Iterator[str]:

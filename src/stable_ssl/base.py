@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from . import config as cfg
 from . import engine
-from .arguments import check_arguments, resolved_config
+from .arguments import check_arguments, parse_branch, resolved_config
 from .engine.building import data_sets, load_initial_weights
 from .engine.evaluation import in_evaluation_mode
 from .exceptions import BreakAllEpochs, BreakEpoch, BreakStep, ConfigError
@@ -51,6 +51,8 @@ class BaseTrainer(nn.Module):
         Available to `compute_loss` as `self.loss`. Its parameters are trained too.
     module_init
         Initial weights: `{module name: safetensors file, or a run's folder}`.
+    branch_from
+        Begin from a checkpoint of another run: its folder, or a dict with `run`, `step` and `restart_schedule`.
     **kwargs
         Become attributes.
 
@@ -89,7 +91,7 @@ class BaseTrainer(nn.Module):
 
     def __init__(
         self, data: Any, module: Any, hardware: Any, optim: Any, logger: Any, loss: Any = None, *,
-        module_init: Any = None, **kwargs: Any,
+        module_init: Any = None, branch_from: Any = None, **kwargs: Any,
     ):  # fmt: skip
         super().__init__()
         problems: list[str] = []
@@ -97,14 +99,14 @@ class BaseTrainer(nn.Module):
         self.optim = cfg.parse_config(cfg.OptimConfig, optim, "optim", problems)
         self.logger = cfg.parse_config(cfg.LoggerConfig, logger, "logger", problems)
         check_arguments(BaseTrainer, self, data, module, loss, module_init or {}, kwargs, problems)
+        self.data, self.module, self.loss, self._attributes = data, module, loss, kwargs
+        self.module_init, self.branch_from = module_init or {}, parse_branch(branch_from, problems)
         if problems:
             raise ConfigError(problems)
-        self.data, self.module, self.loss, self.module_init = data, module, loss, module_init or {}
-        self._attributes = kwargs
         for name, value in kwargs.items():
             setattr(self, name, value)
         # As configured: `setup` replaces some fields by what it builds.
-        self._configured = {name: dict(getattr(self, name)) for name in ("hardware", "optim", "logger")}
+        self._configured = {key: dict(getattr(self, key)) for key in ("hardware", "optim", "logger", "branch_from")}
         self._dump_path, self._progress, self._is_set_up = self.logger["dump_path"], engine.Progress(), False
         self._registered: list[tuple[str, Any]] = []
 
@@ -162,10 +164,7 @@ class BaseTrainer(nn.Module):
         """Raise a ConfigError if what was built does not fit together."""
 
     def register(self, name: str, part: Any) -> None:
-        """Save an object that has `state_dict` and `load_state_dict` with each checkpoint, and restore it on resume.
-
-        With several processes, each keeps a state of its own.
-        """
+        """Save `part.state_dict()`, of each process its own, with checkpoints; on resume `load_state_dict` gets it."""
         self._registered.append((name, part))
         if self._is_set_up:
             self._saver.register([(name, part)])
@@ -236,11 +235,11 @@ class BaseTrainer(nn.Module):
         self._dump_path, self.rank, self.world_size = run.folder.path, run.ranks.rank, run.ranks.size
         with run.preparing():
             saver = self._saver = engine.Saver(
-                run, self.logger, engine.Model.of(self), self.optimized_modules, self.get_config
+                run, self.logger, engine.Model.of(self), self.optimized_modules, self.get_config, self.branch_from
             )
-            seed = run.choose_seed(saver.is_new)
+            seed = run.choose_seed(saver.earlier)
             self._configured["hardware"].update(seed=seed, world_size=self.world_size)
-            run.claim(self.get_config(), saver.is_new)
+            run.claim(self.get_config(), saver.held)
             self.device = run.take_device()
             build = engine.Builder(seed, run.ranks, self.device)
             for name, value in self._attributes.items():
@@ -250,7 +249,7 @@ class BaseTrainer(nn.Module):
             self.loss = build.seeded(self.loss, "loss")
             self.data = build.data(self.data)
             run.place(self)
-            if saver.is_new:
+            if saver.lacks_values():
                 load_initial_weights(self.module, self.module_init)
                 self.initialize_modules()
             build.settle(self, self.module, self.hardware["compile"])
@@ -264,14 +263,14 @@ class BaseTrainer(nn.Module):
             saver.add_all([*self._monitors.parts(), *self._evaluation.parts()])
             if "train" in self.data:
                 train, optim = self.data["train"], self.optim
-                build.optimization(optim, self.optimized_modules(), train)
+                build.optimization(optim, self.optimized_modules(), train, saver.schedule_begin)
                 side, parts = self.side_optimizers(), [*self.modules(), self.loss]  # the trainer is its first module
                 trained = engine.TrainedParameters(optim["optimizer"], side, self.named_parameters)
                 self._steps = engine.Stepper(run, self._recorder, optim, seed, self.module, parts, trained)
                 saver.add_training(self._steps, optim, train)
             self.check_setup()
             saver.register(self._registered)
-            saver.restore(self.optim["epochs"])
+            saver.restore(self.optim["epochs"], self.data)
         self._is_set_up = True
 
     def launch(self) -> None:

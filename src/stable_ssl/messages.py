@@ -40,9 +40,20 @@ MESSAGES: dict[str, list[Message]] = {
             "another `logger.dump_path`.",
         ),
         Message(
-            "'…' is of a run with other data; nothing was done.",
-            "The number of mini-batches per epoch, the batch size or the views are not those of the checkpoint.",
-            "Give the same data again, or begin a branch.",
+            "'…' is of a run with other data or another optimizer; nothing was done.",
+            "The samples, the batch size, the views or the optimizer's rates are not those of the checkpoint, although "
+            "the configuration does not show it. The lines below it list the differences.",
+            "Give the same data and optimizer again, or begin a branch.",
+        ),
+        Message(
+            "'…' holds a run of another behaviour; nothing was done.",
+            "Another version of the library began the run. A default or the meaning of a setting has changed since.",
+            "Begin a branch, or go on with the version that began the run.",
+        ),
+        Message(
+            "branch_from: '…' holds another run; nothing was done.",
+            "The folder for a branch has checkpoints of a run that is no branch of this one, or of another step.",
+            "Choose another `--out` or `logger.dump_path`.",
         ),
         Message(
             "logger.dump_path: another process is running in '…'. Wait for it, or choose another folder.",

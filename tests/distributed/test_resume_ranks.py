@@ -50,7 +50,7 @@ class Stopping(Embedding):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def make(cls, folder, epochs=2):
+def make(cls, folder, epochs=2, branch_from=None):
     from stable_ssl.monitors import RankMe
 
     torch.manual_seed(0)
@@ -65,6 +65,7 @@ def make(cls, folder, epochs=2):
             "accumulation_steps": 2,
         },
         {"dump_path": folder, "level": 30, "monitor": {"train": {"rankme": RankMe(limit=10)}}},
+        branch_from=branch_from,
     )
 
 
@@ -104,6 +105,20 @@ def test_a_run_may_go_on_with_half_the_processes_and_batches_of_twice_the_size(s
     trainer()
     assert trainer.global_step == 6
     assert "Going on with 1 processes instead of 2" in (tmp_path / "console.log").read_text()
+
+
+def run_branch(parent, folder):
+    trainer = make(Embedding, folder, branch_from=parent)
+    trainer()
+    return trainer.state_dict()
+
+
+def test_a_branch_of_two_ranks_has_what_each_of_them_had_of_its_own(start_ranks, tmp_path):
+    alone = start_ranks(run_stopping, tmp_path / "alone", None, "").results()
+    assert start_ranks(run_stopping, tmp_path / "parent", 1, "train").join() == [128 + signal.SIGTERM] * 2
+    both = start_ranks(run_branch, tmp_path / "parent", tmp_path / "branch").results()
+    for branched, other in zip(both, alone, strict=True):
+        assert same(dict(branched), dict(other))
 
 
 class SlowToLeave(Stopping):

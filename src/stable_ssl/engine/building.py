@@ -134,11 +134,23 @@ class Builder:
             built[name] = {key: m.to(self._device) if hasattr(m, "to") else m for key, m in metrics.items()}
         return built
 
-    def optimization(self, optim: Any, modules: Mapping[str, nn.Module], loader: Any) -> None:
-        """Build optimizer and schedule into the run's `OptimConfig`, for the parameters of `modules`."""
+    def optimization(
+        self, optim: Any, modules: Mapping[str, nn.Module], loader: Any, schedule_begin: Callable[[Any, Any], float]
+    ) -> None:
+        """Build optimizer and schedule into the run's `OptimConfig`, for the parameters of `modules`.
+
+        Parameters
+        ----------
+        loader
+            The training set's.
+        schedule_begin
+            Returns the number of epochs before the schedule begins. It gets the `OptimConfig`, which has the number of
+            mini-batches by then, and the loader.
+        """
         batch_size = getattr(loader, "batch_size", None)
-        num_batches = self._count_batches(loader, optim["max_steps"])
-        build_optimization(optim, modules, num_batches, batch_size and batch_size * self._ranks.size)
+        optim["num_batches"] = self._count_batches(loader, optim["max_steps"])
+        begin = schedule_begin(optim, loader)
+        build_optimization(optim, modules, batch_size and batch_size * self._ranks.size, begin)
 
     def _count_batches(self, loader: Any, limit: int | float) -> int:
         """Return the number of mini-batches per epoch; for a stream without a length, its largest number.

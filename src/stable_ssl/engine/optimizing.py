@@ -21,29 +21,31 @@ from ..optimizers import freeze, frozen_norms, param_groups
 log = logging.getLogger("stable_ssl")
 
 
-def build_optimization(optim: Any, modules: Mapping[str, nn.Module], num_batches: int, batch_size: int | None) -> None:
+def build_optimization(
+    optim: Any, modules: Mapping[str, nn.Module], batch_size: int | None, schedule_begin: float
+) -> None:
     """Build optimizer and schedule, and put them into the run's `OptimConfig`. Freeze what is to be frozen.
 
-    `num_batches`, and the run's number of optimizer steps as `total_steps`, are put there too.
+    The number of optimizer steps of the schedule is put there too, as `total_steps`.
 
     Parameters
     ----------
     optim
-        The run's `OptimConfig`.
+        The run's `OptimConfig`, with `num_batches`.
     modules
         The modules whose trainable parameters the optimizer gets.
-    num_batches
-        Mini-batches per epoch.
     batch_size
         Samples per mini-batch over all processes; None if it is not known.
+    schedule_begin
+        Epochs before the schedule begins.
 
     Raises
     ------
     ConfigError
         There is nothing to optimize, or the optimizer or the schedule can't be built.
     """
-    optim["num_batches"] = num_batches
-    optim["total_steps"] = optim["epochs"] * math.ceil(num_batches / optim["accumulation_steps"])
+    steps = math.ceil(optim["num_batches"] / optim["accumulation_steps"])
+    optim["total_steps"] = optim["epochs"] * steps - round(schedule_begin * steps)
     optim["frozen"] = freeze(modules, optim["frozen"])
     optim["frozen_norm"] = frozen_norms(modules, optim["frozen_norm"])
     optimizer = _build_optimizer(optim["optimizer"], modules, optim["exclude_bias_norm"], optim["groups"])

@@ -1,9 +1,9 @@
-"""What a checkpoint holds: the modules, the parts beside them, and the facts that a resumed run must share."""
+"""What a checkpoint holds: the modules, and the parts beside them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -29,43 +29,6 @@ class Part:
     object: Any
     is_shared: bool = False
     is_optional: bool = False
-
-
-@dataclass(frozen=True)
-class DataFacts:
-    """The facts about the training data that a resumed run must share.
-
-    The configuration does not show them if the loader is a live object.
-
-    Parameters
-    ----------
-    batches_per_epoch
-        Mini-batches per epoch, on each process.
-    global_batch
-        Samples per mini-batch over all processes; None if the loader has no `batch_size`.
-    views
-        The declared views, as text; None if there are none.
-    """
-
-    batches_per_epoch: int
-    global_batch: int | None
-    views: str | None
-
-    def changes(self, before: Mapping[str, Any]) -> list[str]:
-        """Return one sentence for each fact that differs from `before`, the facts in a checkpoint."""
-        # Checkpoints of the first versions have these words as keys.
-        words = {
-            "batches_per_epoch": "mini-batches an epoch",
-            "global_batch": "samples a mini-batch, over all processes",
-            "views": "views",
-        }
-        now = asdict(self)
-        known = {key: before.get(key, before.get(word, now[key])) for key, word in words.items()}
-        return [
-            f"data.train: {words[key]}: the run in the folder has {known[key]}, this one {value}."
-            for key, value in now.items()
-            if known[key] != value
-        ]
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,23 @@ class Progress:
         Mini-batches of the current epoch that are finished.
     phase
         "fit": the epoch's training comes next, or goes on. "evaluate": its training is over, its evaluation is not.
+    schedule_begin
+        Epochs before the schedule begins: above 0 in a branch that began it anew.
+    schedule_shift
+        Steps of the schedule minus `global_step`. A branch with another number of steps per epoch has one.
     """
 
     global_step: int = 0
     epoch: int = 0
     batches: int = 0
     phase: str = "fit"
+    schedule_begin: float = 0.0
+    schedule_shift: int = 0
+
+    @property
+    def schedule_step(self) -> int:
+        """The place in the schedule: the steps of it that are over."""
+        return self.global_step + self.schedule_shift
 
     def end_training(self) -> None:
         """End the epoch's training: its evaluation is next."""
@@ -37,9 +48,13 @@ class Progress:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record as a checkpoint and `status.json` hold it."""
-        return asdict(self)
+        record = asdict(self)  # only branches have a begin and a shift of the schedule
+        if not (self.schedule_begin or self.schedule_shift):
+            del record["schedule_begin"], record["schedule_shift"]
+        return record
 
     def go_to(self, record: dict[str, Any]) -> None:
         """Take over a record that `as_dict` returned."""
         self.global_step, self.epoch = record["global_step"], record["epoch"]
         self.batches, self.phase = record["batches"], record["phase"]
+        self.schedule_begin, self.schedule_shift = record.get("schedule_begin", 0.0), record.get("schedule_shift", 0)

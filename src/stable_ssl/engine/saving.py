@@ -6,22 +6,23 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from ..data.identity import identify
 from ..exceptions import CheckpointError, ConfigError, NanError
-from ..runtime.environment import environment, environment_changes
 from ..runtime.precision import all_finite, learned_values
 from ..runtime.weights import read_header, save_weights
-from .parts import DataFacts, Model, Part
+from .branching import Branch, find_branch
+from .facts import DataFacts, check_facts, constant_facts, machine_facts, what_is_held
+from .parts import Model, Part
+from .restoring import load_state, take_world
 from .schedule import Schedule
 from .session import Session
 from .stepping import Stepper
+from .trained import TrainedParameters
 
 log = logging.getLogger("stable_ssl")
 
@@ -42,12 +43,16 @@ class Saver:
     learned
         Returns the modules, by name, whose values must be finite.
     config
-        Returns the run's configuration, for the header of weights.
+        Returns the run's configuration, which checkpoints and weights hold too.
+    branch_from
+        The run's `branch_from`: a dict with `run`, `step` and `restart_schedule`.
 
     Attributes
     ----------
-    is_new
-        Whether the folder has no checkpoint yet.
+    held
+        What the folder's newest checkpoint says: `config`, `behaviours` and `progress`. None if there is none.
+    earlier
+        The configuration of the run that goes on, or of the one that this run branches from; None in a new run.
     log_position
         The length in bytes that `metrics.jsonl` had at the restored checkpoint. None: it need not be cut back.
     """
@@ -59,23 +64,41 @@ class Saver:
         model: Model,
         learned: Callable[[], Mapping[str, nn.Module]],
         config: Callable[[], Mapping[str, Any]],
+        branch_from: Any,
     ):
         self._run, self._ranks, self._progress = run, run.ranks, run.progress
         self._options, self._model, self._learned, self._config = options, model, learned, config
         self._store = run.checkpoints
         self._seconds = 60 * options["checkpoint_every_minutes"]
         self._every_step = options["checkpoint_every_step"] or sys.maxsize
-        self.is_new: bool = self._ranks.from_main(self._store.is_empty)
+        self.held: dict[str, Any] | None = self._ranks.from_main(lambda: what_is_held(self._store, run.folder.path))
+        self._branch = self._ranks.from_main(lambda: find_branch(branch_from, run.folder, self.held is None))
+        self.earlier = self._branch.config if self._branch else self.held and self.held["config"]
         self.log_position: int | None = 0
         self._parts: dict[str, Part] = {}
         self._unclaimed: dict[str, Any] = {}  # restored states whose parts have not been added yet
         self._data_facts: DataFacts | None = None
+        self._constant_facts: dict[str, Any] = {}
         self._steps: Stepper | None = None
+        self._trained: TrainedParameters | None = None
         self._schedule: Schedule | None = None
         self._saved: dict[str, Any] | None = None
         self._last_save = time.monotonic()
         self._is_over = False
         self._unwritten: list[str] = []  # final weights that are lost
+
+    def lacks_values(self) -> bool:
+        """Return whether the modules have values that no checkpoint gives them."""
+        return not self._branch.has_all(self._model) if self._branch else self.held is None
+
+    def schedule_begin(self, optim: Any, loader: Any) -> float:
+        """Return the number of epochs before the schedule begins. A branch decides now where its training begins."""
+        self._data_facts = DataFacts.of(loader, optim["num_batches"], self._ranks.size)
+        if self._branch:
+            found = self._ranks.from_main(lambda: identify(loader))
+            self._branch.begin(self._config()["trainer"], self._data_facts, found, optim)
+        record = self._branch.progress.as_dict() if self._branch else self.held["progress"] if self.held else {}
+        return float(record.get("schedule_begin", 0.0))
 
     def add(self, part: Part) -> None:
         """Save an object with each checkpoint. If a checkpoint was loaded before, restore the object now.
@@ -130,10 +153,7 @@ class Saver:
             self.add(Part(name, optimizer, is_shared=True))
         if hasattr(loader, "state_dict"):
             self.add(Part("data", loader))
-        batch_size, views = getattr(loader, "batch_size", None), getattr(loader, "views", None)
-        whole = batch_size and batch_size * self._ranks.size
-        self._data_facts = DataFacts(steps.num_batches, whole, views and repr(views))
-        self._steps = steps
+        self._steps, self._trained = steps, steps.trained
 
     # When -------------------------------------------------------------------------------------------------------------
 
@@ -179,12 +199,17 @@ class Saver:
         log_position = self._ranks.from_main(self._log_position)
         if log_position is None:
             return
+        self._write(progress, log_position, kept)
+        if self._ranks.is_main:
+            self._run.status.beat()
+
+    def _write(self, progress: dict[str, Any], log_position: int, kept: bool = False) -> None:
         state = {"progress": progress, **self._state(), "log_position": log_position}
         shared = {name for name, part in self._parts.items() if part.is_shared}
         self._ranks.add_shares(state, shared.union(name for name, _ in self._model.named_parameters()))
         if self._ranks.is_main:
-            self._store.save(self._progress.global_step, state, self._facts(progress), kept)
-            self._run.status.beat()
+            facts = {"progress": progress, **machine_facts(self._run.device, self._ranks.size), **self._constant_facts}
+            self._store.save(self._progress.global_step, state, facts, kept)
         self._saved = progress
 
     def _check_finite(self) -> None:
@@ -193,8 +218,8 @@ class Saver:
         learned = [value for module in self._learned().values() for value in learned_values(module)]
         if self._ranks.any(not all_finite(learned)):
             raise NanError(
-                f"A weight or running statistic is not finite at step {self._progress.global_step}; "
-                "the checkpoint before it stands."
+                f"A weight or running statistic is not finite at step {self._progress.global_step}. "
+                f"A smaller rate or optim.grad_max_norm may help. {self._run.how_to_change()}"
             )
 
     def _log_position(self) -> int | None:
@@ -209,7 +234,7 @@ class Saver:
         """Return everything a resumed run needs that the configuration does not determine."""
         persistent = {id(value) for value in self._model.state_dict(keep_vars=True).values()}
         buffers = self._model.named_buffers()
-        trained = self._steps.trained.state() if self._steps else {}
+        trained = self._trained.state() if self._trained else {}
         return {
             "modules": self._model.state_dict(),
             # Non-persistent buffers affect the result too, although state_dict() leaves them out.
@@ -224,46 +249,47 @@ class Saver:
         states = {name: part.object.state_dict() for name, part in self._parts.items()}
         return {name: s for name, s in states.items() if s is not None or not self._parts[name].is_optional}
 
-    def _facts(self, progress: dict[str, Any]) -> dict[str, Any]:
-        device = self._run.device
-        return {
-            "progress": progress,
-            "world": {"size": self._ranks.size, "device": str(device), "threads": torch.get_num_threads()},
-            "environment": environment(device),
-            "data": self._data_facts and asdict(self._data_facts),
-            "total_steps": self._schedule and self._schedule.total_steps,
-        }
-
     # Restoring --------------------------------------------------------------------------------------------------------
 
-    def restore(self, num_epochs: int) -> None:
-        """Restore the newest valid checkpoint of the run's folder, if there is one.
+    def restore(self, num_epochs: int, loaders: Mapping[str, Any]) -> None:
+        """Restore the newest valid checkpoint of the run's folder, or that of the parent if the run is a new branch.
 
         Parameters
         ----------
         num_epochs
             `optim.epochs`. A finished or stopped run goes on if it is larger than before.
+        loaders
+            The run's data sets, by name.
 
         Raises
         ------
         ConfigError
-            The checkpoint was made with other data.
+            The checkpoint was made with other data, or another optimizer.
         CheckpointError
             The checkpoints can't be read, or do not fit this run.
         """
         self._last_save = time.monotonic()
+        about = self._config()["trainer"], self._parts, self._model, loaders
+        self._constant_facts = {
+            "data": self._data_facts and asdict(self._data_facts),
+            "total_steps": self._schedule and self._schedule.total_steps,
+            **self._ranks.from_main(lambda: constant_facts(*about)),
+        }
+        if self._branch:
+            self._begin_branch(self._branch)
+            return
         found = self._ranks.from_main(self._store.load_newest)
         if found is None:
             return
         path, state, meta = found
         self._run.owns_folder = False  # until the checkpoint is known to be of this run
-        if self._data_facts and (changes := self._data_facts.changes(meta.get("data") or {})):
-            raise ConfigError([f"'{path}' is of a run with other data; nothing was done.", *changes])
-        self._compare_world(meta, state)
+        check_facts(path, {**(self.held or {}), **meta}, self._constant_facts, self._data_facts, self._run.folder.path)
+        take_world(self._run, meta, state)
         self._progress.go_to(state["progress"])
-        self._load(path, state)
+        self._unclaimed = dict(state["parts"])
+        load_state(path, state, self._model, self._parts, self._unclaimed, self._trained)
         if self._schedule:
-            self._schedule.fit(meta.get("total_steps"), state["parts"]["scheduler"], self._progress.global_step)
+            self._schedule.fit(meta.get("total_steps"), state["parts"]["scheduler"], self._progress.schedule_step)
         self._ranks.from_main(self._run.own_folder)
         self.log_position, self._saved = state["log_position"], state["progress"]
         status = self._ranks.from_main(lambda: self._run.folder.status)
@@ -273,41 +299,16 @@ class Saver:
         if not self._run.is_finished:
             log.info("Going on from '%s': step %d, epoch %d.", path, self._progress.global_step, self._progress.epoch)
 
-    def _compare_world(self, meta: Mapping[str, Any], state: dict[str, Any]) -> None:
-        """Warn if results may differ in the last bits. Restore each process's own state if their number is the same."""
-        before = meta["world"]
-        if before["size"] != self._ranks.size:
-            log.warning(
-                "Going on with %d processes instead of %d: the samples come in the same order, but results may differ "
-                "in the last bits, and what each process had of its own is lost.",
-                self._ranks.size,
-                before["size"],
-            )
-        else:
-            self._ranks.take_share(state)
-        for change in environment_changes(meta, environment(self._run.device)):
-            log.warning("%s Results may differ in the last bits.", change)
-
-    def _load(self, path: Path, state: dict[str, Any]) -> None:
-        try:
-            self._model.load_state_dict(state["modules"])
-        except RuntimeError as error:
-            raise CheckpointError(f"'{path}' does not fit this model: {error}") from error
-        buffers = dict(self._model.named_buffers())
-        self._unclaimed = dict(state["parts"])
-        name = "trained"
-        try:
-            with self._steps.trained.restoring(state.get("trained", {})) if self._steps else nullcontext():
-                for name, value in state["buffers"].items():
-                    if name in buffers:  # others are made during training, and were so in the saved run
-                        buffers[name].copy_(value)
-                for name, part in self._parts.items():
-                    if name in self._unclaimed or not part.is_optional:
-                        part.object.load_state_dict(self._unclaimed.pop(name))
-                    elif part.object.state_dict() is not None:
-                        log.info("%s begins here: the checkpoint is of a run without it.", name)
-        except (KeyError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"'{path}' does not fit this run: {name}: {error!r}") from error
+    def _begin_branch(self, branch: Branch) -> None:
+        """Take over what fits of the parent's checkpoint, and write the first checkpoint of this run."""
+        take_world(self._run, branch.meta, branch.state)
+        self._unclaimed = branch.take_over(self._model, self._parts, self._constant_facts, self._trained)
+        self._progress.go_to(branch.progress.as_dict())
+        branch.tell()
+        self._ranks.from_main(lambda: self._run.folder.write_branch(branch.record()))
+        # From here on, the branch needs its parent no more.
+        self._write(self._progress.as_dict(), log_position=0)
+        self._branch = None
 
     # Weights ----------------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..config import with_defaults
-from ..exceptions import BreakAllEpochs, BreakEpoch, BreakStep, ConfigError, Preempted
+from ..exceptions import BreakAllEpochs, BreakEpoch, BreakStep, NanError, Preempted
 from ..loggers import Console, RunLog, read_metrics
 from ..nodes import origin
 from ..runtime.checkpoint import CheckpointStore
 from ..runtime.cpus import limit_threads
 from ..runtime.device import describe_batch, place_module, resolve_device, use_deterministic
-from ..runtime.folder import RunFolder, config_differences
+from ..runtime.folder import RunFolder, how_to_branch
 from ..runtime.precision import Precision, resolve_precision
 from ..runtime.preemption import StopRequest
 from ..runtime.seeding import Stream, seed_generators
 from ..runtime.status import StatusFile
 from .agreement import join
+from .facts import check_held
 from .memory import memory_explained
 from .progress import Progress
 
@@ -133,14 +133,20 @@ class Session:
         self.ranks.leave()
         self.folder.release()
 
-    def choose_seed(self, is_new: bool) -> int:
-        """Return `hardware.seed`. If it is None, return the seed of the run in the folder, or draw one if it is new."""
+    def choose_seed(self, earlier: Mapping[str, Any] | None) -> int:
+        """Return `hardware.seed`. If it is None, return that of an earlier run, or draw one if there is none.
+
+        Parameters
+        ----------
+        earlier
+            The configuration of the run that goes on, or of the one that this run branches from. None: a new run.
+        """
 
         def choose() -> int:
             if self._hardware["seed"] is not None:
                 return int(self._hardware["seed"])
-            if not is_new and (earlier := self.folder.config):
-                return int(earlier["trainer"]["hardware"]["seed"])
+            if earlier:
+                return int(earlier["hardware"]["seed"])
             drawn = secrets.randbits(31)
             log.info("hardware.seed is none: the run has seed %d.", drawn)
             return drawn
@@ -149,13 +155,14 @@ class Session:
         self._hardware["seed"] = seed
         return seed
 
-    def claim(self, config: dict[str, Any], is_new: bool) -> None:
-        """Refuse a folder that holds a run with another configuration. In a new run, write `config.yaml`.
+    def claim(self, config: dict[str, Any], held: Mapping[str, Any] | None) -> None:
+        """Refuse a folder that holds a run with another configuration or behaviour. In a new run, write `config.yaml`.
 
         Parameters
         ----------
-        is_new
-            Whether the folder has no checkpoint. Then there is nothing to lose, and any configuration may be written.
+        held
+            What the folder's newest checkpoint says: `config` and `behaviours`. None if there is no checkpoint. Then
+            there is nothing to lose, and any configuration may be written.
 
         Raises
         ------
@@ -164,13 +171,10 @@ class Session:
         """
 
         def write() -> None:
-            earlier = None if is_new else self.folder.config
-            if earlier and (differences := config_differences(with_defaults(earlier["trainer"]), config["trainer"])):
-                raise ConfigError(
-                    [f"'{self.folder.path}' holds a run with another configuration; nothing was done.", *differences]
-                )
+            if held:
+                check_held(self.folder.path, held, config["trainer"])
             self._config, self.owns_folder = config, True
-            if is_new:
+            if not held:
                 self.own_folder()
 
         self.ranks.from_main(write)
@@ -180,6 +184,12 @@ class Session:
         """Write `config.yaml`: the folder is known to hold this run. Called on rank 0 only."""
         self.folder.write_config({**self._config, **origin(self._config)})
         self.owns_folder = True
+
+    def how_to_change(self) -> str:
+        """Return the sentence that says how this run goes on under another configuration, after it has failed."""
+        if self.checkpoints.is_empty():
+            return "The run has no checkpoint yet, so change what you like and start it again."
+        return how_to_branch(self.folder.path)
 
     def take_device(self) -> torch.device:
         """Return the configured device, or the nearest that the machine has. Set threads and the precision in use."""
@@ -267,6 +277,8 @@ class Session:
             status, sentence = _outcome(error)
             if status == "failed":
                 log.error("The run failed at step %d: %s", self.progress.global_step, sentence)
+                if not (isinstance(error, NanError) or self.checkpoints.is_empty()):
+                    log.error("`stable-ssl resume %s` goes on as before. %s", folder.path, how_to_branch(folder.path))
             if not self.stop.has_ended_run:
                 self.ranks.fail(error)
             raise

@@ -108,13 +108,13 @@ class Stepper:
         self.ends_group = place + 1 == self._group_size
         seed_generators_in_turn(self._seed, self._progress.global_step * self.accumulation + place)
         if place == 0:
-            self._call("begin_step", self._progress.global_step / self._total_steps)
+            self._call("begin_step", self._progress.schedule_step / self._total_steps)
 
     def count(self) -> None:
         """Count an optimizer step, and update the teachers."""
         self._progress.global_step += 1
         self._group_start = None
-        self._call("update_teacher", (self._progress.global_step - 1) / self._total_steps)
+        self._call("update_teacher", (self._progress.schedule_step - 1) / self._total_steps)
 
     def _call(self, name: str, value: float) -> None:
         for method in self._calls[name]:
@@ -305,8 +305,8 @@ class Stepper:
         if bad and not self._skips_nonfinite:
             step, value = bad
             raise NanError(
-                f"The loss of step {step} is {value}. The newest checkpoint is from before it; "
-                "optim.nonfinite=skip leaves such steps out."
+                f"The loss of step {step} is {value}. A smaller rate, optim.grad_max_norm or optim.nonfinite=skip may "
+                f"help. {self._run.how_to_change()}"
             )
 
 

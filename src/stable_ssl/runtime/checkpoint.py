@@ -182,6 +182,34 @@ class CheckpointStore:
             raise CheckpointError("\n".join([what, *reasons.values()]))
         return None
 
+    def read(self, step: int | None = None) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+        """Return (folder, state, meta) of the checkpoint of a step, or of the newest valid one. No file is touched.
+
+        Raises
+        ------
+        CheckpointError
+            It is not valid, or there is no such checkpoint. Then the message lists the steps of those that there are.
+        """
+        found = self.load_newest(is_owner=False) if step is None else None
+        if found is not None:
+            return found
+        by_step = {_step_of(folder): folder for folder in reversed(self._newest_first())}
+        if step is None or step not in by_step:
+            what = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+            raise CheckpointError(f"'{self.folder}' has {what}; the steps of those that there are: {list(by_step)}.")
+        return by_step[step], *read_checkpoint(by_step[step])
+
+    def newest_meta(self) -> dict[str, Any]:
+        """Return the `meta.json` of the newest checkpoint that has one that can be read; empty if none has.
+
+        The state beside it is not verified, which would take longer.
+        """
+        for folder in self._newest_first():
+            with contextlib.suppress(OSError, ValueError):
+                meta: dict[str, Any] = json.loads((folder / "meta.json").read_text())
+                return meta
+        return {}
+
     def is_empty(self) -> bool:
         """Return whether there is no checkpoint, valid or not."""
         return self.newest_step() is None

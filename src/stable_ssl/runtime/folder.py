@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import fcntl
 import gc
+import json
 import logging
 import os
 import re
 import sys
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ..exceptions import ConfigError
+from .behaviour import behaviour
 from .files import whole_file
 from .status import read_status
 
@@ -27,6 +29,8 @@ _locked: weakref.WeakValueDictionary[tuple[int, int], RunFolder] = weakref.WeakV
 # The keys that may change when a run is resumed, because they do not change what is learned. `*` is one name, `**` is
 # one name or several.
 _FREE = (
+    "branch_from",
+    "branch_from.**",
     "logger.**",
     "hardware.device",
     "hardware.world_size",
@@ -37,9 +41,11 @@ _FREE = (
     "data.*.pin_memory",
     "data.*.timeout",
     "data.*.multiprocessing_context",
-    "data.**.root",
-    "data.**.path",
 )
+# Exceptions from these: they decide where a run ends.
+_DECISIVE = ("logger.best", "logger.best.**", "logger.on_collapse")
+# The keys that may change if the same samples are at the new place.
+_PLACES = ("data.**.root", "data.**.path")
 
 
 class RunFolder:
@@ -114,17 +120,26 @@ class RunFolder:
         if self._lock:
             self._lock.close()
 
-    @property
-    def config(self) -> dict[str, Any] | None:
-        """The content of `config.yaml`, or None if there is no such file."""
-        return read_config(self.path)
-
     def write_config(self, config: dict[str, Any]) -> None:
-        """Write a configuration to `config.yaml`."""
+        """Write a configuration to `config.yaml`, with the behaviour of this version."""
         from omegaconf import OmegaConf
 
-        with whole_file(self.path / "config.yaml") as part:
-            part.write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
+        self._write("config.yaml", OmegaConf.to_yaml(OmegaConf.create({**config, "behaviour": behaviour()})))
+
+    @property
+    def branch(self) -> dict[str, Any]:
+        """The content of `branch.json`, which names the run that this one branched from. Empty if it is no branch."""
+        path = self.path / "branch.json"
+        content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        return content
+
+    def write_branch(self, record: dict[str, Any]) -> None:
+        """Write `branch.json`."""
+        self._write("branch.json", json.dumps({"format": 1, **record}, indent=1) + "\n")
+
+    def _write(self, name: str, text: str) -> None:
+        with whole_file(self.path / name) as part:
+            part.write_text(text)
 
     @property
     def status(self) -> dict[str, Any]:
@@ -176,17 +191,51 @@ def job_path(name: str, job: str) -> Path:
     return Path("runs", f"{name}_{job}")
 
 
+def how_to_branch(run: Path) -> str:
+    """Return the sentence that says how to go on with a run under another configuration."""
+    return (
+        f"To go on from the run's newest checkpoint with changes, begin a branch: `stable-ssl branch {run} key=value`, "
+        f"or, in a script, branch_from='{run}' with another logger.dump_path."
+    )
+
+
 def config_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Return why a run with configuration `old` can't be resumed with configuration `new`: one sentence per key.
 
-    Workers, logging, paths and a larger `optim.epochs` may differ. The number of processes may differ if it makes the
-    same batch size over all processes, because the samples then come in the same order.
+    Readers, logging and a larger `optim.epochs` may differ. The number of processes may differ if it makes the same
+    batch size over all processes, because the samples then come in the same order. Whether the places of data may
+    differ depends on the samples there: see `moved_data`.
     """
     return [
         f"{path}: the run in the folder has {before!r}, this one {now!r}."
-        for path, before, now in differences(_with_global_batches(old), _with_global_batches(new))
-        if not is_free(path) and not (path == "optim.epochs" and _at_least(now, before))
+        for path, before, now in decisive_differences(old, new)
+        if not (path == "optim.epochs" and _at_least(now, before))
     ]
+
+
+def decisive_differences(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Return (key, old value, new value) for each difference that may change what is learned, places of data aside."""
+    return [
+        (path, before, now)
+        for path, before, now in differences(_with_global_batches(old), _with_global_batches(new))
+        if not is_free(path)
+    ]
+
+
+def moved_data(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, str, Any, Any]]:
+    """Return (data set, key, old value, new value) for each place of data that differs."""
+    return [
+        (path.split(".")[1], path, before, now)
+        for path, before, now in differences(old, new)
+        if _matches(path, _PLACES)
+    ]
+
+
+def has_place(config: Any) -> bool:
+    """Return whether the configuration of a data set says where its data are."""
+    return isinstance(config, dict) and any(
+        key in ("root", "path") or has_place(value) for key, value in config.items()
+    )
 
 
 def differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -218,10 +267,15 @@ def _at_least(new: Any, old: Any) -> bool:
 
 
 def is_free(path: str) -> bool:
-    """Return whether a key may change when a run is resumed."""
-    return any(_FREE_PATTERNS[pattern].fullmatch(path) for pattern in _FREE)
+    """Return whether a key may change when a run is resumed. Places of data may, if the same samples are there."""
+    return _matches(path, _PLACES) or (_matches(path, _FREE) and not _matches(path, _DECISIVE))
 
 
-_FREE_PATTERNS = {
-    pattern: re.compile(re.escape(pattern).replace(r"\*\*", ".+").replace(r"\*", "[^.]+")) for pattern in _FREE
+def _matches(path: str, patterns: Iterable[str]) -> bool:
+    return any(_PATTERNS[pattern].fullmatch(path) for pattern in patterns)
+
+
+_PATTERNS = {
+    pattern: re.compile(re.escape(pattern).replace(r"\*\*", ".+").replace(r"\*", "[^.]+"))
+    for pattern in (*_FREE, *_DECISIVE, *_PLACES)
 }

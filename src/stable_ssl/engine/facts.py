@@ -1,0 +1,251 @@
+"""The facts in a checkpoint's `meta.json`, which say whether a run may go on from it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import with_defaults
+from ..data.identity import identify
+from ..exceptions import ConfigError
+from ..runtime.behaviour import behaviour, behaviour_problems
+from ..runtime.checkpoint import CheckpointStore
+from ..runtime.environment import environment
+from ..runtime.folder import config_differences, has_place, how_to_branch, moved_data, read_config
+from .parts import Model, Part
+
+log = logging.getLogger("stable_ssl")
+
+Difference = tuple[str, Any, Any]  # what differs, its value in the checkpoint, its value now
+
+
+def what_is_held(store: CheckpointStore, run: Path) -> dict[str, Any] | None:
+    """Return what a run's newest checkpoint says: `config`, `behaviours` and `progress`. None if there is none."""
+    if store.is_empty():
+        return None
+    meta, written = store.newest_meta(), read_config(run) or {}
+    return {
+        "config": meta.get("config") or written.get("trainer"),  # early checkpoints do not hold it
+        "behaviours": [found.get("behaviour", 1) for found in (meta, written)],
+        "progress": meta.get("progress", {}),
+    }
+
+
+def check_held(path: Path, held: Mapping[str, Any], config: dict[str, Any]) -> None:
+    """Refuse a folder that holds a run of another behaviour or configuration.
+
+    Parameters
+    ----------
+    path
+        The folder.
+    held
+        What `what_is_held` returned.
+    config
+        The configuration of this run.
+    """
+    if problems := behaviour_problems(held["behaviours"]):
+        what = f"'{path}' holds a run of another behaviour; nothing was done."
+        raise ConfigError([what, *problems, how_to_branch(path)])
+    if held["config"] and (differences := config_differences(with_defaults(held["config"]), config)):
+        what = f"'{path}' holds a run with another configuration; nothing was done."
+        raise ConfigError([what, *differences, how_to_branch(path)])
+
+
+def machine_facts(device: torch.device, num_processes: int) -> dict[str, Any]:
+    """Return the facts about the machine, which decide the last bits of results."""
+    world = {"size": num_processes, "device": str(device), "threads": torch.get_num_threads()}
+    return {"world": world, "environment": environment(device)}
+
+
+def constant_facts(
+    config: dict[str, Any], parts: Mapping[str, Part], model: Model, loaders: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the facts that are the same in every checkpoint of a run.
+
+    Parameters
+    ----------
+    config
+        The configuration.
+    parts, model
+        What a checkpoint holds, as it was built.
+    loaders
+        The data sets, by name.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    optimizers = {name: part.object for name, part in parts.items() if isinstance(part.object, torch.optim.Optimizer)}
+    return {
+        "config": config,
+        "behaviour": behaviour(),
+        "sets": {name: identify(loaders[name]) for name, set_ in config.get("data", {}).items() if has_place(set_)},
+        "optimizers": {name: describe_optimizer(optimizer, names) for name, optimizer in optimizers.items()},
+    }
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """The facts about the training data that a resumed run must share.
+
+    The configuration does not show them if the loader is a live object.
+
+    Parameters
+    ----------
+    batches_per_epoch
+        Mini-batches per epoch, on each process.
+    global_batch
+        Samples per mini-batch over all processes; None if the loader has no `batch_size`.
+    views
+        The declared views, as text; None if there are none.
+    """
+
+    batches_per_epoch: int
+    global_batch: int | None
+    views: str | None
+
+    @classmethod
+    def of(cls, loader: Any, num_batches: int, num_processes: int) -> DataFacts:
+        """Return the facts about a loader that gives a process so many mini-batches per epoch."""
+        batch_size, views = getattr(loader, "batch_size", None), getattr(loader, "views", None)
+        return cls(num_batches, batch_size and batch_size * num_processes, views and repr(views))
+
+    def known(self, before: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the facts in a checkpoint, `before`; those that it lacks are as here."""
+        # Checkpoints of the first versions have words as keys.
+        now = asdict(self)
+        return {key: before.get(key, before.get(word, now[key])) for key, word in _WORDS.items()}
+
+    def differences(self, before: Mapping[str, Any]) -> list[Difference]:
+        """Return the facts that differ from `before`, the facts in a checkpoint."""
+        known = self.known(before)
+        return [
+            (f"data.train: {_WORDS[key]}", known[key], value)
+            for key, value in asdict(self).items()
+            if known[key] != value
+        ]
+
+
+_WORDS = {
+    "batches_per_epoch": "mini-batches an epoch",
+    "global_batch": "samples a mini-batch, over all processes",
+    "views": "views",
+}
+
+
+def check_facts(path: Path, meta: Mapping[str, Any], now: Mapping[str, Any], data: DataFacts | None, run: Path) -> None:
+    """Check that a run may go on from a checkpoint of its folder, as far as its configuration can't tell.
+
+    Parameters
+    ----------
+    path, meta
+        The checkpoint's folder, and its `meta.json` with the `config` of the run.
+    now
+        What `constant_facts` returned in this run.
+    data
+        The facts about the training data; None if the run does not train.
+    run
+        The run's folder.
+
+    Raises
+    ------
+    ConfigError
+        The checkpoint is of other data, or of another optimizer.
+    """
+    found = data.differences(meta.get("data") or {}) if data else []
+    found += optimizer_differences(meta, now)
+    changes = [f"{what}: the run in the folder has {old}, this one {new}." for what, old, new in found]
+    changes += _moved_changes(meta, now)
+    if changes:
+        what = f"'{path}' is of a run with other data or another optimizer; nothing was done."
+        raise ConfigError([what, *changes, how_to_branch(run)])
+
+
+def _moved_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """Yield one sentence for each place of data that changed, unless the same samples are at the new place."""
+    for name, path, old, new in moved_data(before["config"] or {}, now["config"]):
+        known, found = before.get("sets", {}).get(name), now["sets"].get(name)
+        if "sets" not in before:
+            log.warning(
+                "%s: the run in the folder has %r, this one %r. Its checkpoint is an early one and can't tell the "
+                "samples: see that they are the same.",
+                path,
+                old,
+                new,
+            )
+        elif not (known and known == found and known["digest"]):
+            yield (
+                f"{path}: the run in the folder has {old!r}, this one {new!r}, and the samples are not known to be the "
+                f"same: there were {_in_words(known)}, and are {_in_words(found)}."
+            )
+
+
+def _in_words(known: Mapping[str, Any] | None) -> str:
+    return f"{known['samples']} with digest {str(known['digest'])[:8]}" if known else "an unknown number"
+
+
+def describe_optimizer(optimizer: Any, names: Mapping[int, str]) -> dict[str, Any]:
+    """Return the facts about an optimizer that was just built, for `meta.json`.
+
+    Parameters
+    ----------
+    optimizer
+        The optimizer.
+    names
+        The names of parameters, by their `id`.
+
+    Returns
+    -------
+    dict
+        `class`, and `groups`: for each group the names of its `parameters`, and its `options`. The rate is the one
+        before any schedule.
+    """
+    groups = []
+    for group in optimizer.param_groups:
+        options = {key: _as_json(value) for key, value in group.items() if key not in ("params", "initial_lr")}
+        if "initial_lr" in group:
+            options["lr"] = _as_json(group["initial_lr"])
+        known = {key: value for key, value in options.items() if value is not _UNKNOWN}
+        groups.append({"parameters": [names.get(id(p), "") for p in group["params"]], "options": known})
+    return {"class": type(optimizer).__qualname__, "groups": groups}
+
+
+def optimizer_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
+    """Return the differences between the optimizers of a checkpoint and of this run.
+
+    Options that only one of them has are left out, because another version of torch may have more.
+
+    Parameters
+    ----------
+    before, now
+        The `meta.json` of a checkpoint, and the facts of this run: both may have `optimizers`.
+    """
+    found: list[Difference] = []
+    for name, new in now["optimizers"].items():
+        old = (before.get("optimizers") or {}).get(name, new)
+        if old["class"] != new["class"]:
+            found.append((f"{name}: its class", old["class"], new["class"]))
+            continue
+        for number, groups in enumerate(zip(old["groups"], new["groups"], strict=False)):
+            known, options = (group["options"] for group in groups)
+            found += [
+                (f"{name}: {key} of group {number}", known[key], value)
+                for key, value in options.items()
+                if key in known and known[key] != value
+            ]
+    return found
+
+
+_UNKNOWN = object()
+
+
+def _as_json(value: Any) -> Any:
+    """Return a number, text or tuple of them as JSON holds it; `_UNKNOWN` for anything else."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return value.item()
+    if isinstance(value, tuple | list) and all(isinstance(item, bool | int | float) for item in value):
+        return list(value)
+    return value if value is None or isinstance(value, bool | int | float | str) else _UNKNOWN

@@ -1,0 +1,32 @@
+"""The behaviour of this version: a number that rises when a default or the meaning of a setting changes.
+
+A run that was begun under one behaviour can't go on under another, because it would be half of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+# What changed with each behaviour. A folder that names none is of the first. Whoever adds one adds a small run folder
+# of the behaviour before it to tests/data, too.
+CHANGES: dict[int, str] = {1: "This is the first behaviour."}
+
+
+def behaviour() -> int:
+    """Return the behaviour of this version."""
+    return max(CHANGES)
+
+
+def behaviour_problems(found: Iterable[int]) -> list[str]:
+    """Return why runs of these behaviours can't go on here: one sentence per change; empty if they can."""
+    now = behaviour()
+    others = {number for number in found if number != now}
+    if not others:
+        return []
+    first = min(others)
+    if max(others) > now:
+        return [
+            f"It has behaviour {max(others)}, and this version of stable-ssl knows {now} at most; update stable-ssl."
+        ]
+    changed = [f"Behaviour {number}: {CHANGES[number]}" for number in sorted(CHANGES) if number > first]
+    return [f"It has behaviour {first}, and this version of stable-ssl has behaviour {now}.", *changed]
