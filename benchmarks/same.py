@@ -4,7 +4,8 @@
 
 REF is a commit. It is checked out into a worktree of its own, and every run below is made twice, by REF's source and by
 the source beside this script. Weights, optimizer state, queues and all else that a checkpoint holds, the views of each
-step, and `metrics.jsonl` (without `perf/`) must be equal to the bit. No digest is stored: both trees compute on the
+step, and `metrics.jsonl` (without `perf/`) must be equal to the bit. Sections that REF's checkpoints lack have nothing to
+be compared with; they are named. No digest is stored: both trees compute on the
 machine, and with the libraries, at hand. Exit status 1 if anything differs.
 
 The runs are SimCLR, DINO, MAE, I-JEPA and SwAV on scikit-learn's digits, for 20 optimizer steps in 2 epochs, with
@@ -299,6 +300,17 @@ def outcome(run: Path) -> dict[str, Any]:
     return found
 
 
+def _take_added_sections(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
+    """Remove from later checkpoints the sections that earlier ones lack, and return their names."""
+    added = set()
+    for name in before.keys() & after.keys():
+        if name.startswith("step_"):
+            new = after[name].keys() - before[name].keys()
+            added |= new
+            after[name] = {key: value for key, value in after[name].items() if key not in new}
+    return added
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ref", help="the commit to compare with")
@@ -337,10 +349,12 @@ def main() -> int:
         num_different = 0
         for name in names:
             before, after = (outcome(folder / side / name) for side in sides)
+            added = _take_added_sections(before, after)
             found = list(differences(before, after, ""))
             num_different += bool(found)
             num_steps = max(state["progress"]["global_step"] for key, state in after.items() if key.startswith("step_"))
             what = f"{num_steps} steps, {sum(key.startswith('step_') for key in after)} checkpoints"
+            what += f"; new in checkpoints: {', '.join(sorted(added))}" if added else ""
             print(f"{'same' if not found else 'DIFFERENT':10} {name} ({what})")
             for place in found[:8]:
                 print(f"    {place.lstrip('.')}")
