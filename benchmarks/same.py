@@ -2,11 +2,11 @@
 
     python benchmarks/same.py REF [--only simclr mae] [--keep FOLDER]
 
-REF is a commit. It is checked out into a worktree of its own, and every run below is made twice, by REF's source and by
-the source beside this script. Weights, optimizer state, queues and all else that a checkpoint holds, the views of each
-step, and `metrics.jsonl` (without `perf/`) must be equal to the bit. Sections that REF's checkpoints lack have nothing to
-be compared with; they are named. No digest is stored: both trees compute on the
-machine, and with the libraries, at hand. Exit status 1 if anything differs.
+REF is a commit. It is checked out into a worktree of its own, and every run below is made twice, by REF's source and
+by the source beside this script. Weights, optimizer state, queues and all else that a checkpoint holds, the views of
+each step, and `metrics.jsonl` (without `perf/`) must be equal to the bit. Sections that REF's checkpoints lack are
+named and not compared. No digest is stored: both trees compute on the same machine, with the same libraries. Exit
+status 1 if anything differs.
 
 The runs are SimCLR, DINO, MAE, I-JEPA and SwAV on scikit-learn's digits, for 20 optimizer steps in 2 epochs, with
 probes, RankMe, an accuracy and the nearest neighbours. Each is made three times: by one process; by one process that
