@@ -20,10 +20,11 @@ PATH = SOURCE.parent.parent / "docs" / "architecture.svg"
 # Several files that are drawn as one room.
 GROUPS = {"configuration": ("compose", "config", "nodes", "arguments", "fields", "signatures")}
 # These would only add arrows from everywhere, or have none.
-LEFT_OUT = ("__init__", "__main__", "exceptions", "utils", "recipes")
+LEFT_OUT = ("__init__", "__main__", "exceptions", "utils", "recipes", "messages")
 # Per room: its first and its last column, and what is in it.
 ROOMS = {
     "cli": (1.5, 1.5, "a file per command"),
+    "api": (1.5, 1.5, "load, branch"),
     "instantiate": (1.5, 1.5, "YAML becomes a trainer"),
     "trainers": (3, 3, "a file per family"),
     "base": (1.5, 1.5, "BaseTrainer:", "a run from top to bottom"),
