@@ -49,6 +49,7 @@ def test_all_corrupt_files_are_named_at_once(folder, options):
     for index, line in zip((0, 5, 7), lines, strict=False):
         assert line.startswith(f"data.train: sample {index} ('{folder}/cat/{index}.png') can't be read: OSError")
     assert "unreadable: skip" in lines[3]
+    assert "stable-ssl branch" in lines[3]
 
 
 @pytest.mark.parametrize("options", [{}, {"held": False, "num_workers": 2}, {"views": [np.asarray]}])

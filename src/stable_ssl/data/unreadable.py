@@ -63,7 +63,8 @@ def name_all(error: UnreadableError, dataset: Any, name: str, options: dict[str,
     looked_at = f"All {tried}" if tried == len(dataset) else f"The first {tried} of {len(dataset)}"
     return DataError(
         f"{described(found)}\n{looked_at} samples were tried, and {len(found)} can't be read. Remove or replace them, "
-        f"or set unreadable: skip in the Loader of data.{name}, which leaves them out."
+        f"or set unreadable: skip in the Loader of data.{name}, which leaves them out. A run that has a "
+        "checkpoint goes on with such a change by `stable-ssl branch`, or branch_from in a script."
     )
 
 
