@@ -206,7 +206,7 @@ def test_an_error_in_compute_loss_says_what_the_batch_was(make_toy):
 
     with pytest.raises(TypeError) as caught:
         make_toy(Wrong)()
-    assert "batch 0 of epoch 0: [float32 (8, 8), int64 (8,)]" in caught.value.__notes__[0]
+    assert "batch 0 of epoch 1: [float32 (8, 8), int64 (8,)]" in caught.value.__notes__[0]
 
 
 def breaking(exception, hook, epoch=0, batch_idx=1):
@@ -302,7 +302,7 @@ class Steps:
 
 def test_what_gives_batches_only_once_is_found_out(make_toy):
     batches = ((torch.randn(8, 8), torch.zeros(8, dtype=torch.long)) for _ in range(3))
-    with pytest.raises(DataError, match="gave no batch in epoch 1"):
+    with pytest.raises(DataError, match="gave no batch in epoch 2"):
         make_toy(data={"train": batches}, max_steps=3)()
 
 

@@ -35,8 +35,9 @@ class BaseTrainer(nn.Module):
         after_fit            (evaluates)
 
     Without a set named `train`, the run only evaluates. Raise `BreakStep` in a step hook, `BreakEpoch` there or in
-    `before_fit_epoch`, `BreakAllEpochs` in any hook. One process is enough, except in `compute_loss`, `after_fit` and
-    evaluation steps: there every process must raise it. An overridden hook need not call the one of this class.
+    `before_fit_epoch`, `BreakAllEpochs` in any hook. One process is enough, except in `compute_loss`,
+    `side_losses`, `after_fit` and evaluation steps: there every process must raise it. An overridden hook need not call
+    the one of this class, except `after_fit`, which evaluates.
 
     Parameters
     ----------

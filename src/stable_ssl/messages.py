@@ -48,7 +48,7 @@ MESSAGES: dict[str, list[Message]] = {
         Message(
             "'…' holds a run of another behaviour; nothing was done.",
             "Another version of the library began the run. A default or the meaning of a setting has changed since.",
-            "Begin a branch, or go on with the version that began the run.",
+            "Begin a branch, or go on with the version that began the run. If that one is newer, update stable-ssl.",
         ),
         Message(
             "branch_from: '…' holds another run; nothing was done.",
@@ -146,8 +146,8 @@ MESSAGES: dict[str, list[Message]] = {
         Message(
             "Memory ran out at step …: …. Lower ….",
             "The device or the machine has too little memory for the batch. The message has the figures.",
-            "Begin a branch with a smaller batch and as many more accumulated mini-batches, or with "
-            "`hardware.precision=bf16`.",
+            "Use a smaller batch and as many more accumulated mini-batches, or `hardware.precision=bf16`: in a branch, "
+            "or by starting the run again if it has no checkpoint yet.",
         ),
         Message(
             "Stopping … because of ….",
@@ -156,9 +156,10 @@ MESSAGES: dict[str, list[Message]] = {
         ),
         Message(
             "Training was stopped at step …. …",
-            "A hook raised `BreakAllEpochs`, or `logger.best.patience` ran out. State and final weights are saved.",
-            "Nothing needs to be done. A larger `optim.epochs` goes on; after `patience`, until the next evaluation "
-            "that is no better, so begin a branch with more patience.",
+            "A hook raised `BreakAllEpochs`, or `logger.best.patience` ran out. The state is saved, and the final "
+            "weights if `logger.save_final_model` is set.",
+            "Nothing needs to be done. To train on, start the run again with a larger `optim.epochs`. If `patience` "
+            "ran out, the next evaluation that is no better would end it again: begin a branch with more patience.",
         ),
     ],
     "A run goes on, with a warning": [

@@ -168,7 +168,7 @@ def test_a_branch_is_begun_once_in_a_folder_of_its_own(make):
     change = {"grad_max_norm": 1.0}
     for folder, where, options, words in [
         ("parent", parent.folder, {}, "is the folder of this run itself"),
-        ("new", "elsewhere", {}, "is no run that has a checkpoint"),
+        ("new", "elsewhere", {}, "has no checkpoints"),
         ("new", {"run": parent.folder, "step": 99}, {}, r"no checkpoint of step 99; .* there are: \[1, 2, 3,"),
         ("new", {"run": parent.folder, "stp": 9}, {}, "branch_from.stp: unknown key. Did you mean 'step'"),
         ("new", parent.folder, {}, r"optim.epochs: 4, but the branch would begin after epoch 4"),

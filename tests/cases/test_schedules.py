@@ -137,11 +137,11 @@ def test_a_rate_of_0_for_a_whole_epoch_is_a_warning(make_toy, tmp_path):
         return log.read_text() if log.exists() else ""
 
     ended = said("ended", functools.partial(torchs.PolynomialLR, total_iters=6))
-    assert ended.count("The learning rate was 0 in every step of epoch 2, in 1 of 1 groups of parameters") == 1
-    assert "epoch 3" not in ended
+    assert ended.count("The learning rate was 0 in every step of epoch 3, in 1 of 1 groups of parameters") == 1
+    assert "epoch 4" not in ended
     within = functools.partial(torchs.LambdaLR, lr_lambda=lambda step: float(step % 3 == 1))
     assert "rate was 0" not in said("within", within)
     groups = {"backbone.4.*": {"schedule": "none"}}
-    assert "epoch 2, in 1 of 2 groups" in said(
+    assert "epoch 3, in 1 of 2 groups" in said(
         "one", functools.partial(torchs.PolynomialLR, total_iters=6), groups=groups
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..compose import compose, importable, origin_of
 from ..exceptions import ConfigError
-from ..runtime.status import read_status
+from ..runtime.status import COMPLETE, read_status
 from . import slurm
 from .run import Run
 
@@ -70,7 +70,7 @@ def newest_unfinished(runs: Path) -> Path:
     found, going_on = [], []
     for path in runs.glob("*/status.json"):
         status = read_status(path.parent)
-        if status.get("status") in (None, "finished", "stopped"):
+        if status.get("status") in (None, *COMPLETE):
             continue
         if is_going_on(path.parent):
             going_on.append(path.parent)

@@ -20,10 +20,10 @@ from typing import Any
 from ..compose import RECIPES, SEARCH_PATH, arithmetic, composer, hydra_folder, is_hydras, resolved
 from ..exceptions import ConfigError
 from ..runtime.folder import is_free
-from ..runtime.status import read_status
+from ..runtime.preemption import TIME_LIMIT_STATUS
+from ..runtime.status import COMPLETE, read_status
 from .run import Run
 
-TIME_LIMIT = 75  # exit status of a run that reached its time limit
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 _LONGEST_NAME = 150
 
@@ -117,7 +117,7 @@ class Sweep:
         """
         ours = [point for point in self.points if self._is_ours and point.folder.is_relative_to(self._folder)]
         found = {point.name: read_status(point.folder).get("status") for point in ours}
-        done = {name: status for name, status in found.items() if status in ("finished", "stopped")}
+        done = {name: status for name, status in found.items() if status in COMPLETE}
         for point in self.points:
             if point.name in done:
                 print(f"{point.name}: {done[point.name]} already, in '{point.folder}'.")
@@ -139,12 +139,12 @@ class Sweep:
         failed = [(point, status) for point, status in zip(left, statuses, strict=True) if status]
         print(f"sweep: {len(self.points) - len(failed)} of {len(self.points)} points are finished.")
         for point, status in failed:
-            reached = "reached its time limit" if status == TIME_LIMIT else f"failed with status {status}"
+            reached = "reached its time limit" if status == TIME_LIMIT_STATUS else f"failed with status {status}"
             print(f"    {point.name}: {reached}; look into '{point.folder}'.")
         if failed:
             print("The same command goes on with what is not finished.")
         ends = {status for _, status in failed}
-        return TIME_LIMIT if ends == {TIME_LIMIT} else int(bool(ends))
+        return TIME_LIMIT_STATUS if ends == {TIME_LIMIT_STATUS} else int(bool(ends))
 
     # Here -------------------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Finds what has a method, such as `set_random_seed`, wherever it hides: in attributes, lists and functions."""
+"""Finds objects with a method such as `set_random_seed`, and random generators: in attributes, lists and functions."""
 
 from __future__ import annotations
 
@@ -55,7 +55,13 @@ def search(root: Any, method: str, name: str = "dataset") -> Iterator[tuple[str,
         if isinstance(part, _LEAVES) or part is None or id(part) in seen or any(part is known for known in _SEEDED):
             continue
         if len(seen) == MOST_PARTS:
-            log.warning("The %s holds too many objects: %s is called of those that were found first.", name, method)
+            log.warning(
+                "The %s of a loader holds more than %d objects, so %s is called only on those that were found first. "
+                "Keep samples in arrays or long lists.",
+                name,
+                MOST_PARTS,
+                method,
+            )
             return
         seen[id(part)] = part  # kept, so that no other object gets its id
         is_found = has(part, method)
@@ -133,7 +139,7 @@ def _names(code: types.CodeType) -> list[str]:
 
 
 def find_seedable(dataset: Any) -> tuple[list[Any], list[str]]:
-    """Return what `set_random_seed` must be called of in turn, the last first, and the names of generators it misses.
+    """Return the objects to call `set_random_seed` on, the last first, and the names of generators that it misses.
 
     A pipeline seeds what it holds. Only what it leaves out, such as a pipeline in a function, is seeded by itself.
     """

@@ -102,9 +102,9 @@ class IterableLoader:
     A list or tuple of batches resumes exactly, and so does an iterable with `state_dict` and `load_state_dict`. Any
     other one is gone through from its beginning, which is exact only if it gives the same batches every time.
 
-    Before each epoch, `set_epoch(epoch)` is called of the iterable if it has it, else of what it holds, such as the
-    data set of a torch loader. That loader's workers then begin anew, because they hold copies. If two epochs begin
-    with equal batches, the log warns.
+    Before each epoch, `set_epoch(epoch)` is called on the iterable. If it lacks the method, it is called on what
+    the iterable holds, such as the data set of a torch loader. That loader's workers then begin anew, because they
+    hold copies. If two epochs begin with equal batches, the log warns.
 
     Parameters
     ----------

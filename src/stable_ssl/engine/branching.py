@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..config import with_defaults
 from ..exceptions import CheckpointError, ConfigError
-from ..runtime.behaviour import behaviour_problems
+from ..runtime.behaviour import behaviour, behaviour_problems
 from ..runtime.checkpoint import CheckpointStore
 from ..runtime.folder import RunFolder, decisive_differences, moved_data, read_config
 from .facts import DataFacts, Difference, optimizer_differences
@@ -54,7 +54,7 @@ class Branch:
     progress
         Where the branch begins: at the checkpoint, unless `begin` moves it to the next epoch.
     changes
-        One sentence per setting that is another one than in the parent.
+        One sentence per setting, fact about the data or behaviour that differs from the parent's.
     left_out
         One sentence for each thing that is not taken over.
 
@@ -66,18 +66,20 @@ class Branch:
 
     def __init__(self, run: Path, step: int | None, restarts_schedule: bool):
         if not (run / "checkpoints").is_dir():
-            raise ConfigError(f"branch_from: '{run}' is no run that has a checkpoint.")
+            raise ConfigError(f"branch_from: '{run}' has no checkpoints. Give the folder of a run that has some.")
         try:
             self.path, self.state, self.meta = CheckpointStore(run / "checkpoints").read(step)
         except CheckpointError as error:
             raise ConfigError(f"branch_from: {error}") from error
+        if (begun_under := self.meta.get("behaviour", 1)) > behaviour():
+            raise ConfigError([f"branch_from: '{run}' is of a newer version.", *behaviour_problems([begun_under])])
         self.run, self.restarts_schedule = run, restarts_schedule
         self.config: dict[str, Any] = with_defaults(
             self.meta.get("config") or (read_config(run) or {}).get("trainer", {})
         )
         self.progress = Progress()
         self.progress.go_to(self.state["progress"])
-        self.changes: list[str] = behaviour_problems([self.meta.get("behaviour", 1)])
+        self.changes: list[str] = behaviour_problems([begun_under])
         self.left_out: list[str] = []
         self._differences: list[Difference] = []
         self._other_options: list[Difference] = []
@@ -122,7 +124,7 @@ class Branch:
         if progress.epoch >= optim["epochs"]:
             raise ConfigError(
                 f"optim.epochs: {optim['epochs']}, but the branch would begin after epoch {progress.epoch}, so nothing "
-                "is left to train. Give more epochs, or the --step of an earlier checkpoint."
+                "is left to train. Give more epochs, or an earlier step (--step)."
             )
         steps = math.ceil(facts.batches_per_epoch / optim["accumulation_steps"])
         steps_before = math.ceil(before["batches_per_epoch"] / earlier.get("accumulation_steps", 1))
@@ -170,7 +172,7 @@ class Branch:
     def tell(self) -> None:
         """Log where the branch begins, what is changed, and what is not taken over."""
         progress = self.progress
-        log.info("A branch of '%s': on from step %d, in epoch %d.", self.path, progress.global_step, progress.epoch)
+        log.info("A branch of '%s': on from step %d, in epoch %d.", self.path, progress.global_step, progress.epoch + 1)
         for sentence in self.changes:
             log.info("%s", sentence)
         for sentence in self.left_out:

@@ -64,8 +64,8 @@ class Feed:
                 if batch_idx > 0:
                     return
                 raise DataError(
-                    f"data.train gave no batch in epoch {progress.epoch}. A source that can be read only once, such as "
-                    "a generator, makes no further epoch."
+                    f"data.train gave no batch in epoch {progress.epoch + 1}. A source that can be read only once, "
+                    "such as a generator, makes no further epoch."
                 )
             indices, batch = found
             now = clock()

@@ -46,9 +46,7 @@ def memory_explained(run: Any, hardware: Any, optim: Any) -> Iterator[None]:
         if hardware["precision"] == "fp32":
             remedies.append("set hardware.precision (fp32) to bf16")
         raise kind(
-            f"Memory ran out at step {run.progress.global_step}: {_in_use(run.device)}. "
-            f"Lower {', or '.join(remedies)}. "
-            f"`stable-ssl branch {run.folder.path}` goes on from the newest checkpoint with such a change."
+            f"Memory ran out at step {run.progress.global_step}: {_in_use(run.device)}. Lower {', or '.join(remedies)}."
         ) from error
 
 

@@ -175,16 +175,18 @@ def replay(schedule: Any, optimizer: torch.optim.Optimizer, steps: int, constant
     ConfigError
         It is shorter than that.
     """
+    calls = steps
     if isinstance(schedule, torch.optim.lr_scheduler.LambdaLR) and steps:
-        schedule.last_epoch, steps = steps - 1, 1  # the last step alone decides on the rates
+        schedule.last_epoch, calls = steps - 1, 1  # the last step alone decides on the rates
     with warnings.catch_warnings(), constant_rates(optimizer, constant):
         warnings.simplefilter("ignore")  # torch expects a step of the optimizer before each one of the schedule
         try:
-            for _ in range(steps):
+            for _ in range(calls):
                 schedule.step()
         except (TypeError, ValueError) as error:
             raise ConfigError(
-                f"optim.scheduler: it can't go on after {steps} steps: {error}. Begin it anew: restart_schedule."
+                f"optim.scheduler: it can't be moved to step {steps}: {error}. Take another schedule, or begin it anew "
+                "in a branch (--restart-schedule)."
             ) from error
 
 

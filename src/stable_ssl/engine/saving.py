@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..data.identity import identify
 from ..exceptions import CheckpointError, ConfigError, NanError
 from ..runtime.precision import all_finite, learned_values
+from ..runtime.status import COMPLETE
 from ..runtime.weights import read_header, save_weights
 from .branching import Branch, find_branch
 from .facts import DataFacts, check_facts, constant_facts, machine_facts, what_is_held
@@ -84,11 +85,10 @@ class Saver:
         self._schedule: Schedule | None = None
         self._saved: dict[str, Any] | None = None
         self._last_save = time.monotonic()
-        self._is_over = False
-        self._unwritten: list[str] = []  # final weights that are lost
+        self._is_over, self._unwritten = False, list[str]()  # final weights that are lost
 
     def lacks_values(self) -> bool:
-        """Return whether the modules have values that no checkpoint gives them."""
+        """Return whether the modules need first values, because no checkpoint has all of them."""
         return not self._branch.has_all(self._model) if self._branch else self.held is None
 
     def schedule_begin(self, optim: Any, loader: Any) -> float:
@@ -293,11 +293,12 @@ class Saver:
         self._ranks.from_main(self._run.own_folder)
         self.log_position, self._saved = state["log_position"], state["progress"]
         status = self._ranks.from_main(lambda: self._run.folder.status)
-        if status.get("status") in ("finished", "stopped") and status["progress"] == state["progress"]:
+        if status.get("status") in COMPLETE and status["progress"] == state["progress"]:
             self._run.is_finished = num_epochs <= status.get("epochs", self._progress.epoch)
             self.log_position = None
         if not self._run.is_finished:
-            log.info("Going on from '%s': step %d, epoch %d.", path, self._progress.global_step, self._progress.epoch)
+            at = self._progress
+            log.info("Going on from '%s': step %d, epoch %d.", path, at.global_step, at.epoch + 1)
 
     def _begin_branch(self, branch: Branch) -> None:
         """Take over what fits of the parent's checkpoint, and write the first checkpoint of this run."""
@@ -335,7 +336,7 @@ class Saver:
             self._unwritten = ["the final weights"]
 
     def stop(self) -> None:
-        """End the run before its last epoch: save the state of the last optimizer step, and the final weights.
+        """End the run before its last epoch: save the state of the last optimizer step, and what `finish` writes.
 
         A run that goes on later begins behind what it has done: with the next group of mini-batches, or with the next
         epoch if this one's training is over.

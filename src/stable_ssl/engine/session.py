@@ -23,7 +23,7 @@ from ..runtime.folder import RunFolder, how_to_branch
 from ..runtime.precision import Precision, resolve_precision
 from ..runtime.preemption import StopRequest
 from ..runtime.seeding import Stream, seed_generators
-from ..runtime.status import StatusFile
+from ..runtime.status import COMPLETE, StatusFile
 from .agreement import join
 from .facts import check_held
 from .memory import memory_explained
@@ -114,7 +114,7 @@ class Session:
     def _end_set_up(self, status: str, sentence: str | None) -> None:
         """Write the status of a set-up that failed, beside the progress of the run in the folder."""
         earlier: dict[str, Any] = self.folder.status
-        if self.owns_folder and earlier.get("status") not in ("finished", "stopped"):
+        if self.owns_folder and earlier.get("status") not in COMPLETE:
             known: dict[str, Any] = {key: earlier[key] for key in ("progress", "epochs", "metrics") if key in earlier}
             self.status.end(status, {**self._facts(), **known}, sentence)
 
@@ -298,18 +298,18 @@ class Session:
         """Close everything, the last first; each although another one failed. A run whose end is lost has failed."""
         try:
             with ExitStack() as last:
-                if self._log and status in ("finished", "stopped"):
+                if self._log and status in COMPLETE:
                     last.callback(self._log.position)
                 for part in parts:
                     last.callback(part.close)
         except BaseException as error:
-            if status in ("finished", "stopped"):
+            if status in COMPLETE:
                 status, sentence = _outcome(error)
                 log.error("The run failed at its end: %s", sentence)
             self.ranks.fail(error)
             raise
         finally:
-            self.is_finished = status in ("finished", "stopped")
+            self.is_finished = status in COMPLETE
             self.has_ended = not self.is_finished
             with ExitStack() as last:
                 last.callback(self.let_go)
@@ -375,7 +375,7 @@ class Session:
         except Exception as error:
             owner = type(getattr(compute, "__self__", None)).__name__
             error.add_note(
-                f"While {owner}.{compute.__name__}() used batch {batch_idx} of epoch {self.progress.epoch}: "
+                f"While {owner}.{compute.__name__}() used batch {batch_idx} of epoch {self.progress.epoch + 1}: "
                 f"{describe_batch(batch)}."
             )
             raise

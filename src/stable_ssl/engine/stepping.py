@@ -288,7 +288,7 @@ class Stepper:
             log.warning(
                 "The learning rate was 0 in every step of epoch %d, in %d of %d groups of parameters: they were not "
                 "trained. If optim.scheduler ends too early, go on with another one by stable-ssl branch.",
-                self._progress.epoch,
+                self._progress.epoch + 1,
                 len(self._without_rate),
                 len(self._optimizer.param_groups),
             )

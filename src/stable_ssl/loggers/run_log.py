@@ -25,7 +25,7 @@ class RunLog:
     folder
         The run's folder.
     options
-        A mapping with the keys `level`, `metric`, `wandb` and `tensorboard` of the `logger` configuration.
+        The run's `LoggerConfig`, with metrics and monitors built.
     num_epochs
         Number of epochs of the whole run.
     config
@@ -55,7 +55,9 @@ class RunLog:
         rank: int = 0,
     ):
         self.console = Console(folder, options["level"], num_epochs, rank)
-        self.summary = Summary(options["metric"])
+        metrics, monitors = options["metric"], options["monitor"]
+        watched = {name: {**metrics.get(name, {}), **monitors.get(name, {})} for name in {*metrics, *monitors}}
+        self.summary = Summary(watched, options["best"])
         self._file = None
         self._trackers: list[Tracker] = []
         if rank > 0:

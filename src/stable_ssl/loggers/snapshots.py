@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import re
 import zipfile
 import zlib
@@ -14,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from ..runtime.files import whole_file
 
 log = logging.getLogger("stable_ssl")
 
@@ -48,7 +49,7 @@ class Snapshots:
     def write(self, number: int, step: int) -> None:
         """Write what was added, for the evaluation after `number` epochs and `step` optimizer steps.
 
-        A file that can't be written is a warning.
+        If the file can't be written, an error is logged, and the run goes on.
         """
         if self._place != (number, step):
             self._place, self._content = (number, step), {}
@@ -61,7 +62,8 @@ class Snapshots:
             self._folder.mkdir(exist_ok=True)
             data = self._packed({_STEP: np.array(step), **self._content})
             self._make_room(path, MAX_BYTES - len(data))
-            _replace(path, data)
+            with whole_file(path) as part:
+                part.write_bytes(data)
         except OSError as error:
             log.error("'%s' could not be written: %s", path, error)
 
@@ -118,13 +120,3 @@ def _files(folder: Path) -> list[Path]:
     """Return the files of a folder, the oldest first."""
     numbered = ((re.fullmatch(r"epoch_(\d+)\.npz", path.name), path) for path in folder.glob("epoch_*.npz"))
     return [path for _, path in sorted((int(found[1]), path) for found, path in numbered if found)]
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write a file completely or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    with open(part, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)

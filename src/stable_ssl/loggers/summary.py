@@ -10,13 +10,16 @@ from typing import Any
 class Summary:
     """Keeps the last and the best value that each name had in the records of a run.
 
-    The best value of a metric is the smallest if torchmetrics says so of it (`higher_is_better`), or if the name has
-    "loss" or "error" in it. Else it is the largest. Values under `perf/` are left out.
+    The best value of a metric is the smallest if torchmetrics says so of it (`higher_is_better`), or if the name
+    has "loss" or "error" in it. Else it is the largest. `logger.best.mode` decides for the value that it names.
+    Values under `perf/` are left out.
 
     Parameters
     ----------
     metrics
-        The metrics of each set: `{set: {name: metric}}`.
+        The metrics and monitors of each set: `{set: {name: metric or monitor}}`.
+    best
+        `logger.best` as a dict, or None.
 
     Examples
     --------
@@ -27,8 +30,8 @@ class Summary:
     {'train/loss': {'last': 0.7, 'best': 0.5}, 'test/accuracy': {'last': 0.8, 'best': 0.9}}
     """
 
-    def __init__(self, metrics: Mapping[str, Mapping[str, Any]]):
-        self._metrics = metrics
+    def __init__(self, metrics: Mapping[str, Mapping[str, Any]], best: Mapping[str, Any] | None = None):
+        self._metrics, self._named = metrics, best or {}
         self._last: dict[str, float] = {}
         self._best: dict[str, float] = {}
         self._signs: dict[str, int] = {}
@@ -54,6 +57,8 @@ class Summary:
         set_name, slash, metric = name.partition("/")
         if not slash or set_name == "perf":
             return 0
+        if name == self._named.get("metric") and self._named["mode"]:
+            return 1 if self._named["mode"] == "max" else -1
         is_larger_better = getattr(self._metrics.get(set_name, {}).get(metric), "higher_is_better", None)
         if is_larger_better is None:
             is_larger_better = "loss" not in metric and "error" not in metric

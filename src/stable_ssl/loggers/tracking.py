@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..runtime.status import COMPLETE
 from .media import Histogram, Image, Media
 
 log = logging.getLogger("stable_ssl")
@@ -268,7 +269,7 @@ class WandbTracker:
         """End the run. W&B shows a preempted run as preempted, and a failed one as failed."""
         if status == "preempted":
             self._run.mark_preempting()
-        self._run.finish(exit_code=0 if status in ("finished", "stopped") else 1)
+        self._run.finish(exit_code=0 if status in COMPLETE else 1)
 
 
 class TensorBoardTracker:

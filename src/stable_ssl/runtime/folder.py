@@ -42,8 +42,8 @@ _FREE = (
     "data.*.timeout",
     "data.*.multiprocessing_context",
 )
-# Exceptions from these: they decide where a run ends.
-_DECISIVE = ("logger.best", "logger.best.**", "logger.on_collapse")
+# An exception from these: `logger.best` decides where a run ends.
+_DECISIVE = ("logger.best", "logger.best.**")
 # The keys that may change if the same samples are at the new place.
 _PLACES = ("data.**.root", "data.**.path")
 
@@ -51,7 +51,7 @@ _PLACES = ("data.**.root", "data.**.path")
 class RunFolder:
     """A run's folder, created if needed and locked, so that one run at a time writes to it.
 
-    Rank 0 holds the lock. The other ranks get pickled copies of this object, which have no lock and write no status.
+    Rank 0 holds the lock. The other ranks get pickled copies of this object, which have no lock.
 
     Parameters
     ----------

@@ -21,6 +21,7 @@ from .files import whole_file
 log = logging.getLogger("stable_ssl")
 
 FORMAT = 1
+COMPLETE = ("finished", "stopped")  # nothing is left to do
 SECONDS_BETWEEN_BEATS = 30.0
 SECONDS_UNTIL_STALE = 180.0
 _LONGEST_ERROR = 2000  # letters
