@@ -206,3 +206,14 @@ def test_points_of_a_launcher_of_hydra_do_not_stop_each_other(project):
     assert again.returncode == 0, again.stderr
     assert "breaks=0: finished already" in again.stdout
     assert "sweep: 2 of 2 points are finished." in again.stdout
+
+
+def test_values_that_a_file_lists_are_swept_too_and_other_sweepers_are_refused(project):
+    file = project / "configs" / "mine.yaml"
+    file.write_text(f"hydra: {{sweeper: {{params: {{hardware.seed: '1,2', optim.epochs: '3,4'}}}}}}\n{CONFIG}")
+    found = Sweep(file.parent, "mine", ["optim.epochs=5,6"]).points
+    assert [point.name for point in found] == [f"hardware.seed={s},optim.epochs={e}" for s in (1, 2) for e in (5, 6)]
+    assert [point.config["trainer"]["hardware"]["seed"] for point in found] == [1, 1, 2, 2]
+    file.write_text(f"hydra: {{sweeper: {{_target_: somewhere.Optuna}}}}\n{CONFIG}")
+    with pytest.raises(ConfigError, match=r"hydra/sweeper: somewhere.Optuna can't be used"):
+        Sweep(file.parent, "mine", ["optim.epochs=5,6"])

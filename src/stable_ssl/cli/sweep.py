@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,9 @@ class Sweep:
         self._of_hydra = [text for text in overrides if is_hydras(text)]
         with composer(folder, name, is_sweep=True) as (composed, complete):
             complete(overrides)  # checks them
-            varying, fixed = _parsed([text for text in overrides if not is_hydras(text)])
+            given = [text for text in overrides if not is_hydras(text)]
+            sweeper = composed(complete([*self._of_hydra, *_parsed(given)[1]])).hydra.sweeper
+            varying, fixed = _parsed([*_of_file(sweeper, given), *given])
             base = composed(complete([*self._of_hydra, *fixed]))
             self._hydra = base.hydra
             self._folder, self._is_ours = self._choose_folder(base)
@@ -199,6 +201,17 @@ class Sweep:
                 ]
                 statuses += _results(launcher, jobs, start)
         return statuses
+
+
+def _of_file(sweeper: Mapping[str, Any], overrides: list[str]) -> list[str]:
+    """Return the overrides that a file lists as `hydra.sweeper.params`, except keys that the command gives."""
+    if not sweeper["_target_"].endswith(".BasicSweeper"):
+        raise ConfigError(
+            f"hydra/sweeper: {sweeper['_target_']} can't be used: a sweep goes through lists of values. Leave it out."
+        )
+    given = {text.partition("=")[0].lstrip("+~").removeprefix("trainer.") for text in overrides}
+    params = (sweeper.get("params") or {}).items()
+    return [f"{key}={value}" for key, value in params if key.removeprefix("trainer.") not in given]
 
 
 def _parsed(overrides: list[str]) -> tuple[list[list[tuple[str, str]]], list[str]]:
