@@ -106,8 +106,14 @@ def load(run: str | Path, module: Mapping[str, Any] | None = None) -> nn.ModuleD
 
     Examples
     --------
-    >>> backbone = stable_ssl.load("runs/simclr")["backbone"]  # doctest: +SKIP
-    >>> backbone(images)  # doctest: +SKIP
+    >>> import tempfile
+    >>> from stable_ssl.cli import main
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> few = ["optim.epochs=1", "optim.max_steps=1", "logger.level=40", "hardware.device=cpu"]
+    >>> main(["train", "supervised_digits", *few, f"logger.dump_path={folder.name}"])
+    0
+    >>> sorted(load(folder.name))
+    ['backbone']
     """
     path = Path(run).expanduser()
     folder = path.parent.parent if path.is_file() or (path / "meta.json").is_file() else path

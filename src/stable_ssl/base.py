@@ -295,6 +295,7 @@ class BaseTrainer(nn.Module):
             self._run.seeded_hook(self.before_fit)
             self._fit()
             self.after_fit()
+            self._evaluation.warn_if_missing()
 
     def _fit(self) -> None:
         """Train and evaluate for `optim["epochs"]` epochs, from where the run stands."""

@@ -137,7 +137,7 @@ def frozen_norms(modules: Mapping[str, nn.Module], patterns: Iterable[str]) -> l
         found = [part for part in inside if getattr(part, "running_mean", None) is not None]
         norms += found
         if not found:
-            near = nearest(pattern, [name for name, _ in named])
+            near = nearest(pattern, [name for name, part in named if getattr(part, "running_mean", None) is not None])
             problems.append(f"optim.frozen_norm: '{pattern}' is, or has, no batch normalisation.{near}")
     if problems:
         raise ConfigError(problems)

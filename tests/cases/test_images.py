@@ -15,6 +15,7 @@ from torchvision import datasets as torchvisions
 from stable_ssl import ConfigError
 from stable_ssl.augmentations import CenterCrop, View
 from stable_ssl.data import HuggingFaceDataset, ImageFolder, Loader, Parquet
+from stable_ssl.data.images import ImageDecoder
 from stable_ssl.exceptions import DataError
 
 SIZE = 12
@@ -202,3 +203,13 @@ def test_wrong_options_are_named_with_their_values(tmp_path):
         ImageFolder(folder, levels=(5, 5), channels=4)
     with pytest.raises(ConfigError, match="levels: must be none, since loader decodes the images"):
         ImageFolder(folder, levels=(0, 5), loader=Image.open)
+
+
+def test_deep_images_of_netpbm_are_read_by_their_own_levels_or_refused(tmp_path):
+    decode = ImageDecoder(levels=(0, 4095))
+    grey, colours = tmp_path / "grey.pgm", tmp_path / "colours.ppm"
+    grey.write_bytes(b"P5 8 8 4095\n" + np.full((8, 8), 2048, ">u2").tobytes())
+    colours.write_bytes(b"P6 8 8 4095\n" + np.full((8, 8, 3), 2048, ">u2").tobytes())
+    assert np.asarray(decode(grey)).max() == round(2048 / 4095 * 255)
+    with pytest.raises(DataError, match=r"colours.ppm' has colours of 16 bits.*convert it to PNG"):
+        decode(colours)

@@ -162,3 +162,11 @@ def test_a_mistake_in_best_is_found_at_set_up(tmp_path, best, sentence):
         make(
             Toy, tmp_path, 2, metric={"test": {"value": Falling(0.1), "plain": plain}}, best=best, eval_every_epoch=0
         ).setup()
+
+
+def test_a_hook_after_training_that_leaves_out_the_last_evaluation_is_told(tmp_path):
+    after_fit = type("Ending", (Toy,), {"after_fit": lambda self: None})
+    for name, trainer, is_told in (("without", after_fit, True), ("with", Toy, False)):
+        make(trainer, tmp_path / name, 1, metric={"test": {"value": Falling(0.1)}}, level=30)()
+        log = tmp_path / name / "console.log"
+        assert is_told == (log.exists() and "left out the last evaluation" in log.read_text())

@@ -52,13 +52,17 @@ class ImageDecoder:
         name = f"'{path}'" if path else name
         with _open(content, name) as file:
             image: Image.Image = Image.open(file)
+            highest = _highest_level(image)
             if _has_deep_colours(image):
                 deep = image
                 image = self._scaled(_deep_colours(deep, file, name), name)
                 image.info = deep.info  # it holds the orientation
             image = as_plain(image)
         if image.mode not in ("L", "RGB"):
-            image = self._scaled(np.asarray(image), name)
+            pixels = np.asarray(image)
+            if highest > 255:  # PIL has stretched the levels to 65535
+                pixels = np.rint(pixels * (highest / 65535)).astype(pixels.dtype)
+            image = self._scaled(pixels, name)
         mode = image.mode if self.channels is None else {1: "L", 3: "RGB"}[self.channels]
         return image if image.mode == mode else image.convert(mode)
 
@@ -128,7 +132,14 @@ def _open(content: bytes | str | Path | None, name: str) -> BinaryIO:
 
 def _has_deep_colours(image: Any) -> bool:
     """Say whether an image that was not loaded yet has colours of 16 bits. PIL would keep the upper 8 in silence."""
-    return image.format in ("PNG", "TIFF") and not is_grey(image) and any(";16" in str(tile[3]) for tile in image.tile)
+    is_deep = any(";16" in str(tile[3]) for tile in image.tile) or _highest_level(image) > 255
+    return image.format in ("PNG", "TIFF", "PPM") and not is_grey(image) and is_deep
+
+
+def _highest_level(image: Any) -> int:
+    """Return the level that the header of a PPM or PGM file calls the highest; 255 for other files."""
+    found = [tile[3][-1] for tile in image.tile if image.format == "PPM" and isinstance(tile[3], tuple)]
+    return int(found[0]) if found and isinstance(found[0], int) else 255
 
 
 def _deep_colours(image: Image.Image, file: BinaryIO, name: str) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,8 @@ from .parts import Part
 from .recording import Recorder
 from .saving import Saver
 from .session import Session
+
+log = logging.getLogger("stable_ssl")
 
 
 @contextmanager
@@ -53,6 +56,7 @@ class Evaluation:
         self._run, self._recorder, self._feed, self._num_epochs = run, recorder, feed, num_epochs
         self._metrics: Mapping[str, Mapping[str, Any]] = options["metric"]
         self._best: Best | None = None
+        self._evaluated = -1  # the newest step that was
         if options["best"]:
             monitors = options["monitor"]
             watched = {name: {**metrics, **monitors.get(name, {})} for name, metrics in self._metrics.items()}
@@ -82,6 +86,7 @@ class Evaluation:
         Iterator
             (place in the set, sample indices, batch on the device).
         """
+        self._evaluated = self._run.progress.global_step
         metrics = self._metrics[set_name]
         for metric in metrics.values():
             metric.reset()
@@ -111,6 +116,11 @@ class Evaluation:
             self._recorder.write_snapshot()
         if self._best:
             self._best.stop_if_stale()
+
+    def warn_if_missing(self) -> None:
+        """Warn if there are sets to evaluate on, and `after_fit` of a subclass has left them out."""
+        if any(self._metrics.values()) and self._evaluated != self._run.progress.global_step:
+            log.warning("after_fit() left out the last evaluation, which super().after_fit() makes.")
 
     def close(self) -> None:
         """Add to the last evaluation's snapshot what was logged since, if training is over."""
