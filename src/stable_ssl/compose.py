@@ -215,10 +215,10 @@ def _check_override(text: str, is_sweep: bool) -> None:
     try:
         override = OverridesParser.create().parse_override(text)
     except HydraException as error:
-        raise ConfigError(
-            f"'{text}': the value of this override can't be read. If it is a text with special characters, quote it "
-            f"twice: \"{key}='{value}'\"."
-        ) from error
+        remedy = f"If it is a text with special characters, quote it twice: \"{key}='{value}'\"."
+        if value.lstrip().startswith(("{", "[")):
+            remedy = "Write it in a YAML file if it has special characters, such as '*'."
+        raise ConfigError(f"'{text}': the value of this override can't be read. {remedy}") from error
     if override.is_sweep_override() and not is_sweep:
         raise ConfigError(f"'{text}': this override has several values, which need --multirun; a list needs brackets.")
 
@@ -317,7 +317,8 @@ def _with_trainer(config: Any) -> Any:
     if "trainer" not in config:
         raise ConfigError(
             f"The configuration has no key 'trainer', under which all else stands; it has "
-            f"{[key for key in config if key != 'hydra']}."
+            f"{[key for key in config if key != 'hydra'] or 'nothing'}. For a run's config.yaml, "
+            "the meta.json of its newest checkpoint has the settings, as config."
         )
     if not isinstance(config.trainer, DictConfig):
         raise ConfigError(f"trainer: {config.trainer!r} is not a dict of settings.")

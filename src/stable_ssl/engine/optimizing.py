@@ -68,7 +68,9 @@ def _build_optimizer(
         return existing
     parameters = param_groups(modules, exclude_bias_norm, groups)
     if not parameters:
-        raise ConfigError("module: no module has a trainable parameter.")
+        raise ConfigError(
+            "module: no module has a trainable parameter. Does optim.frozen, or a module itself, freeze all?"
+        )
     optimizer: torch.optim.Optimizer = _called(made, "optim.optimizer", parameters)
     if not hasattr(optimizer, "param_groups"):
         raise ConfigError(f"optim.optimizer: makes a {type(optimizer).__name__}, not an optimizer.")
