@@ -94,7 +94,10 @@ def test_one_view_is_not_taken_for_two_with_its_labels(make_toy):
 
     loader = Loader(Samples(lambda i: (IMAGES[i], torch.ones(14), "a")), 4, views=VIEW)
     modules = {"backbone": nn.Sequential(nn.Flatten(), nn.Linear(192, 8)), "projector": nn.Linear(8, 4)}
-    make_toy(OneView, {"train": loader}, modules, loss=NTXEntLoss(), epochs=1)()
+    trainer = make_toy(OneView, {"train": loader}, modules, loss=NTXEntLoss(), epochs=1)
+    trainer()
+    assert trainer.global_step == len(loader)
+    assert trainer.batch[0].shape == (4, 3, 8, 8)  # the view, and not a list of it and the labels
 
 
 def dicts(image, label):
@@ -136,17 +139,25 @@ def test_a_dict_with_two_images_is_explained():
 
 def supervised(make_toy, make, loss=None):
     loader = Loader(Samples(make), 4, views=VIEW)
+    torch.manual_seed(0)
     network = {"backbone": nn.Sequential(nn.Flatten(), nn.Linear(192, 2))}
-    make_toy(SupervisedTrainer, {"train": loader}, network, loss=loss, epochs=1)()
+    trainer = make_toy(SupervisedTrainer, {"train": loader}, network, loss=loss, epochs=1)
+    trainer()
+    return trainer.get_logs()
 
 
 def test_supervised_training_takes_more_parts_dicts_and_labels_that_suit_its_loss(make_toy, tmp_path):
     def path(name):
         return functools.partial(make_toy, logger={"dump_path": tmp_path / name})
 
-    supervised(path("parts"), lambda i: (IMAGES[i], i % 2, f"{i}.png"))
-    supervised(path("dict"), lambda i: {"image": IMAGES[i], "label": i % 2})
-    supervised(path("many"), lambda i: (IMAGES[i], torch.ones(2)), loss=nn.functional.binary_cross_entropy_with_logits)
+    def losses(records):
+        return [record["train/loss"] for record in records]
+
+    pairs = losses(supervised(path("pairs"), lambda i: (IMAGES[i], i % 2)))
+    assert losses(supervised(path("parts"), lambda i: (IMAGES[i], i % 2, f"{i}.png"))) == pairs
+    assert losses(supervised(path("dict"), lambda i: {"image": IMAGES[i], "label": i % 2})) == pairs
+    of_several = nn.functional.binary_cross_entropy_with_logits
+    assert len(losses(supervised(path("many"), lambda i: (IMAGES[i], torch.ones(2)), loss=of_several))) == len(pairs)
 
 
 @pytest.mark.parametrize("rest", [(), ("cat",), (None,)])

@@ -204,10 +204,11 @@ class Stepper:
 
     def _advance_schedule(self) -> None:
         """Let the schedule step. A group that a hook added is not known to it, and keeps its rate."""
-        groups = self._optimizer.param_groups
-        known = max(self._num_groups, len(getattr(self._scheduler, "base_lrs", ())))
-        added = groups[known:]
-        del groups[known:]
+        groups, added = self._optimizer.param_groups, []
+        if len(groups) > self._num_groups:
+            known = max(self._num_groups, len(getattr(self._scheduler, "base_lrs", ())))
+            added = groups[known:]
+            del groups[known:]
         with constant_rates(self._optimizer, self._constant) if self._constant else nullcontext():
             self._scheduler.step()
         groups.extend(added)
