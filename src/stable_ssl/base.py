@@ -255,7 +255,7 @@ class BaseTrainer(nn.Module):
                 self.initialize_modules()
             build.settle(self, self.module, self.hardware["compile"])
             self._feed = feed = engine.Feed(run, self.hardware)
-            self._recorder = engine.Recorder(run, feed, self.logger["log_every_step"])
+            self._recorder = engine.Recorder(run, feed, self.logger["log_every_step"], self.optim["epochs"])
             self.logger["metric"] = build.metrics(self.logger["metric"], self.eval_sets)
             self._monitors = engine.Monitors(self.logger["monitor"], self._recorder)
             self.logger["monitor"] = self._monitors.built
@@ -292,10 +292,9 @@ class BaseTrainer(nn.Module):
             if "train" not in self.data:
                 self._evaluate()
                 return
-            self._run.seeded_hook(self.before_fit)
+            self._recorder.hook(self.before_fit, is_new=not self._saver.log_position)
             self._fit()
-            self.after_fit()
-            self._evaluation.warn_if_missing()
+            self._evaluation.last(self.after_fit)
 
     def _fit(self) -> None:
         """Train and evaluate for `optim["epochs"]` epochs, from where the run stands."""
@@ -305,8 +304,7 @@ class BaseTrainer(nn.Module):
             if progress.phase == "fit":
                 self.train()
                 try:
-                    self._steps.begin_epoch()
-                    run.ranks.hook(self.before_fit_epoch)
+                    self._steps.begin_epoch(self.before_fit_epoch)
                     self._fit_epoch()
                 except BreakEpoch as request:
                     run.ranks.broke_off(request)
@@ -314,7 +312,7 @@ class BaseTrainer(nn.Module):
                 except StopWaiting:
                     saver.at_boundary(False)  # does not return: there is a request to stop
                 with self._steps.ending_epoch(self):
-                    run.seeded_hook(self.after_fit_epoch)
+                    self._recorder.hook(self.after_fit_epoch)
                 saver.at_boundary(saver.is_due_after_epoch())
             # The last epoch's evaluation is left to `after_fit`.
             number, every = progress.epoch + 1, self.logger["eval_every_epoch"]
@@ -382,7 +380,7 @@ class BaseTrainer(nn.Module):
     def _evaluate(self) -> None:
         """Evaluate on every set but `train`."""
         self.eval()
-        self._run.seeded_hook(self.before_eval)
+        self._recorder.hook(self.before_eval, "eval")
         for name_loader in self.eval_sets:
             values = self._monitors.values(name_loader, self)
             with self._evaluation.over(name_loader, self.data[name_loader], values) as batches:
@@ -411,7 +409,7 @@ class BaseTrainer(nn.Module):
     eval_sets = property(lambda self: data_sets(self.data, but="train"), doc="The sets in `data` to evaluate on.")
 
     def log(self, name: str, value: Tensor | float) -> None:
-        """Log one number, or the mean of several, as `train/<name>` or `<set>/<name>`. This waits for no device."""
+        """Log a number, or several's mean, as `train/<name>`, `<set>/<name>`, or `eval/<name>` in hooks around sets."""
         self._recorder.log(name, value)
 
     def log_image(self, name: str, image: Any) -> None:

@@ -213,3 +213,20 @@ def test_deep_images_of_netpbm_are_read_by_their_own_levels_or_refused(tmp_path)
     assert np.asarray(decode(grey)).max() == round(2048 / 4095 * 255)
     with pytest.raises(DataError, match=r"colours.ppm' has colours of 16 bits.*convert it to PNG"):
         decode(colours)
+
+
+def test_a_folder_names_the_files_that_it_leaves_out(tmp_path, caplog):
+    (tmp_path / "cats").mkdir()
+    image = Image.new("RGB", (4, 4))
+    for name in ("1.png", "2.gif", "3.GIF", ".DS_Store.gif"):
+        image.save(tmp_path / "cats" / name)
+    assert len(ImageFolder(tmp_path)) == 1
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "Files whose endings are not those of images are left out: 2 × .gif." in record.message
+    caplog.clear()
+    assert len(ImageFolder(tmp_path, is_valid_file=lambda path: path.lower().endswith("f"))) == 3
+    assert not caplog.records
+    (tmp_path / "cats" / "1.png").unlink()
+    with pytest.raises(ConfigError, match="left out: 2 × .gif"):
+        ImageFolder(tmp_path)

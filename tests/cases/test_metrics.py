@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -128,12 +129,27 @@ class Watched(Toy):
             self.ends_at = None
             os.kill(os.getpid(), self.by)
 
+    def before_fit(self):
+        self.log("begun", 1)
+
+    def before_fit_epoch(self):
+        self.log("epoch", self.epoch)
+
+    def after_fit_epoch(self):
+        self.log("norm", self.module["backbone"][0].weight.norm())
+
+    def before_eval(self):
+        self.log("next", self.global_step)
+
     def after_eval(self):
         self.log_image("last", self.module["backbone"][0].weight)
+        self.log("mean", 1)
+        self.log("mean", 2)
 
     def after_fit(self):
         super().after_fit()
         self.log_histogram("bias", self.module["backbone"][0].bias)
+        self.log("end", 1)
 
 
 def watched(make_toy, folder, ends_at=None, by=signal.SIGTERM):
@@ -154,13 +170,27 @@ watched(make_toy.__wrapped__(Path(sys.argv[1])), Path(sys.argv[1]), ends_at=10, 
 """
 
 
-def test_the_snapshots_of_a_resumed_run_are_those_of_one_left_alone(make_toy, tmp_path):
+def records(folder):
+    """Return the records of a run without the times that it took."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [{key: value for key, value in line.items() if not key.startswith("perf/")} for line in lines]
+
+
+def test_what_hooks_log_in_a_resumed_run_is_what_they_log_in_one_left_alone(make_toy, tmp_path):
     watched(make_toy, tmp_path / "whole")()
+    logged = records(tmp_path / "whole")
+    outside = [{key for key in record if "/" in key} for record in logged if "train/loss" not in record]
+    epoch = [{"train/epoch"}, {"train/norm"}]
+    evaluation = [{"eval/next"}, {"eval/mean"}]
+    assert outside == [{"train/begun"}, *epoch * 2, *evaluation, *epoch * 2, *evaluation, {"train/end"}]
+    assert [record["eval/mean"] for record in logged if "eval/mean" in record] == [1.5, 1.5]
+    assert [record["train/epoch"] for record in logged if "train/epoch" in record] == [0, 1, 2, 3]
+    assert logged[-1]["epoch"] == 3
     whole = files(tmp_path / "whole")
     content = load(tmp_path / "whole" / "snapshots" / "epoch_0004.npz")
     assert list(whole) == ["epoch_0002.npz", "epoch_0004.npz"]
     assert content.keys() == {
-        "global_step", "test/confusion", "train/sample", "train/first", "train/last", "train/weights/counts",
+        "global_step", "test/confusion", "train/sample", "train/first", "eval/last", "train/weights/counts",
         "train/weights/edges", "train/bias/counts", "train/bias/edges",
     }  # fmt: skip
     # What waits for the next evaluation is in the checkpoint: step 11 is not the first of its epoch.
@@ -168,6 +198,7 @@ def test_the_snapshots_of_a_resumed_run_are_those_of_one_left_alone(make_toy, tm
         watched(make_toy, tmp_path / "preempted", ends_at=11)()
     watched(make_toy, tmp_path / "preempted")()
     assert files(tmp_path / "preempted") == whole
+    assert records(tmp_path / "preempted") == logged
     # Killed after the evaluation of step 6, and going on from step 4, as if the checkpoint of step 8 had not been written.
     path = os.pathsep.join([*sys.path, os.path.dirname(__file__)])
     killed = processes.run([sys.executable, "-c", KILLED, tmp_path / "killed"], env={**os.environ, "PYTHONPATH": path})
@@ -176,6 +207,7 @@ def test_the_snapshots_of_a_resumed_run_are_those_of_one_left_alone(make_toy, tm
     shutil.rmtree(tmp_path / "killed" / "checkpoints" / "step_00000008", ignore_errors=True)
     watched(make_toy, tmp_path / "killed")()
     assert files(tmp_path / "killed") == whole
+    assert records(tmp_path / "killed") == logged
 
 
 def test_files_newer_than_the_checkpoint_are_removed(tmp_path):

@@ -6,6 +6,8 @@ import bisect
 import functools
 import glob
 import itertools
+import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from ..exceptions import ConfigError
 from .checks import is_count, is_function, require
 from .images import ImageDecoder, check_options, find_channels
+
+log = logging.getLogger("stable_ssl")
 
 FUNCTION_OF_IMAGE = "a function of an image, or none"
 
@@ -102,7 +106,8 @@ class ImageFolder(datasets.ImageFolder):
         3: every image becomes RGB. 1: every image becomes grey. None: grey images stay grey if all are; else they
         become RGB.
     **kwargs
-        As for torchvision's.
+        As for torchvision's. Without `is_valid_file`, files with the endings in torchvision's `IMG_EXTENSIONS` are
+        taken, and the log names the other endings.
 
     Raises
     ------
@@ -128,18 +133,48 @@ class ImageFolder(datasets.ImageFolder):
             ("levels", levels, levels is None or "loader" not in kwargs, "none, since loader decodes the images"),
         )
         kwargs.setdefault("loader", ImageDecoder(levels, channels))
+        left_out: Counter[str] = Counter()
+        if kwargs.get("is_valid_file") is None:
+            kwargs["is_valid_file"] = functools.partial(_is_image, left_out)
         self.has_labels = labels
         try:
             super().__init__(str(root), to_float_tensor if transform is None else transform, **kwargs)
         except FileNotFoundError as error:
             advice = " For all images below it, without labels, set labels to false." if labels else ""
-            raise ConfigError(f"root: '{root}' is no folder of classes with images: {error}{advice}") from error
+            raise ConfigError(
+                f"root: '{root}' is no folder of classes with images: {str(error).strip()}{_listed(left_out)}{advice}"
+            ) from error
+        if left_out:
+            is_known = left_out.keys() & Image.registered_extensions().keys()
+            log.log(
+                logging.WARNING if is_known else logging.INFO,
+                "'%s':%s To take such files, give is_valid_file, a function of a path.",
+                root,
+                _listed(left_out),
+            )
         if channels is None and isinstance(self.loader, ImageDecoder):
             self.loader.channels = find_channels(lambda index: self.samples[index][0], len(self))
 
     def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
         """Return the classes, and the label of each; without labels, the folder itself with the label -1."""
         return super().find_classes(directory) if self.has_labels else ([], {"": -1})
+
+
+def _is_image(left_out: Counter[str], path: str) -> bool:
+    """Return whether a file has the ending of an image. Count the endings of the others, hidden files aside."""
+    file = Path(path)
+    is_image = file.suffix.lower() in datasets.folder.IMG_EXTENSIONS
+    if not is_image and not file.name.startswith("."):
+        left_out[file.suffix.lower() or "no ending"] += 1
+    return is_image
+
+
+def _listed(left_out: Counter[str]) -> str:
+    """Return the sentence that names the endings of files that are left out; nothing if there are none."""
+    if not left_out:
+        return ""
+    counts = ", ".join(f"{count} × {ending}" for ending, count in left_out.most_common(5))
+    return f" Files whose endings are not those of images are left out: {counts}."
 
 
 class Parquet(Dataset):

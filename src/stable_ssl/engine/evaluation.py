@@ -47,7 +47,7 @@ class Evaluation:
     options
         The run's `LoggerConfig`, with metrics and monitors built.
     num_epochs
-        Epochs of the run. An evaluation after the last epoch is recorded under the number of that epoch.
+        Epochs of the run.
     saver
         Writes the weights of the best evaluation.
     """
@@ -90,8 +90,7 @@ class Evaluation:
         metrics = self._metrics[set_name]
         for metric in metrics.values():
             metric.reset()
-        epoch = min(self._run.progress.epoch, self._num_epochs - 1)
-        with self._recorder.evaluation(set_name, epoch, length_of(loader)):
+        with self._recorder.evaluation(set_name, length_of(loader)):
             yield self._feed.shown(loader)
             self._run.ranks.fill_empty_states(metrics)
             computed = {name: metric.compute() for name, metric in metrics.items()}
@@ -111,14 +110,16 @@ class Evaluation:
         if self._best:
             self._best.judge(self._recorder.results)
         try:
-            self._run.seeded_hook(hook)
+            self._recorder.hook(hook, "eval")
         finally:
             self._recorder.write_snapshot()
         if self._best:
             self._best.stop_if_stale()
 
-    def warn_if_missing(self) -> None:
-        """Warn if there are sets to evaluate on, and `after_fit` of a subclass has left them out."""
+    def last(self, after_fit: Callable[[], None]) -> None:
+        """Run the hook that evaluates at the end of training. Warn if a subclass's own has left that out."""
+        with self._recorder.outside_steps():
+            after_fit()
         if any(self._metrics.values()) and self._evaluated != self._run.progress.global_step:
             log.warning("after_fit() left out the last evaluation, which super().after_fit() makes.")
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..exceptions import BreakAllEpochs, BreakEpoch
 from ..loggers import media
 from ..loggers.collector import Collector, is_number
 from ..loggers.snapshots import Snapshots
@@ -32,21 +33,23 @@ class Recorder:
         The batches of the run, which tell how long training waited for them.
     every
         Optimizer steps per training record.
+    num_epochs
+        Epochs of the run. What is logged after the last epoch is recorded under the number of that epoch.
 
     Attributes
     ----------
     is_logging
-        Whether logged values are kept now: true at logging steps and during an evaluation.
+        Whether logged values are kept now: true at logging steps, and outside of training steps.
     is_in_step
         Whether an optimizer step has begun and is not over.
     results
         The values of the newest evaluation of each set, by "<set>/<name>".
     """
 
-    def __init__(self, run: Session, feed: Feed, every: int):
+    def __init__(self, run: Session, feed: Feed, every: int, num_epochs: int):
         self.is_logging = self.is_in_step = False
         self.results: dict[str, float] = {}
-        self._run, self._feed, self._every = run, feed, every
+        self._run, self._feed, self._every, self._num_epochs = run, feed, every, num_epochs
         self._set_name, self._collected = "train", Collector()
         self._media: dict[str, Callable[[], media.Media]] = {}  # by name: makes what was logged ready on the host
         self._snapshots = Snapshots(run.folder.path / "snapshots" if run.ranks.is_main else None)
@@ -142,20 +145,63 @@ class Recorder:
         self.is_logging = False
 
     @contextmanager
-    def evaluation(self, set_name: str, epoch: int, num_batches: int | None) -> Iterator[None]:
+    def outside_steps(self, set_name: str = "train", is_new: bool = True) -> Iterator[None]:
+        """Keep what hooks log in the block as `<set_name>/<name>`, and write it as one record at its end.
+
+        Parameters
+        ----------
+        set_name
+            The first part of the names.
+        is_new
+            Whether the hooks run for the first time. A resumed run calls some of them again; then their values are in
+            the log already.
+        """
+        stop: Exception | None = None
+        with self._keeping(set_name):
+            try:
+                yield
+            except (BreakEpoch, BreakAllEpochs) as request:
+                stop = request
+        results = self._run.ranks.means(self._collected)
+        if is_new:
+            self._write(results)
+        self._media = {}
+        if stop:
+            raise stop
+
+    def hook(self, hook: Callable[[], None], set_name: str = "train", is_new: bool = True) -> None:
+        """Run a hook outside of training steps, with its own seed; `outside_steps` says what becomes of its values."""
+        with self.outside_steps(set_name, is_new):
+            self._run.seeded_hook(hook)
+
+    @contextmanager
+    def evaluation(self, set_name: str, num_batches: int | None) -> Iterator[None]:
         """Keep what is logged in the block as `<set_name>/<name>`, and write it as one record at its end."""
         console = self._run.log.console
         console.begin_evaluation(set_name, num_batches)
+        with self._keeping(set_name):
+            yield
+        results = self._run.ranks.means(self._collected)
+        console.end_evaluation(results)
+        self.results.update(results)
+        self._write(results)
+
+    @contextmanager
+    def _keeping(self, set_name: str) -> Iterator[None]:
+        """Keep what is logged in the block as `<set_name>/<name>`."""
+        before = self.is_logging, self._set_name
         self.is_logging, self._set_name = True, set_name
         try:
             yield
-            results = self._run.ranks.means(self._collected)
         finally:
-            self.is_logging, self._set_name = False, "train"
-        console.end_evaluation(results)
-        self.results.update(results)
+            self.is_logging, self._set_name = before
+
+    def _write(self, results: Mapping[str, float]) -> None:
+        """Write a record of what was logged outside of training steps, and the media beside it."""
         if results:
-            self._run.log.write({"global_step": self._run.progress.global_step, "epoch": epoch, **results})
+            progress = self._run.progress
+            epoch = min(progress.epoch, self._num_epochs - 1)
+            self._run.log.write({"global_step": progress.global_step, "epoch": epoch, **results})
         self._write_media()
 
 

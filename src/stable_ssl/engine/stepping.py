@@ -84,8 +84,11 @@ class Stepper:
             why = "fp16" if self._precision.scaler else "optim.nonfinite=skip"
             log.info("The loop waits for the device once per step: %s needs it.", why)
 
-    def begin_epoch(self) -> None:
-        """Begin an epoch: call `begin_epoch` of all parts, and freeze or thaw the groups with `frozen_epochs`."""
+    def begin_epoch(self, hook: Callable[[], None]) -> None:
+        """Begin an epoch: call `begin_epoch` of all parts, freeze or thaw groups with `frozen_epochs`, run the hook.
+
+        The hook runs again if a run goes on within the epoch.
+        """
         epoch = self._progress.epoch
         self.trained.begin_epoch(epoch)
         self._without_rate = [] if self._progress.batches else None  # None: all groups, before the first step
@@ -96,6 +99,8 @@ class Stepper:
             parameter.requires_grad_(False)
         for norm in self._fixed_norms:
             norm.eval()
+        with self._recorder.outside_steps(is_new=not self._progress.batches):
+            self._ranks.hook(hook)
 
     def begin(self, batch_idx: int) -> None:
         """Begin a mini-batch: find its place in its group, and seed the default generators."""
