@@ -285,7 +285,7 @@ def parse_config(cls: type[_Config], values: Any, path: str, problems: list[str]
     Returns
     -------
     _Config or None
-        None if there is a mistake.
+        The settings without mistakes, so that what is in them can be checked too. None if there are no such settings.
     """
     values = plain(values)
     if isinstance(values, cls):
@@ -300,8 +300,10 @@ def parse_config(cls: type[_Config], values: Any, path: str, problems: list[str]
         # Pydantic reports each type of a union that did not fit; one sentence per key is enough.
         by_key = {item["loc"][0]: item for item in reversed(error.errors())}
         problems += [_sentence(cls, path, values, by_key[key]) for key in values if key in by_key]
-        problems += [f"{path}.{key}: missing." for key, item in by_key.items() if item["type"] == "missing"]
-        return None
+        missing = [f"{path}.{key}: missing." for key, item in by_key.items() if item["type"] == "missing"]
+        problems += missing
+        right = {key: value for key, value in values.items() if key not in by_key}
+        return None if missing else parse_config(cls, right, path, problems)
     if isinstance(config, OptimConfig):
         _check_groups(config.groups, f"{path}.groups", problems)
     if isinstance(config, LoggerConfig) and config.best is not None:

@@ -69,6 +69,14 @@ def test_skip_leaves_them_out_as_if_they_were_not_there(folder, options, caplog)
             assert torch.equal(images, other[1])
 
 
+def test_if_no_sample_can_be_read_nobody_is_told_to_leave_all_out(folder):
+    made = Loader(ImageFolder(folder, transform=lambda image: 1 / 0), 4)
+    made.bind(0, "train")
+    with pytest.raises(DataError, match="9 can't be read. Since none of them can be read, the data set's") as caught:
+        next(iter(made.batches(0)))
+    assert "skip" not in str(caught.value)
+
+
 def test_skip_needs_samples_and_their_order(folder):
     with pytest.raises(ConfigError, match="unreadable: a sampler decides"):
         Loader([1], sampler=[0], unreadable="skip")

@@ -161,3 +161,6 @@ def test_freezing_works_from_yaml_and_mistakes_are_named(make_toy, tmp_path, cap
     assert (32, 16, 3, 3) in weights
     with pytest.raises(ConfigError, match="optim.frozen_norm: 'backbone.0' is, or has, no batch normalisation"):
         make_toy(frozen_norm=["backbone.0"], logger={"dump_path": tmp_path / "other"}).setup()
+    groups = {"*": {"frozen_epochs": 3}, "*.bias": {"frozen_epochs": 1}}
+    with pytest.raises(ConfigError, match="optim.groups: all parameters are frozen in the first epoch"):
+        make_toy(groups=groups, logger={"dump_path": tmp_path / "nothing"}).setup()

@@ -61,11 +61,13 @@ def name_all(error: UnreadableError, dataset: Any, name: str, options: dict[str,
     if not found:
         return error
     looked_at = f"All {tried}" if tried == len(dataset) else f"The first {tried} of {len(dataset)}"
-    return DataError(
-        f"{described(found)}\n{looked_at} samples were tried, and {len(found)} can't be read. Remove or replace them, "
-        f"or set unreadable: skip in the Loader of data.{name}, which leaves them out. A run that has a "
-        "checkpoint goes on with such a change by `stable-ssl branch`, or branch_from in a script."
+    advice = (
+        f"Remove or replace them, or set unreadable: skip in the Loader of data.{name}, which leaves them out. A run "
+        "that has a checkpoint goes on with such a change by `stable-ssl branch`, or branch_from in a script."
     )
+    if len(found) == tried:
+        advice = "Since none of them can be read, the data set's options or its transform are the likely cause."
+    return DataError(f"{described(found)}\n{looked_at} samples were tried, and {len(found)} can't be read. {advice}")
 
 
 def described(found: dict[int, str]) -> str:

@@ -71,6 +71,11 @@ def _build_optimizer(
         raise ConfigError(
             "module: no module has a trainable parameter. Does optim.frozen, or a module itself, freeze all?"
         )
+    if all(_options(group, groups).get("frozen_epochs") for group in parameters):
+        raise ConfigError(
+            "optim.groups: all parameters are frozen in the first epoch (frozen_epochs), so there would be nothing to "
+            "train. Leave some out."
+        )
     optimizer: torch.optim.Optimizer = _called(made, "optim.optimizer", parameters)
     if not hasattr(optimizer, "param_groups"):
         raise ConfigError(f"optim.optimizer: makes a {type(optimizer).__name__}, not an optimizer.")
