@@ -171,10 +171,12 @@ def test_a_branch_is_begun_once_in_a_folder_of_its_own(make):
         ("new", "elsewhere", {}, "has no checkpoints"),
         ("new", {"run": parent.folder, "step": 99}, {}, r"no checkpoint of step 99; .* there are: \[1, 2, 3,"),
         ("new", {"run": parent.folder, "stp": 9}, {}, "branch_from.stp: unknown key. Did you mean 'step'"),
-        ("new", parent.folder, {}, r"optim.epochs: 4, but the branch would begin after epoch 4"),
     ]:
         with pytest.raises(ConfigError, match=words):
             make(folder, where, **options)()
+        assert [path.name for path in parent.folder.parent.iterdir()] == ["parent"]  # no empty folder is left
+    with pytest.raises(ConfigError, match="optim.epochs: 4, but the branch would begin after epoch 4"):
+        make("new", parent.folder)()
     step_6 = {"run": parent.folder, "step": 6}
     make("branch", step_6, **change)()
     done = begun(make("branch", parent.folder, **change))

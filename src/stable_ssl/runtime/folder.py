@@ -12,6 +12,7 @@ import sys
 import time
 import weakref
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,7 @@ class RunFolder:
         self.path = Path(path).expanduser() if path is not None else choose_path(name)
         self.is_chosen = path is None
         try:
+            self._is_new = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
             self._refuse_second_trainer()
             # A lock of fcntl ends with the process that took it. One of flock would last as long as forked workers.
@@ -116,9 +118,15 @@ class RunFolder:
         return {**vars(self), "_lock": None}
 
     def release(self) -> None:
-        """Release the lock, so that another process or trainer may use the folder."""
-        if self._lock:
-            self._lock.close()
+        """Release the lock, so that another process or trainer may use the folder. Remove it if nothing is in it."""
+        if not self._lock:
+            return
+        with suppress(OSError):
+            if self._is_new and os.listdir(self.path) == [".lock"]:
+                # The lock is held until its file is gone, so no other process can have taken it.
+                (self.path / ".lock").unlink()
+                self.path.rmdir()
+        self._lock.close()
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Write a configuration to `config.yaml`, with the behaviour of this version."""
