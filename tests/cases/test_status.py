@@ -255,9 +255,8 @@ def test_a_disk_that_fills_before_the_end_leaves_a_status_and_the_last_good_stat
     assert found["status"] == read_status(trainer.folder)["status"] == "failed"
     assert "could not be written" in found["error"] or "No space left" in found["error"]
     assert_nothing_is_cut_short(trainer.folder)
-    # With one free block, the weights fit if the checkpoint that is written at the same time does not hold it.
+    # The weights may just fit, if no other file takes the last block before them.
     is_there = (trainer.folder / "weights" / "final.safetensors").exists()
-    assert free or not is_there
     if "could not be written" in found["error"]:  # the error of the log comes before that of the weights
         assert is_there != ("the final weights" in found["error"].lower())
     assert newest_state(trainer)["progress"]["global_step"] == 4
