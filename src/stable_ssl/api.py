@@ -44,7 +44,8 @@ def branch(
     step
         The global step of the checkpoint. None: the newest valid one.
     out
-        The new run's folder. If this branch has begun there already, it goes on. None: a new folder in `runs/`.
+        The new run's folder. If this branch has begun there already, it goes on. None: a new folder in `runs/`. This
+        and all other relative paths begin in the present working folder.
     restart_schedule
         The schedule begins anew, and lasts for the epochs that are left.
 

@@ -121,3 +121,11 @@ def test_a_run_goes_on_as_a_slurm_job(project, monkeypatch, capsys):
     assert "#SBATCH --time=5" in (project / "runs" / "slurm" / "123_submission.sh").read_text()
     assert main(["resume", str(folder), "--slurm", "slurm.tasks=2"]) == 2
     assert "hardware.world_size: 1, but slurm.nodes × slurm.tasks is 2" in capsys.readouterr().err
+    assert main(["branch", str(folder), "--slurm", "--out", "new", "slurm.time=7", "optim.grad_max_norm=1.0"]) == 0
+    assert f"job 123: the run will be in '{project / 'new'}'" in capsys.readouterr().out
+    with open(project / "runs" / "slurm" / "123_submitted.pkl", "rb") as file:
+        task = pickle.load(file).function
+    assert task.config["trainer"]["branch_from"]["run"] == str(folder)
+    assert task.config["trainer"]["optim"]["grad_max_norm"] == 1.0
+    assert project / "configs" in task.folders
+    assert "#SBATCH --time=7" in (project / "runs" / "slurm" / "123_submission.sh").read_text()

@@ -89,13 +89,15 @@ def make_parser() -> argparse.ArgumentParser:
         "branch",
         help="begin a new run from a checkpoint of another one, with changes",
         epilog="The new run has the other one's configuration with the overrides, and goes on with its weights, steps, "
-        "epochs and place in the schedule. The log says what is not taken over. The other run's folder is only read.",
+        "epochs and place in the schedule. The log says what is not taken over. The other run's folder is only read. "
+        + OF_JOBS,
     )
     branch.add_argument("run", metavar="RUN", help="the other run's folder")
     branch.add_argument("overrides", nargs="*", help="changes of settings, such as optim.optimizer.lr=0.01")
     branch.add_argument("--step", type=int, metavar="N", help="global step of the checkpoint (the newest valid one)")
     branch.add_argument("--out", metavar="NEW", help="the new run's folder (a new one in runs/)")
     branch.add_argument("--restart-schedule", action="store_true", help="begin the schedule anew for the epochs left")
+    branch.add_argument("--slurm", action="store_true", help="train the branch in a Slurm job")
     views = commands.add_parser("views", help="draw samples and their views, with the parameters of each view")
     views.add_argument("source", metavar="RECIPE or FILE", help="a recipe's name or a YAML file")
     views.add_argument("overrides", nargs="*", help="changes of settings, such as hardware.seed=1")

@@ -1,4 +1,4 @@
-"""One run of the command line: the task that `train` and `resume` call here, and that `train --slurm` submits."""
+"""One run of the command line: the task that `train`, `resume` and `branch` call here, and submit with `--slurm`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`--slurm` of `stable-ssl train` and `resume`: one Slurm job per run, which is requeued until the run is finished."""
+"""`--slurm` of `stable-ssl train`, `resume`, `branch`: one Slurm job per run, requeued until the run is finished."""
 
 from __future__ import annotations
 
