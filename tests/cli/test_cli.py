@@ -148,7 +148,8 @@ def test_a_file_trains_with_a_trainer_of_the_working_folder_and_fails_with_statu
 
 def test_a_sweep_runs_each_point_in_a_folder_of_its_own(old_files):
     done = run(
-        "train", "configs/shared_config.yaml", "-m", "optim.epochs=1", "hardware.seed=1,2", "logger.dump_path=null",
+        "train", "configs/shared_config.yaml", "-m", "optim.epochs=1", "optim.max_steps=3", "hardware.seed=1,2",
+        "logger.dump_path=null",
         cwd=old_files,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

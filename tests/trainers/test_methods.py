@@ -36,6 +36,18 @@ def both_alone(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def both_killed(tmp_path_factory):
+    """The same runs, each killed at its third step; then two other ranks go on with all of them."""
+    from ranks import Ranks
+
+    folder = tmp_path_factory.mktemp("both_killed")
+    for name in NAMES:
+        assert Ranks(train, [name], folder, 8, 3).join() == [-9, -9]
+    Ranks(train, NAMES, folder, 8).results(timeout=120)
+    return folder
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_two_ranks_on_halves_learn_what_one_does_on_the_whole_batch(alone, both_alone, name):
     first, second = (torch.load(both_alone / name / f"rank_{rank}.pt") for rank in (0, 1))
@@ -58,11 +70,8 @@ def test_a_killed_run_ends_as_one_left_alone(alone, start_ranks, tmp_path, name)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_two_killed_ranks_end_as_two_left_alone(both_alone, start_ranks, tmp_path, name):
-    killed = start_ranks(train, [name], tmp_path, 8, 3)
-    assert killed.join() == [-9, -9]
-    start_ranks(train, [name], tmp_path, 8).results()
-    assert same(ending(tmp_path / name), ending(both_alone / name))
+def test_two_killed_ranks_end_as_two_left_alone(both_alone, both_killed, name):
+    assert same(ending(both_killed / name), ending(both_alone / name))
 
 
 @pytest.mark.parametrize("name", NAMES)
