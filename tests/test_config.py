@@ -62,6 +62,7 @@ def test_float16_is_an_old_name_that_precision_overrides():
         (OptimConfig, {3: 4}, "optim.3: unknown key (value 4)."),
         (OptimConfig, {"seed": 3}, "optim.seed: unknown key (value 3). Did you mean 'hardware.seed'?"),
         (HardwareConfig, {"epochs": 3}, "hardware.epochs: unknown key (value 3). Did you mean 'optim.epochs'?"),
+        (LoggerConfig, {"dump_path": ["a"]}, "logger.dump_path: ['a'] is not a folder, or null."),
         (LoggerConfig, {"lr": 1}, "logger.lr: unknown key (value 1). Did you mean 'optim.optimizer.lr'?"),
         (OptimConfig, {"lr": 0.1}, "optim.lr: unknown key (value 0.1). Did you mean 'optim.optimizer.lr'?"),
         (

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from . import config as cfg
 from . import engine
 from .arguments import check_arguments, parse_branch, resolved_config
-from .engine.building import data_sets, load_initial_weights
+from .engine.building import data_sets
 from .engine.evaluation import in_evaluation_mode
 from .exceptions import BreakAllEpochs, BreakEpoch, BreakStep, ConfigError
 from .runtime.batches import images_of
@@ -251,8 +251,7 @@ class BaseTrainer(nn.Module):
             self.data = build.data(self.data)
             run.place(self)
             if saver.lacks_values():
-                load_initial_weights(self.module, self.module_init)
-                self.initialize_modules()
+                build.first_values(self, self.module, self.module_init, self.initialize_modules)
             build.settle(self, self.module, self.hardware["compile"])
             self._feed = feed = engine.Feed(run, self.hardware)
             self._recorder = engine.Recorder(run, feed, self.logger["log_every_step"], self.optim["epochs"])
@@ -260,7 +259,9 @@ class BaseTrainer(nn.Module):
             self._monitors = engine.Monitors(self.logger["monitor"], self._recorder)
             self.logger["monitor"] = self._monitors.built
             self._monitors.check(self)
-            self._evaluation = engine.Evaluation(run, self._recorder, feed, self.logger, self.optim["epochs"], saver)
+            self._evaluation = engine.Evaluation(
+                run, self._recorder, feed, self.logger, self.optim["epochs"], saver.weights
+            )
             saver.add_all([*self._monitors.parts(), *self._evaluation.parts()])
             if "train" in self.data:
                 train, optim = self.data["train"], self.optim
@@ -295,6 +296,7 @@ class BaseTrainer(nn.Module):
             self._recorder.hook(self.before_fit, is_new=not self._saver.log_position)
             self._fit()
             self._evaluation.last(self.after_fit)
+            self._saver.save_evaluated()
 
     def _fit(self) -> None:
         """Train and evaluate for `optim["epochs"]` epochs, from where the run stands."""

@@ -18,6 +18,7 @@ from .fields import (
     Count,
     CountOrZero,
     Device,
+    Folder,
     Groups,
     Level,
     MaxSteps,
@@ -260,7 +261,7 @@ class LoggerConfig(_Config):
     checkpoint_frequency: Count | None = None
     checkpoint_model_only: bool = True
     save_final_model: bool | str = False
-    dump_path: str | None = None
+    dump_path: Folder = None
     wandb: Wandb = None
     tensorboard: bool = False
 
@@ -293,15 +294,14 @@ def parse_config(cls: type[_Config], values: Any, path: str, problems: list[str]
     if not isinstance(values, Mapping):
         problems.append(f"{path}: {values!r} is not a dict of settings.")
         return None
-    values = {str(key): str(v) if key == "dump_path" and v is not None else v for key, v in values.items()}
+    values = {str(key): value for key, value in values.items()}
     try:
         config = cls.model_validate(values)
     except ValidationError as error:
         # Pydantic reports each type of a union that did not fit; one sentence per key is enough.
         by_key = {item["loc"][0]: item for item in reversed(error.errors())}
         problems += [_sentence(cls, path, values, by_key[key]) for key in values if key in by_key]
-        missing = [f"{path}.{key}: missing." for key, item in by_key.items() if item["type"] == "missing"]
-        problems += missing
+        problems += (missing := [f"{path}.{k}: missing." for k, item in by_key.items() if item["type"] == "missing"])
         right = {key: value for key, value in values.items() if key not in by_key}
         return None if missing else parse_config(cls, right, path, problems)
     if isinstance(config, OptimConfig):

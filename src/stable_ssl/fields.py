@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -43,6 +44,13 @@ def _level(value: Any) -> int:
     return int(value)
 
 
+def _folder(value: Any) -> Any:
+    """Return a path as text, and an empty text, such as a variable that is not set, as None."""
+    if isinstance(value, bool) or not isinstance(value, str | PurePath | int | float | None):
+        raise ValueError
+    return None if value is None else str(value) or None
+
+
 def _wandb(value: Any) -> Any:
     if isinstance(value, Mapping):
         for key in value:
@@ -71,6 +79,7 @@ Device = Annotated[
         examples=["auto", "cpu", "mps", "cuda"],
     ),
 ]
+Folder = Annotated[str | None, BeforeValidator(_folder), Field(description="a folder, or null")]
 MaxSteps = Annotated[
     int | float,
     BeforeValidator(_not_bool),

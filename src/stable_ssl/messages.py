@@ -56,6 +56,11 @@ MESSAGES: dict[str, list[Message]] = {
             "Choose another `--out` or `logger.dump_path`.",
         ),
         Message(
+            "logger.dump_path: '…' is not of a run, and would be overwritten.",
+            "The folder has a `config.yaml` of yours, and a run writes a file of this name.",
+            "Choose another `logger.dump_path`. If it came from a variable of the shell, see that the variable is set.",
+        ),
+        Message(
             "logger.dump_path: another process is running in '…'. Wait for it, or choose another folder.",
             "A run is going on in this folder, and its process holds the lock.",
             "Look into `status.json` for its host and pid.",
@@ -171,8 +176,18 @@ MESSAGES: dict[str, list[Message]] = {
         Message(
             "No optimizer has …, so their gradients change nothing: …",
             "A hook thawed parameters that were frozen at the set-up, or put in a new module. They are not trained.",
-            "Freeze them by `optim.groups.<pattern>.frozen_epochs` or in `before_fit_epoch`, or call the optimizer's "
-            "`add_param_group`.",
+            "Freeze them by `optim.groups.<pattern>.frozen_epochs` or in `before_fit_epoch`, or call "
+            '`self.optim["optimizer"].add_param_group`. Make new modules in `prepare_modules`.',
+        ),
+        Message(
+            "Hooks made or removed … after the set-up, so this run CAN'T BE RESUMED from its checkpoints: …",
+            "A resumed run loads its checkpoint before these hooks run, so it has other values than the checkpoint.",
+            "Stop the run soon. Make the modules, parameters or buffers in `prepare_modules(modules)`, and start anew.",
+        ),
+        Message(
+            "data.train ended after … of … mini-batches in epoch ….",
+            "An epoch of the stream has fewer mini-batches than `optim.max_steps` says, or than its length.",
+            "If each epoch is so short, set `optim.max_steps` to that number, so that the schedule comes to its end.",
         ),
         Message(
             "The learning rate was 0 in every step of epoch …, in … of … groups of parameters: they were not trained.",

@@ -15,6 +15,7 @@ from toys import Toy, toy_backbone, toy_dataset
 from stable_ssl import ConfigError, NanError, Preempted
 from stable_ssl.data import Loader
 from stable_ssl.runtime import behaviour
+from stable_ssl.runtime.folder import how_to_branch, how_to_resume
 from stable_ssl.schedulers import LinearWarmupCosineAnnealing
 
 SGD = functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9)
@@ -103,7 +104,7 @@ def test_a_branch_that_is_killed_goes_on_as_one_left_alone(make, tmp_path):
 def test_a_smaller_rate_clipping_and_skip_go_on_in_the_middle_of_the_epoch(make, change):
     parent = make("parent")
     parent()
-    with pytest.raises(ConfigError, match=r"nothing was done(.|\n)*stable-ssl branch .*parent key=value"):
+    with pytest.raises(ConfigError, match=r"nothing was done(.|\n)*start the script of the run .*parent' and another"):
         make("parent", **change)()
     branch = begun(make("branch", parent.folder / "checkpoints" / "step_00000005", **change))
     assert (branch.global_step, branch.epoch) == (5, 1)
@@ -218,7 +219,13 @@ def test_any_failure_of_a_run_with_a_checkpoint_says_how_to_go_on(make):
     failing = make("failing", cls=Failing)
     with pytest.raises(ValueError, match="corrupt"):
         failing()
-    assert f"stable-ssl branch {failing.folder}" in (failing.folder / "console.log").read_text()
+    said = (failing.folder / "console.log").read_text()
+    assert "The script of this run goes on with it, if it is started again." in said
+    assert f"branch_from='{failing.folder}'" in said
+    described = failing.folder.parent / "a run"  # started from a file
+    described.mkdir()
+    assert how_to_resume(described) == f"`stable-ssl resume '{described}'` goes on as before."
+    assert f"`stable-ssl branch '{described}' key=value`" in how_to_branch(described)
 
 
 def test_a_resume_compares_with_the_checkpoint_and_not_with_the_edited_file(make):
@@ -300,6 +307,8 @@ def test_data_may_be_at_another_place_if_they_are_the_same(make, tmp_path):
     run("there", values, 2)
     assert "Its checkpoint is an early one" in (tmp_path / "run" / "console.log").read_text()
     run("here", values, 3)
+    with pytest.raises(ConfigError, match="data.train: samples: the run in the folder has 24, this one 23"):
+        run("here", values[:-1], 4)  # which makes as many mini-batches
     for others in (values[:-1], [*values[:-1], 99.0]):
         with pytest.raises(ConfigError, match=r"root: .*here.*elsewhere.* samples are not known to be the same"):
             run("elsewhere", others, 4)

@@ -12,6 +12,7 @@ from PIL import Image
 from stable_ssl import ConfigError, DataError
 from stable_ssl.augmentations import RandomResizedCrop, View
 from stable_ssl.data import ImageFolder, Loader
+from stable_ssl.engine.facts import DataFacts
 
 VIEW = View([RandomResizedCrop(8)])
 
@@ -59,6 +60,8 @@ def test_skip_leaves_them_out_as_if_they_were_not_there(folder, options, caplog)
         skipping.prepare(torch.device("cpu"))
         assert (skipping.num_samples, len(skipping)) == (6, 2)
         found = batches(skipping)
+    facts = DataFacts.of(skipping, 2, num_processes=1)  # which a resumed run must share
+    assert (facts.samples, facts.left_out) == (6, "0, 5, 7")
     (record,) = caplog.records
     assert record.message.startswith("data.train: 3 of 9 samples are left out:\ndata.train: sample 0 (")
     for index in (0, 5, 7):

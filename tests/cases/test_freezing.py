@@ -11,7 +11,7 @@ import torch
 from endings import ending, same
 from torch import nn
 
-from stable_ssl import ConfigError, Loader
+from stable_ssl import CheckpointError, ConfigError, Loader
 from stable_ssl.cli import main
 from tests.toys import Toy, toy_backbone, toy_dataset
 
@@ -117,6 +117,29 @@ def test_the_log_names_a_layer_that_a_hook_puts_in(make_toy, tmp_path):
 
     make_toy(Replacing, logger={"level": 30})()
     assert "has module.backbone.4.weight, module.backbone.4.bias, so" in (tmp_path / "run/console.log").read_text()
+
+
+def test_what_hooks_make_after_the_set_up_is_named_since_no_checkpoint_can_be_loaded_then(make_toy, tmp_path):
+    class Late(Toy):
+        def before_fit_epoch(self):
+            self.module["extra"] = nn.Linear(2, 2)
+            self.extra_state = nn.Linear(1, 1)
+
+    trainer = make_toy(Late, logger={"level": 30})
+    trainer()
+    said = (tmp_path / "run" / "console.log").read_text()
+    names = "extra_state.bias, extra_state.weight, module.extra.bias, module.extra.weight"
+    assert said.count(f"Hooks made or removed {names} after the set-up, so this run CAN'T BE RESUMED") == 1
+    assert said.count("Make modules, parameters and buffers in prepare_modules(modules)") == 1
+    with pytest.raises(CheckpointError, match=r"does not fit this model(.|\n)*in prepare_modules\(modules\)"):
+        make_toy(Late, epochs=3).setup()
+
+    class First(Toy):
+        def initialize_modules(self):
+            self.register_buffer("average", torch.zeros(2))
+
+    with pytest.raises(ConfigError, match=r"initialize_modules\(\) made or removed average, but a resumed run"):
+        make_toy(First, logger={"dump_path": tmp_path / "first"}).setup()
 
 
 class Eager(nn.Linear):

@@ -179,6 +179,23 @@ def test_a_metric_without_labels_says_so(make_toy, sample):
         make_toy(Guess, {"test": Loader(Samples(sample), 4)}, logger=logger)()
 
 
+def test_labels_of_minus_1_do_not_count_as_wrong_in_silence(make_toy):
+    class Guess(SupervisedTrainer):
+        def predict(self):
+            return torch.eye(2)[[0, 0, 1, 0]]
+
+    def evaluate(labels, **options):
+        logger = {"metric": {"test": {"accuracy": MulticlassAccuracy(2, average="micro", **options)}}}
+        trainer = make_toy(Guess, {"test": Loader(Samples(lambda i: (torch.ones(8), labels[i % 4])), 4)}, logger=logger)
+        trainer()
+        return trainer.get_logs()[-1]["test/accuracy"]
+
+    for labels in ([-1] * 4, [-1, 0, 1, 0]):
+        with pytest.raises(DataError, match="test.accuracy needs labels, but some are -1, which stands for no label"):
+            evaluate(labels)
+    assert evaluate([-1, 0, 1, 0], ignore_index=-1) == 1
+
+
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "all" / "below").mkdir(parents=True)

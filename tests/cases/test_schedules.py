@@ -6,6 +6,7 @@ import functools
 import json
 
 import pytest
+import torch
 from torch.optim import lr_scheduler as torchs
 
 from stable_ssl import ConfigError, Loader
@@ -89,17 +90,33 @@ def test_the_same_number_of_epochs_keeps_what_a_hook_did_to_the_rates(make_toy):
     assert trainer.optim["scheduler"].base_lrs == [0.05]
 
 
+class Bare:
+    """A schedule that can't be saved."""
+
+    def __init__(self, optimizer):
+        pass
+
+    def step(self):
+        pass
+
+
 @pytest.mark.parametrize(
     ("schedule", "said"),
     [
         (torchs.ReduceLROnPlateau, r"ReduceLROnPlateau.step\(\) needs 'metrics', but a run calls it after each"),
         (functools.partial(torchs.OneCycleLR, max_lr=1, total_steps=5), "ends after 5 steps, but the run has 6"),
         (lambda optimizer: 0.1, "optim.scheduler: makes a float, not a schedule"),
+        (Bare, r"optim.scheduler: a Bare has no state_dict\(\), so it can't be saved. Derive it"),
     ],
 )
 def test_a_schedule_that_would_fail_in_training_is_refused_at_the_set_up(make_toy, schedule, said):
     with pytest.raises(ConfigError, match=said):
         make_toy(scheduler=schedule).setup()
+
+
+def test_an_optimizer_that_needs_a_closure_is_refused_at_the_set_up(make_toy):
+    with pytest.raises(ConfigError, match=r"optim.optimizer: LBFGS.step\(\) needs 'closure', but a run calls it"):
+        make_toy(optimizer=torch.optim.LBFGS).setup()
 
 
 def test_a_plateau_can_be_stepped_in_after_eval(make_toy, tmp_path):
@@ -128,6 +145,26 @@ def test_a_plateau_can_be_stepped_in_after_eval(make_toy, tmp_path):
     trainer = make()
     trainer()
     assert rates(trainer) == [0.1] * 6 + [0.05] * 3 + [0.025] * 3
+    # The last evaluation of a finished run counts too, if it goes on for more epochs.
+    short = functools.partial(make_toy, Plateau, data, logger={"dump_path": tmp_path / "short"})
+    short(epochs=2)()
+    longer = short(epochs=4)
+    longer()
+    assert rates(longer) == rates(trainer)
+    assert all(map(torch.equal, longer.parameters(), trainer.parameters()))
+
+    # If after_fit changes the modules, a longer run still goes on from those that training ended with.
+    class Changing(Plateau):
+        def after_fit(self):
+            super().after_fit()
+            with torch.no_grad():
+                self.module["backbone"][0].weight.zero_()
+
+    short = functools.partial(make_toy, Changing, data, logger={"dump_path": tmp_path / "changed"})
+    short(epochs=1)()
+    longer = short(epochs=2)
+    longer.setup()
+    assert longer.module["backbone"][0].weight.any()
 
 
 def test_a_rate_of_0_for_a_whole_epoch_is_a_warning(make_toy, tmp_path):

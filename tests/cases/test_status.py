@@ -94,6 +94,19 @@ def test_the_heart_beats_while_a_hook_takes_long_and_never_after_the_end(make_to
     assert not [thread for thread in threading.enumerate() if thread.name == "heartbeat"]
 
 
+def test_a_configuration_of_the_user_s_own_is_not_overwritten(make_toy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for content in ("# mine\ntrainer: {}\n", "[1"):
+        (tmp_path / "config.yaml").write_text(content)
+        for _ in range(2):
+            with pytest.raises(ConfigError, match="logger.dump_path: 'config.yaml' is not of a run, and would be over"):
+                make_toy(logger={"dump_path": "."})()
+        assert (tmp_path / "config.yaml").read_text() == content
+    trainer = make_toy(logger={"dump_path": ""}, epochs=1)  # a variable that is not set
+    trainer()
+    assert str(trainer.folder.parent) == "runs"
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [

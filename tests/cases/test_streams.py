@@ -114,6 +114,17 @@ def test_a_run_on_such_a_stream_says_so(make_toy, tmp_path):
     assert "epochs 0 and 1 begin with equal batches" in (tmp_path / "run" / "console.log").read_text()
 
 
+def test_a_stream_that_is_shorter_than_the_schedule_takes_it_to_be_is_named_once(make_toy, tmp_path):
+    class Short(IterableDataset):
+        def __iter__(self):
+            return iter([(torch.randn(8), 0) for _ in range(12)])
+
+    make_toy(data={"train": DataLoader(Short(), 4)}, max_steps=6, logger={"level": 20})()
+    said = (tmp_path / "run" / "console.log").read_text()
+    assert said.count("data.train ended after 3 of 6 mini-batches in epoch 1.") == 1
+    assert said.count("set optim.max_steps") == 1
+
+
 def test_streams_that_differ_and_lists_are_no_reason_to_warn(caplog):
     for source in (DataLoader(Stream(), 4), DataLoader(Mapped(Stream()), 4), [1, 2]):
         made = as_loader(source, "train")

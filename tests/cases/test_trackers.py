@@ -142,7 +142,7 @@ def test_wandb_takes_all_arguments_of_its_init_and_no_others():
     assert set(WANDB_KEYS) == set(inspect.signature(wandb.init).parameters) - {"anonymous"}  # it has no effect
     problems = []
     assert parse_config(LoggerConfig, {"wandb": {}}, "logger", problems)["wandb"] is True
-    assert parse_config(LoggerConfig, {"wandb": {"note": "n"}}, "logger", problems) is None
+    parse_config(LoggerConfig, {"wandb": {"note": "n"}}, "logger", problems)
     assert problems == ["logger.wandb.note: unknown key (value 'n'). Did you mean 'notes'?"]
 
 

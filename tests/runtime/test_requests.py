@@ -26,5 +26,5 @@ def test_a_time_limit_is_a_request_once_it_has_passed():
 def test_a_request_knows_its_words_and_its_exit_status_whoever_it_was_made_to():
     assert [(StopRequest.reason(int(request)), request.status) for request in list(Request)[1:]] == [
         ("the time limit", 75),
-        *((f"SIG{name}", 128 + signal.Signals[f"SIG{name}"]) for name in ("TERM", "USR2", "USR1", "INT")),
+        *((f"SIG{name}", 128 + signal.Signals[f"SIG{name}"]) for name in ("HUP", "TERM", "USR2", "USR1", "INT")),
     ]

@@ -137,6 +137,7 @@ class Loader:
             "worker_init_fn": WorkerInit(worker_init_fn),
         }
         self.unreadable = unreadable
+        self.left_out: list[int] = []  # the indices of samples that can't be read
         self._has_warned = self._is_complete = False
         self.device = torch.device("cpu")
         self._channels: int | None = None  # of the images, once it is known
@@ -209,7 +210,7 @@ class Loader:
         indices = [index for index in range(len(holder.dataset)) if index not in found]
         if not indices:
             raise DataError(f"data.{self.name}: no sample can be read.\n{described(found)}")
-        holder.dataset = Subset(holder.dataset, indices)
+        holder.dataset, self.left_out = Subset(holder.dataset, indices), sorted(found)
         total = len(found) + len(indices)
         log.warning("data.%s: %d of %d samples are left out:\n%s", self.name, len(found), total, described(found))
 

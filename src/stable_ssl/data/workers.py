@@ -109,7 +109,7 @@ class WorkerInit:
         self.then = then
 
     def __call__(self, worker_id: int) -> None:  # noqa: D102
-        for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
+        for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
         if self.then is not None:
             self.then(worker_id)

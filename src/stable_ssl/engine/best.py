@@ -8,7 +8,7 @@ from typing import Any
 
 from ..exceptions import BreakAllEpochs, ConfigError, nearest
 from .progress import Progress
-from .saving import Saver
+from .weight_files import WeightFiles
 
 log = logging.getLogger("stable_ssl")
 
@@ -26,8 +26,8 @@ class Best:
         The record of how far the run is.
     num_epochs
         Epochs of the run.
-    saver
-        Writes the weights, and reads their header.
+    weights
+        The run's files of weights.
 
     Raises
     ------
@@ -41,10 +41,10 @@ class Best:
         watched: Mapping[str, Mapping[str, Any]],
         progress: Progress,
         num_epochs: int,
-        saver: Saver,
+        weights: WeightFiles,
     ):
         self.metric, self.patience = options["metric"], options["patience"]
-        self._progress, self._num_epochs, self._saver = progress, num_epochs, saver
+        self._progress, self._num_epochs, self._weights = progress, num_epochs, weights
         self._is_larger_better = self._direction(watched, options["mode"])
         self.value: float | None = None
         self.epoch = -1
@@ -92,7 +92,7 @@ class Best:
         if self._is_better(value):
             self.value, self.epoch = value, min(self._progress.epoch, self._num_epochs - 1)
             self.evaluations_since = 0
-            self._saver.save_weights("best", best=self.state_dict())
+            self._weights.save("best", best=self.state_dict())
         else:
             self.evaluations_since += 1
 
@@ -125,7 +125,7 @@ class Best:
         The last evaluation of a finished run comes after its last checkpoint. If it was the best one, the header of its
         weights says so.
         """
-        header = self._saver.header_of("best")
+        header = self._weights.header_of("best")
         if header and header["global_step"] == self._progress.global_step:
             state = header["best"]
         self.value, self.epoch, self.evaluations_since = state["value"], state["epoch"], state["evaluations_since"]

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -110,11 +111,8 @@ class Branch:
         self._add_changes(self._differences)
         if not self._changed(("data.train",)):  # live loaders may differ although the configuration does not show it
             self._add_changes(facts.differences(self.meta.get("data") or {}))
-        before = facts.known(self.meta.get("data") or {})
-        other_batches = (before["batches_per_epoch"], before["global_batch"]) != (
-            facts.batches_per_epoch,
-            facts.global_batch,
-        )
+        before, now = facts.known(self.meta.get("data") or {}), asdict(facts)
+        other_batches = any(before[key] != now[key] for key in now if key != "views")
         has_moved = any(name == "train" for name, *_ in moved_data(self.config, config))
         has_other_samples = has_moved and samples != (self.meta.get("sets") or {}).get("train")
         self._has_other_data = has_other_samples or other_batches or self._changed(_OF_THE_ORDER, _NOT_OF_THE_ORDER)

@@ -18,6 +18,7 @@ from ..runtime.seeding import Stream, seed_generators
 from ..runtime.weights import load_weights
 from .agreement import Alone, Together
 from .optimizing import build_optimization
+from .parts import MAKE_IT_EARLIER
 
 
 class Builder:
@@ -98,6 +99,35 @@ class Builder:
                 loader.leave_out(self._ranks.from_main(loader.find_unreadable))
                 loader.prepare(self._device)
         return data
+
+    def first_values(
+        self, trained: nn.Module, modules: Mapping[str, nn.Module], sources: Mapping[str, Any], hook: Callable[[], None]
+    ) -> None:
+        """Give a new run its first values: load the weights that `module_init` names, then run the hook.
+
+        Parameters
+        ----------
+        trained, modules
+            All modules in one, and the user's by name.
+        sources
+            `module_init`.
+        hook
+            `initialize_modules`.
+
+        Raises
+        ------
+        ConfigError
+            The hook made or removed parameters or buffers, which a resumed run, that does not call it, would lack.
+        """
+        for name, source in sources.items():
+            load_weights(source, modules[name], name)
+        before = trained.state_dict().keys()
+        hook()
+        if changed := before ^ trained.state_dict().keys():
+            names = ", ".join(sorted(changed))
+            raise ConfigError(
+                f"initialize_modules() made or removed {names}, but a resumed run does not call it. {MAKE_IT_EARLIER}"
+            )
 
     def settle(self, trained: nn.Module, modules: Mapping[str, nn.Module], compile_mode: bool | str) -> None:
         """Give all processes the values of rank 0, then compile the modules.
@@ -183,9 +213,3 @@ class Builder:
 def data_sets(data: Mapping[str, Any], but: str = "") -> list[str]:
     """Return the names in `data` that are data sets, without the name `but`."""
     return [name for name in data if not name.startswith("_") and name != but]
-
-
-def load_initial_weights(modules: Mapping[str, nn.Module], sources: Mapping[str, Any]) -> None:
-    """Load the weights that `module_init` names."""
-    for name, source in sources.items():
-        load_weights(source, modules[name], name)

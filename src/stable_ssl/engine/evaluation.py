@@ -17,8 +17,8 @@ from .best import Best
 from .feeding import Feed
 from .parts import Part
 from .recording import Recorder
-from .saving import Saver
 from .session import Session
+from .weight_files import WeightFiles
 
 log = logging.getLogger("stable_ssl")
 
@@ -48,11 +48,13 @@ class Evaluation:
         The run's `LoggerConfig`, with metrics and monitors built.
     num_epochs
         Epochs of the run.
-    saver
-        Writes the weights of the best evaluation.
+    weights
+        The run's files of weights, for those of the best evaluation.
     """
 
-    def __init__(self, run: Session, recorder: Recorder, feed: Feed, options: Any, num_epochs: int, saver: Saver):
+    def __init__(
+        self, run: Session, recorder: Recorder, feed: Feed, options: Any, num_epochs: int, weights: WeightFiles
+    ):
         self._run, self._recorder, self._feed, self._num_epochs = run, recorder, feed, num_epochs
         self._metrics: Mapping[str, Mapping[str, Any]] = options["metric"]
         self._best: Best | None = None
@@ -60,7 +62,7 @@ class Evaluation:
         if options["best"]:
             monitors = options["monitor"]
             watched = {name: {**metrics, **monitors.get(name, {})} for name, metrics in self._metrics.items()}
-            self._best = Best(options["best"], watched, run.progress, num_epochs, saver)
+            self._best = Best(options["best"], watched, run.progress, num_epochs, weights)
 
     def parts(self) -> Iterator[Part]:
         """Yield the record of the best evaluation, and what waits for a snapshot, as parts of a checkpoint."""
@@ -128,7 +130,7 @@ class Evaluation:
         if self._run.progress.epoch >= self._num_epochs:
             self._recorder.write_snapshot()
 
-    def update(self, set_name: str, predictions: Tensor, batch: Any) -> None:
+    def update(self, set_name: str, predictions: Any, batch: Any) -> None:
         """Give the predictions and labels of a batch to the metrics of its set."""
         labels = labels_in(batch)
         for name, metric in self._metrics[set_name].items():
@@ -137,11 +139,28 @@ class Evaluation:
                     f"logger.metric.{set_name}.{name} needs labels, but the batch is {describe_batch(batch)}. Give "
                     "[images, labels] or {'image': images, 'label': labels}, or remove the metric."
                 )
+            _check_labels(f"logger.metric.{set_name}.{name}", metric, labels)
             try:
-                metric.update(predictions.float(), labels)
+                metric.update(predictions.float() if isinstance(predictions, Tensor) else predictions, labels)
             except Exception as error:
                 error.add_note(
                     f"While logger.metric.{set_name}.{name} took predictions {describe_batch(predictions)} and labels "
                     f"{describe_batch(labels)}."
                 )
                 raise
+
+
+def _check_labels(key: str, metric: Any, labels: Any) -> None:
+    """Refuse labels of -1, which stand for no label and would count as wrong.
+
+    This holds for torchmetrics' metrics of classes, unless their `ignore_index` is -1.
+    """
+    parts = list(metric.modules()) if isinstance(metric, nn.Module) else []
+    is_of_classes = any("torchmetrics" in type(part).__module__ and hasattr(part, "ignore_index") for part in parts)
+    if not is_of_classes or any(getattr(part, "ignore_index", None) == -1 for part in parts):
+        return
+    if isinstance(labels, Tensor) and (labels == -1).any():
+        raise DataError(
+            f"{key} needs labels, but some are -1, which stands for no label. Set the metric's ignore_index to -1, or "
+            "remove the metric."
+        )

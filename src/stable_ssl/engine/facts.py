@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from ..config import with_defaults
+from ..data import Loader
 from ..data.identity import identify
 from ..exceptions import ConfigError
 from ..runtime.behaviour import behaviour, behaviour_problems
-from ..runtime.checkpoint import CheckpointStore
+from ..runtime.checkpoint import CheckpointStore, digest
 from ..runtime.environment import environment
 from ..runtime.folder import config_differences, has_place, how_to_branch, moved_data, read_config
 from .parts import Model, Part
@@ -101,17 +102,31 @@ class DataFacts:
         Samples per mini-batch over all processes; None if the loader has no `batch_size`.
     views
         The declared views, as text; None if there are none.
+    samples
+        Number of samples of the data set; None if the loader has no data set of samples.
+    left_out
+        The samples that can't be read and are left out, as text; None if there are none.
     """
 
     batches_per_epoch: int
     global_batch: int | None
     views: str | None
+    samples: int | None
+    left_out: str | None
 
     @classmethod
     def of(cls, loader: Any, num_batches: int, num_processes: int) -> DataFacts:
         """Return the facts about a loader that gives a process so many mini-batches per epoch."""
         batch_size, views = getattr(loader, "batch_size", None), getattr(loader, "views", None)
-        return cls(num_batches, batch_size and batch_size * num_processes, views and repr(views))
+        samples, left_out = None, ""
+        if isinstance(loader, Loader):
+            samples = len(loader.dataset) if hasattr(loader.dataset, "__len__") else None
+            left_out = ", ".join(map(str, loader.left_out))
+        if len(left_out) > 100:
+            left_out = f"{len(loader.left_out)} with digest {digest(left_out).hex()[:8]}"
+        return cls(
+            num_batches, batch_size and batch_size * num_processes, views and repr(views), samples, left_out or None
+        )
 
     def known(self, before: Mapping[str, Any]) -> dict[str, Any]:
         """Return the facts in a checkpoint, `before`; those that it lacks are as here."""
@@ -133,6 +148,8 @@ _WORDS = {
     "batches_per_epoch": "mini-batches an epoch",
     "global_batch": "samples a mini-batch, over all processes",
     "views": "views",
+    "samples": "samples",
+    "left_out": "samples that are left out",
 }
 
 
@@ -159,6 +176,7 @@ def check_facts(path: Path, meta: Mapping[str, Any], now: Mapping[str, Any], dat
     found += optimizer_differences(meta, now)
     changes = [f"{what}: the run in the folder has {old}, this one {new}." for what, old, new in found]
     changes += _moved_changes(meta, now)
+    _warn_of_other_results(meta, now)
     if changes:
         what = f"'{path}' is of a run with other data or another optimizer; nothing was done."
         raise ConfigError([what, *changes, how_to_branch(run)])
@@ -180,6 +198,20 @@ def _moved_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterato
             yield (
                 f"{path}: the run in the folder has {old!r}, this one {new!r}, and the samples are not known to be the "
                 f"same: there were {_in_words(known)}, and are {_in_words(found)}."
+            )
+
+
+def _warn_of_other_results(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Warn of evaluation sets with another number of samples, as far as it is known."""
+    for name, found in now["sets"].items():
+        known = before.get("sets", {}).get(name)
+        if name != "train" and known and found and known["samples"] != found["samples"]:
+            log.warning(
+                "data.%s: the run in the folder had %d samples, this one has %d. Its results are not to be compared "
+                "with the earlier ones.",
+                name,
+                known["samples"],
+                found["samples"],
             )
 
 

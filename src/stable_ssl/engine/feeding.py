@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +12,8 @@ from ..runtime.device import count_images, to_device
 from ..runtime.preemption import StopWaiting
 from ..runtime.seeding import Stream, seed_generators
 from .session import Session
+
+log = logging.getLogger("stable_ssl")
 
 
 class Feed:
@@ -27,7 +30,7 @@ class Feed:
     def __init__(self, run: Session, hardware: Any):
         self._run, self._seed, self._channels_last = run, hardware["seed"], hardware["channels_last"]
         self._must_move = run.device.type != "cpu" or hardware["channels_last"]
-        self._data_wait = 0.0
+        self._data_wait, self._has_warned = 0.0, False
 
     def training(self, loader: Any, num_batches: int, group: int) -> Iterator[tuple[int, Any, Any]]:
         """Yield (place in the epoch, sample indices, batch on the device) for each batch that the epoch has left.
@@ -62,6 +65,7 @@ class Feed:
                 found = None  # the epoch ends for all processes if it ends for one
             if found is None:
                 if batch_idx > 0:
+                    self._warn_of_end(progress.epoch, batch_idx, num_batches)
                     return
                 raise DataError(
                     f"data.train gave no batch in epoch {progress.epoch + 1}. A source that can be read only once, "
@@ -73,6 +77,19 @@ class Feed:
             if now >= console.due:
                 console.show(batch_idx, count_images(indices, batch) * size)
             yield batch_idx, indices, self.on_device(batch)
+
+    def _warn_of_end(self, epoch: int, found: int, expected: int) -> None:
+        """Warn, once, that an epoch of a stream is shorter than the schedule takes it to be."""
+        if not self._has_warned:
+            self._has_warned = True
+            log.warning(
+                "data.train ended after %d of %d mini-batches in epoch %d. A schedule over all steps counts on %d per "
+                "epoch, so it would not come to its end. If each epoch has fewer, set optim.max_steps to their number.",
+                found,
+                expected,
+                epoch + 1,
+                expected,
+            )
 
     def evaluation(self, loader: Any) -> Iterator[tuple[Any, Any]]:
         """Yield (sample indices, batch on the device) for each batch of this process's share of a set.

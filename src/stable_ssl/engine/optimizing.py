@@ -79,6 +79,11 @@ def _build_optimizer(
     optimizer: torch.optim.Optimizer = _called(made, "optim.optimizer", parameters)
     if not hasattr(optimizer, "param_groups"):
         raise ConfigError(f"optim.optimizer: makes a {type(optimizer).__name__}, not an optimizer.")
+    if needed := _needed(optimizer.step):
+        raise ConfigError(
+            f"optim.optimizer: {type(optimizer).__name__}.step() needs '{needed[0]}', but a run calls it without, when "
+            "the gradients are there. Take another optimizer."
+        )
     return optimizer
 
 
@@ -97,19 +102,29 @@ def _check_schedule(schedule: Any, total_steps: int) -> None:
     name = type(schedule).__name__
     if not callable(getattr(schedule, "step", None)):
         raise ConfigError(f"optim.scheduler: makes a {name}, not a schedule.")
-    parameters = inspect.signature(schedule.step).parameters.values()
-    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    if needed:
+    for method in ("state_dict", "load_state_dict"):
+        if not callable(getattr(schedule, method, None)):
+            raise ConfigError(
+                f"optim.scheduler: a {name} has no {method}(), so it can't be saved. Derive it from "
+                "torch.optim.lr_scheduler.LRScheduler, or define the method."
+            )
+    if needed := _needed(schedule.step):
         raise ConfigError(
             f"optim.scheduler: {name}.step() needs '{needed[0]}', but a run calls it after each optimizer step, when "
-            "there is no such value. Take another schedule; or make this one in before_fit, register() it, and call "
-            "its step() in after_eval."
+            "there is no such value. Take another schedule; or make this one of self.optim['optimizer'] in "
+            "before_fit, register() it, and call its step() in after_eval."
         )
     if isinstance(schedule, torch.optim.lr_scheduler.OneCycleLR) and schedule.total_steps < total_steps:
         raise ConfigError(
             f"optim.scheduler: {name} ends after {schedule.total_steps} steps, but the run has {total_steps}. Leave "
-            "its total_steps out: it then gets the run's."
+            "its total_steps out, and it gets the run's. If the run has a checkpoint, do so in a branch."
         )
+
+
+def _needed(function: Callable) -> list[str]:
+    """Return the names of the arguments that a function can't be called without."""
+    parameters = inspect.signature(function).parameters.values()
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
 def _partial(node: Any) -> Any:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+
+log = logging.getLogger("stable_ssl")
+
+MAKE_IT_EARLIER = "Make modules, parameters and buffers in prepare_modules(modules), or in the trainer's constructor."
 
 
 @dataclass(frozen=True)
@@ -39,8 +44,25 @@ class Model:
     load_state_dict: Callable[[Mapping[str, Any]], Any]
     named_parameters: Callable[[], Iterator[tuple[str, nn.Parameter]]]
     named_buffers: Callable[[], Iterator[tuple[str, Tensor]]]
+    _keys: set[str] = field(default_factory=set)  # of the state at the set-up; empty if they were compared already
 
     @classmethod
     def of(cls, module: nn.Module) -> Model:
         """Return the methods of a module."""
         return cls(module.state_dict, module.load_state_dict, module.named_parameters, module.named_buffers)
+
+    def end_set_up(self) -> None:
+        """Remember which values there are, since a run that is resumed has these when it loads a checkpoint."""
+        self._keys.update(self.state_dict())
+
+    def warn_of_changes(self) -> None:
+        """Warn, once, if hooks have made values that there were not at the set-up, or removed some."""
+        changed = self._keys.symmetric_difference(self.state_dict()) if self._keys else set()
+        if changed:
+            self._keys.clear()
+            log.warning(
+                "Hooks made or removed %s after the set-up, so this run CAN'T BE RESUMED from its checkpoints: a "
+                "resumed run has other values when it loads them. %s",
+                ", ".join(sorted(changed)),
+                MAKE_IT_EARLIER,
+            )

@@ -182,7 +182,7 @@ class Recorder:
         with self._keeping(set_name):
             yield
         results = self._run.ranks.means(self._collected)
-        console.end_evaluation(results)
+        console.end_evaluation(results, self._epoch())
         self.results.update(results)
         self._write(results)
 
@@ -199,10 +199,12 @@ class Recorder:
     def _write(self, results: Mapping[str, float]) -> None:
         """Write a record of what was logged outside of training steps, and the media beside it."""
         if results:
-            progress = self._run.progress
-            epoch = min(progress.epoch, self._num_epochs - 1)
-            self._run.log.write({"global_step": progress.global_step, "epoch": epoch, **results})
+            self._run.log.write({"global_step": self._run.progress.global_step, "epoch": self._epoch(), **results})
         self._write_media()
+
+    def _epoch(self) -> int:
+        """Return the number of the epoch, from 0, to which an evaluation belongs."""
+        return min(self._run.progress.epoch, self._num_epochs - 1)
 
 
 class NoRecorder(Recorder):

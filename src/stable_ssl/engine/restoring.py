@@ -10,7 +10,7 @@ from typing import Any
 
 from ..exceptions import CheckpointError
 from ..runtime.environment import environment, environment_changes
-from .parts import Model, Part
+from .parts import MAKE_IT_EARLIER, Model, Part
 from .session import Session
 from .trained import TrainedParameters
 
@@ -72,7 +72,8 @@ def load_state(
     try:
         model.load_state_dict(state["modules"])
     except RuntimeError as error:
-        raise CheckpointError(f"'{path}' does not fit this model: {error}") from error
+        advice = MAKE_IT_EARLIER if model.state_dict().keys() != state["modules"].keys() else ""
+        raise CheckpointError(f"'{path}' does not fit this model: {error}\n{advice}".rstrip()) from error
     buffers, name = dict(model.named_buffers()), "trained"
     try:
         with trained.restoring(state.get("trained", {})) if trained else nullcontext():

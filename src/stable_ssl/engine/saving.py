@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..data.identity import identify
 from ..exceptions import CheckpointError, ConfigError, NanError
+from ..runtime.checkpoint import digest, on_host
 from ..runtime.precision import all_finite, learned_values
 from ..runtime.status import COMPLETE
-from ..runtime.weights import read_header, save_weights
 from .branching import Branch, find_branch
 from .facts import DataFacts, check_facts, constant_facts, machine_facts, what_is_held
 from .parts import Model, Part
@@ -24,6 +24,7 @@ from .schedule import Schedule
 from .session import Session
 from .stepping import Stepper
 from .trained import TrainedParameters
+from .weight_files import WeightFiles
 
 log = logging.getLogger("stable_ssl")
 
@@ -56,6 +57,8 @@ class Saver:
         The configuration of the run that goes on, or of the one that this run branches from; None in a new run.
     log_position
         The length in bytes that `metrics.jsonl` had at the restored checkpoint. None: it need not be cut back.
+    weights
+        The run's files of weights.
     """
 
     def __init__(
@@ -69,7 +72,7 @@ class Saver:
     ):
         self._run, self._ranks, self._progress = run, run.ranks, run.progress
         self._options, self._model, self._learned, self._config = options, model, learned, config
-        self._store = run.checkpoints
+        self._store, self.weights = run.checkpoints, WeightFiles(run, model, config)
         self._seconds = 60 * options["checkpoint_every_minutes"]
         self._every_step = options["checkpoint_every_step"] or sys.maxsize
         self.held: dict[str, Any] | None = self._ranks.from_main(lambda: what_is_held(self._store, run.folder.path))
@@ -86,6 +89,7 @@ class Saver:
         self._saved: dict[str, Any] | None = None
         self._last_save = time.monotonic()
         self._is_over, self._unwritten = False, list[str]()  # final weights that are lost
+        self._finished: bytes | None = None  # the digest of the modules at the end, if they are to be saved once more
 
     def lacks_values(self) -> bool:
         """Return whether the modules need first values, because no checkpoint has all of them."""
@@ -232,6 +236,7 @@ class Saver:
 
     def _state(self) -> dict[str, Any]:
         """Return everything a resumed run needs that the configuration does not determine."""
+        self._model.warn_of_changes()
         persistent = {id(value) for value in self._model.state_dict(keep_vars=True).values()}
         buffers = self._model.named_buffers()
         trained = self._trained.state() if self._trained else {}
@@ -269,6 +274,7 @@ class Saver:
             The checkpoints can't be read, or do not fit this run.
         """
         self._last_save = time.monotonic()
+        self._model.end_set_up()
         about = self._config()["trainer"], self._parts, self._model, loaders
         self._constant_facts = {
             "data": self._data_facts and asdict(self._data_facts),
@@ -298,7 +304,8 @@ class Saver:
             self.log_position = None
         if not self._run.is_finished:
             at = self._progress
-            log.info("Going on from '%s': step %d, epoch %d.", path, at.global_step, at.epoch + 1)
+            epoch = min(at.epoch + 1, num_epochs)
+            log.info("Going on from '%s': step %d, epoch %d.", path, at.global_step, epoch)
 
     def _begin_branch(self, branch: Branch) -> None:
         """Take over what fits of the parent's checkpoint, and write the first checkpoint of this run."""
@@ -322,7 +329,7 @@ class Saver:
         every, number = self._options["checkpoint_frequency"], self._progress.epoch + 1
         is_kept = bool(every) and number % every == 0
         if is_kept:
-            self.save_weights(f"epoch_{number:04d}")
+            self.weights.save(f"epoch_{number:04d}")
         self._progress.end_epoch()
         if is_kept and not self._options["checkpoint_model_only"]:
             self.save(kept=True)
@@ -332,8 +339,21 @@ class Saver:
         self.save()
         self._is_over = True
         name = self._options["save_final_model"]
-        if name and not self.save_weights(name if isinstance(name, str) else "final"):
+        if name and not self.weights.save(name if isinstance(name, str) else "final"):
             self._unwritten = ["the final weights"]
+        if any(name == "best" or name.startswith("registered.") for name in self._parts):
+            self._finished = digest(on_host(self._model.state_dict()))
+
+    def save_evaluated(self) -> None:
+        """Save the last step again if its evaluation may have changed what a longer run goes on with.
+
+        That is what hooks registered, and the best value. If `after_fit` has changed the modules too, for example by
+        loading the best weights, the first save stands: the modules in it are those that training ended with.
+        """
+        if self._finished:
+            is_changed = self._finished != digest(on_host(self._model.state_dict()))
+            if not self._ranks.any(is_changed) and self._store.wait():
+                self._write(self._progress.as_dict(), self._ranks.from_main(self._run.log.position))
 
     def stop(self) -> None:
         """End the run before its last epoch: save the state of the last optimizer step, and what `finish` writes.
@@ -347,41 +367,6 @@ class Saver:
         if self._progress.phase == "evaluate":
             self._move_on()
         self.finish()
-
-    def save_weights(self, name: str, **facts: Any) -> bool:
-        """Write the weights of all modules to `weights/<name>.safetensors`, with further facts in its header.
-
-        Returns
-        -------
-        bool
-            Whether they are on disk. If not, an error is logged.
-        """
-        if not self._ranks.is_main:
-            return True
-        tensors = {
-            key.removeprefix("module."): value
-            for key, value in self._model.state_dict().items()
-            if key.startswith("module.") and isinstance(value, Tensor)
-        }
-        header = {
-            "module": self._config()["trainer"].get("module"),
-            "global_step": self._progress.global_step,
-            "epoch": self._progress.epoch,
-            **facts,
-        }
-        path = self._run.folder.path / "weights" / f"{name}.safetensors"
-        try:
-            save_weights(path, tensors, header)
-        except OSError as error:
-            log.error("'%s' could not be written: %s", path, error)
-            return False
-        return True
-
-    def header_of(self, name: str) -> dict[str, Any]:
-        """Return the header of the weights of this name, or an empty dict if there are none."""
-        path = self._run.folder.path / "weights" / f"{name}.safetensors"
-        header: dict[str, Any] = self._ranks.from_main(lambda: read_header(path))
-        return header
 
     def close(self) -> None:
         """Wait until the checkpoint that is being written is on disk.

@@ -19,7 +19,7 @@ from ..nodes import origin
 from ..runtime.checkpoint import CheckpointStore
 from ..runtime.cpus import limit_threads
 from ..runtime.device import describe_batch, place_module, resolve_device, use_deterministic
-from ..runtime.folder import RunFolder, how_to_branch
+from ..runtime.folder import RunFolder, how_to_branch, how_to_resume
 from ..runtime.precision import Precision, resolve_precision
 from ..runtime.preemption import StopRequest
 from ..runtime.seeding import Stream, seed_generators
@@ -171,10 +171,11 @@ class Session:
         """
 
         def write() -> None:
+            self._config = config
             if held:
                 check_held(self.folder.path, held, config["trainer"])
-            self._config, self.owns_folder = config, True
-            if not held:
+                self.owns_folder = True
+            else:
                 self.own_folder()
 
         self.ranks.from_main(write)
@@ -278,7 +279,7 @@ class Session:
             if status == "failed":
                 log.error("The run failed at step %d: %s", self.progress.global_step, sentence)
                 if not (isinstance(error, NanError) or self.checkpoints.is_empty()):
-                    log.error("`stable-ssl resume %s` goes on as before. %s", folder.path, how_to_branch(folder.path))
+                    log.error("%s %s", how_to_resume(folder.path), how_to_branch(folder.path))
             if not self.stop.has_ended_run:
                 self.ranks.fail(error)
             raise
@@ -375,8 +376,8 @@ class Session:
         except Exception as error:
             owner = type(getattr(compute, "__self__", None)).__name__
             error.add_note(
-                f"While {owner}.{compute.__name__}() used batch {batch_idx} of epoch {self.progress.epoch + 1}: "
-                f"{describe_batch(batch)}."
+                f"While {owner}.{compute.__name__}() used batch {batch_idx} of epoch "
+                f"{min(self.progress.epoch + 1, self._optim['epochs'])}: {describe_batch(batch)}."
             )
             raise
 

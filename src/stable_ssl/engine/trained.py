@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..exceptions import CheckpointError
 from .optimizing import check_optimized
+from .parts import MAKE_IT_EARLIER
 
 log = logging.getLogger("stable_ssl")
 
@@ -84,7 +86,7 @@ class TrainedParameters:
                 log.warning(
                     "No optimizer has %s, so their gradients change nothing: they were frozen, or not there, when the "
                     "optimizer was made. To train them later, freeze them by optim.groups.<pattern>.frozen_epochs, or "
-                    "in before_fit_epoch; or give them to the optimizer by add_param_group.",
+                    "in before_fit_epoch; or give them to self.optim['optimizer'] by add_param_group.",
                     ", ".join(found),
                 )
 
@@ -100,7 +102,7 @@ class TrainedParameters:
 
         Raises
         ------
-        ValueError
+        CheckpointError
             A group has a parameter that no module has.
         """
         parameters = dict(self._named())
@@ -138,7 +140,10 @@ class _Groups:
 
     def restore(self, changes: Mapping[str, Any], parameters: Mapping[str, nn.Parameter]) -> None:
         if any(name not in parameters for names in changes["added"] for name in names):
-            raise ValueError("a hook gave the optimizer a parameter that is not the trainer's; assign it to a module.")
+            raise CheckpointError(
+                "A hook gave the optimizer a parameter that the trainer does not have after its set-up. "
+                f"{MAKE_IT_EARLIER}"
+            )
         for names in changes["added"]:
             self._optimizer.add_param_group({"params": [parameters[name] for name in names]})
         self._restored = dict(changes)

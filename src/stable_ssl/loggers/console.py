@@ -117,11 +117,11 @@ class Console:
         self._is_training = False
         self._begin(f"evaluating {set_name}", num_batches or 0, 0)
 
-    def end_evaluation(self, results: dict[str, float]) -> None:
-        """End the evaluation and show its results by name."""
+    def end_evaluation(self, results: dict[str, float], epoch: int) -> None:
+        """End the evaluation of an epoch, a number from 0, and show its results by name."""
         self._hide()
         if results:
-            log.info("epoch %d  %s", min(self._epoch + 1, self._num_epochs), _compact(results))
+            log.info("epoch %d  %s", epoch + 1, _compact(results))
 
     def show(self, done: int, batch_size: int = 0, ends: bool = False) -> None:
         """Show how many batches are done, and the speed. Call this when the clock has reached `due`.

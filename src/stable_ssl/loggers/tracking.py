@@ -240,7 +240,7 @@ class WandbTracker:
             log.warning("logger.wandb: there is no login, so the run is logged offline. `wandb sync` uploads it later.")
         if not {"resume", "resume_from", "fork_from"} & options.keys():
             options["resume"] = "allow"
-        options = {"dir": str(folder), "name": folder.name, **options}
+        options = {"name": folder.name, **options, "dir": os.path.expanduser(options.get("dir") or folder)}
         own = options.pop("config", {})
         options["config"] = {**config, **own} if isinstance(own, Mapping) else own
         self._wandb, self._run = wandb, wandb.init(**options)

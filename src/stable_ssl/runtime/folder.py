@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import sys
 import time
 import weakref
@@ -129,10 +130,30 @@ class RunFolder:
         self._lock.close()
 
     def write_config(self, config: dict[str, Any]) -> None:
-        """Write a configuration to `config.yaml`, with the behaviour of this version."""
+        """Write a configuration to `config.yaml`, with the behaviour of this version.
+
+        Raises
+        ------
+        ConfigError
+            The folder has a `config.yaml` that no run wrote.
+        """
         from omegaconf import OmegaConf
 
+        if self._holds_a_users_file():
+            raise ConfigError(
+                f"logger.dump_path: '{self.path / 'config.yaml'}' is not of a run, and would be overwritten. Choose "
+                "another folder."
+            )
         self._write("config.yaml", OmegaConf.to_yaml(OmegaConf.create({**config, "behaviour": behaviour()})))
+
+    def _holds_a_users_file(self) -> bool:
+        """Return whether there is a `config.yaml` that no run wrote. A run's names its behaviour, or has a status."""
+        if not (self.path / "config.yaml").exists() or (self.path / "status.json").exists():
+            return False
+        try:
+            return "behaviour" not in (read_config(self.path) or {})
+        except Exception:  # whatever is in it, no run wrote it
+            return True
 
     @property
     def branch(self) -> dict[str, Any]:
@@ -199,12 +220,33 @@ def job_path(name: str, job: str) -> Path:
     return Path("runs", f"{name}_{job}")
 
 
+def how_to_resume(run: Path) -> str:
+    """Return the sentence that says how to go on with a run as it is."""
+    if _is_of_a_script(run):
+        return "The script of this run goes on with it, if it is started again."
+    return f"`stable-ssl resume {shlex.quote(str(run))}` goes on as before."
+
+
 def how_to_branch(run: Path) -> str:
     """Return the sentence that says how to go on with a run under another configuration."""
+    in_a_script = f"branch_from={str(run)!r} and another logger.dump_path"
+    if _is_of_a_script(run):
+        return (
+            "To go on from the run's newest checkpoint with changes, begin a branch: start the script of the run with "
+            f"the changes, {in_a_script}."
+        )
     return (
-        f"To go on from the run's newest checkpoint with changes, begin a branch: `stable-ssl branch {run} key=value`, "
-        f"or, in a script, branch_from='{run}' with another logger.dump_path."
+        "To go on from the run's newest checkpoint with changes, begin a branch: `stable-ssl branch "
+        f"{shlex.quote(str(run))} key=value`, or a script with {in_a_script}."
     )
+
+
+def _is_of_a_script(run: Path) -> bool:
+    """Return whether a run was given live objects, which only its script can make again."""
+    try:
+        return "<live " in (run / "config.yaml").read_text()
+    except OSError:
+        return False
 
 
 def config_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

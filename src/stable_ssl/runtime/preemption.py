@@ -25,10 +25,11 @@ class Request(IntEnum):
 
     NONE = 0
     TIME_LIMIT = 1
-    SIGTERM = 2
-    SIGUSR2 = 3
-    SIGUSR1 = 4
-    SIGINT = 5
+    SIGHUP = 2
+    SIGTERM = 3
+    SIGUSR2 = 4
+    SIGUSR1 = 5
+    SIGINT = 6
 
     @property
     def reason(self) -> str:
@@ -78,6 +79,8 @@ class StopRequest:
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # Python lets no other thread set handlers
             for signum in _SIGNALS:
+                if signum == signal.SIGHUP and signal.getsignal(signum) == signal.SIG_IGN:
+                    continue  # nohup: the run outlives its terminal
                 self._kept[signum] = signal.signal(signum, self._note)
         return self
 

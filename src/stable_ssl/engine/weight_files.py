@@ -1,0 +1,69 @@
+"""The files in `weights/`: the values of all modules, for reading."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..runtime.weights import read_header, save_weights
+from .parts import Model
+from .session import Session
+
+log = logging.getLogger("stable_ssl")
+
+
+class WeightFiles:
+    """Writes a run's files of weights, and reads their headers.
+
+    Parameters
+    ----------
+    run
+        The session.
+    model
+        Access to the state of all modules.
+    config
+        Returns the run's configuration, whose modules the headers hold too.
+    """
+
+    def __init__(self, run: Session, model: Model, config: Callable[[], Mapping[str, Any]]):
+        self._run, self._model, self._config = run, model, config
+
+    def save(self, name: str, **facts: Any) -> bool:
+        """Write the weights of all modules to `weights/<name>.safetensors`, with further facts in its header.
+
+        Returns
+        -------
+        bool
+            Whether they are on disk. If not, an error is logged.
+        """
+        if not self._run.ranks.is_main:
+            return True
+        tensors = {
+            key.removeprefix("module."): value
+            for key, value in self._model.state_dict().items()
+            if key.startswith("module.") and isinstance(value, Tensor)
+        }
+        header = {
+            "module": self._config()["trainer"].get("module"),
+            "global_step": self._run.progress.global_step,
+            "epoch": self._run.progress.epoch,
+            **facts,
+        }
+        try:
+            save_weights(self._path(name), tensors, header)
+        except OSError as error:
+            log.error("'%s' could not be written: %s", self._path(name), error)
+            return False
+        return True
+
+    def header_of(self, name: str) -> dict[str, Any]:
+        """Return the header of the weights of this name, or an empty dict if there are none."""
+        header: dict[str, Any] = self._run.ranks.from_main(lambda: read_header(self._path(name)))
+        return header
+
+    def _path(self, name: str) -> Path:
+        return self._run.folder.path / "weights" / f"{name}.safetensors"
