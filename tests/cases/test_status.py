@@ -327,6 +327,21 @@ def test_weights_of_an_epoch_that_do_not_fit_do_not_end_the_run(make_toy, small_
     assert [path.name for path in (trainer.folder / "weights").iterdir()] == ["epoch_0002.safetensors"]
 
 
+def test_a_folder_that_is_moved_while_its_run_goes_on_is_told(make_toy, tmp_path, capsys):
+    class Moved(Toy):
+        def before_fit_epoch(self):
+            if self.epoch == 1:
+                self._saver._store.wait()
+                (tmp_path / "run").rename(tmp_path / "elsewhere")
+
+    trainer = make_toy(renamed(Moved), logger={"level": 30})
+    trainer()
+    assert f"'{trainer.folder}' was removed or moved: what it held before is not there now." in capsys.readouterr().err
+    again = make_toy(epochs=3)  # what is there now is whole
+    again.setup()
+    assert again.global_step == 6
+
+
 def test_resume_passes_over_a_status_that_can_not_be_read(tmp_path):
     for name, content in (("whole", '{"status": "preempted", "time": 1.0}'), ("cut", '{"status": "pree')):
         (tmp_path / name).mkdir()

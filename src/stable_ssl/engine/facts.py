@@ -18,7 +18,7 @@ from ..exceptions import ConfigError
 from ..runtime.behaviour import behaviour, behaviour_problems
 from ..runtime.checkpoint import CheckpointStore, digest
 from ..runtime.environment import environment
-from ..runtime.folder import config_differences, has_place, how_to_branch, moved_data, read_config
+from ..runtime.folder import config_differences, has_place, how_to_branch, in_words, moved_data, read_config
 from .parts import Model, Part
 
 log = logging.getLogger("stable_ssl")
@@ -174,7 +174,7 @@ def check_facts(path: Path, meta: Mapping[str, Any], now: Mapping[str, Any], dat
     """
     found = data.differences(meta.get("data") or {}) if data else []
     found += optimizer_differences(meta, now)
-    changes = [f"{what}: the run in the folder has {old}, this one {new}." for what, old, new in found]
+    changes = [in_words(*difference) for difference in found]
     changes += _moved_changes(meta, now)
     _warn_of_other_results(meta, now)
     if changes:
@@ -188,16 +188,13 @@ def _moved_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterato
         known, found = before.get("sets", {}).get(name), now["sets"].get(name)
         if "sets" not in before:
             log.warning(
-                "%s: the run in the folder has %r, this one %r. Its checkpoint is an early one and can't tell the "
-                "samples: see that they are the same.",
-                path,
-                old,
-                new,
+                "%s Its checkpoint is an early one and can't tell the samples: see that they are the same.",
+                in_words(path, old, new),
             )
         elif not (known and known == found and known["digest"]):
             yield (
-                f"{path}: the run in the folder has {old!r}, this one {new!r}, and the samples are not known to be the "
-                f"same: there were {_in_words(known)}, and are {_in_words(found)}."
+                f"{in_words(path, old, new)} The samples are not known to be the same: there were {_samples(known)}, "
+                f"and are {_samples(found)}."
             )
 
 
@@ -215,7 +212,7 @@ def _warn_of_other_results(before: Mapping[str, Any], now: Mapping[str, Any]) ->
             )
 
 
-def _in_words(known: Mapping[str, Any] | None) -> str:
+def _samples(known: Mapping[str, Any] | None) -> str:
     return f"{known['samples']} with digest {str(known['digest'])[:8]}" if known else "an unknown number"
 
 

@@ -199,6 +199,7 @@ class Saver:
         if not self._ranks.any(progress != self._saved):
             return
         self._check_finite()
+        self._check_folder()
         self._last_save = time.monotonic()
         log_position = self._ranks.from_main(self._log_position)
         if log_position is None:
@@ -225,6 +226,13 @@ class Saver:
                 f"A weight or running statistic is not finite at step {self._progress.global_step}. "
                 f"A smaller rate or optim.grad_max_norm may help. {self._run.how_to_change()}"
             )
+
+    def _check_folder(self) -> None:
+        """Log an error if somebody removed or moved the run's folder, and write its configuration again."""
+        if self._ranks.is_main and not (self._run.folder.path / "config.yaml").exists():
+            log.error("'%s' was removed or moved: what it held before is not there now.", self._run.folder.path)
+            self._run.folder.path.mkdir(parents=True, exist_ok=True)
+            self._run.own_folder()
 
     def _log_position(self) -> int | None:
         try:

@@ -257,10 +257,15 @@ def config_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     differ depends on the samples there: see `moved_data`.
     """
     return [
-        f"{path}: the run in the folder has {before!r}, this one {now!r}."
+        in_words(path, before, now)
         for path, before, now in decisive_differences(old, new)
         if not (path == "optim.epochs" and _at_least(now, before))
     ]
+
+
+def in_words(what: str, before: Any, now: Any) -> str:
+    """Return the sentence about something that the run in a folder has otherwise than this one."""
+    return f"{what}: the run in the folder has {before!r}, this one {now!r}."
 
 
 def decisive_differences(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any]]:
