@@ -180,7 +180,11 @@ class Recorder:
         console = self._run.log.console
         console.begin_evaluation(set_name, num_batches)
         with self._keeping(set_name):
-            yield
+            try:
+                yield
+            except BaseException:
+                self._collected.flush()  # a part of the set is no result
+                raise
         results = self._run.ranks.means(self._collected)
         console.end_evaluation(results, self._epoch())
         self.results.update(results)
