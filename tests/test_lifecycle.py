@@ -206,7 +206,7 @@ def test_an_error_in_compute_loss_says_what_the_batch_was(make_toy):
 
     with pytest.raises(TypeError) as caught:
         make_toy(Wrong)()
-    assert "batch 0 of epoch 1: [float32 (8, 8), int64 (8,)]" in caught.value.__notes__[0]
+    assert "batch 0 of epoch 1: [float32 (8, 8), int64 (8,) from 0 to 1]" in caught.value.__notes__[0]
 
 
 def breaking(exception, hook, epoch=0, batch_idx=1):

@@ -257,3 +257,17 @@ def test_views_of_samples_without_labels_and_of_dicts_are_drawn(make, views):
 
     picture = draw({"data": {"train": Loader(Samples(make), 4, views=views)}}, 2, 0)
     assert picture.width == 3 * (CELL + 2 * MARGIN)  # the image and two views
+
+
+def test_labels_that_the_outputs_lack_are_told_with_their_range(make_toy):
+    labels = torch.arange(1, 9)
+    made = Loader(torch.utils.data.TensorDataset(torch.randn(8, 8), labels), 8)
+    with pytest.raises(IndexError) as caught:
+        make_toy(SupervisedTrainer, {"train": made}, {"backbone": nn.Linear(8, 8)})()
+    assert "[float32 (8, 8), int64 (8,) from 1 to 8]" in caught.value.__notes__[0]
+
+
+def test_ranges_of_samples_do_not_hide_what_makes_no_batch():
+    tokens = [torch.arange(number, number + 2 + number // 5) for number in range(6)]
+    with pytest.raises(DataError, match=r"make no batch: int64 \(2,\); int64 \(3,\)\. They"):
+        list(Loader(tokens, 6))

@@ -150,5 +150,5 @@ def test_an_error_of_a_run_has_status_1_and_closes_its_log(tmp_path):
     """
     done = processes.run([sys.executable, "-c", textwrap.dedent(script), tmp_path])
     assert done.returncode == 1
-    assert "used batch 2 of epoch 1: (float32 (4, 7), int64 (4,))" in done.stderr
+    assert "used batch 2 of epoch 1: (float32 (4, 7), int64 (4,) from 0 to 0)" in done.stderr
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2

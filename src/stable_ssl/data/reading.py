@@ -103,7 +103,7 @@ class CollateSamples:
         try:
             return self.collate(samples[0] if self.single else samples)
         except Exception as error:
-            kinds = sorted({describe_batch(sample) for sample in samples})
+            kinds = sorted({describe_batch(sample, with_ranges=False) for sample in samples})
             raise DataError(
                 f"data.{self.name}: these samples make no batch: {'; '.join(kinds[:4])}. They must be tensors, arrays "
                 f"or numbers of one shape: add a transform, or a collate_fn. {type(error).__name__}: {error}"

@@ -181,19 +181,36 @@ def count_images(indices: Any, batch: Any) -> int:
     return tensor.shape[0] if tensor is not None and tensor.ndim else 1
 
 
-def describe_batch(batch: Any) -> str:
-    """Return a short description of a nested batch, for messages.
+def describe_batch(batch: Any, with_ranges: bool = True) -> str:
+    """Return a short description of a nested batch, for the messages of errors.
+
+    Parameters
+    ----------
+    batch
+        The batch.
+    with_ranges
+        Whether it has the smallest and the largest value of labels: whole numbers, one per sample, in host memory.
 
     Examples
     --------
     >>> describe_batch([torch.zeros(8, 3, 32, 32), torch.arange(8)])
-    '[float32 (8, 3, 32, 32), int64 (8,)]'
+    '[float32 (8, 3, 32, 32), int64 (8,) from 0 to 7]'
     """
     if isinstance(batch, Tensor):
-        return f"{str(batch.dtype).removeprefix('torch.')} {tuple(batch.shape)}"
+        return (
+            f"{str(batch.dtype).removeprefix('torch.')} {tuple(batch.shape)}{_range_of(batch) if with_ranges else ''}"
+        )
     if isinstance(batch, dict):
-        return "{" + ", ".join(f"{key}: {describe_batch(value)}" for key, value in batch.items()) + "}"
+        return "{" + ", ".join(f"{key}: {describe_batch(value, with_ranges)}" for key, value in batch.items()) + "}"
     if isinstance(batch, list | tuple):
-        shown = ", ".join(describe_batch(value) for value in batch[:4]) + (", …" if len(batch) > 4 else "")
+        shown = ", ".join(describe_batch(value, with_ranges) for value in batch[:4]) + (", …" if len(batch) > 4 else "")
         return f"[{shown}]" if isinstance(batch, list) else f"({shown})"
     return type(batch).__name__
+
+
+def _range_of(tensor: Tensor) -> str:
+    """Return the range of whole numbers in words. A device may not answer after an error, so only the host is asked."""
+    is_whole = not (tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool)
+    if tensor.device.type != "cpu" or tensor.ndim != 1 or not is_whole or not len(tensor):
+        return ""
+    return f" from {tensor.min()} to {tensor.max()}"
