@@ -16,8 +16,10 @@ import torch
 from PIL import Image
 
 from stable_ssl.data import Digits, Loader, MultiViewSampler
+from stable_ssl.data.hidden import find_seedable
 from stable_ssl.runtime.seeding import Stream, derive_seed
 
+of_user = None  # a test's module
 IMAGE = np.arange(64, dtype=np.uint8).reshape(8, 8, 1)
 
 
@@ -178,6 +180,52 @@ def test_a_generator_that_can_not_be_seeded_is_named_once(generator, caplog):
     (record,) = caplog.records
     assert "data.train: these generators can't be seeded" in record.message
     assert f"dataset.others.0.generator ({type(generator).__name__})." in record.message
+
+
+rng = np.random.default_rng()
+
+
+class Named:
+    """An attribute has the name of a global variable that nothing uses."""
+
+    def __init__(self, image=None):
+        self.rng = "torch"
+
+    def __call__(self, image):
+        return image if self.rng else None
+
+
+def test_an_attribute_is_not_taken_for_a_global_variable_of_its_name(caplog):
+    list(Loader(Images(augment=Named().__call__), 6, views=[Named(), lambda image: Named()(image)]))
+    assert not caplog.text
+
+
+def test_what_a_function_takes_from_a_module_is_found(tmp_path, monkeypatch):
+    (tmp_path / "of_user.py").write_text(
+        "import numpy\nrng = numpy.random.default_rng()\ndef same(image): return image\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(globals(), "of_user", __import__("of_user"))
+
+    def at_once(image):
+        return image + of_user.rng.random()
+
+    def by_another_name(image):
+        module = of_user
+        return image + module.rng.random()
+
+    def other(image):
+        return of_user.same(image) if image.rng else None
+
+    assert [len(find_seedable(function)[1]) for function in (at_once, by_another_name, other)] == [1, 1, 0]
+
+
+def test_views_are_named_as_they_were_given(caplog):
+    for views in (Private(random.Random()), [Named(), Private(random.Random())]):
+        list(Loader(Images(augment=Private(random.Random())), 6, views=views))
+    first, second = (record.message for record in caplog.records)
+    assert "each run: views.generator (Random), dataset.augment.generator (Random)." in first
+    assert "each run: views.1.generator (Random), dataset.augment.generator (Random)." in second
 
 
 def test_default_generators_and_data_are_no_reason_to_warn(caplog):

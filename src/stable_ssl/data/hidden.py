@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dis
 import functools
+import itertools
 import logging
 import pickle
 import random
@@ -124,18 +126,41 @@ def _used(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
     yield from function.__dict__.items()
     if not _is_users(_root_of(function)):
         return
-    names = _names(function.__code__)
-    for name in names:
+    names, loaded = _names(function.__code__), _loaded(function.__code__)
+    for name in filter(loaded.__contains__, names):
         value = function.__globals__.get(name)
         if isinstance(value, types.ModuleType) and _is_users(value.__name__.partition(".")[0]):
-            yield from ((f"{name}.{key}", vars(value)[key]) for key in names if key in vars(value))
+            attributes = [key for key in names if key in loaded[name] and key in vars(value)]
+            yield from ((f"{name}.{key}", vars(value)[key]) for key in attributes)
         yield name, value
+
+
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    """Yield code, and that of functions and classes inside it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _codes(constant)
 
 
 def _names(code: types.CodeType) -> list[str]:
     """Return the names of global variables and attributes that code uses, and functions inside it."""
-    inner = [name for constant in code.co_consts if isinstance(constant, types.CodeType) for name in _names(constant)]
-    return [*code.co_names, *inner]
+    return [name for one in _codes(code) for name in one.co_names]
+
+
+def _loaded(code: types.CodeType) -> dict[str, set[str]]:
+    """Return the names of the global variables that code reads, each with the names of its attributes.
+
+    An attribute that is read at once, as in `module.name`, is known. If the variable is used in any other way, such as
+    `m = module`, all names in the code may be its attributes.
+    """
+    loaded: dict[str, set[str]] = {}
+    for one in _codes(code):
+        for step, after in itertools.pairwise(dis.get_instructions(one)):
+            if step.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"):
+                is_read = after.opname in ("LOAD_ATTR", "LOAD_METHOD")
+                loaded.setdefault(step.argval, set()).update([after.argval] if is_read else one.co_names)
+    return loaded
 
 
 def find_seedable(dataset: Any) -> tuple[list[Any], list[str]]:

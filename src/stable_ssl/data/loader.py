@@ -298,9 +298,15 @@ class Loader:
                 "data.%s: these generators can't be seeded, so what they draw is not the same in each run: %s. "
                 "The default generators of Python, NumPy and torch are.",
                 self.name,
-                ", ".join(reader.unseedable),
+                ", ".join(self._as_given(name) for name in reader.unseedable),
             )
         return reader
+
+    def _as_given(self, name: str) -> str:
+        """Return the name of something in the data set, with `views` for what was given as that."""
+        own = {"dataset.transform.transforms.": "views.", "dataset.transform": "views", "dataset.dataset": "dataset"}
+        found = [prefix for prefix in own if isinstance(self.dataset, WithViews) and name.startswith(prefix)]
+        return own[found[0]] + name.removeprefix(found[0]) if found else name
 
     def _make_workers(self) -> WorkerBatches:
         if self._make is None:
