@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import ChainDataset, DataLoader, IterableDataset
+from torch.utils.data import ChainDataset, DataLoader, IterableDataset, get_worker_info
 
 from stable_ssl.data import as_loader
 from stable_ssl.data.sources import checksum
@@ -98,6 +99,35 @@ def test_a_stream_that_begins_two_epochs_alike_is_named_once(workers, caplog):
     assert [record.message.partition(": the")[0] for record in caplog.records] == [
         "data.train: epochs 0 and 1 begin with equal batches"
     ]
+
+
+class Ignoring(Deaf):
+    def set_epoch(self, epoch):
+        pass
+
+
+class SharedOut(Stream):
+    def __iter__(self):
+        worker = get_worker_info()
+        return itertools.islice(super().__iter__(), worker.id, None, worker.num_workers)
+
+
+def test_a_stream_that_has_set_epoch_is_not_told_to_have_it(caplog):
+    made = as_loader(DataLoader(Ignoring(), 4), "train")
+    for epoch in (0, 1):
+        list(made.batches(epoch))
+    assert "Its set_epoch(epoch) was called before each epoch: use that number for the order." in caplog.text
+    assert "Give its" not in caplog.text
+
+
+@pytest.mark.parametrize(("stream", "is_named"), [(Stream, True), (SharedOut, False)])
+def test_workers_that_all_go_through_the_whole_stream_are_named_once(stream, is_named, caplog):
+    made = as_loader(DataLoader(stream(), 4, num_workers=2), "train")
+    for epoch in (0, 1):
+        list(made.batches(epoch))
+    made.close()
+    begin = "data.train: workers 0 and 1 of the DataLoader begin with equal batches"
+    assert [record.message.partition(": each")[0] for record in caplog.records] == [begin] * is_named
 
 
 def test_a_run_on_such_a_stream_says_so(make_toy, tmp_path):

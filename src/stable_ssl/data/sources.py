@@ -104,7 +104,7 @@ class IterableLoader:
 
     Before each epoch, `set_epoch(epoch)` is called on the iterable. If it lacks the method, it is called on what
     the iterable holds, such as the data set of a torch loader. That loader's workers then begin anew, because they
-    hold copies. If two epochs begin with equal batches, the log warns.
+    hold copies. If two epochs or two of its workers begin with equal batches, the log warns.
 
     Parameters
     ----------
@@ -129,8 +129,13 @@ class IterableLoader:
         self._is_positioned = self._is_cut_short = False
         self._iterator: Any = None
         self._first_batches: dict[int, int] = {}  # the epoch, by the checksum of its first batch
-        self._has_warned = False
+        self._first_of_epoch: int | None = None  # the checksum of the first batch of this epoch
+        self._warned: set[str] = set()
         self._told_epoch: int | None = None
+        self._has_listener = False
+        # The first batch of each worker: torch takes turns with them. Without workers, only the first batch.
+        is_shared = isinstance(source, DataLoader) and isinstance(source.dataset, IterableDataset)
+        self._last_compared = max(source.num_workers, 1) - 1 if is_shared else 0
         if isinstance(source, DataLoader) and not isinstance(source.worker_init_fn, WorkerInit):
             source.worker_init_fn = WorkerInit(source.worker_init_fn)
         if self._stateful:
@@ -196,8 +201,8 @@ class IterableLoader:
             if position + 1 == length:
                 next(iterator, _END)  # the source ends its epoch before its state may be saved
                 self._is_cut_short = False
-            if position == 0:
-                self._compare(epoch, batch)
+            if position <= self._last_compared:
+                self._compare(epoch, position, batch)
             if position >= start:
                 yield None, batch
 
@@ -229,23 +234,42 @@ class IterableLoader:
         """Call `set_epoch` of the source or of what it holds, and end workers that hold copies of an earlier epoch."""
         found = search(self.source, "set_epoch")
         listeners = [part for _, part, is_inner in found if has(part, "set_epoch") and not is_inner]
-        for part in [self.source] if hasattr(self.source, "set_epoch") else listeners:
+        listeners = [self.source] if hasattr(self.source, "set_epoch") else listeners
+        for part in listeners:
             part.set_epoch(epoch)
             if epoch != self._told_epoch:
                 self.close()
-        self._told_epoch = epoch
+        self._told_epoch, self._has_listener = epoch, bool(listeners)
 
-    def _compare(self, epoch: int, batch: Any) -> None:
-        """Warn, once, if the first batch of an epoch equals that of another epoch."""
-        other = self._first_batches.setdefault(checksum(batch), epoch)
-        if other != epoch and not self._has_warned:
-            self._has_warned = True
+    def _compare(self, epoch: int, position: int, batch: Any) -> None:
+        """Warn, once each, if the first batch of an epoch equals that of another epoch, or of another worker."""
+        number = checksum(batch)
+        if position > 0:
+            if number == self._first_of_epoch and "workers" not in self._warned:
+                self._warned.add("workers")
+                log.warning(
+                    "data.%s: workers 0 and %d of the DataLoader begin with equal batches: each of its %d workers goes "
+                    "through the whole stream. In __iter__, have the data set give each worker samples of its own, by "
+                    "torch.utils.data.get_worker_info().",
+                    self.name,
+                    position,
+                    self._last_compared + 1,
+                )
+            return
+        self._first_of_epoch = number
+        other = self._first_batches.setdefault(number, epoch)
+        if other != epoch and "epochs" not in self._warned:
+            self._warned.add("epochs")
+            advice = "Give its data set a method set_epoch(epoch), which is called before each epoch, and use it for"
+            if self._has_listener:
+                advice = "Its set_epoch(epoch) was called before each epoch: use that number for"
             log.warning(
-                "data.%s: epochs %d and %d begin with equal batches: the stream gives the same order again. Give its "
-                "data set a method set_epoch(epoch), which is called before each epoch, and use it for the order.",
+                "data.%s: epochs %d and %d begin with equal batches: the stream gives the same order again. %s the "
+                "order.",
                 self.name,
                 other,
                 epoch,
+                advice,
             )
 
     def close(self) -> None:
