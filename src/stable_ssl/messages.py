@@ -137,9 +137,11 @@ MESSAGES: dict[str, list[Message]] = {
             "Give the data set `channels=3` or `channels=1`.",
         ),
         Message(
-            "data.…: a worker process died or hung while batches from the one of samples … on were read: …",
-            "A worker process was killed, often because memory ran out, or waits for ever.",
-            "Use fewer workers, or look for the message of the worker above.",
+            "data.…: a worker process died or hung while batches… were read: …",
+            "A worker process was killed, often because memory ran out, or ended by itself, or waits for ever. The "
+            "message says which.",
+            "Use fewer workers or smaller batches, or ask for more memory. With `num_workers=0`, an error of the data "
+            "set's own code is shown.",
         ),
         Message(
             "… could not be written, as the errors above say. When the disk has room, start the run again: it does "

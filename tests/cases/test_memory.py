@@ -1,6 +1,8 @@
 """Memory: what an error says when it ran out, and the memory format of volumes."""
 
+import errno
 import json
+import os
 import re
 
 import numpy as np
@@ -44,6 +46,38 @@ def test_memory_that_ran_out_in_an_evaluation_is_that_of_its_set(make_toy):
     said = FIGURES + r"data.test.batch_size \(6 per process\)"
     with pytest.raises(torch.OutOfMemoryError, match=said):
         make_toy(Large, data, hardware={"precision": "bf16"})()
+
+
+class Huge(torch.utils.data.Dataset):
+    def __len__(self):
+        return 24
+
+    def __getitem__(self, index):
+        return np.empty(2**60, np.uint8) if index == 9 else toy_dataset()[index]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_memory_that_ran_out_for_a_sample_names_it(make_toy, num_workers):
+    workers = r"data.train.num_workers \(1\), or " * num_workers
+    said = f"^Memory ran out at step [01], as sample 9 of data.train was read: {FIGURES}{workers}data.train.batch_size"
+    with pytest.raises(MemoryError, match=said):
+        make_toy(data={"train": Loader(Huge(), 8, num_workers=num_workers)})()
+
+
+@pytest.mark.parametrize(
+    ("hook", "remedy"),
+    [
+        ("before_fit", "the size of the modules, or of what the hooks make: no batch has been read yet"),
+        ("before_fit_step", "the size of the batches that data.train gives and raise"),
+    ],
+)
+def test_what_to_lower_if_the_batch_size_is_not_known(make_toy, hook, remedy):
+    def fail(self):
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    batches = [list(toy_dataset().tensors)]
+    with pytest.raises(MemoryError, match=FIGURES + remedy):
+        make_toy(type("Large", (Toy,), {hook: fail}), {"train": batches})()
 
 
 def test_volumes_train_with_channels_last(make_toy):

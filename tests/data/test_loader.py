@@ -10,6 +10,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from stable_ssl import ConfigError, DataError
 from stable_ssl.data import IterableLoader, Loader, as_loader
 from stable_ssl.data.order import draw
 from stable_ssl.runtime.seeding import Stream, derive_seed, seed_generators
+from tests.toys import Toy, toy_dataset
 
 
 class Noise(Dataset):
@@ -267,16 +269,92 @@ def test_samples_that_make_no_batch_are_described():
 
 
 class Deadly(Noise):
+    def __init__(self, end=lambda: os.kill(os.getpid(), signal.SIGKILL)):
+        super().__init__()
+        self.end = end
+
     def __getitem__(self, index):
         if index == 7:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return index
+            self.end()
+        return torch.tensor([index])
 
 
-def test_a_worker_that_dies_is_reported_with_the_samples_waited_for():
+class DeadlyStream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return map(Deadly().__getitem__, range(9))
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+ENDS = {
+    "killed": (Deadly().end, "was killed by SIGKILL"),
+    "_exit": (lambda: os._exit(3), "ended with exit code 3"),
+    "exit": (lambda: sys.exit("bye"), "ended with exit code 1"),
+    "interrupt": (interrupt, "ended with exit code 0"),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_worker_that_dies_is_reported_with_the_samples_waited_for(end):
+    end, said = ENDS[end]
     # Its first batch may be lost with it, if the queue between the processes still held it.
-    with pytest.raises(DataError, match=r"data.data: a worker process died .* samples \[(0, 1|5, 6)"):
-        list(Loader(Deadly(), 5, num_workers=1))
+    match = (
+        rf"data.data: a worker process died .* samples \[(0, 1|5, 6).*: process \d+ {said}\. If memory ran out, lower"
+    )
+    with pytest.raises(DataError, match=match):
+        list(Loader(Deadly(end), 5, num_workers=1))
+
+
+@pytest.mark.parametrize("wrap", [lambda loader: loader, lambda loader: (batch for batch in loader)])
+def test_a_worker_of_a_stream_that_dies_is_reported(wrap):
+    made = as_loader(wrap(torch.utils.data.DataLoader(DeadlyStream(), 5, num_workers=1)), "train")
+    with pytest.raises(DataError, match=r"data.train: a worker process died .* while batches from number [01] on"):
+        list(made.batches(0))
+
+
+def test_a_connection_that_breaks_before_its_worker_is_gone_is_explained(monkeypatch):
+    made = Loader(Noise(), 1, num_workers=1)
+    batches = made.batches(0)
+    next(batches)
+    iterator = made._workers._iterator
+
+    def get(timeout):
+        os.kill(iterator._workers[0].pid, signal.SIGKILL)
+        raise ConnectionResetError
+
+    monkeypatch.setattr(iterator._data_queue, "get", get)
+    monkeypatch.setattr(iterator._workers[0], "is_alive", lambda: True)  # as it may seem for a moment
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's may be late too
+    try:
+        with pytest.raises(DataError, match="data.data: a worker process died .* was killed by SIGKILL"):
+            next(batches)
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
+
+
+def test_a_worker_that_dies_while_a_step_is_computed_is_that_of_its_set(make_toy):
+    class Killing(Toy):
+        def compute_loss(self):
+            for process in multiprocessing.active_children():
+                os.kill(process.pid, signal.SIGKILL)
+            time.sleep(1)  # torch's handler interrupts it
+            return super().compute_loss()
+
+    data = {"train": Loader(toy_dataset(), 4, num_workers=1, prefetch_factor=1)}
+    with pytest.raises(
+        DataError, match=r"^data.train: a worker process died .* while batches were read: .* by signal: Killed"
+    ):
+        make_toy(Killing, data)()
+
+
+def test_an_error_that_a_worker_reports_is_not_its_death():
+    def fail():
+        raise ConnectionResetError("mine")
+
+    with pytest.raises(DataError, match=r"sample 7 can't be read: ConnectionResetError: mine"):
+        list(Loader(Deadly(fail), 5, num_workers=1))
 
 
 def test_workers_ignore_the_signals_that_ask_the_run_to_stop():

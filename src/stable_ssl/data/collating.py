@@ -9,6 +9,7 @@ from torch.utils.data.dataloader import default_collate
 
 from ..exceptions import DataError
 from ..runtime.batches import image_key
+from .faults import is_of_worker, is_out_of_memory
 
 
 def split(sample: Any) -> tuple[Any, Any]:
@@ -50,7 +51,9 @@ def _column(values: list[Any]) -> Any:
     """
     try:
         return default_collate(values)
-    except Exception:
+    except Exception as error:
+        if is_out_of_memory(error) or is_of_worker(error):
+            raise
         if isinstance(values[0], Mapping) and all(
             isinstance(v, Mapping) and v.keys() == values[0].keys() for v in values
         ):

@@ -13,6 +13,7 @@ from ..exceptions import DataError
 from ..runtime.device import describe_batch
 from ..runtime.seeding import Stream, derive_seed, seed_generators
 from .collating import collate_rests
+from .faults import is_of_machine, is_of_worker, is_out_of_memory
 from .hidden import find_seedable
 from .views import BatchViews, stack
 
@@ -72,14 +73,30 @@ class Reader(Dataset):
         try:
             sample = self.dataset[index]
         except Exception as error:
-            path = path_of(self.dataset, index)
-            sample_name = f"sample {index}" + (f" ('{path}')" if path else "")
-            raise UnreadableError(
-                f"data.{self.name}: {sample_name} can't be read: {type(error).__name__}: {error}"
-            ) from error
+            if is_of_worker(error):  # of another set, whose death torch's signal handler raised here
+                raise
+            raise self._explained(error, index) from error
         finally:
             torch.set_num_threads(threads)
         return (epoch, index, sample) if self.keeps_entries else sample
+
+    def _explained(self, error: Exception, index: int) -> Exception:
+        """Return the error that names a sample that can't be read; `UnreadableError` only if the sample is to blame."""
+        path = path_of(self.dataset, index)
+        sample = f"sample {index}" + (f" ('{path}')" if path else "")
+        said = f"{type(error).__name__}: {error}".rstrip(": ")
+        if is_out_of_memory(error):
+            return MemoryError(
+                f"memory ran out as {sample} of data.{self.name} was read: {said}. Lower num_workers or batch_size of "
+                "its Loader. If it happens with this sample only, its file may be damaged: then remove it."
+            )
+        said = f"data.{self.name}: {sample} can't be read: {said}"
+        if is_of_machine(error):
+            return DataError(
+                f"{said}. The machine, its disks or its network failed, so the sample may be good, and is not left "
+                "out. Mend that, and start the run again."
+            )
+        return UnreadableError(said)
 
 
 class CollateSamples:
@@ -103,6 +120,8 @@ class CollateSamples:
         try:
             return self.collate(samples[0] if self.single else samples)
         except Exception as error:
+            if is_out_of_memory(error) or is_of_worker(error):
+                raise
             kinds = sorted({describe_batch(sample, with_ranges=False) for sample in samples})
             raise DataError(
                 f"data.{self.name}: these samples make no batch: {'; '.join(kinds[:4])}. They must be tensors, arrays "

@@ -20,7 +20,7 @@ from ..runtime.seeding import FIRST_STATE, Stream, derive_seed, seed_generators
 from .hidden import has, search
 from .loader import Loader
 from .order import is_plain_order
-from .workers import WorkerInit, end_workers, keep_open
+from .workers import WorkerInit, deaths_explained, end_workers, keep_open
 
 log = logging.getLogger("stable_ssl")
 
@@ -194,17 +194,21 @@ class IterableLoader:
         key = derive_seed(self.seed, Stream.SAMPLE, epoch) ^ FIRST_STATE
         for position in itertools.count(first):
             seed_generators(key ^ position)
-            batch = next(iterator, _END)
+            batch = self._next(iterator, position)
             if batch is _END:
                 self._is_cut_short = False
                 return
             if position + 1 == length:
-                next(iterator, _END)  # the source ends its epoch before its state may be saved
+                self._next(iterator, position)  # the source ends its epoch before its state may be saved
                 self._is_cut_short = False
             if position <= self._last_compared:
                 self._compare(epoch, position, batch)
             if position >= start:
                 yield None, batch
+
+    def _next(self, iterator: Iterator[Any], position: int) -> Any:
+        with deaths_explained(self.name, f" from number {position} on"):
+            return next(iterator, _END)
 
     def _begin(self, epoch: int, start: int) -> int:
         """Begin an epoch of a stream, and return the number of the batch that it gives first."""
@@ -225,9 +229,10 @@ class IterableLoader:
             )
         if not getattr(self.source, "persistent_workers", False):
             end_workers(self._iterator)
-        self._iterator = iter(self.source)
+        with deaths_explained(self.name):  # persistent workers answer here
+            self._iterator = iter(self.source)
         if isinstance(self.source, DataLoader):
-            keep_open(self._iterator)
+            keep_open(self._iterator, self.name)
         return first
 
     def _tell(self, epoch: int) -> None:

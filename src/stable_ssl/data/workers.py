@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import atexit
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import wait
+from pickle import UnpicklingError
+from traceback import walk_tb
 from typing import Any
 
 from torch.utils.data import DataLoader, Sampler
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from ..exceptions import DataError
 from ..runtime.preemption import StopWaiting
+from .faults import is_of_worker, is_report
 from .reading import Reader
+
+_END = object()
 
 
 class WorkerBatches:
@@ -52,22 +61,16 @@ class WorkerBatches:
         """
         # The epoch travels with each index, because persistent workers have no other way to know it.
         self._entries.batches = [[(epoch, index) for index in indices] for indices in wanted]
-        self._iterator = iterator = iter(self._loader)
-        keep_open(iterator)
+        with deaths_explained(self._name):  # persistent workers answer here
+            self._iterator = iterator = iter(self._loader)
+        keep_open(iterator, self._name)
         finish = self._finish
         try:
             for indices in wanted:
-                try:
-                    batch = next(iterator)
-                except StopIteration:
+                with deaths_explained(self._name, f" from the one of samples {_some(indices)} on"):
+                    batch = next(iterator, _END)
+                if batch is _END:
                     return
-                except RuntimeError as error:
-                    if "DataLoader worker" not in str(error) and "DataLoader timed out" not in str(error):
-                        raise
-                    raise DataError(
-                        f"data.{self._name}: a worker process died or hung while batches from the one of samples "
-                        f"{_some(indices)} on were read: {error}"
-                    ) from error
                 yield indices, finish(batch, epoch, indices) if finish else batch
         finally:
             # Ending a worker waits for it. If the run was asked to stop, it saves first, because the worker may hang.
@@ -119,11 +122,13 @@ class WorkerInit:
 # package ends all workers itself while their queues still work: before Python collects their iterator, which this set
 # prevents, and before Python's own function at its exit, which runs later because it was registered earlier.
 _open_iterators: set[Any] = set()
+_sets: dict[str, str] = {}  # the name of a worker's data set, by the number of its process
 
 
-def keep_open(iterator: Any) -> None:
+def keep_open(iterator: Any, name: str) -> None:
     """Keep an iterator of torch's loader alive until `end_workers`, at the latest at the exit of this process."""
     _open_iterators.add(iterator)
+    _sets.update({str(worker.pid): name for worker in getattr(iterator, "_workers", [])})
 
 
 def end_workers(iterator: Any) -> None:
@@ -139,3 +144,81 @@ def end_workers(iterator: Any) -> None:
 def _end_all_workers() -> None:
     for iterator in list(_open_iterators):
         end_workers(iterator)
+
+
+@contextmanager
+def deaths_explained(name: str, where: str = "") -> Iterator[None]:
+    """Raise an error that says how a worker process ended, if one dies or hangs while the `with` block waits for it.
+
+    Parameters
+    ----------
+    name
+        Of the data set.
+    where
+        Which batches the block reads, in words.
+
+    Raises
+    ------
+    DataError
+        A worker died, or did not answer in time.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, DataError) or is_report(error):
+            raise
+        workers = _awaited(error)
+        if isinstance(error, OSError | EOFError | UnpicklingError):
+            # A dying process closes its connections before it is gone.
+            sentinels = {worker.sentinel: worker for worker in workers}
+            with suppress(RuntimeError):  # torch's handler may interrupt the wait
+                for sentinel in wait(sentinels, timeout=5):
+                    sentinels[sentinel].join()
+        ends = [_end_of(worker) for worker in workers if worker.exitcode is not None]
+        if ends or is_of_worker(error):
+            raise _death(name, where, ends, error) from error
+        raise
+
+
+def explain_death(error: Exception, name: str) -> DataError | None:
+    """Return an error that says which worker died, for one that torch's signal handler raised; None for any other.
+
+    Parameters
+    ----------
+    error
+        Any error.
+    name
+        Of the data set to name if the worker is not known.
+    """
+    if not is_of_worker(error):
+        return None
+    names = [_sets[number] for number in re.findall(r"\d+", str(error)) if number in _sets]
+    return _death(names[0] if names else name, "", [], error)
+
+
+def _awaited(error: Exception) -> list[Any]:
+    """Return the workers of the torch iterator that raised an error, without those that had given all that they have.
+
+    The iterator may be inside any other one, so it is looked for in the error's traceback.
+    """
+    for frame, _ in walk_tb(error.__traceback__):
+        iterator = frame.f_locals.get("self")
+        if isinstance(iterator, _MultiProcessingDataLoaderIter):
+            pairs = zip(iterator._workers, iterator._workers_status, strict=False)
+            return [worker for worker, is_in_use in pairs if is_in_use or str(worker.pid) in str(error)]
+    return []
+
+
+def _end_of(worker: Any) -> str:
+    names, code = {one.value: one.name for one in signal.Signals}, worker.exitcode
+    how = f"ended with exit code {code}" if code >= 0 else f"was killed by {names.get(-code, -code)}"
+    return f"process {worker.pid} {how}"
+
+
+def _death(name: str, where: str, ends: list[str], error: Exception) -> DataError:
+    how = ", ".join(ends) or str(error).rstrip(" .")
+    return DataError(
+        f"data.{name}: a worker process died or hung while batches{where} were read: {how}. If memory ran out, lower "
+        "num_workers or batch_size, or ask for more memory. If code of the data set ended the process, or waits for "
+        "ever, num_workers=0 shows where."
+    )

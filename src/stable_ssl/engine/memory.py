@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-# Libraries raise a plain RuntimeError: the CPU's allocator, CUDA's own ("CUDA error: out of memory"), cuBLAS and cuDNN.
-_WORDS = re.compile("out of memory|allocate memory|not enough memory|ALLOC_FAILED", re.IGNORECASE)
+from ..data.faults import is_out_of_memory
+from ..data.workers import explain_death
+
 _GIB = 2**30
 
 
@@ -31,23 +32,42 @@ def memory_explained(run: Any, hardware: Any, optim: Any) -> Iterator[None]:
     Raises
     ------
     torch.OutOfMemoryError, MemoryError
-        Memory ran out: that of the device, or that of Python.
+        Memory ran out: that of the device, or that of Python or the machine.
+    DataError
+        A worker process died while the block did anything else than to read.
     """
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
-        kind = MemoryError if isinstance(error, MemoryError) else torch.OutOfMemoryError
-        if not isinstance(error, kind) and not _WORDS.search(str(error)):
+    except (RuntimeError, MemoryError, OSError) as error:
+        if death := explain_death(error, getattr(run.loader, "name", "train")):
+            raise death from error
+        if not is_out_of_memory(error):
             raise
-        name, batch_size = getattr(run.loader, "name", "train"), getattr(run.loader, "batch_size", None)
-        remedies = [f"data.{name}.batch_size ({batch_size or 'not known'} per process)"]
-        if name == "train":
-            remedies[0] += f" and raise optim.accumulation_steps ({optim['accumulation_steps']}) as much"
-        if hardware["precision"] == "fp32":
-            remedies.append("set hardware.precision (fp32) to bf16")
-        raise kind(
-            f"Memory ran out at step {run.progress.global_step}: {_in_use(run.device)}. Lower {', or '.join(remedies)}."
-        ) from error
+        kind = MemoryError if isinstance(error, MemoryError | OSError) else torch.OutOfMemoryError
+        where, device = str(run.progress.global_step), torch.device("cpu") if kind is MemoryError else run.device
+        # The text of a worker's error begins with a traceback.
+        if sample := re.search(r"memory ran out as (sample .+ of data\.\S+ was read)", str(error)):
+            where += f", as {sample[1]}"
+        remedies = _remedies(run.loader, hardware, optim, is_sample=sample is not None)
+        raise kind(f"Memory ran out at step {where}: {_in_use(device)}. Lower {remedies}.") from error
+
+
+def _remedies(loader: Any, hardware: Any, optim: Any, is_sample: bool) -> str:
+    """Return what to lower, in words."""
+    if loader is None:
+        return "the size of the modules, or of what the hooks make: no batch has been read yet"
+    batch_size = getattr(loader, "batch_size", None) or getattr(getattr(loader, "source", None), "batch_size", None)
+    given = f"data.{loader.name}.batch_size ({batch_size} per process)"
+    remedies = [given if batch_size else f"the size of the batches that data.{loader.name} gives"]
+    if is_sample:
+        num_workers = getattr(loader, "num_workers", 0)
+        workers = [f"data.{loader.name}.num_workers ({num_workers})"] if num_workers else []
+        return ", or ".join([*workers, *remedies, "remove the sample if its file is damaged and claims to be huge"])
+    if loader.name == "train":
+        remedies[0] += f" and raise optim.accumulation_steps ({optim['accumulation_steps']}) as much"
+    if hardware["precision"] == "fp32":
+        remedies.append("set hardware.precision (fp32) to bf16")
+    return ", or ".join(remedies)
 
 
 def _in_use(device: torch.device) -> str:
