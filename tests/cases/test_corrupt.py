@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 
 import numpy as np
@@ -72,12 +73,74 @@ def test_skip_leaves_them_out_as_if_they_were_not_there(folder, options, caplog)
             assert torch.equal(images, other[1])
 
 
-def test_if_no_sample_can_be_read_nobody_is_told_to_leave_all_out(folder):
-    made = Loader(ImageFolder(folder, transform=lambda image: 1 / 0), 4)
-    made.bind(0, "train")
-    with pytest.raises(DataError, match="9 can't be read. Since none of them can be read, the data set's") as caught:
+class Failing(torch.utils.data.Dataset):
+    """Samples, of which some raise an error."""
+
+    def __init__(self, error, bad=(5,), length=12):
+        self.error, self.bad, self.length, self.tried = error, bad, length, []
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        self.tried.append(index)
+        if index in self.bad:
+            try:
+                raise self.error
+            except OSError as error:
+                raise ValueError("wrapped") from error
+        return torch.zeros(1)
+
+
+@pytest.mark.parametrize("unreadable", ["raise", "skip"])
+def test_a_transform_that_fails_for_all_samples_is_found_out_at_once(unreadable):
+    failing = Failing(AttributeError("no attribute"), bad=range(2000), length=2000)
+    made = Loader(failing, 4, unreadable=unreadable)
+    with pytest.raises(DataError, match="be read. Since none of them can be read, the data set's") as caught:
         next(iter(made.batches(0)))
-    assert "skip" not in str(caught.value)
+    lines = str(caught.value).split("\n")
+    assert [line.partition("AttributeError")[1] for line in lines] == ["AttributeError"] * 3 + ["", ""]
+    assert "set unreadable: skip" not in str(caught.value)
+    if unreadable == "raise":
+        assert lines[4].startswith("32 of 2000 samples were tried, and 32 can't be read.")
+        assert len(failing.tried) < 40
+
+
+def test_many_damaged_samples_are_not_taken_for_a_transform_that_fails():
+    made = Loader(Failing(KeyError("x"), bad=range(60), length=128), 4)
+    with pytest.raises(DataError, match="All 128 samples were tried, and 60 can't be read. Remove or") as caught:
+        next(iter(made.batches(0)))
+    assert str(caught.value).count("KeyError") == 60
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [(kind, MemoryError) for kind in (MemoryError(), OSError(errno.ENOMEM, "x"), RuntimeError("can't allocate memory"))]
+    + [(OSError(number, "x"), DataError) for number in (errno.EMFILE, errno.ENOSPC, errno.EIO, errno.ESTALE)]
+    + [(ConnectionResetError(), DataError), (KeyboardInterrupt(), KeyboardInterrupt), (SystemExit(1), SystemExit)],
+    ids=repr,
+)
+def test_a_sample_that_is_not_to_blame_is_never_left_out(error, expected, num_workers):
+    if num_workers and expected in (KeyboardInterrupt, SystemExit):
+        expected = DataError  # the worker ends
+    for unreadable in ("raise", "skip"):
+        made = Loader(Failing(error), 4, unreadable=unreadable, num_workers=num_workers)
+        with pytest.raises(expected) as caught:
+            list(made.batches(0))
+        made.close()
+        if isinstance(error, OSError) and expected is DataError:
+            assert "sample 5 can't be read: ValueError: wrapped. The machine, its disks" in str(caught.value)
+        if expected is MemoryError:
+            assert "memory ran out as sample 5 of data.data was read" in str(caught.value)
+
+
+def test_memory_that_runs_out_in_a_batch_is_not_said_to_be_of_the_samples():
+    def collate(samples):
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        list(Loader([torch.zeros(1)], 1, collate_fn=collate))
 
 
 def test_skip_needs_samples_and_their_order(folder):

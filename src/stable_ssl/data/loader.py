@@ -19,7 +19,7 @@ from .collating import collate
 from .held import HeldImages, choose_device, hold
 from .order import Share, count_cut, count_dealt, cut, deal, draw, epoch_order
 from .reading import CollateSamples, CollateViews, Reader, UnreadableError
-from .unreadable import described, find_unreadable, name_all
+from .unreadable import NONE_READ, described, find_unreadable, name_all
 from .views import BatchViews, WithViews, as_declared, as_read, find_shape
 from .workers import WorkerBatches, WorkerInit
 
@@ -209,10 +209,12 @@ class Loader:
         holder = self.dataset if isinstance(self.dataset, WithViews) else self
         indices = [index for index in range(len(holder.dataset)) if index not in found]
         if not indices:
-            raise DataError(f"data.{self.name}: no sample can be read.\n{described(found)}")
+            raise DataError(f"{described(found, len(found))}\ndata.{self.name}: no sample can be read. {NONE_READ}")
         holder.dataset, self.left_out = Subset(holder.dataset, indices), sorted(found)
         total = len(found) + len(indices)
-        log.warning("data.%s: %d of %d samples are left out:\n%s", self.name, len(found), total, described(found))
+        log.warning(
+            "data.%s: %d of %d samples are left out:\n%s", self.name, len(found), total, described(found, total)
+        )
 
     @contextlib.contextmanager
     def _naming_all(self) -> Iterator[None]:

@@ -6,11 +6,15 @@ import time
 from typing import Any
 
 from ..exceptions import DataError
+from .images import spread
 from .reading import Reader, UnreadableError
 from .workers import WorkerBatches
 
 SECONDS = 60.0  # that a run which fails anyway may take to look at the other samples
 MOST_NAMED = 100
+FEW = 3  # lines are enough if every sample has the same kind of error
+
+NONE_READ = "Since none of them can be read, the data set's options or its transform are the likely cause."
 
 
 class _Trial(Reader):
@@ -34,7 +38,8 @@ def find_unreadable(dataset: Any, name: str, options: dict[str, Any], is_brief: 
     options
         Of the torch loader that reads.
     is_brief
-        End after a minute, or once a hundred samples are found.
+        End after a minute, or once a hundred samples are found, or if none of those can be read that are tried first,
+        all for the same kind of reason. These are spread over the data set.
 
     Returns
     -------
@@ -42,17 +47,20 @@ def find_unreadable(dataset: Any, name: str, options: dict[str, Any], is_brief: 
     """
     found: dict[int, str] = {}
     end, tried = time.monotonic() + SECONDS, 0
-    wanted = [list(range(first, min(first + 64, len(dataset)))) for first in range(0, len(dataset), 64)]
+    first = spread(len(dataset))
+    others = sorted(set(range(len(dataset))).difference(first))
+    wanted = [first, *(others[at : at + 64] for at in range(0, len(others), 64))]
     workers = WorkerBatches(_Trial(dataset, 0, name), list, options)
     try:
         for indices, results in workers.batches(0, wanted):
             found.update(result for result in results if result is not None)
             tried += len(indices)
-            if is_brief and (time.monotonic() > end or len(found) >= MOST_NAMED):
+            is_enough = time.monotonic() > end or len(found) >= MOST_NAMED or _is_one_kind(found, tried)
+            if is_brief and is_enough:
                 break
     finally:
         workers.close()
-    return found, tried
+    return dict(sorted(found.items())), tried
 
 
 def name_all(error: UnreadableError, dataset: Any, name: str, options: dict[str, Any]) -> DataError:
@@ -60,18 +68,25 @@ def name_all(error: UnreadableError, dataset: Any, name: str, options: dict[str,
     found, tried = find_unreadable(dataset, name, options, is_brief=True)
     if not found:
         return error
-    looked_at = f"All {tried}" if tried == len(dataset) else f"The first {tried} of {len(dataset)}"
+    looked_at = f"All {tried}" if tried == len(dataset) else f"{tried} of {len(dataset)}"
     advice = (
         f"Remove or replace them, or set unreadable: skip in the Loader of data.{name}, which leaves them out. A run "
         "that has a checkpoint goes on with such a change by `stable-ssl branch`, or branch_from in a script."
     )
     if len(found) == tried:
-        advice = "Since none of them can be read, the data set's options or its transform are the likely cause."
-    return DataError(f"{described(found)}\n{looked_at} samples were tried, and {len(found)} can't be read. {advice}")
+        advice = NONE_READ
+    lines = described(found, tried)
+    return DataError(f"{lines}\n{looked_at} samples were tried, and {len(found)} can't be read. {advice}")
 
 
-def described(found: dict[int, str]) -> str:
-    """Return a line for each sample that can't be read."""
-    lines = list(found.values())
-    more = [f"… and {len(lines) - MOST_NAMED} more."] if len(lines) > MOST_NAMED else []
-    return "\n".join([*lines[:MOST_NAMED], *more])
+def described(found: dict[int, str], tried: int) -> str:
+    """Return a line for each sample that can't be read; a few lines if that is so for all, for one kind of reason."""
+    lines, most = list(found.values()), FEW if _is_one_kind(found, tried) else MOST_NAMED
+    more = [f"… and {len(lines) - most} more."] if len(lines) > most else []
+    return "\n".join([*lines[:most], *more])
+
+
+def _is_one_kind(found: dict[int, str], tried: int) -> bool:
+    """Return whether no sample that was tried can be read, all for the same kind of error."""
+    kinds = {reason.partition("can't be read: ")[2].partition(":")[0] for reason in found.values()}
+    return len(found) == tried and len(kinds) == 1
