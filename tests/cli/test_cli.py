@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from stable_ssl import ConfigError
+from stable_ssl.cli import main
 from stable_ssl.compose import arithmetic, complete_override, recipe_names
 
 COMMAND = Path(sys.executable).with_name("stable-ssl")
@@ -87,7 +88,7 @@ import stable_ssl
 class MyTrainer(stable_ssl.SupervisedTrainer):
     def before_fit(self):
         if getattr(self, "fails", False):
-            raise RuntimeError("as asked")
+            raise stable_ssl.CheckpointError("as asked")
 """
 SHARED = """# @package _global_
 trainer:
@@ -142,7 +143,8 @@ def test_the_older_form_trains_older_files(old_files):
 def test_a_file_trains_with_a_trainer_of_the_working_folder_and_fails_with_status_1(old_files):
     done = run("train", "configs/child.yaml", "+trainer.fails=true", cwd=old_files)
     assert done.returncode == 1
-    assert "RuntimeError: as asked" in done.stderr
+    assert "Traceback" in done.stderr
+    assert "CheckpointError: as asked" in done.stderr
     assert json.loads((old_files / "run" / "status.json").read_text())["status"] == "failed"
 
 
@@ -293,6 +295,48 @@ trainer:
     assert done.returncode == 0, done.stderr
     with Image.open(tmp_path / "views.png") as picture:
         assert picture.width == 4 * (192 + 12)  # the image, its view, context and targets
+
+
+def test_views_of_a_sample_that_can_not_be_used_has_a_sentence_and_no_traceback(tmp_path, monkeypatch, capsys):
+    (tmp_path / "pairs.py").write_text(
+        "import torch\n"
+        "class Pairs(torch.utils.data.Dataset):\n"
+        "    def __len__(self): return 8\n"
+        "    def __getitem__(self, index): return {'left': torch.zeros(3, 8, 8), 'right': torch.zeros(3, 8, 8)}\n"
+    )
+    (tmp_path / "pairs.yaml").write_text("""
+trainer:
+  data:
+    train:
+      _target_: stable_ssl.data.Loader
+      dataset: {_target_: pairs.Pairs}
+      batch_size: 4
+      views:
+        _target_: stable_ssl.augmentations.MultiView
+        views:
+          - _target_: stable_ssl.augmentations.View
+            operations: [{_target_: stable_ssl.augmentations.HorizontalFlip}]
+""")
+    monkeypatch.chdir(tmp_path)
+    assert main(["views", "pairs.yaml"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("stable-ssl: ")
+    assert "Traceback" not in said
+
+
+def test_ctrl_c_while_the_configuration_is_composed_has_its_status_whatever_becomes_of_it(monkeypatch, capsys):
+    import omegaconf
+
+    key = omegaconf.Node._key
+
+    def interrupted(self):
+        if sys._getframe(1).f_code.co_name == "_set_item_impl":  # where OmegaConf then raises an UnboundLocalError
+            raise KeyboardInterrupt
+        return key(self)
+
+    monkeypatch.setattr(omegaconf.Node, "_key", interrupted)
+    assert main(["recipes", "show", "simclr_digits"]) == 130
+    assert capsys.readouterr() == ("", "")
 
 
 def test_views_of_what_has_none_shows_the_images(tmp_path):

@@ -42,18 +42,36 @@ def main(argv: list[str] | None = None) -> int:
         if unknown:
             print(f"\nstable-ssl: unknown option {unknown[0]}", file=sys.stderr)
         return 2
-    from ..exceptions import ConfigError
-
     try:
         return _commands()[args.command](args, rest)
-    except ConfigError as error:
-        print("\n".join(f"stable-ssl: {problem}" for problem in error.problems), file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         return 130
-    except Exception:
-        traceback.print_exc()
-        return 1
+    except Exception as error:
+        return _failed(error)
+
+
+def _failed(error: Exception) -> int:
+    """Say why a command failed, and return its exit status."""
+    from ..exceptions import CheckpointError, ConfigError, DataError
+
+    is_of_training = any(frame.f_code.co_name == "launch" for frame, _ in traceback.walk_tb(error.__traceback__))
+    if _is_interrupt(error) and not is_of_training:
+        return 130
+    if isinstance(error, ConfigError):
+        print("\n".join(f"stable-ssl: {problem}" for problem in error.problems), file=sys.stderr)
+        return 2
+    if isinstance(error, CheckpointError | DataError) and not is_of_training:
+        print(f"stable-ssl: {error}", file=sys.stderr)
+    else:
+        traceback.print_exception(error)
+    return 1
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Return whether an error arose from Ctrl-C. Code that it interrupts may raise another error while it cleans up."""
+    while error and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -95,7 +113,9 @@ def make_parser() -> argparse.ArgumentParser:
     branch.add_argument("run", metavar="RUN", help="the other run's folder")
     branch.add_argument("overrides", nargs="*", help="changes of settings, such as optim.optimizer.lr=0.01")
     branch.add_argument("--step", type=int, metavar="N", help="global step of the checkpoint (the newest valid one)")
-    branch.add_argument("--out", metavar="NEW", help="the new run's folder (a new one in runs/)")
+    branch.add_argument(
+        "--out", metavar="NEW", help="the new run's folder (a new one in `runs/` of RUN's working folder)"
+    )
     branch.add_argument("--restart-schedule", action="store_true", help="begin the schedule anew for the epochs left")
     branch.add_argument("--slurm", action="store_true", help="train the branch in a Slurm job")
     views = commands.add_parser("views", help="draw samples and their views, with the parameters of each view")
