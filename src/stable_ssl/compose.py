@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import operator
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -118,7 +119,7 @@ def hydra_folder(config: Any, key: str) -> str | None:
 
     section, name = key.split(".")
     written: Any = OmegaConf.to_container(config.hydra[section], resolve=False)
-    return None if written[name] == _OF_HYDRA[key] else str(config.hydra[section][name])
+    return None if written[name] == _OF_HYDRA[key] else os.path.expanduser(str(config.hydra[section][name]))
 
 
 def in_folder(config: dict[str, Any], folder: str | None) -> dict[str, Any]:
@@ -143,7 +144,7 @@ def resolved(config: Any) -> dict[str, Any]:
     kept = job.cfg
     if "hydra" in config:
         with read_write(config.hydra.runtime), open_dict(config.hydra.runtime):
-            config.hydra.runtime.output_dir = str(Path(config.hydra.run.dir).absolute())
+            config.hydra.runtime.output_dir = str(Path(config.hydra.run.dir).expanduser().absolute())
         job.set_config(config)
     try:
         return {"trainer": OmegaConf.to_container(trainer, resolve=True, throw_on_missing=True)}
@@ -317,8 +318,7 @@ def _with_trainer(config: Any) -> Any:
     if "trainer" not in config:
         raise ConfigError(
             f"The configuration has no key 'trainer', under which all else stands; it has "
-            f"{[key for key in config if key != 'hydra'] or 'nothing'}. For a run's config.yaml, "
-            "the meta.json of its newest checkpoint has the settings, as config."
+            f"{[key for key in config if key != 'hydra'] or 'nothing'}."
         )
     if not isinstance(config.trainer, DictConfig):
         raise ConfigError(f"trainer: {config.trainer!r} is not a dict of settings.")

@@ -17,7 +17,7 @@ import pytest
 from stable_ssl import ConfigError
 from stable_ssl.cli import main, sweep
 from stable_ssl.cli.sweep import Sweep
-from stable_ssl.compose import compose
+from stable_ssl.compose import compose, importable
 
 COMMAND = Path(sys.executable).with_name("stable-ssl")
 MINE = """
@@ -59,7 +59,8 @@ def project(tmp_path, monkeypatch):
     (tmp_path / "configs" / "mine.py").write_text(MINE)
     (tmp_path / "configs" / "mine.yaml").write_text(CONFIG)
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    yield tmp_path
+    sys.modules.pop("mine", None)
 
 
 @pytest.fixture
@@ -96,6 +97,27 @@ def test_a_point_that_is_killed_does_not_stop_the_others_and_the_same_command_go
     assert json.loads((first / "status.json").read_text())["status"] == "finished"
 
 
+def test_a_point_that_was_refused_is_said_to_be_and_one_that_is_finished_gets_no_process(project, forked, capfd):
+    command = ["train", "configs/mine.yaml", "-m", "optim.epochs=1,-1", "hydra.sweep.dir=sw"]
+    for _ in range(2):
+        assert main(command) == 1
+        said = capfd.readouterr().out
+        assert "    optim.epochs=-1: was refused, with status 2; its messages above say why." in said
+        assert "look into" not in said
+        assert "The same command" not in said
+    assert "optim.epochs=1: finished already, in 'sw/optim.epochs=1'." in said
+    assert "optim.epochs=1 (" not in said
+    # Settings that change no result may differ. The run itself compares what may.
+    for more, is_left in (
+        (["logger.level=30"], False),
+        (["optim.optimizer.lr=0.2"], True),
+        (["optim.grad_max_norm=1"], True),
+    ):
+        with importable(project / "configs"):
+            left = Sweep(project / "configs", "mine", ["optim.epochs=1,3", "hydra.sweep.dir=sw", *more]).left()
+        assert [point.name for point in left] == [*["optim.epochs=1"] * is_left, "optim.epochs=3"]
+
+
 def test_a_sweep_of_which_a_run_reached_its_time_limit_has_that_status(project, forked):
     assert main(["train", "configs/mine.yaml", "-m", "hardware.seed=1,2", "hardware.time_limit=0.0001"]) == 75
     assert all((Path(folder) / "checkpoints").exists() for folder in folders("hardware.seed=1,2"))
@@ -129,6 +151,11 @@ def test_a_fixed_folder_for_several_points_is_refused_before_any_begins(project,
         assert "logger.dump_path: runs of the sweep would share 'run'; leave it out" in capsys.readouterr().err
     assert not Path("run").exists()
     assert folders("hardware.seed=1", "logger.dump_path=run") == ["run"]
+    for twice in ([], ["hydra.sweep.dir=mine"]):
+        with pytest.raises(ConfigError, match=r"hardware.seed=1: the sweep has this point 2 times; list each value"):
+            points("hardware.seed=2,1,1", *twice)
+    with pytest.raises(ConfigError, match=r"hydra.sweep.subdir: runs of the sweep would share 'mine/x'; leave it out"):
+        points("hardware.seed=1,2", "hydra.sweep.dir=mine", "hydra.sweep.subdir=x")
     with pytest.raises(ConfigError, match="a sweep needs a list of values"):
         points("optim.optimizer.lr=interval(0,1)")
 
@@ -158,6 +185,14 @@ def test_the_folder_that_is_given_to_hydra_is_that_of_the_run(project, monkeypat
     )
     done = processes.run([sys.executable, "script.py"], cwd=project)
     assert done.stdout == f"{project / 'written'}\n"
+
+
+def test_a_setting_of_hydra_that_has_no_effect_is_named(project, capsys):
+    assert main(["train", "configs/mine.yaml", "-m", "hardware.seed=1,1", "hydra.run.dir=mine"]) == 2
+    assert "'hydra.run.dir=mine' has no effect with --multirun; hydra.sweep.dir=FOLDER" in capsys.readouterr().err
+    for more in ([], ["--slurm"]):
+        assert main(["train", "configs/mine.yaml", "optim.epochs=-1", "hydra.sweep.dir=mine", *more]) == 2
+        assert "'hydra.sweep.dir=mine' has no effect without --multirun" in capsys.readouterr().err
 
 
 CHILD = """

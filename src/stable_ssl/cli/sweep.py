@@ -26,6 +26,7 @@ from .run import Run
 
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 _LONGEST_NAME = 150
+_REFUSED = 2  # the exit status of a request that can't be carried out
 
 
 @dataclass
@@ -86,11 +87,8 @@ class Sweep:
                 config = composed(complete([*self._of_hydra, *own]))
                 self.points.append(Point(",".join(labels) or name, own, *self._placed(config, number, labels)))
         paths = [point.folder.absolute() for point in self.points]
-        if shared := [point.folder for point in self.points if paths.count(point.folder.absolute()) > 1]:
-            raise ConfigError(
-                f"logger.dump_path: runs of the sweep would share '{shared[0]}'; leave it out (logger.dump_path=null), "
-                "and each run gets a folder of its own. hydra.sweep.dir=FOLDER says where these are."
-            )
+        if shared := [point for point in self.points if paths.count(point.folder.absolute()) > 1]:
+            raise ConfigError(_why_shared(shared))
 
     def _choose_folder(self, base: Any) -> tuple[str, bool]:
         """Return the sweep's folder, and whether the points in it are surely those of this configuration."""
@@ -110,22 +108,25 @@ class Sweep:
             name = hydra_folder(config, "sweep.subdir") or _file_name(labels)
             config.hydra.run.dir = os.path.join(self._folder, name)
         run = resolved(config)
-        return run, Path((run["trainer"].get("logger") or {}).get("dump_path") or config.hydra.run.dir)
+        return run, Path((run["trainer"].get("logger") or {}).get("dump_path") or config.hydra.run.dir).expanduser()
 
     def left(self) -> list[Point]:
         """Return the points that are not finished, and name the others.
 
-        A folder that somebody chose may hold the points of another configuration. Those are left to the run to compare.
+        A folder that somebody chose may hold the points of another configuration. Unless it is surely the same one,
+        they are left to the run to compare.
         """
-        ours = [point for point in self.points if self._is_ours and point.folder.is_relative_to(self._folder)]
-        found = {point.name: read_status(point.folder).get("status") for point in ours}
-        done = {name: status for name, status in found.items() if status in COMPLETE}
+        left = []
         for point in self.points:
-            if point.name in done:
-                print(f"{point.name}: {done[point.name]} already, in '{point.folder}'.")
-        if done:
+            status = read_status(point.folder).get("status")
+            is_ours = self._is_ours and point.folder.is_relative_to(self._folder)
+            if status in COMPLETE and (is_ours or _is_held(point)):
+                print(f"{point.name}: {status} already, in '{point.folder}'.")
+            else:
+                left.append(point)
+        if len(left) < len(self.points):
             print("To begin them anew, name another folder: hydra.sweep.dir=FOLDER.")
-        return [point for point in self.points if point.name not in done]
+        return left
 
     def run(self, folders: Iterable[Path]) -> int:
         """Run the points here or by Hydra's launcher, and return the exit status of the sweep.
@@ -141,9 +142,8 @@ class Sweep:
         failed = [(point, status) for point, status in zip(left, statuses, strict=True) if status]
         print(f"sweep: {len(self.points) - len(failed)} of {len(self.points)} points are finished.")
         for point, status in failed:
-            reached = "reached its time limit" if status == TIME_LIMIT_STATUS else f"failed with status {status}"
-            print(f"    {point.name}: {reached}; look into '{point.folder}'.")
-        if failed:
+            print(f"    {point.name}: {_told(point, status)}.")
+        if any(status != _REFUSED for _, status in failed):
             print("The same command goes on with what is not finished.")
         ends = {status for _, status in failed}
         return TIME_LIMIT_STATUS if ends == {TIME_LIMIT_STATUS} else int(bool(ends))
@@ -201,6 +201,47 @@ class Sweep:
                 ]
                 statuses += _results(launcher, jobs, start)
         return statuses
+
+
+def _why_shared(points: list[Point]) -> str:
+    """Say why points of a sweep would share a folder, and what to do."""
+    name, folder, names = points[0].name, points[0].folder, [point.name for point in points]
+    if names.count(name) > 1:
+        return f"{name}: the sweep has this point {names.count(name)} times; list each value once."
+    if (points[0].config["trainer"].get("logger") or {}).get("dump_path"):
+        return (
+            f"logger.dump_path: runs of the sweep would share '{folder}'; leave it out (logger.dump_path=null), "
+            "and each run gets a folder of its own. hydra.sweep.dir=FOLDER says where these are."
+        )
+    return f"hydra.sweep.subdir: runs of the sweep would share '{folder}'; leave it out, and their settings name them."
+
+
+def _told(point: Point, status: int) -> str:
+    """Say how a point ended that is not finished, and where to look."""
+    if status == _REFUSED:
+        return f"was refused, with status {status}; its messages above say why"
+    if not point.folder.exists():
+        return f"failed with status {status} before its run began; its messages above say why"
+    reached = "reached its time limit" if status == TIME_LIMIT_STATUS else f"failed with status {status}"
+    return f"{reached}; look into '{point.folder}'"
+
+
+def _is_held(point: Point) -> bool:
+    """Return whether the run in a point's folder is surely that of the point: no setting that matters differs."""
+    from ..config import with_defaults
+    from ..instantiate import instanciate_config
+    from ..runtime.behaviour import behaviour
+    from ..runtime.checkpoint import CheckpointStore
+    from ..runtime.folder import decisive_differences, moved_data
+
+    meta = CheckpointStore(point.folder / "checkpoints").newest_meta()
+    if not meta.get("config") or meta.get("behaviour", 1) != behaviour():
+        return False
+    try:
+        config, held = instanciate_config(point.config).get_config()["trainer"], with_defaults(meta["config"])
+    except Exception:  # the point's own process says what is wrong
+        return False
+    return not (decisive_differences(held, config) or moved_data(held, config))
 
 
 def _of_file(sweeper: Mapping[str, Any], overrides: list[str]) -> list[str]:

@@ -23,10 +23,11 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
         # The older form has no source: the argument in its place is the first override.
         overrides = [*([source] if source else []), *overrides]
         source, folder = args.config_name or "config", folder or "."
-    if source is not None and "=" in source and not Path(source).exists():
+    if source is not None and "=" in source and not Path(source).expanduser().exists():
         raise ConfigError(f"train: '{source}' is an override; name a recipe or file before it.")
     config_folder, name = find(source, folder)
     settings, overrides = slurm.split(overrides, args.slurm, "train")
+    _warn_of_no_effect(overrides, args.multirun)
     folders = (Path.cwd(), config_folder, *origin_of(config_folder, name)[1])
     with importable(*folders):
         if args.multirun:
@@ -40,11 +41,21 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
         if args.slurm and configs:
             slurm.submit(configs, name, settings, folders)
         elif not args.slurm:
-            for text in overrides:
-                if is_hydras(text) and not text.lstrip("+").startswith("hydra.run.dir="):
-                    print(f"stable-ssl: '{text}' has no effect without --multirun.", file=sys.stderr)
             Run(configs[0], folders)()
     return 0
+
+
+def _warn_of_no_effect(overrides: list[str], is_sweep: bool) -> None:
+    """Name the settings of Hydra that have no effect: on a sweep, or on a single run."""
+    for text in filter(is_hydras, overrides):
+        is_of_run = text.lstrip("+").startswith("hydra.run.dir=")
+        if is_of_run and is_sweep:
+            why = "with --multirun; hydra.sweep.dir=FOLDER says where the runs of a sweep are"
+        elif not is_of_run and not is_sweep:
+            why = "without --multirun"
+        else:
+            continue
+        print(f"stable-ssl: '{text}' has no effect {why}.", file=sys.stderr)
 
 
 def _is_going_on(point: Point) -> bool:
