@@ -70,7 +70,8 @@ def branch_config(
     """Return the configuration of a branch. The parameters are those of `branch`."""
     folder = Path(run).expanduser().absolute()
     if not (folder / "config.yaml").is_file():
-        raise ConfigError(f"branch: '{run}' holds no run: it has no config.yaml.")
+        hint = f" `stable-ssl resume {run}` writes it anew." if any(folder.glob("checkpoints/step_*")) else ""
+        raise ConfigError(f"branch: '{run}' holds no run: it has no config.yaml.{hint}")
     config = compose(str(folder / "config.yaml"), overrides)
     trainer = config["trainer"]
     if live := live_paths(trainer):

@@ -10,6 +10,8 @@ from PIL import Image
 
 import stable_ssl
 from stable_ssl.cli import main
+from stable_ssl.cli.sweep import Sweep
+from stable_ssl.compose import compose
 from stable_ssl.data import HuggingFaceDataset, ImageFolder, Parquet
 from stable_ssl.runtime.folder import RunFolder
 from stable_ssl.runtime.weights import load_weights, save_weights
@@ -58,11 +60,30 @@ def test_the_command_line(home, capsys):
     (home / "own.yaml").write_text(recipe)
     assert main(["views", "~/own.yaml", "--out", "~/views.png", "--samples", "1"]) == 0
     assert (home / "views.png").exists()
+    (home / "a=b.yaml").write_text(recipe)
+    few = ["optim.epochs=1", "optim.max_steps=1", "hardware.device=cpu"]
+    assert main(["train", "~/a=b.yaml", *few, "hydra.run.dir='~/first'"]) == 0
+    assert main(["branch", "~/first", "--out", "~/branch", "optim.epochs=2"]) == 0
+    assert (home / "branch" / "branch.json").exists()
     assert main(["train", "--config-path", "~", "--config-name", "absent"]) == 2
     assert main(["resume", "~/run"]) == 2
     said = capsys.readouterr().err
     assert f"no file '{home / 'absent.yaml'}'" in said
     assert f"'{home / 'run'}' holds no run" in said
+
+
+def test_folders_of_sweeps_and_of_hydra(home):
+    (home / "own.yaml").write_text("trainer: {_target_: stable_ssl.SupervisedTrainer, hardware: {seed: 0}, logger: {}}")
+
+    def folders(*overrides):
+        return [point.folder for point in Sweep(home, "own", ["hardware.seed=1,2", *overrides]).points]
+
+    points = ["hardware.seed=1", "hardware.seed=2"]
+    assert folders("hydra.sweep.dir='~/sweep'") == [home / "sweep" / point for point in points]
+    assert folders("hydra.sweep.dir=a", "hydra.sweep.subdir='~/${hydra.job.num}'") == [home / "0", home / "1"]
+    assert folders("logger.dump_path='~/${trainer.hardware.seed}'") == [home / "1", home / "2"]
+    note = ["hydra.run.dir='~/run'", "+trainer.note=${hydra:runtime.output_dir}"]
+    assert compose(str(home / "own.yaml"), note)["trainer"]["note"] == str(home / "run")
 
 
 def test_the_import_says_that_windows_is_not_supported():

@@ -5,11 +5,13 @@ from __future__ import annotations
 import fcntl
 import json
 import pickle
+import re
 import sys
 from pathlib import Path
 
 import processes
 import pytest
+import yaml
 
 from stable_ssl.cli import main
 
@@ -63,8 +65,9 @@ def test_a_run_goes_on_from_any_folder_with_the_classes_and_data_that_it_began_w
     elsewhere = project.parent / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "mine.py").write_text("raise RuntimeError('another module of that name')")
-    done = run("resume", "../home/runs/first", "hardware.time_limit=null", cwd=elsewhere)
+    done = run("resume", "../home/runs/first", "hardware.time_limit=null", "logger.dump_path=other", cwd=elsewhere)
     assert done.returncode == 0, done.stderr
+    assert "resume: the folder 'other' has no effect" in done.stdout
     assert "the class beside the file" in done.stdout
     assert f"resume: going on with '{project}/runs/first' (preempted, step 1), in its working folder" in done.stdout
     assert status_of(project / "runs" / "first") == "finished"
@@ -100,6 +103,61 @@ def test_without_a_name_the_newest_run_that_nobody_goes_on_with_is_chosen_and_na
     assert "no unfinished run in 'runs' ('runs/second' is going on in another process)" in none.stderr
 
 
+def test_a_start_that_failed_before_training_does_not_hide_the_run_that_was_interrupted(project):
+    lost = ["data.train.dataset.path=lost.pt", "logger.dump_path=runs/second"]
+    run("train", "configs/mine.yaml", *lost, cwd=project)
+    assert status_of(project / "runs" / "second") == "failed"
+    done = run("resume", "hardware.time_limit=null", cwd=project)
+    assert f"resume: going on with '{project}/runs/first'" in done.stdout
+    assert status_of(project / "runs" / "first") == "finished"
+    assert f"resume: going on with '{project}/runs/second'" in run("resume", cwd=project).stdout
+
+
+def test_a_run_whose_configuration_is_damaged_or_lost_goes_on_with_that_of_its_checkpoint(project):
+    folder, file = project / "runs" / "first", project / "runs" / "first" / "config.yaml"
+    whole = file.read_text()
+    for damaged in ("trainer: [", "", whole.replace("trainer:", "train:"), "- 1"):
+        file.write_text(damaged)
+        done = run("resume", "runs/first", cwd=project)
+        assert done.returncode == 2
+        assert f"Mend '{file}', or delete it: without it, `resume` takes the settings of the newest" in done.stderr
+    file.write_text(whole)
+    assert "delete it" not in run("resume", "runs/first", "optim..epochs=2", cwd=project).stderr
+    file.unlink()
+    assert "`stable-ssl resume runs/first` writes it anew" in run("branch", "runs/first", cwd=project).stderr
+    (project / "configs" / "mine.py").rename(project / "mine.py")
+    done = run("resume", "runs/first", "hardware.time_limit=null", cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert f"the settings are those of the newest checkpoint. Relative paths begin in '{project}'" in done.stdout
+    assert status_of(folder) == "finished"
+    written = yaml.safe_load(whole.replace(f"{project}/configs", str(project)).replace("0.0001", "null"))
+    assert yaml.safe_load(file.read_text()) == written
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_says_so_without_a_traceback(project):
+    for state in (project / "runs" / "first").glob("checkpoints/*/state.pt"):
+        state.write_bytes(state.read_bytes()[:-1])
+    done = run("resume", "runs/first", cwd=project)
+    assert done.returncode == 1
+    assert f"stable-ssl: None of the checkpoints in '{project}/runs/first/checkpoints' is valid." in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_branch_from_another_working_folder_says_where_its_run_is(project):
+    elsewhere = project.parent / "elsewhere"
+    elsewhere.mkdir()
+    branch = ["branch", "../home/runs/first", "hardware.time_limit=null"]
+    for more in ([], ["logger.dump_path=runs/second"]):
+        done = run(*branch, *more, cwd=elsewhere)
+        assert done.returncode == 0, done.stderr
+        new = re.search(r"branch: the new run will be in '(.+)'; `stable-ssl resume \1` goes on", done.stdout)[1]
+        assert Path(new).parent == project / "runs"
+        assert status_of(Path(new)) == "finished"
+    assert new == f"{project}/runs/second"
+    assert not any(elsewhere.iterdir())
+    assert "branch: " not in run(*branch[:1], "runs/first", *branch[2:], "logger.dump_path=third", cwd=project).stdout
+
+
 def test_a_run_goes_on_as_a_slurm_job(project, monkeypatch, capsys):
     programs = project / "bin"
     programs.mkdir()
@@ -121,6 +179,9 @@ def test_a_run_goes_on_as_a_slurm_job(project, monkeypatch, capsys):
     assert "#SBATCH --time=5" in (project / "runs" / "slurm" / "123_submission.sh").read_text()
     assert main(["resume", str(folder), "--slurm", "slurm.tasks=2"]) == 2
     assert "hardware.world_size: 1, but slurm.nodes × slurm.tasks is 2" in capsys.readouterr().err
+    monkeypatch.chdir(project.parent)
+    assert main(["branch", "home/runs/first", "--slurm"]) == 0
+    assert f"job 123: the run will be in '{project}/runs/Mine_123'" in capsys.readouterr().out
     assert main(["branch", str(folder), "--slurm", "--out", "new", "slurm.time=7", "optim.grad_max_norm=1.0"]) == 0
     assert f"job 123: the run will be in '{project / 'new'}'" in capsys.readouterr().out
     with open(project / "runs" / "slurm" / "123_submitted.pkl", "rb") as file:

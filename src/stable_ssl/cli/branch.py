@@ -4,27 +4,51 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from pathlib import Path
+from typing import Any
 
 from ..api import branch_config
 from ..compose import importable, origin_of
+from ..runtime.folder import choose_path
 from . import slurm
-from .run import Run
+from .run import Run, say_once
 
 
 def main(args: argparse.Namespace, rest: list[str]) -> int:
     """Train the branch, or go on with it if it has begun, here or as a Slurm job."""
     settings, overrides = slurm.split([*args.overrides, *rest], args.slurm, "branch")
-    home, own = origin_of(Path(args.run), "config")
+    home, own = origin_of(Path(args.run).expanduser(), "config")
+    out = Path(args.out).expanduser().absolute() if args.out else None
     folders = [*own, Path.cwd()]
     with importable(*folders):
-        config = branch_config(
-            args.run, overrides, args.step, args.out and Path(args.out).absolute(), args.restart_schedule
-        )
-        if home:
+        config = branch_config(args.run, overrides, args.step, out, args.restart_schedule)
+        name = config["trainer"]["_target_"].split(".")[-1]
+        if home and home != Path.cwd():
             os.chdir(home)  # relative paths in the configuration, such as those of data, begin there
+            _name_in_full(config["trainer"], None if args.slurm else choose_path(name))
         if args.slurm:
-            slurm.submit([config], config["trainer"]["_target_"].split(".")[-1], settings, folders)
+            slurm.submit([config], name, settings, folders)
         else:
             Run(config, folders=())()
     return 0
+
+
+def _name_in_full(trainer: dict[str, Any], chosen: Path | None) -> None:
+    """Give the new run's folder its absolute path, since the user is in another working folder, and say so.
+
+    Parameters
+    ----------
+    trainer
+        The trainer's configuration.
+    chosen
+        The folder if the configuration names none. None: it is known later.
+    """
+    folder = (trainer.get("logger") or {}).get("dump_path") or chosen
+    if folder is None or "logger" not in trainer:
+        return
+    folder = Path(folder).expanduser().absolute()
+    trainer["logger"] = {**(trainer["logger"] or {}), "dump_path": str(folder)}
+    say_once(
+        f"branch: the new run will be in '{folder}'; `stable-ssl resume {shlex.quote(str(folder))}` goes on with it."
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,12 @@ from ..compose import importable
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
+
+
+def say_once(text: str) -> None:
+    """Print a line, in the first process only if a launcher started several."""
+    if os.environ.get("RANK", "0") == "0" and os.environ.get("SLURM_PROCID", "0") == "0":
+        print(text, flush=True)
 
 
 class Run:

@@ -84,7 +84,7 @@ def submit(configs: list[dict[str, Any]], name: str, settings: list[str], folder
     except FailedJobError as error:
         raise ConfigError(f"--slurm: Slurm did not take the job: {error}") from error
     for job, path, trainer in zip(jobs, given, names, strict=True):
-        print(f"job {job.job_id}: the run will be in '{path or job_path(trainer, job.job_id)}',")
+        print(f"job {job.job_id}: the run will be in '{path or job_path(trainer, job.job_id).absolute()}',")
         print(f"    its messages in '{job.paths.stdout}'.")
     print(f"To end {'them all' if len(jobs) > 1 else 'it'}: scancel {jobs[0].job_id.split('_')[0]}")
 
