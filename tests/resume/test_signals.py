@@ -17,7 +17,7 @@ from stable_ssl import Preempted
 from stable_ssl.data import Loader
 from stable_ssl.runtime.preemption import StopRequest
 
-SIGNALS = [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT]
+SIGNALS = [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT]
 
 
 class Slow(torch.utils.data.Dataset):

@@ -18,6 +18,17 @@ def test_the_most_urgent_of_several_requests_wins_as_an_enum_and_as_a_number():
     assert max(int(stop.request), int(Request.SIGINT)) == Request.SIGINT
 
 
+def test_a_closed_terminal_stops_a_run_unless_nohup_started_it():
+    for handler, expected in ((signal.SIG_DFL, Request.SIGHUP), (signal.SIG_IGN, Request.NONE)):
+        before = signal.signal(signal.SIGHUP, handler)
+        try:
+            with StopRequest() as stop:
+                os.kill(os.getpid(), signal.SIGHUP)
+                assert stop.request is expected
+        finally:
+            signal.signal(signal.SIGHUP, before)
+
+
 def test_a_time_limit_is_a_request_once_it_has_passed():
     assert StopRequest(time_limit=0).request is Request.TIME_LIMIT
     assert StopRequest(time_limit=1).request is Request.NONE
