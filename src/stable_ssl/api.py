@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -70,7 +71,8 @@ def branch_config(
     """Return the configuration of a branch. The parameters are those of `branch`."""
     folder = Path(run).expanduser().absolute()
     if not (folder / "config.yaml").is_file():
-        hint = f" `stable-ssl resume {run}` writes it anew." if any(folder.glob("checkpoints/step_*")) else ""
+        again = f" `stable-ssl resume {shlex.quote(str(run))}` goes on with the run, and writes the file again."
+        hint = again if any(folder.glob("checkpoints/step_*")) else ""
         raise ConfigError(f"branch: '{run}' holds no run: it has no config.yaml.{hint}")
     config = compose(str(folder / "config.yaml"), overrides)
     trainer = config["trainer"]

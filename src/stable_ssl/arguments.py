@@ -74,7 +74,8 @@ def check_arguments(
     base
         `BaseTrainer` itself, which this file can't import because `base` imports this file.
     trainer
-        The trainer. Its `hardware`, `optim` and `logger` are parsed already; each is None if it has a mistake.
+        The trainer. Its `hardware`, `optim` and `logger` are parsed already, without the settings that have mistakes.
+        One is None if it is no dict of settings.
     data, module, loss, module_init
         The arguments as given.
     attributes
@@ -97,7 +98,7 @@ def check_arguments(
         for name in ("optimizer", "scheduler"):
             check_nodes(trainer.optim[name], f"optim.{name}", problems, partial=True)
     if "train" in sets:
-        problems += _missing_for_training(base, trainer)
+        problems += list(_missing_for_training(base, trainer, problems))
     if isinstance(loss, type):
         problems.append(f"loss: a class, {loss.__name__}; make an object of it.")
     if trainer.logger is not None:
@@ -173,8 +174,9 @@ def _is_users(base: type, cls: type) -> bool:
     return cls not in base.__mro__ and cls.__module__.split(".")[0] != __package__
 
 
-def _missing_for_training(base: type[BaseTrainer], trainer: BaseTrainer) -> Iterator[str]:
-    if trainer.optim is not None and trainer.optim["optimizer"] is None:
+def _missing_for_training(base: type[BaseTrainer], trainer: BaseTrainer, problems: list[str]) -> Iterator[str]:
+    is_known = trainer.optim is not None and not any(problem.startswith("optim.") for problem in problems)
+    if is_known and trainer.optim["optimizer"] is None:
         yield "optim.optimizer: missing; a run that trains needs one."
     if type(trainer).compute_loss is base.compute_loss:
         yield f"{type(trainer).__name__} does not implement compute_loss(), which training needs."

@@ -247,21 +247,18 @@ class BaseTrainer(nn.Module):
                 setattr(self, name, build.seeded(value, name))
             self.module = build.modules(self.module, self.required_modules, self.prepare_modules)
             vars(self)["module"] = self.module  # found here in a microsecond less than by `nn.Module.__getattr__`
-            self.loss = build.seeded(self.loss, "loss")
-            self.data = build.data(self.data)
+            self.loss, self.data = build.seeded(self.loss, "loss"), build.data(self.data)
             run.place(self)
             if saver.lacks_values():
                 build.first_values(self, self.module, self.module_init, self.initialize_modules)
             build.settle(self, self.module, self.hardware["compile"])
             self._feed = feed = engine.Feed(run, self.hardware)
-            self._recorder = engine.Recorder(run, feed, self.logger["log_every_step"], self.optim["epochs"])
+            self._recorder = engine.Recorder(run, feed, self.logger["log_every_step"])
             self.logger["metric"] = build.metrics(self.logger["metric"], self.eval_sets)
             self._monitors = engine.Monitors(self.logger["monitor"], self._recorder)
             self.logger["monitor"] = self._monitors.built
             self._monitors.check(self)
-            self._evaluation = engine.Evaluation(
-                run, self._recorder, feed, self.logger, self.optim["epochs"], saver.weights
-            )
+            self._evaluation = engine.Evaluation(run, self._recorder, feed, self.logger, saver.weights)
             saver.add_all([*self._monitors.parts(), *self._evaluation.parts()])
             if "train" in self.data:
                 train, optim = self.data["train"], self.optim
@@ -293,7 +290,7 @@ class BaseTrainer(nn.Module):
             if "train" not in self.data:
                 self._evaluate()
                 return
-            self._recorder.hook(self.before_fit, is_new=not self._saver.log_position)
+            self._recorder.hook(self.before_fit, is_new=self._saver.log_position == 0)
             self._fit()
             self._evaluation.last(self.after_fit)
             self._saver.save_evaluated()
@@ -406,12 +403,15 @@ class BaseTrainer(nn.Module):
 
     epoch = property(lambda self: self._progress.epoch, doc="Epochs finished.")
     global_step = property(lambda self: self._progress.global_step, doc="Optimizer steps attempted.")
-    is_logging = property(lambda self: self._recorder.is_logging, doc="Whether the current step is logged.")
+    is_logging = property(lambda self: self._recorder.is_logging, doc="Whether values are logged now.")
     folder = property(lambda self: self._run.folder.path, doc="The run's folder, known after `setup`.")
     eval_sets = property(lambda self: data_sets(self.data, but="train"), doc="The sets in `data` to evaluate on.")
 
     def log(self, name: str, value: Tensor | float) -> None:
-        """Log a number, or several's mean, as `train/<name>`, `<set>/<name>`, or `eval/<name>` in hooks around sets."""
+        """Log a number: as `train/<name>`, in an evaluation as `<set>/<name>`, around it as `eval/<name>`.
+
+        If a name is logged several times before the record is written, it has the mean. This waits for no device.
+        """
         self._recorder.log(name, value)
 
     def log_image(self, name: str, image: Any) -> None:

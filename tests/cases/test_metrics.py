@@ -21,7 +21,7 @@ from torchmetrics.classification import (
 )
 from toys import Toy, toy_dataset
 
-from stable_ssl import ConfigError, Preempted
+from stable_ssl import BreakAllEpochs, ConfigError, Preempted
 from stable_ssl.data import Loader
 from stable_ssl.loggers import snapshots
 from stable_ssl.loggers.snapshots import Snapshots, cut_back
@@ -208,6 +208,32 @@ def test_what_hooks_log_in_a_resumed_run_is_what_they_log_in_one_left_alone(make
     watched(make_toy, tmp_path / "killed")()
     assert files(tmp_path / "killed") == whole
     assert records(tmp_path / "killed") == logged
+    # The hooks before training, and at an epoch's beginning, run again in a run that goes on; what they log is not new.
+    longer = watched(make_toy, tmp_path / "whole")
+    longer.optim["epochs"] = 5
+    longer()
+    begun = [record for record in records(tmp_path / "whole") if "train/begun" in record]
+    assert len(begun) == 1
+
+
+def test_what_a_hook_at_the_beginning_of_an_epoch_logs_is_logged_once_if_the_epoch_is_begun_again(make_toy, tmp_path):
+    class Begun(Watched):
+        stops = False
+
+        def before_fit_step(self):
+            if self.stops and (self.epoch, self.batch_idx) == (1, 1):
+                raise BreakAllEpochs
+
+    def run(stops, epochs):
+        logger = {"dump_path": tmp_path / "run"}
+        trainer = make_toy(Begun, sets(), logger=logger, epochs=epochs, accumulation_steps=2)
+        trainer.stops = stops
+        trainer()
+
+    run(True, 2)  # stopped within the first group of the second epoch, which begins anew
+    run(False, 3)
+    epochs = [record["train/epoch"] for record in records(tmp_path / "run") if "train/epoch" in record]
+    assert epochs == [0, 1, 2]
 
 
 def test_files_newer_than_the_checkpoint_are_removed(tmp_path):

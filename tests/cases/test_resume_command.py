@@ -122,9 +122,14 @@ def test_a_run_whose_configuration_is_damaged_or_lost_goes_on_with_that_of_its_c
         assert done.returncode == 2
         assert f"Mend '{file}', or delete it: without it, `resume` takes the settings of the newest" in done.stderr
     file.write_text(whole)
-    assert "delete it" not in run("resume", "runs/first", "optim..epochs=2", cwd=project).stderr
+    mistake = run("resume", "runs/first", "optim..epochs=2", cwd=project)
+    assert mistake.returncode == 2
+    assert "delete it" not in mistake.stderr
     file.unlink()
-    assert "`stable-ssl resume runs/first` writes it anew" in run("branch", "runs/first", cwd=project).stderr
+    assert (
+        "`stable-ssl resume runs/first` goes on with the run, and writes"
+        in run("branch", "runs/first", cwd=project).stderr
+    )
     (project / "configs" / "mine.py").rename(project / "mine.py")
     done = run("resume", "runs/first", "hardware.time_limit=null", cwd=project)
     assert done.returncode == 0, done.stderr
@@ -150,7 +155,8 @@ def test_a_branch_from_another_working_folder_says_where_its_run_is(project):
     for more in ([], ["logger.dump_path=runs/second"]):
         done = run(*branch, *more, cwd=elsewhere)
         assert done.returncode == 0, done.stderr
-        new = re.search(r"branch: the new run will be in '(.+)'; `stable-ssl resume \1` goes on", done.stdout)[1]
+        given = r"branch: the new run will be in '(.+)'; `stable-ssl resume \1` goes on"
+        new = re.search(given if more else r"The run is in '(.+)'; start it again", done.stdout + done.stderr)[1]
         assert Path(new).parent == project / "runs"
         assert status_of(Path(new)) == "finished"
     assert new == f"{project}/runs/second"

@@ -146,8 +146,10 @@ def test_a_plateau_can_be_stepped_in_after_eval(make_toy, tmp_path):
     trainer()
     assert rates(trainer) == [0.1] * 6 + [0.05] * 3 + [0.025] * 3
     # The last evaluation of a finished run counts too, if it goes on for more epochs.
-    short = functools.partial(make_toy, Plateau, data, logger={"dump_path": tmp_path / "short"})
+    kept = {"checkpoint_frequency": 2, "checkpoint_model_only": False}
+    short = functools.partial(make_toy, Plateau, data, logger={"dump_path": tmp_path / "short", **kept})
     short(epochs=2)()
+    assert json.loads((tmp_path / "short/checkpoints/step_00000006/meta.json").read_text())["kept"]
     longer = short(epochs=4)
     longer()
     assert rates(longer) == rates(trainer)

@@ -14,6 +14,7 @@ import time
 import pytest
 import torch
 from endings import newest_state
+from safetensors.torch import load_file
 from torchmetrics.classification import MulticlassAccuracy
 from toys import Toy, toy_dataset
 
@@ -270,6 +271,8 @@ def test_a_disk_that_fills_before_the_end_leaves_a_status_and_the_last_good_stat
     assert_nothing_is_cut_short(trainer.folder)
     # The weights may just fit, if no other file takes the last block before them.
     is_there = (trainer.folder / "weights" / "final.safetensors").exists()
+    if is_there:
+        load_file(trainer.folder / "weights" / "final.safetensors")
     if "could not be written" in found["error"]:  # the error of the log comes before that of the weights
         assert is_there != ("the final weights" in found["error"].lower())
     assert newest_state(trainer)["progress"]["global_step"] == 4
@@ -329,17 +332,22 @@ def test_weights_of_an_epoch_that_do_not_fit_do_not_end_the_run(make_toy, small_
 
 def test_a_folder_that_is_moved_while_its_run_goes_on_is_told(make_toy, tmp_path, capsys):
     class Moved(Toy):
-        def before_fit_epoch(self):
-            if self.epoch == 1:
+        def before_fit_step(self):
+            if self.global_step == 3:
                 self._saver._store.wait()
                 (tmp_path / "run").rename(tmp_path / "elsewhere")
+            elif self.global_step == 5:
+                raise SystemExit
 
-    trainer = make_toy(renamed(Moved), logger={"level": 30})
-    trainer()
-    assert f"'{trainer.folder}' was removed or moved: what it held before is not there now." in capsys.readouterr().err
-    again = make_toy(epochs=3)  # what is there now is whole
-    again.setup()
-    assert again.global_step == 6
+    trainer = make_toy(renamed(Moved), logger={"level": 30, "checkpoint_every_step": 1})
+    with pytest.raises(SystemExit):
+        trainer()
+    assert f"'{trainer.folder}' has no config.yaml any more: the folder was removed or m" in capsys.readouterr().err
+    again = make_toy(logger={"checkpoint_every_step": 1})  # what is there now is whole
+    again()
+    alone = make_toy(logger={"dump_path": tmp_path / "alone"})
+    alone()
+    assert all(map(torch.equal, again.parameters(), alone.parameters()))
 
 
 def test_resume_passes_over_a_status_that_can_not_be_read(tmp_path):

@@ -145,6 +145,33 @@ def test_a_run_that_goes_on_remembers_the_best_value(tmp_path, first, last):
     assert json.loads((tmp_path / "status.json").read_text())["status"] == "stopped"
 
 
+def test_a_run_that_is_killed_after_its_last_evaluation_was_saved_does_not_evaluate_again(tmp_path):
+    class Killed(Toy):
+        dies = True
+
+        def before_fit(self):
+            def save_and_die(save=self._saver.save_evaluated):
+                save()
+                if self.dies:
+                    raise SystemExit
+
+            self._saver.save_evaluated = save_and_die
+
+    best = {"metric": "test/value", "patience": 9}
+    with pytest.raises(SystemExit):
+        make(Killed, tmp_path, 2, metric={"test": {"value": Falling(0.5, 0.1)}}, best=best)()
+    records = (tmp_path / "metrics.jsonl").read_text()
+    Killed.dies = False
+    again = make(Killed, tmp_path, 2, metric={"test": {"value": Falling()}}, best=best)
+    again()
+    assert (tmp_path / "metrics.jsonl").read_text() == records
+    assert json.loads((tmp_path / "status.json").read_text())["status"] == "finished"
+    longer = make(Killed, tmp_path, 3, metric={"test": {"value": Falling(0.3)}}, best=best)
+    longer()
+    assert longer._evaluation._best.evaluations_since == 2
+    assert (tmp_path / "metrics.jsonl").read_text().startswith(records)
+
+
 @pytest.mark.parametrize(
     ("best", "sentence"),
     [

@@ -177,7 +177,7 @@ class Breaking(Toy):
 
     def ask(self, hook):
         is_there = "step" not in hook or self.batch_idx == (0 if "eval" in hook else 2)
-        if (self.rank, hook, self.epoch) == (self.who, self.where, 0) and is_there:
+        if (self.rank, hook, self.epoch) == (self.who, self.where, self.when) and is_there:
             raise self.what("enough")
 
     def before_fit_epoch(self):
@@ -203,9 +203,9 @@ class Breaking(Toy):
         self.ask("after_eval_step")
 
 
-def breaking(folder, who, where, what):
+def breaking(folder, who, where, what, when=0):
     stable_ssl.runtime.world.SECONDS_TO_MEET = 3.0
-    Breaking.who, Breaking.where, Breaking.what = who, where, getattr(stable_ssl, what)
+    Breaking.who, Breaking.where, Breaking.what, Breaking.when = who, where, getattr(stable_ssl, what), when
     torch.manual_seed(0)
     data = {"train": toy_dataset(32), "test": toy_dataset(8)}
     state, steps = train(Breaking, folder, 4, data, {"backbone": linear(8, 16, 2)}, {}, logger={"level": 30})
@@ -232,15 +232,16 @@ def test_what_one_rank_breaks_off_in_a_hook_all_break_off(start_ranks, tmp_path,
 
 
 @pytest.mark.parametrize(
-    ("where", "what"),
+    ("where", "what", "when"),
     [
-        ("compute_loss_step", "BreakStep"),
-        ("compute_loss_step", "BreakEpoch"),
-        ("after_eval_step", "BreakAllEpochs"),
+        ("compute_loss_step", "BreakStep", 0),
+        ("compute_loss_step", "BreakEpoch", 0),
+        ("after_eval_step", "BreakAllEpochs", 0),
+        ("after_eval_step", "BreakAllEpochs", 2),  # in the evaluation after the last epoch
     ],
 )
-def test_what_must_be_broken_off_on_all_ranks_and_is_not_ends_the_run(start_ranks, tmp_path, where, what):
-    assert start_ranks(breaking, tmp_path, 1, where, what).join() == [1, 1]
+def test_what_must_be_broken_off_on_all_ranks_and_is_not_ends_the_run(start_ranks, tmp_path, where, what, when):
+    assert start_ranks(breaking, tmp_path, 1, where, what, when).join() == [1, 1]
     said = (tmp_path / "console_rank1.log").read_text()
     assert f"{what} was raised in compute_loss or in an evaluation on rank 1, but not on ranks [0]" in said
     assert json.loads((tmp_path / "status.json").read_text())["status"] == "failed"

@@ -54,7 +54,10 @@ def _failed(error: Exception) -> int:
     """Say why a command failed, and return its exit status."""
     from ..exceptions import CheckpointError, ConfigError, DataError
 
-    is_of_training = any(frame.f_code.co_name == "launch" for frame, _ in traceback.walk_tb(error.__traceback__))
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    is_of_training = any(
+        (frame.f_globals.get("__name__"), frame.f_code.co_name) == ("stable_ssl.base", "launch") for frame in frames
+    )
     if _is_interrupt(error) and not is_of_training:
         return 130
     if isinstance(error, ConfigError):

@@ -10,7 +10,6 @@ from typing import Any
 
 from ..api import branch_config
 from ..compose import importable, origin_of
-from ..runtime.folder import choose_path
 from . import slurm
 from .run import Run, say_once
 
@@ -26,7 +25,7 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
         name = config["trainer"]["_target_"].split(".")[-1]
         if home and home != Path.cwd():
             os.chdir(home)  # relative paths in the configuration, such as those of data, begin there
-            _name_in_full(config["trainer"], None if args.slurm else choose_path(name))
+            _name_in_full(config["trainer"])
         if args.slurm:
             slurm.submit([config], name, settings, folders)
         else:
@@ -34,21 +33,13 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-def _name_in_full(trainer: dict[str, Any], chosen: Path | None) -> None:
-    """Give the new run's folder its absolute path, since the user is in another working folder, and say so.
-
-    Parameters
-    ----------
-    trainer
-        The trainer's configuration.
-    chosen
-        The folder if the configuration names none. None: it is known later.
-    """
-    folder = (trainer.get("logger") or {}).get("dump_path") or chosen
-    if folder is None or "logger" not in trainer:
+def _name_in_full(trainer: dict[str, Any]) -> None:
+    """Give a new run's folder its absolute path if it is given, and say so. The run itself says which one it chose."""
+    given = (trainer.get("logger") or {}).get("dump_path")
+    if not given:
         return
-    folder = Path(folder).expanduser().absolute()
-    trainer["logger"] = {**(trainer["logger"] or {}), "dump_path": str(folder)}
+    folder = Path(given).expanduser().absolute()
+    trainer["logger"] = {**trainer["logger"], "dump_path": str(folder)}
     say_once(
         f"branch: the new run will be in '{folder}'; `stable-ssl resume {shlex.quote(str(folder))}` goes on with it."
     )

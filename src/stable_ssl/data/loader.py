@@ -209,7 +209,8 @@ class Loader:
         holder = self.dataset if isinstance(self.dataset, WithViews) else self
         indices = [index for index in range(len(holder.dataset)) if index not in found]
         if not indices:
-            raise DataError(f"{described(found, len(found))}\ndata.{self.name}: no sample can be read. {NONE_READ}")
+            tried = f"data.{self.name}: {len(found)} of {len(found)} samples were tried."
+            raise DataError(f"{described(found, len(found))}\n{tried} {NONE_READ}")
         holder.dataset, self.left_out = Subset(holder.dataset, indices), sorted(found)
         total = len(found) + len(indices)
         log.warning(

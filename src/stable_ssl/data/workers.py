@@ -168,7 +168,7 @@ def deaths_explained(name: str, where: str = "") -> Iterator[None]:
         if isinstance(error, DataError) or is_report(error):
             raise
         workers = _awaited(error)
-        if isinstance(error, OSError | EOFError | UnpicklingError):
+        if workers and isinstance(error, OSError | EOFError | UnpicklingError):
             # A dying process closes its connections before it is gone.
             sentinels = {worker.sentinel: worker for worker in workers}
             with suppress(RuntimeError):  # torch's handler may interrupt the wait

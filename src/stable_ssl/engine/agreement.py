@@ -37,6 +37,11 @@ def does_nothing(hook: Hook) -> Hook:
     return hook
 
 
+def is_idle(hook: Callable[[], None]) -> bool:
+    """Return whether a hook of a trainer is one that has no effect."""
+    return getattr(hook, "__func__", None) in _IDLE
+
+
 def join(wanted: int | None) -> Alone | Together:
     """Find the processes of this run, and wait until all of them have joined.
 
@@ -177,7 +182,7 @@ class Together(World):
 
         Nothing is exchanged for a hook that does nothing.
         """
-        if getattr(hook, "__func__", None) in _IDLE:
+        if is_idle(hook):
             return
         own: Exception | None = None
         try:

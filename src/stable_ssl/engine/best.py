@@ -89,8 +89,9 @@ class Best:
                 "logger.best: this evaluation has no value '%s'; it has %s.", self.metric, sorted(results) or "none"
             )
             return
-        if self._is_better(value):
-            self.value, self.epoch = value, min(self._progress.epoch, self._num_epochs - 1)
+        epoch = min(self._progress.epoch, self._num_epochs - 1)
+        if self._is_better(value) or (value, epoch) == (self.value, self.epoch):  # the same, if it is repeated
+            self.value, self.epoch = value, epoch
             self.evaluations_since = 0
             self._weights.save("best", best=self.state_dict())
         else:
@@ -122,8 +123,8 @@ class Best:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state that `state_dict` returned.
 
-        The last evaluation of a finished run comes after its last checkpoint. If it was the best one, the header of its
-        weights says so.
+        A run may end between its last evaluation and the checkpoint of it, or `after_fit` may have changed the modules.
+        If that evaluation was the best one, the header of its weights says so.
         """
         header = self._weights.header_of("best")
         if header and header["global_step"] == self._progress.global_step:

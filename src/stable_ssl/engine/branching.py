@@ -80,6 +80,7 @@ class Branch:
         )
         self.progress = Progress()
         self.progress.go_to(self.state["progress"])
+        self.progress.has_begun = False  # the branch's own log begins here
         self.changes: list[str] = behaviour_problems([begun_under])
         self.left_out: list[str] = []
         self._differences: list[Difference] = []

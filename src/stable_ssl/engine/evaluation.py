@@ -46,23 +46,24 @@ class Evaluation:
         The batches of the sets.
     options
         The run's `LoggerConfig`, with metrics and monitors built.
-    num_epochs
-        Epochs of the run.
     weights
         The run's files of weights, for those of the best evaluation.
     """
 
-    def __init__(
-        self, run: Session, recorder: Recorder, feed: Feed, options: Any, num_epochs: int, weights: WeightFiles
-    ):
-        self._run, self._recorder, self._feed, self._num_epochs = run, recorder, feed, num_epochs
+    def __init__(self, run: Session, recorder: Recorder, feed: Feed, options: Any, weights: WeightFiles):
+        self._run, self._recorder, self._feed = run, recorder, feed
         self._metrics: Mapping[str, Mapping[str, Any]] = options["metric"]
         self._best: Best | None = None
+        # By set, a metric to which labels of -1, which stand for no label, would be wrong ones.
+        self._strict = {
+            name: next((key for key, metric in metrics.items() if _counts_missing_labels(metric)), None)
+            for name, metrics in self._metrics.items()
+        }
         self._evaluated = -1  # the newest step that was
         if options["best"]:
             monitors = options["monitor"]
             watched = {name: {**metrics, **monitors.get(name, {})} for name, metrics in self._metrics.items()}
-            self._best = Best(options["best"], watched, run.progress, num_epochs, weights)
+            self._best = Best(options["best"], watched, run.progress, run.num_epochs, weights)
 
     def parts(self) -> Iterator[Part]:
         """Yield the record of the best evaluation, and what waits for a snapshot, as parts of a checkpoint."""
@@ -120,6 +121,7 @@ class Evaluation:
 
     def last(self, after_fit: Callable[[], None]) -> None:
         """Run the hook that evaluates at the end of training. Warn if a subclass's own has left that out."""
+        self._run.seed_for(after_fit)
         with self._recorder.outside_steps():
             after_fit()
         if any(self._metrics.values()) and self._evaluated != self._run.progress.global_step:
@@ -127,19 +129,24 @@ class Evaluation:
 
     def close(self) -> None:
         """Add to the last evaluation's snapshot what was logged since, if training is over."""
-        if self._run.progress.epoch >= self._num_epochs:
+        if self._run.progress.epoch >= self._run.num_epochs:
             self._recorder.write_snapshot()
 
     def update(self, set_name: str, predictions: Any, batch: Any) -> None:
         """Give the predictions and labels of a batch to the metrics of its set."""
         labels = labels_in(batch)
+        strict = self._strict.get(set_name)
+        if strict and isinstance(labels, Tensor) and (labels == -1).any():
+            raise DataError(
+                f"logger.metric.{set_name}.{strict} needs labels, but some are -1, which stands for no label. Set the "
+                "metric's ignore_index to -1, or remove the metric."
+            )
         for name, metric in self._metrics[set_name].items():
             if labels is None:
                 raise DataError(
                     f"logger.metric.{set_name}.{name} needs labels, but the batch is {describe_batch(batch)}. Give "
                     "[images, labels] or {'image': images, 'label': labels}, or remove the metric."
                 )
-            _check_labels(f"logger.metric.{set_name}.{name}", metric, labels)
             try:
                 metric.update(predictions.float() if isinstance(predictions, Tensor) else predictions, labels)
             except Exception as error:
@@ -150,17 +157,8 @@ class Evaluation:
                 raise
 
 
-def _check_labels(key: str, metric: Any, labels: Any) -> None:
-    """Refuse labels of -1, which stand for no label and would count as wrong.
-
-    This holds for torchmetrics' metrics of classes, unless their `ignore_index` is -1.
-    """
+def _counts_missing_labels(metric: Any) -> bool:
+    """Return whether a metric is one of torchmetrics for classes whose `ignore_index` is not -1."""
     parts = list(metric.modules()) if isinstance(metric, nn.Module) else []
-    is_of_classes = any("torchmetrics" in type(part).__module__ and hasattr(part, "ignore_index") for part in parts)
-    if not is_of_classes or any(getattr(part, "ignore_index", None) == -1 for part in parts):
-        return
-    if isinstance(labels, Tensor) and (labels == -1).any():
-        raise DataError(
-            f"{key} needs labels, but some are -1, which stands for no label. Set the metric's ignore_index to -1, or "
-            "remove the metric."
-        )
+    of_classes = [p for p in parts if "torchmetrics" in type(p).__module__ and hasattr(p, "ignore_index")]
+    return bool(of_classes) and all(part.ignore_index != -1 for part in of_classes)

@@ -55,14 +55,14 @@ class Model:
         """Remember which values there are, since a run that is resumed has these when it loads a checkpoint."""
         self._keys.update(self.state_dict())
 
-    def warn_of_changes(self) -> None:
-        """Warn, once, if hooks have made values that there were not at the set-up, or removed some."""
-        changed = self._keys.symmetric_difference(self.state_dict()) if self._keys else set()
+    def warn_of_changes(self, state: Mapping[str, Any]) -> None:
+        """Warn, once, if hooks have made values in the state that there were not at the set-up, or removed some."""
+        changed = self._keys.symmetric_difference(state) if self._keys else set()
         if changed:
             self._keys.clear()
             log.warning(
                 "Hooks made or removed %s after the set-up, so this run CAN'T BE RESUMED from its checkpoints: a "
-                "resumed run has other values when it loads them. %s",
+                "resumed run loads its checkpoint before these hooks run. %s",
                 ", ".join(sorted(changed)),
                 MAKE_IT_EARLIER,
             )

@@ -22,6 +22,8 @@ class Progress:
         "fit": the epoch's training comes next, or goes on. "evaluate": its training is over, its evaluation is not.
     schedule_begin
         Epochs before the schedule begins: above 0 in a branch that began it anew.
+    has_begun
+        Whether the hooks at the beginning of the epoch have run; noted until its first mini-batch is finished.
     schedule_shift
         Steps of the schedule minus `global_step`. A branch with another number of steps per epoch has one.
     """
@@ -32,6 +34,7 @@ class Progress:
     phase: str = "fit"
     schedule_begin: float = 0.0
     schedule_shift: int = 0
+    has_begun: bool = False
 
     @property
     def schedule_step(self) -> int:
@@ -40,7 +43,7 @@ class Progress:
 
     def end_training(self) -> None:
         """End the epoch's training: its evaluation is next."""
-        self.batches, self.phase = 0, "evaluate"
+        self.batches, self.phase, self.has_begun = 0, "evaluate", False
 
     def end_epoch(self) -> None:
         """End the epoch: the next one's training is next."""
@@ -51,6 +54,8 @@ class Progress:
         record = asdict(self)  # only branches have a begin and a shift of the schedule
         if not (self.schedule_begin or self.schedule_shift):
             del record["schedule_begin"], record["schedule_shift"]
+        if self.batches or not self.has_begun:
+            del record["has_begun"]
         return record
 
     def go_to(self, record: dict[str, Any]) -> None:
@@ -58,3 +63,4 @@ class Progress:
         self.global_step, self.epoch = record["global_step"], record["epoch"]
         self.batches, self.phase = record["batches"], record["phase"]
         self.schedule_begin, self.schedule_shift = record.get("schedule_begin", 0.0), record.get("schedule_shift", 0)
+        self.has_begun = record.get("has_begun", False) or self.batches > 0

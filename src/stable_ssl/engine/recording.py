@@ -15,6 +15,7 @@ from ..exceptions import BreakAllEpochs, BreakEpoch
 from ..loggers import media
 from ..loggers.collector import Collector, is_number
 from ..loggers.snapshots import Snapshots
+from .agreement import is_idle
 from .feeding import Feed
 from .parts import Part
 from .session import Session
@@ -33,8 +34,6 @@ class Recorder:
         The batches of the run, which tell how long training waited for them.
     every
         Optimizer steps per training record.
-    num_epochs
-        Epochs of the run. What is logged after the last epoch is recorded under the number of that epoch.
 
     Attributes
     ----------
@@ -46,10 +45,10 @@ class Recorder:
         The values of the newest evaluation of each set, by "<set>/<name>".
     """
 
-    def __init__(self, run: Session, feed: Feed, every: int, num_epochs: int):
+    def __init__(self, run: Session, feed: Feed, every: int):
         self.is_logging = self.is_in_step = False
         self.results: dict[str, float] = {}
-        self._run, self._feed, self._every, self._num_epochs = run, feed, every, num_epochs
+        self._run, self._feed, self._every = run, feed, every
         self._set_name, self._collected = "train", Collector()
         self._media: dict[str, Callable[[], media.Media]] = {}  # by name: makes what was logged ready on the host
         self._snapshots = Snapshots(run.folder.path / "snapshots" if run.ranks.is_main else None)
@@ -95,7 +94,10 @@ class Recorder:
         self._keep(name, media.histogram, values)
 
     def _keep(self, name: str, kind: Callable[[str, Any], Callable[[], media.Media]], value: Any) -> None:
-        """Keep rank 0's value, but not of a training step that is not logged. Outside of steps, write it at once."""
+        """Keep rank 0's value, but not of a training step that is not logged.
+
+        In a hook outside of steps, it is written at the end of the hook; elsewhere at once.
+        """
         run = self._run
         if run.is_going_on and run.ranks.is_main and (self.is_logging or not self.is_in_step):
             name = f"{self._set_name}/{name}"
@@ -161,6 +163,7 @@ class Recorder:
             try:
                 yield
             except (BreakEpoch, BreakAllEpochs) as request:
+                self._run.ranks.broke_off(request)  # before the exchange below
                 stop = request
         results = self._run.ranks.means(self._collected)
         if is_new:
@@ -169,10 +172,23 @@ class Recorder:
         if stop:
             raise stop
 
-    def hook(self, hook: Callable[[], None], set_name: str = "train", is_new: bool = True) -> None:
-        """Run a hook outside of training steps, with its own seed; `outside_steps` says what becomes of its values."""
-        with self.outside_steps(set_name, is_new):
-            self._run.seeded_hook(hook)
+    def hook(
+        self, hook: Callable[[], None], set_name: str = "train", *, is_new: bool = True, own_seed: bool = True
+    ) -> None:
+        """Run a hook outside of training steps; `outside_steps` says what becomes of its values.
+
+        Parameters
+        ----------
+        hook, set_name, is_new
+            The hook, and what `outside_steps` gets.
+        own_seed
+            Whether the default generators are seeded for it.
+        """
+        if own_seed:
+            self._run.seed_for(hook)
+        if not is_idle(hook):
+            with self.outside_steps(set_name, is_new):
+                self._run.ranks.hook(hook)
 
     @contextmanager
     def evaluation(self, set_name: str, num_batches: int | None) -> Iterator[None]:
@@ -183,10 +199,10 @@ class Recorder:
             try:
                 yield
             except BaseException:
-                self._collected.flush()  # a part of the set is no result
+                self._collected = Collector()  # a part of the set is no result
                 raise
         results = self._run.ranks.means(self._collected)
-        console.end_evaluation(results, self._epoch())
+        console.end_evaluation(results, self._run.shown_epoch)
         self.results.update(results)
         self._write(results)
 
@@ -203,12 +219,9 @@ class Recorder:
     def _write(self, results: Mapping[str, float]) -> None:
         """Write a record of what was logged outside of training steps, and the media beside it."""
         if results:
-            self._run.log.write({"global_step": self._run.progress.global_step, "epoch": self._epoch(), **results})
+            run = self._run
+            run.log.write({"global_step": run.progress.global_step, "epoch": run.shown_epoch, **results})
         self._write_media()
-
-    def _epoch(self) -> int:
-        """Return the number of the epoch, from 0, to which an evaluation belongs."""
-        return min(self._run.progress.epoch, self._num_epochs - 1)
 
 
 class NoRecorder(Recorder):

@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -88,7 +89,8 @@ class Saver:
         self._schedule: Schedule | None = None
         self._saved: dict[str, Any] | None = None
         self._last_save = time.monotonic()
-        self._is_over, self._unwritten = False, list[str]()  # final weights that are lost
+        self._is_kept = self._is_over = False  # of the last checkpoint; of the run
+        self._unwritten: list[str] = []  # final weights that are lost
         self._finished: bytes | None = None  # the digest of the modules at the end, if they are to be saved once more
 
     def lacks_values(self) -> bool:
@@ -199,7 +201,10 @@ class Saver:
         if not self._ranks.any(progress != self._saved):
             return
         self._check_finite()
-        self._check_folder()
+        if self._ranks.is_main:
+            with suppress(OSError):  # the error comes when the checkpoint is written
+                if self._run.folder.has_lost_config():
+                    self._run.own_folder()
         self._last_save = time.monotonic()
         log_position = self._ranks.from_main(self._log_position)
         if log_position is None:
@@ -208,14 +213,14 @@ class Saver:
         if self._ranks.is_main:
             self._run.status.beat()
 
-    def _write(self, progress: dict[str, Any], log_position: int, kept: bool = False) -> None:
-        state = {"progress": progress, **self._state(), "log_position": log_position}
+    def _write(self, progress: dict[str, Any], log_position: int, kept: bool = False, **more: Any) -> None:
+        state = {"progress": progress, **self._state(), "log_position": log_position, **more}
         shared = {name for name, part in self._parts.items() if part.is_shared}
         self._ranks.add_shares(state, shared.union(name for name, _ in self._model.named_parameters()))
         if self._ranks.is_main:
             facts = {"progress": progress, **machine_facts(self._run.device, self._ranks.size), **self._constant_facts}
             self._store.save(self._progress.global_step, state, facts, kept)
-        self._saved = progress
+        self._saved, self._is_kept = progress, kept
 
     def _check_finite(self) -> None:
         if self._steps:
@@ -227,13 +232,6 @@ class Saver:
                 f"A smaller rate or optim.grad_max_norm may help. {self._run.how_to_change()}"
             )
 
-    def _check_folder(self) -> None:
-        """Log an error if somebody removed or moved the run's folder, and write its configuration again."""
-        if self._ranks.is_main and not (self._run.folder.path / "config.yaml").exists():
-            log.error("'%s' was removed or moved: what it held before is not there now.", self._run.folder.path)
-            self._run.folder.path.mkdir(parents=True, exist_ok=True)
-            self._run.own_folder()
-
     def _log_position(self) -> int | None:
         try:
             return self._run.log.position()
@@ -244,12 +242,13 @@ class Saver:
 
     def _state(self) -> dict[str, Any]:
         """Return everything a resumed run needs that the configuration does not determine."""
-        self._model.warn_of_changes()
+        modules = self._model.state_dict()
+        self._model.warn_of_changes(modules)
         persistent = {id(value) for value in self._model.state_dict(keep_vars=True).values()}
         buffers = self._model.named_buffers()
         trained = self._trained.state() if self._trained else {}
         return {
-            "modules": self._model.state_dict(),
+            "modules": modules,
             # Non-persistent buffers affect the result too, although state_dict() leaves them out.
             "buffers": {name: buffer for name, buffer in buffers if id(buffer) not in persistent},
             # A part that was not registered again yet keeps the state that it had.
@@ -305,15 +304,16 @@ class Saver:
         if self._schedule:
             self._schedule.fit(meta.get("total_steps"), state["parts"]["scheduler"], self._progress.schedule_step)
         self._ranks.from_main(self._run.own_folder)
-        self.log_position, self._saved = state["log_position"], state["progress"]
+        self.log_position, self._saved, self._is_kept = state["log_position"], state["progress"], meta["kept"]
         status = self._ranks.from_main(lambda: self._run.folder.status)
         if status.get("status") in COMPLETE and status["progress"] == state["progress"]:
             self._run.is_finished = num_epochs <= status.get("epochs", self._progress.epoch)
             self.log_position = None
+        elif state.get("is_evaluated"):
+            self._run.is_finished = num_epochs <= self._progress.epoch
         if not self._run.is_finished:
-            at = self._progress
-            epoch = min(at.epoch + 1, num_epochs)
-            log.info("Going on from '%s': step %d, epoch %d.", path, at.global_step, epoch)
+            step, epoch = self._progress.global_step, self._run.shown_epoch + 1
+            log.info("Going on from '%s': step %d, epoch %d.", path, step, epoch)
 
     def _begin_branch(self, branch: Branch) -> None:
         """Take over what fits of the parent's checkpoint, and write the first checkpoint of this run."""
@@ -349,7 +349,7 @@ class Saver:
         name = self._options["save_final_model"]
         if name and not self.weights.save(name if isinstance(name, str) else "final"):
             self._unwritten = ["the final weights"]
-        if any(name == "best" or name.startswith("registered.") for name in self._parts):
+        if self._ranks.any(any(name == "best" or name.startswith("registered.") for name in self._parts)):
             self._finished = digest(on_host(self._model.state_dict()))
 
     def save_evaluated(self) -> None:
@@ -358,10 +358,13 @@ class Saver:
         That is what hooks registered, and the best value. If `after_fit` has changed the modules too, for example by
         loading the best weights, the first save stands: the modules in it are those that training ended with.
         """
-        if self._finished:
-            is_changed = self._finished != digest(on_host(self._model.state_dict()))
-            if not self._ranks.any(is_changed) and self._store.wait():
-                self._write(self._progress.as_dict(), self._ranks.from_main(self._run.log.position))
+        if not self._finished or self._unwritten:
+            return
+        is_same = self._finished == digest(on_host(self._model.state_dict()))
+        is_written = self._store.wait()
+        log_position = self._ranks.from_main(self._log_position)
+        if not self._ranks.any(not (is_same and is_written)) and log_position is not None:
+            self._write(self._progress.as_dict(), log_position, self._is_kept, is_evaluated=True)
 
     def stop(self) -> None:
         """End the run before its last epoch: save the state of the last optimizer step, and what `finish` writes.

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..exceptions import BreakAllEpochs, BreakEpoch, BreakStep, NanError, Preempted
+from ..exceptions import BreakAllEpochs, NanError
 from ..loggers import Console, RunLog, read_metrics
 from ..nodes import origin
 from ..runtime.checkpoint import CheckpointStore
@@ -23,7 +23,7 @@ from ..runtime.folder import RunFolder, how_to_branch, how_to_resume
 from ..runtime.precision import Precision, resolve_precision
 from ..runtime.preemption import StopRequest
 from ..runtime.seeding import Stream, seed_generators
-from ..runtime.status import COMPLETE, StatusFile
+from ..runtime.status import COMPLETE, StatusFile, outcome
 from .agreement import join
 from .facts import check_held
 from .memory import memory_explained
@@ -104,7 +104,7 @@ class Session:
             try:
                 yield
             except BaseException as error:
-                status, sentence = _outcome(error)
+                status, sentence = outcome(error)
                 if self.owns_folder:
                     console.write_to_file(f"The set-up failed: {sentence or type(error).__name__}")
                 self._end_set_up(status, sentence)
@@ -227,7 +227,10 @@ class Session:
             )
         if self.is_finished:
             with self.console():
-                status, step = self.folder.status.get("status", "finished"), self.progress.global_step
+                status, step = self.folder.status.get("status"), self.progress.global_step
+                if status not in COMPLETE:  # its process was killed after the last thing that it had to do
+                    status = "finished"
+                    self.status.end(status, self._facts())
                 log.info(
                     "The run in '%s' is %s at step %d; a larger optim.epochs goes on.", self.folder.path, status, step
                 )
@@ -265,7 +268,8 @@ class Session:
             )
             self.status.begin(self._facts)
             if folder.is_chosen:
-                log.info("The run is in '%s'; start it again with logger.dump_path=%s to go on.", *[folder.path] * 2)
+                where = folder.path.absolute()
+                log.info("The run is in '%s'; start it again with logger.dump_path=%s to go on.", where, where)
             with self.stop, memory_explained(self, self._hardware, self._optim):
                 try:
                     yield
@@ -275,7 +279,7 @@ class Session:
                     status = "stopped"
                     log.info("Training was stopped at step %d. %s", self.progress.global_step, request)
         except BaseException as error:
-            status, sentence = _outcome(error)
+            status, sentence = outcome(error)
             if status == "failed":
                 log.error("The run failed at step %d: %s", self.progress.global_step, sentence)
                 if not (isinstance(error, NanError) or self.checkpoints.is_empty()):
@@ -305,7 +309,7 @@ class Session:
                     last.callback(part.close)
         except BaseException as error:
             if status in COMPLETE:
-                status, sentence = _outcome(error)
+                status, sentence = outcome(error)
                 log.error("The run failed at its end: %s", sentence)
             self.ranks.fail(error)
             raise
@@ -321,6 +325,16 @@ class Session:
         if self._log:
             self._log.close(status)
             self._log = None
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs of the run."""
+        return int(self._optim["epochs"])
+
+    @property
+    def shown_epoch(self) -> int:
+        """The number, from 0, of the epoch that is going on or was just evaluated: after training, the last one."""
+        return min(self.progress.epoch, self.num_epochs - 1)
 
     @property
     def is_going_on(self) -> bool:
@@ -359,11 +373,10 @@ class Session:
             self.checkpoints.wait()  # the handler of submitit may end the job at once
             self.stop.end_run(request)
 
-    def seeded_hook(self, hook: Callable[[], None]) -> None:
-        """Run a hook outside of training steps, with the default generators seeded for it and the epoch."""
+    def seed_for(self, hook: Callable[[], None]) -> None:
+        """Seed the default generators for a hook outside of training steps, and the epoch."""
         name = zlib.crc32(getattr(hook, "__name__", "").encode())
         seed_generators(self._hardware["seed"], Stream.EPOCH, self.progress.epoch, name)
-        self.ranks.hook(hook)
 
     def seed_epoch(self) -> None:
         """Seed the default generators for the hooks around an epoch."""
@@ -376,19 +389,7 @@ class Session:
         except Exception as error:
             owner = type(getattr(compute, "__self__", None)).__name__
             error.add_note(
-                f"While {owner}.{compute.__name__}() used batch {batch_idx} of epoch "
-                f"{min(self.progress.epoch + 1, self._optim['epochs'])}: {describe_batch(batch)}."
+                f"While {owner}.{compute.__name__}() used batch {batch_idx} of epoch {self.shown_epoch + 1}: "
+                f"{describe_batch(batch)}."
             )
             raise
-
-
-def _outcome(error: BaseException) -> tuple[str, str | None]:
-    """Return the status of a run that an error ended, and the error in words; None if the run was asked to stop."""
-    if isinstance(error, Preempted | KeyboardInterrupt):
-        return "preempted", None
-    if isinstance(error, BreakStep | BreakEpoch):
-        return "failed", (
-            f"{type(error).__name__} was raised in a hook that can't use it: BreakStep is for the hooks of steps, "
-            "BreakEpoch for those of training steps and before_fit_epoch."
-        )
-    return "failed", f"{type(error).__name__}: {error}"

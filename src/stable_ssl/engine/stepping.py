@@ -99,8 +99,8 @@ class Stepper:
             parameter.requires_grad_(False)
         for norm in self._fixed_norms:
             norm.eval()
-        with self._recorder.outside_steps(is_new=not self._progress.batches):
-            self._ranks.hook(hook)
+        is_new, self._progress.has_begun = not self._progress.has_begun, True
+        self._recorder.hook(hook, is_new=is_new, own_seed=False)
 
     def begin(self, batch_idx: int) -> None:
         """Begin a mini-batch: find its place in its group, and seed the default generators."""

@@ -41,6 +41,9 @@ class MetricsFile:
         OSError
             Some records could not be written. They are kept in memory, and the next call tries again.
         """
+        if not self.path.exists():  # it was removed or moved: records go on in a new file
+            self._file.close()
+            self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
         self._write()
         os.fsync(self._file.fileno())
         return self._file.tell()

@@ -146,6 +146,18 @@ class RunFolder:
             )
         self._write("config.yaml", OmegaConf.to_yaml(OmegaConf.create({**config, "behaviour": behaviour()})))
 
+    def has_lost_config(self) -> bool:
+        """Return whether there is no `config.yaml` any more. If so, log an error, and see that there is a folder."""
+        if (self.path / "config.yaml").exists():
+            return False
+        log.error(
+            "'%s' has no config.yaml any more: the folder was removed or moved, or the file was deleted. It is written "
+            "again.",
+            self.path,
+        )
+        self.path.mkdir(parents=True, exist_ok=True)
+        return True
+
     def _holds_a_users_file(self) -> bool:
         """Return whether there is a `config.yaml` that no run wrote. A run's names its behaviour, or has a status."""
         if not (self.path / "config.yaml").exists() or (self.path / "status.json").exists():

@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ..exceptions import BreakEpoch, BreakStep, Preempted
 from .files import whole_file
 
 log = logging.getLogger("stable_ssl")
@@ -44,6 +45,18 @@ def read_status(folder: Path) -> dict[str, Any]:
     if content.get("status") == "running" and time.time() - content["heartbeat"] > SECONDS_UNTIL_STALE:
         content["status"] = "stale"
     return content
+
+
+def outcome(error: BaseException) -> tuple[str, str | None]:
+    """Return the status of a run that an error ended, and the error in words; None if the run was asked to stop."""
+    if isinstance(error, Preempted | KeyboardInterrupt):
+        return "preempted", None
+    if isinstance(error, BreakStep | BreakEpoch):
+        return "failed", (
+            f"{type(error).__name__} was raised in a hook that can't use it: BreakStep is for the hooks of steps, "
+            "BreakEpoch for those of training steps and before_fit_epoch."
+        )
+    return "failed", f"{type(error).__name__}: {error}"
 
 
 class StatusFile:
