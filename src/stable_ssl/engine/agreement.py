@@ -121,8 +121,8 @@ class Alone:
         """Return the module with batch normalisation over the batches of all processes, if the device is CUDA."""
         return module
 
-    def sum_gradients(self, optimizers: Optimizers, num_backward: int, is_bad: bool) -> tuple[int, bool]:
-        """Sum the gradients of an optimizer step over the processes.
+    def combine_gradients(self, optimizers: Optimizers, num_backward: int, is_bad: bool) -> tuple[int, bool]:
+        """Average the gradients of an optimizer step over the processes.
 
         Parameters
         ----------
@@ -132,7 +132,7 @@ class Alone:
             Backward passes of this process since the last step.
         is_bad
             Whether a loss of this process was not finite since the last step. If one was on any process, nothing is
-            summed and all processes skip the step.
+            averaged and all processes skip the step.
 
         Returns
         -------
@@ -224,8 +224,8 @@ class Together(World):
         """
         return nn.SyncBatchNorm.convert_sync_batchnorm(module) if device.type == "cuda" else module
 
-    def sum_gradients(self, optimizers: Optimizers, num_backward: int, is_bad: bool) -> tuple[int, bool]:
-        """Sum the gradients over the processes. If any process has a loss that is not finite, all skip the step."""
+    def combine_gradients(self, optimizers: Optimizers, num_backward: int, is_bad: bool) -> tuple[int, bool]:
+        """Average the gradients over the processes. If any has a loss that is not finite, all skip the step."""
         parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
         own = [num_backward, is_bad, *(p.grad is not None for p in parameters)]
         num_backward, num_bad, *num_gradients = self.total(*own)

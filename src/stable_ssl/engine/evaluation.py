@@ -94,7 +94,7 @@ class Evaluation:
         for metric in metrics.values():
             metric.reset()
         with self._recorder.evaluation(set_name, length_of(loader)):
-            yield self._feed.shown(loader)
+            yield self._feed.seeded_evaluation(loader)
             self._run.ranks.fill_empty_states(metrics)
             computed = {name: metric.compute() for name, metric in metrics.items()}
             computed.update((name, compute()) for name, compute in monitors.items())

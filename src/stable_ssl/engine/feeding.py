@@ -113,7 +113,7 @@ class Feed:
             elif not has_more:
                 return
 
-    def shown(self, loader: Any) -> Iterator[tuple[int, Any, Any]]:
+    def seeded_evaluation(self, loader: Any) -> Iterator[tuple[int, Any, Any]]:
         """Yield (place in the set, sample indices, batch on the device) for each batch of an evaluation set.
 
         Before each batch, the default generators are seeded and the progress is shown if due.

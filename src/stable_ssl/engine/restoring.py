@@ -17,7 +17,7 @@ from .trained import TrainedParameters
 log = logging.getLogger("stable_ssl")
 
 
-def take_world(run: Session, meta: Mapping[str, Any], state: dict[str, Any]) -> None:
+def take_own_state(run: Session, meta: Mapping[str, Any], state: dict[str, Any]) -> None:
     """Give each process its own state if their number is as before. Warn if results may differ in the last bits.
 
     Parameters

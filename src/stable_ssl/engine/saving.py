@@ -20,7 +20,7 @@ from ..runtime.status import COMPLETE
 from .branching import Branch, find_branch
 from .facts import DataFacts, check_facts, constant_facts, machine_facts, what_is_held
 from .parts import Model, Part
-from .restoring import load_state, take_world
+from .restoring import load_state, take_own_state
 from .schedule import Schedule
 from .session import Session
 from .stepping import Stepper
@@ -297,7 +297,7 @@ class Saver:
         path, state, meta = found
         self._run.owns_folder = False  # until the checkpoint is known to be of this run
         check_facts(path, {**(self.held or {}), **meta}, self._constant_facts, self._data_facts, self._run.folder.path)
-        take_world(self._run, meta, state)
+        take_own_state(self._run, meta, state)
         self._progress.go_to(state["progress"])
         self._unclaimed = dict(state["parts"])
         load_state(path, state, self._model, self._parts, self._unclaimed, self._trained)
@@ -317,7 +317,7 @@ class Saver:
 
     def _begin_branch(self, branch: Branch) -> None:
         """Take over what fits of the parent's checkpoint, and write the first checkpoint of this run."""
-        take_world(self._run, branch.meta, branch.state)
+        take_own_state(self._run, branch.meta, branch.state)
         self._unclaimed = branch.take_over(self._model, self._parts, self._constant_facts, self._trained)
         self._progress.go_to(branch.progress.as_dict())
         branch.tell()

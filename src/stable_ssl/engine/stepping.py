@@ -180,14 +180,16 @@ class Stepper:
         Parameters
         ----------
         before
-            The hook that runs after the gradients are summed and unscaled, before they are clipped.
+            The hook that runs after the gradients are averaged and unscaled, before they are clipped.
 
         Returns
         -------
         bool
             False if no process has gradients. Then nothing is done.
         """
-        self._num_backward, self._is_bad = self._ranks.sum_gradients(self._optimizers, self._num_backward, self._is_bad)
+        self._num_backward, self._is_bad = self._ranks.combine_gradients(
+            self._optimizers, self._num_backward, self._is_bad
+        )
         if not self._num_backward:
             self._recorder.drop()
             return False
@@ -201,6 +203,7 @@ class Stepper:
             self._recorder.log("lr", self._optimizer.param_groups[0]["lr"])
         if not self._is_bad:
             # The losses were divided by the planned size of the group, but some of its mini-batches may be left out.
+            # Gradients are averaged over the processes, and `_num_backward` counts the passes of all of them.
             self._update(self._group_size * self._ranks.size / self._num_backward, before)
         self._clear()
         if self._scheduler is not None:

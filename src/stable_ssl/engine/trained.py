@@ -114,7 +114,12 @@ class TrainedParameters:
 
 
 class _Groups:
-    """The groups of an optimizer: those of the set-up, then those that hooks added."""
+    """The groups of an optimizer: those of the set-up, then those that hooks added.
+
+    The hooks at the beginning of an epoch run again if it is resumed. So a checkpoint has what they found (`begun`),
+    which is put back before them, and what was there when it was written (`now`), which is put back after them, at the
+    first mini-batch (`complete`).
+    """
 
     def __init__(self, optimizer: torch.optim.Optimizer):
         self._optimizer, self._number = optimizer, len(optimizer.param_groups)

@@ -48,7 +48,7 @@ class DINOLoss(nn.Module):
     >>> loss = DINOLoss(out_dim=16)
     >>> loss(teacher, teacher) < loss(student, teacher)  # a student that agrees has the smaller loss
     tensor(True)
-    >>> loss.update(teacher)  # once per step, after the loss
+    >>> loss.update(teacher)  # once per mini-batch, after the loss
     >>> torch.allclose(loss.center, 0.1 * teacher.mean(0))
     True
     """
