@@ -429,7 +429,8 @@ def test_all_problems_of_a_loader_are_reported_together():
 
 
 def test_torch_s_contexts_are_taken():
-    Loader([1], multiprocessing_context=torch.multiprocessing.get_context("spawn"), num_workers=1)
+    context = torch.multiprocessing.get_context("spawn")
+    assert Loader([1], multiprocessing_context=context, num_workers=1)._options["multiprocessing_context"] is context
 
 
 def test_a_data_set_without_a_loader_is_explained():

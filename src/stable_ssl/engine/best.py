@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..exceptions import BreakAllEpochs, ConfigError, nearest
-from .progress import Progress
+from .session import Session
 from .weight_files import WeightFiles
 
 log = logging.getLogger("stable_ssl")
@@ -22,10 +22,8 @@ class Best:
         `logger.best` as a dict with metric, mode and patience, where "metric" is "<set>/<name>".
     watched
         `{set: {name: metric or monitor}}`: what is evaluated on each set.
-    progress
-        The record of how far the run is.
-    num_epochs
-        Epochs of the run.
+    run
+        The session.
     weights
         The run's files of weights.
 
@@ -39,12 +37,11 @@ class Best:
         self,
         options: Mapping[str, Any],
         watched: Mapping[str, Mapping[str, Any]],
-        progress: Progress,
-        num_epochs: int,
+        run: Session,
         weights: WeightFiles,
     ):
         self.metric, self.patience = options["metric"], options["patience"]
-        self._progress, self._num_epochs, self._weights = progress, num_epochs, weights
+        self._run, self._weights = run, weights
         self._is_larger_better = self._direction(watched, options["mode"])
         self.value: float | None = None
         self.epoch = -1
@@ -89,7 +86,7 @@ class Best:
                 "logger.best: this evaluation has no value '%s'; it has %s.", self.metric, sorted(results) or "none"
             )
             return
-        epoch = min(self._progress.epoch, self._num_epochs - 1)
+        epoch = self._run.shown_epoch
         if self._is_better(value) or (value, epoch) == (self.value, self.epoch):  # the same, if it is repeated
             self.value, self.epoch = value, epoch
             self.evaluations_since = 0
@@ -105,7 +102,11 @@ class Best:
         BreakAllEpochs
             They were not, and epochs are left.
         """
-        if self.patience and self.evaluations_since >= self.patience and self._progress.epoch < self._num_epochs:
+        if (
+            self.patience
+            and self.evaluations_since >= self.patience
+            and self._run.progress.epoch < self._run.num_epochs
+        ):
             raise BreakAllEpochs(
                 f"{self.metric} was best in epoch {self.epoch + 1}, with {self.value}; logger.best.patience is "
                 f"{self.patience} evaluations."
@@ -127,6 +128,6 @@ class Best:
         If that evaluation was the best one, the header of its weights says so.
         """
         header = self._weights.header_of("best")
-        if header and header["global_step"] == self._progress.global_step:
+        if header and header["global_step"] == self._run.progress.global_step:
             state = header["best"]
         self.value, self.epoch, self.evaluations_since = state["value"], state["epoch"], state["evaluations_since"]

@@ -63,7 +63,7 @@ class Evaluation:
         if options["best"]:
             monitors = options["monitor"]
             watched = {name: {**metrics, **monitors.get(name, {})} for name, metrics in self._metrics.items()}
-            self._best = Best(options["best"], watched, run.progress, run.num_epochs, weights)
+            self._best = Best(options["best"], watched, run, weights)
 
     def parts(self) -> Iterator[Part]:
         """Yield the record of the best evaluation, and what waits for a snapshot, as parts of a checkpoint."""

@@ -304,7 +304,11 @@ class Saver:
         if self._schedule:
             self._schedule.fit(meta.get("total_steps"), state["parts"]["scheduler"], self._progress.schedule_step)
         self._ranks.from_main(self._run.own_folder)
-        self.log_position, self._saved, self._is_kept = state["log_position"], state["progress"], meta["kept"]
+        self.log_position, self._saved, self._is_kept = (
+            state["log_position"],
+            state["progress"],
+            meta.get("kept", False),
+        )
         status = self._ranks.from_main(lambda: self._run.folder.status)
         if status.get("status") in COMPLETE and status["progress"] == state["progress"]:
             self._run.is_finished = num_epochs <= status.get("epochs", self._progress.epoch)
