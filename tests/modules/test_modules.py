@@ -33,6 +33,26 @@ def test_timms_models_are_there_under_their_names():
         load_backbone("timm/resnet19")
 
 
+@pytest.mark.parametrize("name", ["resnet18", "convnext_tiny", "resnet9", "timm/resnet10t"])
+@pytest.mark.parametrize("in_channels", [1, 4])
+def test_a_backbone_takes_images_of_any_number_of_channels(name, in_channels):
+    network = load_backbone(name, in_channels=in_channels, low_resolution=name == "resnet18").eval()
+    with torch.no_grad():
+        assert network(torch.zeros(1, in_channels, 32, 32)).isfinite().all()
+
+
+def test_a_vision_transformer_of_timm_takes_views_of_several_sizes():
+    pytest.importorskip("timm", reason="timm is not installed: pip install '.[timm]'")
+    torch.manual_seed(0)
+    network = load_backbone("timm/vit_tiny_patch16_224", image_size=32, depth=1).eval()
+    torch.manual_seed(0)
+    fixed = load_backbone("timm/vit_tiny_patch16_224", img_size=32, depth=1).eval()
+    with torch.no_grad():
+        images = torch.randn(2, 3, 32, 32)
+        torch.testing.assert_close(network(images), fixed(images))
+        assert network(torch.zeros(2, 3, 48, 48)).shape == network(torch.zeros(2, 3, 12, 12)).shape == (2, 192)
+
+
 @pytest.mark.parametrize("name", ["resnet18", "resnet9", "ConvMixer", "vit_b_16"])
 def test_with_classes_the_last_layer_has_their_number(name):
     size = 224 if name.startswith("vit") else 32

@@ -21,6 +21,8 @@ def load_backbone(
     weights: Any = None,
     low_resolution: bool = False,
     return_feature_dim: bool = False,
+    in_channels: int = 3,
+    image_size: int | None = None,
     **kwargs: Any,
 ) -> nn.Module | tuple[nn.Module, int]:
     """Return the network of this name, by default without its last layer.
@@ -40,6 +42,10 @@ def load_backbone(
         `resnet9` and `ConvMixer` suit such images without a change, and ignore it.
     return_feature_dim
         Return (network, width of the representation) instead of the network alone.
+    in_channels
+        Number of channels of the images.
+    image_size
+        Height and width of the images, for models of timm that need to know. Its ViTs then take other sizes, too.
     **kwargs
         Arguments of the network's constructor.
 
@@ -59,11 +65,12 @@ def load_backbone(
     (torch.Size([2, 512]), 512)
     """
     own = _OWN.get(name.lower())
-    if own is None:
-        load = _load_timm if name.startswith("timm/") else _load_torchvision
-        network, dim = load(name, num_classes, weights, low_resolution, **kwargs)
+    if name.startswith("timm/"):
+        network, dim = _load_timm(name, num_classes, weights, low_resolution, in_channels, image_size, **kwargs)
+    elif own is None:
+        network, dim = _load_torchvision(name, num_classes, weights, low_resolution, in_channels, **kwargs)
     elif weights is None:
-        network = own(num_classes=num_classes, **kwargs)
+        network = own(num_classes=num_classes, in_channels=in_channels, **kwargs)
         dim = network.num_features
     else:
         raise ValueError(f"weights: {name} has no pre-trained weights; leave weights out.")
@@ -71,7 +78,7 @@ def load_backbone(
 
 
 def _load_torchvision(
-    name: str, num_classes: int | None, weights: Any, low_resolution: bool, **kwargs: Any
+    name: str, num_classes: int | None, weights: Any, low_resolution: bool, in_channels: int, **kwargs: Any
 ) -> tuple[nn.Module, int]:
     from torchvision import models
 
@@ -79,13 +86,21 @@ def _load_torchvision(
         near = difflib.get_close_matches(name, [*models.list_models(), "resnet9", "ConvMixer"], n=3)
         raise ValueError(f"name: there is no backbone '{name}'. Similar names: {near}.")
     network = models.get_model(name, weights=weights, **kwargs)
+    if in_channels != 3:
+        _replace_stem(network, in_channels)
     if low_resolution:
         _adapt_stem(network, name)
     return network, _replace_head(network, name, num_classes)
 
 
 def _load_timm(
-    name: str, num_classes: int | None, weights: Any, low_resolution: bool, **kwargs: Any
+    name: str,
+    num_classes: int | None,
+    weights: Any,
+    low_resolution: bool,
+    in_channels: int,
+    image_size: int | None,
+    **kwargs: Any,
 ) -> tuple[nn.Module, int]:
     try:
         import timm
@@ -94,10 +109,22 @@ def _load_timm(
     if not timm.is_model(model := name.removeprefix("timm/")):
         near = [f"timm/{known}" for known in difflib.get_close_matches(model, timm.list_models(), n=3)]
         raise ValueError(f"name: timm has no '{model}'. Similar names: {near}.")
-    network: Any = timm.create_model(model, pretrained=bool(weights), num_classes=num_classes or 0, **kwargs)
+    if image_size is not None and getattr(timm.get_pretrained_cfg(model), "fixed_input_size", False):
+        kwargs["img_size"] = image_size
+        if timm.models.is_model_in_modules(model, ["vision_transformer"]):
+            kwargs = {"dynamic_img_size": True, "dynamic_img_pad": True, **kwargs}
+    options = {"pretrained": bool(weights), "num_classes": num_classes or 0, "in_chans": in_channels, **kwargs}
+    network: Any = timm.create_model(model, **options)
     if low_resolution:
         _adapt_stem(network, name)
     return network, network.num_features
+
+
+def _replace_stem(network: nn.Module, in_channels: int) -> None:
+    """Replace the first convolution by one for another number of channels."""
+    name, first = next((name, part) for name, part in network.named_modules() if isinstance(part, nn.Conv2d))
+    options: Any = {key: getattr(first, key) for key in ("kernel_size", "stride", "padding")}
+    network.set_submodule(name, nn.Conv2d(in_channels, first.out_channels, bias=first.bias is not None, **options))
 
 
 def _adapt_stem(network: nn.Module, name: str) -> None:

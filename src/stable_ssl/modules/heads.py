@@ -83,6 +83,14 @@ class VICRegProjector(nn.Sequential):
         super().__init__(*_perceptron(dim, hidden_dim, hidden_dim, out_dim, hidden_bias=True, last_bias=False))
 
 
+class LeJEPAProjector(nn.Sequential):
+    """The projector of LeJEPA's minimal example: three layers with biases, the first two with batch normalisation and
+    ReLU (github.com/rbalestr-lab/lejepa, MINIMAL.md)."""
+
+    def __init__(self, dim: int = 512, hidden_dim: int = 2048, out_dim: int = 16):
+        super().__init__(*_perceptron(dim, hidden_dim, hidden_dim, out_dim, hidden_bias=True))
+
+
 class BarlowTwinsProjector(nn.Sequential):
     """Barlow Twins' projector: three layers of the same width without biases, the first two with batch normalisation
     and ReLU (Zbontar et al., "Barlow Twins", ICML 2021, section 2.2)."""
