@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import ast
-import operator
+import functools
 import os
 import re
 import sys
@@ -14,14 +13,15 @@ from typing import Any
 
 from .exceptions import ConfigError, nearest
 from .nodes import argument_names
+from .resolvers import register_resolvers
 
 RECIPES = Path(__file__).parent / "recipes"
 SEARCH_PATH = "hydra.searchpath=[pkg://stable_ssl.recipes]"
 
 
-def recipe_names() -> list[str]:
-    """Return the names of the recipes. Files that begin with an underscore are parts of recipes."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml") if not path.name.startswith("_"))
+def recipe_names(group: str = "") -> list[str]:
+    """Return the names of the recipes, or the options of a group of them, such as "data"."""
+    return sorted(path.stem for path in (RECIPES / group).glob("*.yaml"))
 
 
 def find(source: str | None, folder: str | None = None) -> tuple[Path, str]:
@@ -170,32 +170,47 @@ def composer(folder: Path, name: str, is_sweep: bool = False) -> Iterator[tuple[
         completes overrides first.
     """
     import hydra
-    from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    OmegaConf.register_new_resolver("eval", arithmetic, replace=True)
+    register_resolvers()
     try:
         with hydra.initialize_config_dir(str(folder), job_name=name, version_base="1.2"):
+            search_path = [SEARCH_PATH]
 
             def composed(overrides: list[str]) -> Any:
-                return hydra.compose(name, overrides=[*overrides, SEARCH_PATH], return_hydra_config=True)
+                return hydra.compose(name, overrides=[*overrides, *search_path], return_hydra_config=True)
 
-            groups = set(GlobalHydra.instance().config_loader().list_groups(""))
-            plain: Any = OmegaConf.to_container(_with_trainer(composed([])), resolve=False)
-            del plain["hydra"]
+            @functools.cache
+            def described(*choices: str) -> Any:
+                config: Any = OmegaConf.to_container(_with_trainer(composed([*choices])), resolve=False)
+                groups = {group for group in config["hydra"]["runtime"]["choices"] if not group.startswith("hydra/")}
+                del config["hydra"]
+                return config, groups
+
+            plain, groups = described()
             _check_places(plain)
+            if not groups:  # no recipe is used, so a key of the file may have the name of one of their groups
+                search_path.clear()
 
             def complete(overrides: Iterable[str]) -> list[str]:
-                for text in overrides:
-                    _check_override(text, is_sweep)
-                return [complete_override(text, plain, groups) for text in overrides]
+                parts = [part for text in overrides for part in _split_timm(text)]
+                parsed = {text: _check_override(text, is_sweep) for text in parts}
+                choices = [t for t, one in parsed.items() if one.key_or_group in groups and not one.is_sweep_override()]
+                # An option brings keys of its own, which other overrides may set.
+                return [complete_override(text, *described(*choices)) for text in parts]
 
             yield composed, complete
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
         raise ConfigError(f"'{name}' does not compose: {_explained(error)}") from error
+
+
+def _split_timm(override: str) -> list[str]:
+    """Return `backbone=timm/NAME` as the overrides that choose timm, and the network."""
+    key, _, value = override.partition("=")
+    return [f"{key}=timm", f"{key}.name={value}"] if key == "backbone" and value.startswith("timm/") else [override]
 
 
 def is_hydras(override: str) -> bool:
@@ -203,8 +218,14 @@ def is_hydras(override: str) -> bool:
     return override.lstrip("+~").startswith(("hydra.", "hydra/"))
 
 
-def _check_override(text: str, is_sweep: bool) -> None:
-    """Raise a ConfigError if an override can't be read, or has several values outside of a sweep."""
+def _check_override(text: str, is_sweep: bool) -> Any:
+    """Return an override as Hydra reads it.
+
+    Raises
+    ------
+    ConfigError
+        It can't be read, or has several values outside of a sweep.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -222,6 +243,7 @@ def _check_override(text: str, is_sweep: bool) -> None:
         raise ConfigError(f"'{text}': the value of this override can't be read. {remedy}") from error
     if override.is_sweep_override() and not is_sweep:
         raise ConfigError(f"'{text}': this override has several values, which need --multirun; a list needs brackets.")
+    return override
 
 
 def _explained(error: BaseException) -> str:
@@ -254,6 +276,9 @@ def _explained_value(error: Any) -> str:
         cause = inner
     if isinstance(error, errors.MissingMandatoryValue):
         return "'???' stands for a value that you must give."
+    if isinstance(cause, errors.MissingMandatoryValue):
+        missing = str(cause).split()[-1]  # OmegaConf tells the key in its message only
+        return f"'{text}' refers to {missing}, which you must give, as in {missing}=VALUE."
     if isinstance(error, errors.ConfigKeyError | errors.ConfigAttributeError):
         return "there is no such key."
     if isinstance(error, errors.InterpolationKeyError):
@@ -280,18 +305,18 @@ def complete_override(text: str, config: Any, groups: set[str]) -> str:
     config
         The composed configuration as plain dicts and lists, with interpolations unresolved.
     groups
-        Names of Hydra's config groups, which an override may choose from.
+        Names of the config groups that the configuration chooses from, and an override may, too.
     """
     match = re.fullmatch(r"(\+\+|\+|~)?([^=]+)(=.*)?", text, re.DOTALL)
     if match is None:
         return text
     prefix, key, value = match[1] or "", match[2], match[3] or ""
     first = re.split(r"[./@]", key)[0]
-    if first == "hydra" or re.split("@", key)[0] in groups:  # a group's name has slashes, never dots
+    if first == "hydra" or key.split("@")[0] in groups:  # a group's name has slashes, never dots
         return text
     if first not in config and "trainer" in config:
         key = f"trainer.{key}"
-    if not prefix and key.startswith("trainer."):
+    if not prefix and "." in key:
         prefix = "++"
     return f"{prefix}{_followed(key, config)}{value}"
 
@@ -347,40 +372,3 @@ def importable(*folders: Path) -> Iterator[None]:
         for folder in added:
             if folder in sys.path:
                 sys.path.remove(folder)
-
-
-_OPERATORS: dict[type, Any] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv,
-    ast.Mod: operator.mod,
-    ast.USub: operator.neg,
-    ast.UAdd: operator.pos,
-}
-
-
-def arithmetic(text: str) -> int | float:
-    """Compute an expression of numbers, + - * / // % and parentheses. This is the resolver `${eval:…}`.
-
-    Raises
-    ------
-    ValueError
-        The expression contains anything else.
-    """
-
-    def value(node: ast.expr) -> Any:
-        if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-            return node.value
-        if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
-            return _OPERATORS[type(node.op)](value(node.left), value(node.right))
-        if isinstance(node, ast.UnaryOp) and type(node.op) in _OPERATORS:
-            return _OPERATORS[type(node.op)](value(node.operand))
-        raise ValueError(f"eval: '{text}' is not arithmetic on numbers.")
-
-    try:
-        result: int | float = value(ast.parse(str(text), mode="eval").body)
-        return result
-    except SyntaxError:
-        raise ValueError(f"eval: '{text}' is not arithmetic on numbers.") from None

@@ -14,7 +14,8 @@ import yaml
 
 from stable_ssl import ConfigError
 from stable_ssl.cli import main
-from stable_ssl.compose import arithmetic, complete_override, recipe_names
+from stable_ssl.compose import complete_override, recipe_names
+from stable_ssl.resolvers import arithmetic
 
 COMMAND = Path(sys.executable).with_name("stable-ssl")
 TINY = [
@@ -215,7 +216,7 @@ def test_resume_goes_on_with_the_newest_unfinished_run(tmp_path):
         ("+optim.new=1", "+trainer.optim.new=1"),
         ("~optim.scheduler", "~trainer.optim.scheduler"),
         ("hydra/launcher=submitit_local", "hydra/launcher=submitit_local"),
-        ("view.degrees=3", "view.degrees=3"),
+        ("view.degrees=3", "++view.degrees=3"),
         ("backbone=resnet", "backbone=resnet"),
     ],
 )
@@ -260,7 +261,7 @@ def test_a_recipe_s_backbone_is_set_where_it_is_shown(tmp_path):
 
 def test_eval_is_arithmetic_only():
     assert arithmetic("2 * (3 + 4) // 5 - -1") == 3
-    for text in ("__import__('os')", "a", "[1]", "2 ** 9", "1 if 1 else 2", "'a'"):
+    for text in ("__import__('os')", "a", "[1]", "2 ** 9", "1 if a else 2", "'a'"):
         with pytest.raises(ValueError, match="not arithmetic"):
             arithmetic(text)
 

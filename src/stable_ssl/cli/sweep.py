@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..compose import RECIPES, SEARCH_PATH, arithmetic, composer, hydra_folder, is_hydras, resolved
+from ..compose import RECIPES, SEARCH_PATH, composer, hydra_folder, is_hydras, register_resolvers, resolved
 from ..exceptions import ConfigError
 from ..runtime.folder import is_free
 from ..runtime.preemption import TIME_LIMIT_STATUS
@@ -274,10 +274,8 @@ def _parsed(overrides: list[str]) -> tuple[list[list[tuple[str, str]]], list[str
 
 
 def _job(folders: list[Path], config: Any) -> None:
-    """Run one point. A launcher may call this in a new process, where the resolver is not registered yet."""
-    from omegaconf import OmegaConf
-
-    OmegaConf.register_new_resolver("eval", arithmetic, replace=True)
+    """Run one point. A launcher may call this in a new process, where the resolvers are not registered yet."""
+    register_resolvers()
     Run(resolved(config), folders)()
 
 

@@ -1,0 +1,139 @@
+"""What `${…:…}` means in a configuration: arithmetic, and what a recipe reads off its backbone and its data set.
+
+A configuration that was composed holds the values, so that a run's `config.yaml` does not depend on them.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import json
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+from .exceptions import ConfigError
+from .nodes import build
+
+
+def register_resolvers() -> None:
+    """Make the resolvers known to OmegaConf."""
+    from omegaconf import OmegaConf
+
+    for name, resolver in (("eval", arithmetic), ("feature_dim", _feature_dim), ("num_classes", _num_classes)):
+        OmegaConf.register_new_resolver(name, resolver, replace=True)
+
+
+_OPERATORS: dict[type, Any] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.USub: operator.neg,
+    ast.UAdd: operator.pos,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+}
+
+
+def arithmetic(text: str) -> int | float | bool:
+    """Compute an expression of numbers. This is the resolver `${eval:…}`.
+
+    It may have + - * / // %, parentheses, one comparison (< <= > >=), and `a if condition else b`.
+
+    Raises
+    ------
+    ValueError
+        The expression contains anything else.
+    """
+
+    def value(node: ast.expr) -> Any:
+        if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+            return node.value
+        if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+            return _OPERATORS[type(node.op)](value(node.left), value(node.right))
+        if isinstance(node, ast.UnaryOp) and type(node.op) in _OPERATORS:
+            return _OPERATORS[type(node.op)](value(node.operand))
+        if isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in _OPERATORS:
+            return _OPERATORS[type(node.ops[0])](value(node.left), value(node.comparators[0]))
+        if isinstance(node, ast.IfExp):
+            return value(node.body) if value(node.test) else value(node.orelse)
+        raise ValueError(f"eval: '{text}' is not arithmetic on numbers.")
+
+    try:
+        result: int | float = value(ast.parse(str(text), mode="eval").body)
+        return result
+    except SyntaxError:
+        raise ValueError(f"eval: '{text}' is not arithmetic on numbers.") from None
+
+
+def _feature_dim(key: str, *, _root_: Any) -> int:
+    """Return the width of a backbone's representations. This is the resolver `${feature_dim:KEY}`.
+
+    The node at KEY is built, and sees empty images of `channels` channels and `size` × `size` pixels.
+    """
+    images = (2, int(_root_.channels), int(_root_.size), int(_root_.size))
+    return _width(key, _content(_root_, key), images)
+
+
+@functools.lru_cache(maxsize=64)
+def _width(key: str, node: str, images: tuple[int, ...]) -> int:
+    import torch
+
+    # On the meta device, nothing is drawn or computed. Networks that need real values are built on the CPU.
+    for device in ("meta", "cpu"):
+        try:
+            with torch.device(device), torch.random.fork_rng(devices=[]), torch.no_grad():
+                outputs = build(json.loads(node), key).eval()(torch.zeros(images))
+                return int(outputs.shape[1])
+        except ConfigError:
+            raise
+        except Exception as error:
+            failed = error
+    shape = " × ".join(map(str, images[1:]))
+    raise ConfigError(f"{key}: it can't embed images of {shape}: {type(failed).__name__}: {failed}") from failed
+
+
+def _num_classes(key: str, *, _root_: Any) -> int:
+    """Return `num_classes` if it is set, else the number of classes of a data set, which is built to count them.
+
+    This is the resolver `${num_classes:KEY}`. (OmegaConf would call it if `num_classes` itself referred to it and were
+    overridden.)
+    """
+    given = _root_.get("num_classes")
+    return _classes(key, _content(_root_, key)) if given is None else int(given)
+
+
+@functools.lru_cache(maxsize=64)
+def _classes(key: str, node: str) -> int:
+    dataset = build(json.loads(node), key)
+    if named := getattr(dataset, "classes", None):
+        return len(named)
+    labels = _labels(dataset)
+    number = 1 + max((int(label) for label in labels if label is not None), default=-1)
+    if number < 1:
+        raise ConfigError(
+            f"{key}: it has no labels, so that the number of classes is not known. Set num_classes to any number for "
+            "the probe, which then learns nothing; or take the probe and the metrics out in a file of your own."
+        )
+    return number
+
+
+def _labels(dataset: Any) -> Iterable[Any]:
+    """Return all labels of a data set, without reading its images."""
+    if hasattr(dataset, "targets"):
+        return dataset.targets  # type: ignore[no-any-return]
+    table, column = getattr(dataset, "dataset", None), getattr(dataset, "y", None)
+    return table[column] if table is not None and column is not None else ()
+
+
+def _content(root: Any, key: str) -> str:
+    """Return a node of a configuration as JSON."""
+    from omegaconf import OmegaConf
+
+    node = OmegaConf.select(root, key)
+    return json.dumps(OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node)
