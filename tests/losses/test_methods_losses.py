@@ -9,6 +9,7 @@ import torch
 import torch.multiprocessing as mp
 from torch import nn
 
+from stable_ssl.compose import compose
 from stable_ssl.losses import DINOLoss, IJEPALoss, LeJEPALoss, MAELoss, MoCoLoss, SIGReg, SwAVLoss
 from stable_ssl.losses.swav import sinkhorn
 
@@ -232,6 +233,22 @@ def test_lejepa_equals_the_plain_loop_for_any_number_of_views():
         torch.manual_seed(3)
         found = LeJEPALoss(num_global, 0.1, num_slices=4).double()(*views)
         assert float(found) == pytest.approx(0.9 * invariance + 0.1 * sketch, abs=1e-6)
+
+
+def test_the_recipe_for_cifar10_has_the_loss_of_eb_jepa():
+    # eb_jepa/losses.py: mse + 10 (EP(z_1) + EP(z_2)) / 2 by 256 slices and a trapezium of 10 points on [-3, 3].
+    z, t = 0.5 * draw(2, 256, 128), torch.linspace(-3, 3, 10, dtype=torch.float64)
+    options = compose("lejepa_cifar10")["trainer"]["loss"]
+    loss = LeJEPALoss(**{key: value for key, value in options.items() if key != "_target_"}).double()
+    torch.manual_seed(0)
+    found = loss(*z)
+    torch.manual_seed(0)
+    slices = z @ nn.functional.normalize(torch.randn(128, 256, dtype=torch.float64), dim=0)  # (views, batch, slices)
+    normal, waves = (-t.square() / 2).exp(), torch.exp(1j * slices[..., None] * t).mean(1)  # (views, slices, points)
+    statistic = torch.trapezoid(normal * (waves - normal).abs().square(), t).mean()
+    expected = nn.functional.mse_loss(*z) + 10 * statistic
+    assert float(found) == pytest.approx(float(expected), rel=0.01)  # the points of the integral differ
+    assert 0.1 * expected < 10 * statistic < 0.9 * expected  # both terms count
 
 
 def test_every_view_is_in_lejepas_loss():

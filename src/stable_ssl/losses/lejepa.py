@@ -102,6 +102,8 @@ class LeJEPALoss(nn.Module):
         The weight λ of SIGReg, between 0 and 1.
     num_slices, num_points, t_max
         Arguments of `SIGReg`.
+    scale
+        A factor of the whole loss. It sets how fast parameters learn whose rate LARS does not adapt.
 
     Raises
     ------
@@ -125,11 +127,12 @@ class LeJEPALoss(nn.Module):
         num_slices: int = 1024,
         num_points: int = 17,
         t_max: float = 3.0,
+        scale: float = 1.0,
     ):
         super().__init__()
         if num_global < 1 or not 0 < lambd < 1:
             raise ValueError(f"num_global {num_global} must be at least 1, and lambd {lambd} between 0 and 1.")
-        self.num_global, self.lambd = num_global, lambd
+        self.num_global, self.lambd, self.scale = num_global, lambd, scale
         self.sigreg = SIGReg(num_slices, num_points, t_max)
 
     def forward(self, *embeddings: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
@@ -150,5 +153,5 @@ class LeJEPALoss(nn.Module):
             if z.shape[1] * world_size() < 2:
                 raise ValueError("LeJEPALoss needs at least 2 images in a batch.")
             invariance = (z[: self.num_global].mean(0) - z).square().mean()
-            loss: Tensor = (1 - self.lambd) * invariance + self.lambd * self.sigreg(z)
+            loss: Tensor = self.scale * ((1 - self.lambd) * invariance + self.lambd * self.sigreg(z))
             return loss
