@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -171,3 +172,10 @@ def test_the_command_lists_all_four_kinds_a_line_each_and_shows_options(capsys):
 def test_a_file_without_recipes_may_have_a_key_that_is_named_like_one_of_their_groups(tmp_path):
     (tmp_path / "mine.yaml").write_text("backbone: resnet18\ntrainer: {name: '${backbone}'}\n")
     assert compose(str(tmp_path / "mine.yaml"), ["backbone=resnet50"]) == {"trainer": {"name": "resnet50"}}
+
+
+def test_the_docs_say_whose_every_recipe_is():
+    docs = (Path(__file__).parent.parent.parent / "docs" / "methods.md").read_text()
+    rows = {line.split("`")[1] for line in docs.splitlines() if line.startswith("| `")}
+    missing = [name for name in [*METHODS, *NAMED] if name not in rows and not name.endswith("_digits")]
+    assert not missing
