@@ -1,4 +1,7 @@
-"""Every method as a tiny trainer on tiny images: no batch normalisation, so that two ranks can be held to one."""
+"""Every method as a tiny trainer on tiny images: no batch normalisation, so that two ranks can be held to one.
+
+The one with batch normalisation is there for the running statistics.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +31,10 @@ def images(number=64):
 
 def backbone():
     return nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.Tanh(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(0))
+
+
+def normed():
+    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
 
 
 def head():
@@ -66,6 +73,10 @@ METHODS = {
     "lejepa": lambda: (trainers.JointEmbeddingTrainer, losses.LeJEPALoss(num_slices=16), plain(), FOUR, {}),
     "byol": lambda: (
         trainers.SelfDistillationTrainer, losses.NegativeCosineSimilarity(), distilled(predictor=nn.Linear(8, 8)), TWO, {},
+    ),
+    "byol_with_batch_norm": lambda: (
+        trainers.SelfDistillationTrainer, losses.NegativeCosineSimilarity(),
+        distilled(predictor=nn.Linear(8, 8), backbone=taught(normed())), TWO, {},
     ),
     "simsiam": lambda: (
         trainers.SelfDistillationTrainer, losses.NegativeCosineSimilarity(), plain(predictor=nn.Linear(8, 8)), TWO, {},

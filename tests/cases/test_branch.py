@@ -261,14 +261,17 @@ def test_a_run_of_another_behaviour_is_refused_by_name_and_branches(make, monkey
     parent = make("parent")
     parent()
     newest = parent.folder / "checkpoints/step_00000012/meta.json"
-    assert OmegaConf.load(parent.folder / "config.yaml").behaviour == json.loads(newest.read_text())["behaviour"] == 1
-    monkeypatch.setitem(behaviour.CHANGES, 2, "Something is counted in another way.")
-    with pytest.raises(ConfigError, match=r"another behaviour(.|\n)*Behaviour 2: Something(.|\n)*branch_from='"):
+    now = behaviour.behaviour()
+    assert OmegaConf.load(parent.folder / "config.yaml").behaviour == json.loads(newest.read_text())["behaviour"] == now
+    monkeypatch.setitem(behaviour.CHANGES, now + 1, "Something is counted in another way.")
+    with pytest.raises(
+        ConfigError, match=rf"another behaviour(.|\n)*Behaviour {now + 1}: Something(.|\n)*branch_from='"
+    ):
         make("parent", epochs=5)()
     branch = begun(make("branch", parent.folder, epochs=5))
-    assert "Behaviour 2: Something is counted" in (branch.folder / "branch.json").read_text()
+    assert f"Behaviour {now + 1}: Something is counted" in (branch.folder / "branch.json").read_text()
     del branch
-    monkeypatch.delitem(behaviour.CHANGES, 2)
+    monkeypatch.delitem(behaviour.CHANGES, now + 1)
     with pytest.raises(ConfigError, match="update stable-ssl"):
         make("branch", epochs=5)()
 

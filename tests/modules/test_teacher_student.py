@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 
 import pytest
@@ -25,22 +24,34 @@ def moved(module):
     return module
 
 
-def test_a_teacher_is_the_students_moving_average():
+def test_a_teachers_parameters_are_the_students_moving_average():
     pair = TeacherStudentModule(network(), base_ema_coefficient=0.9, final_ema_coefficient=1.0)
     for progress in (0.0, 0.3, 1.0):
         moved(pair.student)(torch.randn(5, 4))
         m = 1 - 0.1 * (math.cos(math.pi * progress) + 1) / 2
-        expected = {
-            key: m * value + (1 - m) * pair.student.state_dict()[key] if value.is_floating_point() else None
-            for key, value in copy.deepcopy(pair.teacher.state_dict()).items()
-        }
+        pairs = zip(pair.teacher.parameters(), pair.student.parameters(), strict=True)
+        expected = [(m * teacher + (1 - m) * student).detach() for teacher, student in pairs]
         pair.update_teacher(progress)
-        for key, value in pair.teacher.state_dict().items():
-            if expected[key] is None:
-                assert torch.equal(value, pair.student.state_dict()[key])
-            else:
-                torch.testing.assert_close(value, expected[key])
-    assert pair.teacher[1].num_batches_tracked == 3
+        for value, mean in zip(pair.teacher.parameters(), expected, strict=True):
+            torch.testing.assert_close(value, mean)
+
+
+def test_a_teachers_statistics_are_those_of_its_own_forward_passes():
+    pair = TeacherStudentModule(network())
+    mean, var = torch.zeros(6), torch.ones(6)
+    for _ in range(3):
+        x = torch.randn(5, 4)
+        seen = pair.teacher[0](x).detach()
+        mean, var = 0.9 * mean + 0.1 * seen.mean(0), 0.9 * var + 0.1 * seen.var(0)
+        pair.forward_teacher(x)
+        moved(pair.student)(torch.randn(5, 4))
+        pair.update_teacher(0.5)
+    norm = pair.teacher[1]
+    torch.testing.assert_close((norm.running_mean, norm.running_var), (mean, var))
+    assert norm.num_batches_tracked == 3
+    pair.eval()
+    pair(torch.randn(5, 4))
+    assert norm.num_batches_tracked == 3
 
 
 def test_a_teacher_has_no_gradient_and_is_what_a_plain_call_runs():

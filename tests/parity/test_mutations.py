@@ -73,6 +73,15 @@ def unnormalised(update):
     return wrong
 
 
+def with_buffers(follow):
+    def wrong(teacher, student, coefficient):
+        follow(teacher, student, coefficient)
+        for value, aim in zip(teacher.buffers(), student.buffers(), strict=True):
+            value.lerp_(aim, 1 - coefficient) if value.is_floating_point() else value.copy_(aim)
+
+    return wrong
+
+
 FAULTS = {
     "SimCLR's temperature is 0.1001": ("SimCLR", setting("temperature", 0.1001)),
     "Barlow Twins' lambda is 0.0051": ("Barlow Twins", setting("lambd", 0.0051)),
@@ -88,6 +97,10 @@ FAULTS = {
     "BYOL's momentum is one step late": (
         "BYOL",
         replaced(teacher_student, "ema_coefficient", lambda f: lambda owner, p: f(owner, max(p - 1 / STEPS, 0))),
+    ),
+    "MoCo's teacher takes over the student's statistics": (
+        "MoCo v2",
+        replaced(teacher_student, "follow", with_buffers),
     ),
     "SimSiam's target has a gradient": (
         "SimSiam",

@@ -1,4 +1,4 @@
-"""Runs that earlier versions of the library began go on, and end as they would have ended there.
+"""Runs that earlier versions began go on and end as they would have ended there, unless their behaviour was another one.
 
 `tests/data/runs/<name>/preempted` is the folder of a short run that was preempted, `ending` what the same run, left
 alone, ended with. Both were written by the version that `config.yaml` and `meta.json` name.
@@ -12,12 +12,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from stable_ssl import instanciate_config
+from stable_ssl import ConfigError, instanciate_config
 from stable_ssl.compose import compose
+from stable_ssl.runtime.behaviour import CHANGES, behaviour
 
 RUNS = Path(__file__).parent.parent / "data" / "runs"
+BEHAVIOURS = {  # of each folder
+    path.name: OmegaConf.load(path / "preempted" / "config.yaml").get("behaviour", 1) for path in sorted(RUNS.iterdir())
+}
+
+
+def go_on(name, folder):
+    shutil.copytree(RUNS / name / "preempted", folder)
+    return instanciate_config(compose(str(folder / "config.yaml"), [f"logger.dump_path={folder}"]))
 
 
 def records(path: Path) -> list[dict]:
@@ -25,12 +35,12 @@ def records(path: Path) -> list[dict]:
     return [{name: value for name, value in line.items() if not name.startswith("perf/")} for line in lines]
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in RUNS.iterdir()))
+@pytest.mark.parametrize("name", [name for name, number in BEHAVIOURS.items() if number == behaviour()])
 def test_a_run_that_an_earlier_version_began_ends_as_it_would_have_there(name, tmp_path):
     folder, ending = tmp_path / "run", RUNS / name / "ending"
-    shutil.copytree(RUNS / name / "preempted", folder)
+    trainer = go_on(name, folder)
     begun = records(folder / "metrics.jsonl")
-    instanciate_config(compose(str(folder / "config.yaml"), [f"logger.dump_path={folder}"]))()
+    trainer()
     found, expected = records(folder / "metrics.jsonl"), records(ending / "metrics.jsonl")
     assert 0 < len(begun) < len(expected)
     assert found[: len(begun)] == begun
@@ -41,3 +51,11 @@ def test_a_run_that_an_earlier_version_began_ends_as_it_would_have_there(name, t
     assert weights.keys() == known.keys()
     for key, value in known.items():
         torch.testing.assert_close(weights[key], value, rtol=1e-3, atol=1e-4, msg=key)
+
+
+@pytest.mark.parametrize("name", [name for name, number in BEHAVIOURS.items() if number < behaviour()])
+def test_a_run_of_an_earlier_behaviour_is_refused_with_all_that_has_changed_since(name, tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        go_on(name, tmp_path / "run")()
+    for number in range(BEHAVIOURS[name] + 1, behaviour() + 1):
+        assert f"Behaviour {number}: {CHANGES[number]}" in str(caught.value)

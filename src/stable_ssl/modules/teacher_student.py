@@ -20,6 +20,10 @@ class TeacherStudentModule(nn.Module):
 
     ξ are the teacher's weights, θ the student's, k is the number of steps before this one, K the number of all steps.
 
+    Only parameters follow. Buffers, such as the running statistics of batch normalisation, begin as the student's, and
+    are then the teacher's own: its forward passes in training mode change them, as in the code of BYOL, MoCo and DINO.
+    If the teacher is kept in evaluation mode, they stay as they are.
+
     Calling the module runs the teacher, so evaluation uses the teacher.
 
     Parameters
@@ -120,19 +124,26 @@ def ema_coefficient(owner: Any, progress: float) -> float:
 
 @torch.no_grad()
 def follow(teacher: nn.Module, student: nn.Module, coefficient: float) -> None:
-    """Move a teacher's parameters and floating-point buffers towards the student's, and copy its other buffers.
+    """Move a teacher's parameters towards the student's. Buffers stay as they are.
 
     Parameters
     ----------
     coefficient
-        The momentum: 1 leaves the teacher as it is, 0 makes it equal to the student.
+        The momentum: 1 leaves the teacher as it is, 0 makes its parameters equal to the student's.
     """
-    own = [*teacher.parameters(), *teacher.buffers()]
-    aims = [*student.parameters(), *student.buffers()]
-    pairs = [(value, aim) for value, aim in zip(own, aims, strict=True) if value.is_floating_point()]
-    if pairs:
-        values, targets = map(list, zip(*pairs, strict=True))
+    pairs = list(zip(teacher.parameters(), student.parameters(), strict=True))
+    floating = [pair for pair in pairs if pair[0].is_floating_point()]
+    if floating:
+        values, targets = map(list, zip(*floating, strict=True))
         torch._foreach_lerp_(values, targets, 1 - coefficient)
-    for value, aim in zip(own, aims, strict=True):
+    for value, target in pairs:
         if not value.is_floating_point():
-            value.copy_(aim)
+            value.copy_(target)
+
+
+@torch.no_grad()
+def copy_values(source: nn.Module, target: nn.Module) -> None:
+    """Copy all parameters and buffers of a module to another one of the same structure."""
+    pairs = zip([*target.parameters(), *target.buffers()], [*source.parameters(), *source.buffers()], strict=True)
+    for value, new in pairs:
+        value.copy_(new)

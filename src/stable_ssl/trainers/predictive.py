@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..exceptions import ConfigError, DataError
-from ..modules.teacher_student import check_ema_coefficients, ema_coefficient, follow
+from ..modules.teacher_student import check_ema_coefficients, copy_values, ema_coefficient, follow
 from ..modules.vit import PatchPredictor, ViT, take
 from ..runtime.device import describe_batch
 from .masked import check_grid
@@ -20,9 +20,9 @@ class JointEmbeddingPredictiveTrainer(SelfSupervisedTrainer):
     `predictor(context_encoder(context), context_params, target_params)`. The params describe how context and target
     were made from the image.
 
-    The target encoder begins with the context encoder's weights. After each optimizer step its weights move towards the
-    context encoder's, like those of the teacher in a `TeacherStudentModule`. Probes and evaluation use the target
-    encoder.
+    The target encoder begins with the context encoder's weights and buffers. After each optimizer step its weights move
+    towards the context encoder's, like those of the teacher in a `TeacherStudentModule`. Probes and evaluation use the
+    target encoder.
 
     Parameters
     ----------
@@ -88,10 +88,10 @@ class JointEmbeddingPredictiveTrainer(SelfSupervisedTrainer):
         check_grid(modules, "context_encoder", "predictor")
 
     def initialize_modules(self) -> None:
-        """Copy the context encoder's weights to the target encoder."""
+        """Copy the context encoder's weights and buffers to the target encoder."""
         super().initialize_modules()
         if "train" in self.data:
-            follow(self.module["target_encoder"], self.module["context_encoder"], 0.0)
+            copy_values(self.module["context_encoder"], self.module["target_encoder"])
 
     def update_teacher(self, progress: float) -> None:
         """Move the target encoder's weights towards the context encoder's.
