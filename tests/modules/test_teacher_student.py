@@ -104,8 +104,10 @@ def test_dinos_scores_are_cosines():
     torch.testing.assert_close(head(x), expected)
 
 
-@pytest.mark.parametrize("has_norm", [False, True])
-def test_views_of_one_size_go_through_a_network_together_unless_it_has_batch_norm(has_norm):
+@pytest.mark.parametrize(("has_norm", "join"), [(False, False), (True, False), (True, True)])
+def test_views_of_one_size_go_through_a_network_together_unless_it_has_batch_norm_and_they_are_not_joined(
+    has_norm, join
+):
     calls = []
 
     class Counting(nn.Sequential):
@@ -115,11 +117,11 @@ def test_views_of_one_size_go_through_a_network_together_unless_it_has_batch_nor
 
     net = Counting(nn.AdaptiveAvgPool2d(2), nn.Flatten(), *([nn.BatchNorm1d(4)] if has_norm else []))
     views = [torch.randn(3, 1, size, size) for size in (8, 4, 8, 4)]
-    outputs = forward_views(net, views)
-    assert len(calls) == (4 if has_norm else 2)
-    calls.clear()
-    for output, view in zip(outputs, views, strict=True):
-        torch.testing.assert_close(output, net(view))
+    outputs = forward_views(net, views, join=join)
+    assert len(calls) == (4 if has_norm and not join else 2)
+    for place, (output, view) in enumerate(zip(outputs, views, strict=True)):
+        alike = torch.cat([other for other in views if other.shape == view.shape])
+        torch.testing.assert_close(output, net(alike).chunk(2)[place // 2] if join else net(view))
 
 
 def vit(**options):

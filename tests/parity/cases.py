@@ -23,28 +23,21 @@ class Case:
 
 
 CASES = {
-    "SimCLR": Case(simclr, "LARS"),
-    "SimCLR, both views at once, no batch normalisation": Case(
-        functools.partial(simclr, batch_norm=False, together=True), "SGD"
-    ),
-    "SimCLR, both views at once, with batch normalisation": Case(
-        functools.partial(simclr, together=True),
-        "SGD",
-        differs=frozenset({"loss", "student's weights", "student's statistics"}),
-    ),
+    "SimCLR": Case(functools.partial(simclr, together=True), "LARS"),
+    "SimCLR, views one by one": Case(functools.partial(simclr, join_views=False), "SGD"),
     "Barlow Twins": Case(barlow_twins, "LARS", "lightly, with the authors' projector"),
     "VICReg": Case(vicreg, "LARS", "lightly, with the authors' projector"),
-    "LeJEPA, 2 + 2 views": Case(lejepa, "AdamW"),
-    "SwAV, 2 + 2 views": Case(swav, "SGD"),
+    "LeJEPA, 2 + 2 views": Case(lejepa, "AdamW", "lightly, with the authors' joined views"),
+    "SwAV, 2 + 2 views": Case(swav, "SGD", "lightly, with the authors' joined views"),
     "SwAV, 2 + 2 views, queue": Case(
-        functools.partial(swav, num_queued=2), "LARS", "lightly, with the authors' rule for the queue"
+        functools.partial(swav, num_queued=2), "LARS", "lightly, with the authors' joined views and rule for the queue"
     ),
     "MoCo v2": Case(moco, "SGD"),
     "BYOL": Case(byol, "LARS", "lightly, with the authors' heads and the paper's momentum"),
     "SimSiam": Case(simsiam, "SGD"),
     "DINO, ViT, 2 + 2 views": Case(dino, "AdamW", "lightly, with the authors' momentum"),
     "DINO, ConvNet, 2 + 2 views": Case(
-        functools.partial(dino, with_vit=False), "SGD", "lightly, with the authors' momentum"
+        functools.partial(dino, with_vit=False), "SGD", "lightly, with the authors' joined views and momentum"
     ),
     "MAE, pixels as they are": Case(functools.partial(mae, normalize=False), "AdamW"),
     "MAE, pixels standardised": Case(functools.partial(mae, normalize=True), "SGD"),

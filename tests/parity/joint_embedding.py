@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from stable_ssl import losses, modules, trainers
 
-from .sides import BATCH, BATCHES, DIM, Sides, convnet, newest_first, views
+from .sides import BATCH, BATCHES, DIM, Sides, by_size, convnet, newest_first, views
 
 
 def two_views(
@@ -24,10 +24,12 @@ def two_views(
     scale: float = 1.0,
     batch_norm: bool = True,
     together: bool = False,
+    **options: Any,
 ) -> Sides:
     """lightly's examples/pytorch/{simclr,vicreg,barlowtwins}.py, with a forward pass for each view.
 
-    With `together`, both views go through the networks at once, as in benchmarks/imagenet/resnet50/simclr.py.
+    With `together`, both views go through the networks at once, as in benchmarks/imagenet/resnet50/simclr.py and in the
+    authors' tf2/model.py.
     """
     backbone = convnet(batch_norm)
     reference = copy.deepcopy(backbone)
@@ -45,6 +47,7 @@ def two_views(
         views(),
         student={"backbone": reference, "projector": head},
         step_loss=step_loss,
+        options=options,
     )
 
 
@@ -84,14 +87,14 @@ def vicreg() -> Sides:
 
 
 def lejepa() -> Sides:
-    """examples/pytorch/lejepa.py with two global and two local views."""
-    backbone, projector = convnet(batch_norm=False), modules.VICRegProjector(DIM, 32, 8).double()
+    """examples/pytorch/lejepa.py with two global and two local views, joined as in the authors' MINIMAL.md."""
+    backbone, projector = convnet(), modules.VICRegProjector(DIM, 32, 8).double()
     reference, head = copy.deepcopy(backbone), copy.deepcopy(projector)
     theirs = lightly_loss.LeJEPALoss(lambda_param=0.05, sigreg_num_vectors=64).double()
     theirs.sigreg.phi = (-theirs.sigreg.t.square() / 2).exp()  # anew in float64: lightly rounded it to float32
 
     def step_loss(batch: list[Tensor], step: int) -> Tensor:
-        projected = [head(reference(view)) for view in batch]
+        projected = head(by_size(reference, batch)).chunk(len(batch))
         return theirs(global_proj=torch.stack(projected[:2]), local_proj=torch.stack(projected[2:]))
 
     return Sides(
@@ -107,7 +110,7 @@ def lejepa() -> Sides:
 def swav(num_queued: int = 0) -> Sides:
     """benchmarks/imagenet/resnet50/swav.py with two global and two local views, and a queue of `num_queued` batches.
 
-    The prototypes are frozen in epoch 0. The queue begins to fill in epoch 1 and is used when it is full, as in the
+    Views are joined as in the authors' src/resnet50.py. The prototypes are frozen in epoch 0. The queue begins to fill in epoch 1 and is used when it is full, as in the
     authors' main_swav.py. (lightly empties it in each epoch and waits for one batch more; its prototypes have biases.)
     """
     ours = losses.SwAVLoss(dim=8, num_prototypes=12, queue_size=num_queued * BATCH).double()
@@ -124,7 +127,7 @@ def swav(num_queued: int = 0) -> Sides:
     def step_loss(batch: list[Tensor], step: int) -> Tensor:
         epoch = step // BATCHES
         prototypes.normalize()
-        projected = [nn.functional.normalize(head(reference(view))) for view in batch]
+        projected = nn.functional.normalize(head(by_size(reference, batch))).chunk(len(batch))
         queued = None
         if queues and epoch >= 1:
             with torch.no_grad():

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from stable_ssl import losses, modules, trainers
 
-from .sides import BATCH, BATCHES, DIM, SIZE, Sides, convnet, frozen_copy, momentum_at, newest_first, views
+from .sides import BATCH, BATCHES, DIM, SIZE, Sides, by_size, convnet, frozen_copy, momentum_at, newest_first, views
 
 MOMENTUM = 0.9
 
@@ -128,7 +128,7 @@ def simsiam() -> Sides:
 def dino(with_vit: bool = True) -> Sides:
     """benchmarks/imagenet/{vitb16,resnet50}/dino.py with two global and two local views, and BYOL's momentum.
 
-    The last layer is frozen in epoch 0. The loss warms up the teacher's temperature, as in examples/pytorch/dino.py.
+    Views are joined as in the authors' utils.py. The last layer is frozen in epoch 0. The loss warms up the teacher's temperature, as in examples/pytorch/dino.py.
     """
     warm, last, warm_epochs = 0.03125, 0.0625, 3  # lightly rounds temperatures to float32; these are exact there
     backbone = modules.ViT(SIZE, 4, DIM, depth=2, num_heads=2).double() if with_vit else convnet()
@@ -144,9 +144,9 @@ def dino(with_vit: bool = True) -> Sides:
 
     def step_loss(batch: list[Tensor], step: int) -> Tensor:
         with torch.no_grad():
-            targets = [teacher["projector"](teacher["backbone"](view)) for view in batch[:2]]
-        scores = [projection(student["backbone"](view)) for view in batch]
-        return criterion(targets, scores, epoch=step // BATCHES)
+            targets = teacher["projector"](by_size(teacher["backbone"], batch[:2])).chunk(2)
+        scores = projection(by_size(student["backbone"], batch)).chunk(len(batch))
+        return criterion(list(targets), list(scores), epoch=step // BATCHES)
 
     def state(loss: Any) -> dict[str, tuple[Any, Any]]:
         return {"centre": (loss.center, criterion.center)}

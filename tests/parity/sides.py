@@ -215,6 +215,12 @@ def views(num_local: int = 0) -> list[list[Tensor]]:
     return batches
 
 
+def by_size(network: nn.Module, views: list[Tensor]) -> Tensor:
+    """Return the outputs of the global views and of the local ones, with a forward pass of the network for each size."""
+    sizes = dict.fromkeys(view.shape for view in views)
+    return torch.cat([network(torch.cat([view for view in views if view.shape == size])) for size in sizes])
+
+
 def frozen_copy(module: nn.Module) -> nn.Module:
     """Return a copy that no gradient reaches."""
     return copy.deepcopy(module).requires_grad_(False)

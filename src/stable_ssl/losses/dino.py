@@ -54,6 +54,7 @@ class DINOLoss(nn.Module):
     """
 
     center: Tensor
+    joins_views = True  # as in the authors' utils.py
 
     def __init__(
         self,

@@ -120,6 +120,8 @@ class LeJEPALoss(nn.Module):
     torch.Size([])
     """
 
+    joins_views = True  # as in the authors' MINIMAL.md
+
     def __init__(
         self,
         num_global: int = 2,

@@ -49,6 +49,8 @@ class NTXEntLoss(nn.Module):
     tensor(True)
     """
 
+    joins_views = True  # as in the authors' tf2/model.py
+
     def __init__(self, temperature: float = 0.5, chunk_size: int = 2048):
         super().__init__()
         if temperature <= 0:

@@ -65,6 +65,7 @@ class SwAVLoss(nn.Module):
 
     queue: Tensor
     uses_queue = True
+    joins_views = True  # as in the authors' src/resnet50.py
 
     def __init__(
         self,

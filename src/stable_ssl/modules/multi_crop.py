@@ -10,13 +10,16 @@ from torch import Tensor, nn
 
 
 def forward_views(
-    forward: Callable[[Tensor], Tensor], views: Sequence[Tensor], network: nn.Module | None = None
+    forward: Callable[[Tensor], Tensor],
+    views: Sequence[Tensor],
+    network: nn.Module | None = None,
+    join: bool = False,
 ) -> list[Tensor]:
     """Return a network's output for each view, (batch, dim) each.
 
     Views of the same shape go through the network together, which is faster (Caron et al., "Unsupervised learning of
     visual features by contrasting cluster assignments", NeurIPS 2020, section 3.3). If the network has batch
-    normalisation, each view goes through it alone, so that its statistics are those of one view.
+    normalisation, each view goes through it alone unless `join` is true: its statistics are then those of one view.
 
     Parameters
     ----------
@@ -25,7 +28,11 @@ def forward_views(
     views
         The views, (batch, …) each.
     network
-        The network that `forward` calls. Needed only if `forward` is a function: without it, each view goes alone.
+        The network that `forward` calls. Needed only if `forward` is a function: without it, each view goes alone
+        unless `join` is true.
+    join
+        Whether views of the same shape go together through batch normalisation too. Its statistics are then those of
+        all of them.
 
     Examples
     --------
@@ -37,7 +44,8 @@ def forward_views(
     (8, torch.Size([4, 12]))
     """
     network = forward if network is None and isinstance(forward, nn.Module) else network
-    if len(views) == 1 or network is None or has_batch_norm(network):
+    is_same_alone = network is not None and not has_batch_norm(network)
+    if len(views) == 1 or not (join or is_same_alone):
         return [forward(view) for view in views]
     outputs: dict[int, Tensor] = {}
     for shape in dict.fromkeys(view.shape for view in views):

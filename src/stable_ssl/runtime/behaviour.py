@@ -12,6 +12,8 @@ from collections.abc import Iterable
 CHANGES: dict[int, str] = {
     1: "This is the first behaviour.",
     2: "A teacher computes running statistics of its own, and only its parameters follow the student's.",
+    3: "SimCLR, SwAV, DINO and LeJEPA send the views of one size through batch normalisation together. Before, each "
+    "view went alone, as it does with join_views: false.",
 }
 
 

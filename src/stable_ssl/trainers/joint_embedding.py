@@ -7,7 +7,6 @@ import inspect
 from torch import Tensor, nn
 
 from ..exceptions import ConfigError
-from ..modules.multi_crop import forward_views
 from .self_supervised import SelfSupervisedTrainer
 
 
@@ -68,7 +67,7 @@ class JointEmbeddingTrainer(SelfSupervisedTrainer):
 
     def compute_loss(self) -> dict[str, Tensor]:
         """Return the loss between the embeddings of the views."""
-        representations = forward_views(self.forward, self.views(), self.module["backbone"])  # (batch, dim) per view
-        embeddings = forward_views(self.module["projector"], representations)  # (batch, out_dim) per view
+        representations = self.forward_views(self.forward, self.views(), self.module["backbone"])  # (batch, dim) each
+        embeddings = self.forward_views(self.module["projector"], representations)  # (batch, out_dim) per view
         self.watch(representations, embeddings)
         return {"loss_ssl": self.loss(*embeddings)}

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from ..exceptions import ConfigError
-from ..modules.multi_crop import forward_views
 from ..modules.teacher_student import TeacherStudentModule
 from .self_supervised import SelfSupervisedTrainer
 
@@ -115,14 +114,14 @@ class SelfDistillationTrainer(SelfSupervisedTrainer):
         backbone, projector = self.module["backbone"], self.module["projector"]
         if self._has_teacher:
             backbone, projector = backbone.student, projector.student
-        representations = forward_views(backbone, views)
-        embeddings = forward_views(projector, representations)
+        representations = self.forward_views(backbone, views)
+        embeddings = self.forward_views(projector, representations)
         has_predictor = "predictor" in self.module
-        outputs = forward_views(self.module["predictor"], embeddings) if has_predictor else embeddings
+        outputs = self.forward_views(self.module["predictor"], embeddings) if has_predictor else embeddings
         return outputs, representations, embeddings
 
     def _teacher(self, views: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Return the teacher's representations and embeddings per view, without gradients."""
         with torch.no_grad():
-            representations = forward_views(self.module["backbone"].teacher, views)
-            return representations, forward_views(self.module["projector"].teacher, representations)
+            representations = self.forward_views(self.module["backbone"].teacher, views)
+            return representations, self.forward_views(self.module["projector"].teacher, representations)

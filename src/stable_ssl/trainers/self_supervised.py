@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from ..base import BaseTrainer
 from ..config import build
 from ..exceptions import ConfigError, DataError
-from ..modules.multi_crop import has_batch_norm
+from ..modules.multi_crop import forward_views, has_batch_norm
 from ..runtime.batches import images_of, labels_of, views_of
 from ..runtime.device import describe_batch
 
@@ -34,6 +35,10 @@ class SelfSupervisedTrainer(BaseTrainer):
     probe_optimizer
         Function that makes the probes' optimizer from their parameters. Default: AdamW with a learning rate of 1e-3 and
         no weight decay.
+    join_views
+        Whether views of one size go through batch normalisation together, so that its statistics are those of all of
+        them. None: as in the code of the loss's authors. A loss says so by its attribute `joins_views`; without it,
+        each view goes alone.
 
     See `BaseTrainer` for the other parameters.
 
@@ -55,6 +60,7 @@ class SelfSupervisedTrainer(BaseTrainer):
     min_batch_size: int = 1
     usual_loss: str | None = None
     _view_counts: tuple[int, int | None] = (1, None)
+    join_views: bool | None = None
     probe_optimizer: Any = functools.partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.0)
 
     _FEATURES = {"backbone_classifier": "latest_representations", "projector_classifier": "latest_embeddings"}
@@ -165,6 +171,13 @@ class SelfSupervisedTrainer(BaseTrainer):
             raise self._unsuited(f"{number} of type bool after the view", "MAEViews and IJEPAViews make them.")
         self._check_number(len(views))
         return views, masks
+
+    def forward_views(
+        self, forward: Callable[[Tensor], Tensor], views: Sequence[Tensor], network: nn.Module | None = None
+    ) -> list[Tensor]:
+        """Return a network's output for each view, as `stable_ssl.modules.forward_views` does with `join_views`."""
+        join = getattr(self.loss, "joins_views", False) if self.join_views is None else self.join_views
+        return forward_views(forward, views, network, join)
 
     def _unsuited(self, needed: str, advice: str) -> DataError:
         batch = describe_batch(self.batch)
