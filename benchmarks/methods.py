@@ -106,7 +106,7 @@ METHODS = {
         {"backbone": convnet(), "projector": projector(32)}, multi_crop(), {},
     ),
     "byol": lambda: (
-        trainers.SelfDistillationTrainer, losses.NegativeCosineSimilarity(),
+        trainers.SelfDistillationTrainer, losses.BYOLLoss(),
         distilled(projector(), predictor=modules.BYOLPredictor(128, 512, 128)), SimCLRViews(32), {},
     ),
     "simsiam": lambda: (

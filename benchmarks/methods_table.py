@@ -36,7 +36,7 @@ METHODS = {
     ),
     "byol": (
         "BYOL", "Grill et al., NeurIPS 2020", "SelfDistillationTrainer",
-        [losses.NegativeCosineSimilarity, modules.BYOLProjector, modules.BYOLPredictor], PAIRS, True,
+        [losses.BYOLLoss, losses.NegativeCosineSimilarity, modules.BYOLProjector, modules.BYOLPredictor], PAIRS, True,
     ),
     "simsiam": (
         "SimSiam", "Chen and He, CVPR 2021", "SelfDistillationTrainer",

@@ -72,7 +72,7 @@ METHODS = {
     "barlow_twins": lambda: (trainers.JointEmbeddingTrainer, losses.BarlowTwinsLoss(), plain(), TWO, {}),
     "lejepa": lambda: (trainers.JointEmbeddingTrainer, losses.LeJEPALoss(num_slices=16), plain(), FOUR, {}),
     "byol": lambda: (
-        trainers.SelfDistillationTrainer, losses.NegativeCosineSimilarity(), distilled(predictor=nn.Linear(8, 8)), TWO, {},
+        trainers.SelfDistillationTrainer, losses.BYOLLoss(), distilled(predictor=nn.Linear(8, 8)), TWO, {},
     ),
     "byol_with_batch_norm": lambda: (
         trainers.SelfDistillationTrainer, losses.NegativeCosineSimilarity(),

@@ -23,6 +23,7 @@ _HOME = {
     "IJEPATrainer": "trainers",
     "MaskedTrainer": "trainers",
     "BarlowTwinsLoss": "losses",
+    "BYOLLoss": "losses",
     "DINOLoss": "losses",
     "IJEPALoss": "losses",
     "LeJEPALoss": "losses",

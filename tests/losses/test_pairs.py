@@ -6,13 +6,14 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from stable_ssl.losses import BarlowTwinsLoss, NegativeCosineSimilarity, VICRegLoss
+from stable_ssl.losses import BarlowTwinsLoss, BYOLLoss, NegativeCosineSimilarity, VICRegLoss
 
 LOSSES = {
     "vicreg": VICRegLoss(),
     "vicreg, other": VICRegLoss(3.0, 5.0, 7.0, 1e-2),
     "barlow": BarlowTwinsLoss(0.3),
     "cosine": NegativeCosineSimilarity(),
+    "byol": BYOLLoss(),
 }
 
 
@@ -58,11 +59,19 @@ def plain_cosine(a, b):
     return -sum(sum(x * y for x, y in zip(p, z, strict=True)) / length(p) / length(z) for p, z in pairs) / len(pairs)
 
 
+def plain_byol(a, b):
+    def unit(row):
+        return [x / math.sqrt(sum(y * y for y in row)) for x in row]
+
+    return sum((x - y) ** 2 for p, z in zip(a, b, strict=True) for x, y in zip(unit(p), unit(z), strict=True)) / len(a)
+
+
 PLAIN = {
     "vicreg": lambda a, b: plain_vicreg(a, b, 25, 25, 1, 1e-4),
     "vicreg, other": lambda a, b: plain_vicreg(a, b, 3, 5, 7, 1e-2),
     "barlow": lambda a, b: plain_barlow(a, b, 0.3),
     "cosine": plain_cosine,
+    "byol": plain_byol,
 }
 
 

@@ -33,7 +33,7 @@ CASES = {
         functools.partial(swav, num_queued=2), "LARS", "lightly, with the authors' joined views and rule for the queue"
     ),
     "MoCo v2": Case(moco, "SGD"),
-    "BYOL": Case(byol, "LARS", "lightly, with the authors' heads and the paper's momentum"),
+    "BYOL": Case(byol, "LARS", "lightly, with the authors' heads, loss and momentum"),
     "SimSiam": Case(simsiam, "SGD"),
     "DINO, ViT, 2 + 2 views": Case(dino, "AdamW", "lightly, with the authors' momentum"),
     "DINO, ConvNet, 2 + 2 views": Case(

@@ -64,10 +64,10 @@ def moco() -> Sides:
 
 
 def byol() -> Sides:
-    """benchmarks/imagenet/resnet50/byol.py with the paper's momentum and the authors' heads.
+    """benchmarks/imagenet/resnet50/byol.py with the paper's momentum and loss, and the authors' heads.
 
     The authors' heads have a bias before the batch normalisation and none at the end; lightly's are the other way
-    round. lightly's momentum reaches its final value one step earlier, and its loss is four times ours.
+    round. lightly's momentum reaches its final value one step earlier, and its loss is four less than the authors'.
     """
 
     def head(width: int) -> nn.Module:
@@ -82,13 +82,13 @@ def byol() -> Sides:
         with torch.no_grad():
             t0, t1 = (teacher["projector"](teacher["backbone"](view)) for view in batch)
         s0, s1 = (prediction(projection(student["backbone"](view))) for view in batch)
-        return (2 * criterion(t0, s1) + 2 * criterion(t1, s0)) / 4
+        return 2 + 2 * criterion(t0, s1) + 2 + 2 * criterion(t1, s0)
 
     ours = wrapped(1.0, backbone=backbone, projector=modules.BYOLProjector(DIM, 32, 8))
     return Sides(
         trainers.SelfDistillationTrainer,
         {**ours, "predictor": modules.BYOLPredictor(8, 32, 8)},
-        losses.NegativeCosineSimilarity(),
+        losses.BYOLLoss(),
         views(),
         student=student,
         teacher=teacher,

@@ -99,6 +99,7 @@ FAULTS = {
         "BYOL",
         replaced(teacher_student, "ema_coefficient", lambda f: lambda owner, p: f(owner, max(p - 1 / STEPS, 0))),
     ),
+    "BYOL's loss is the mean of both directions": ("BYOL", setting("sums_pairs", False)),
     "MoCo's teacher takes over the student's statistics": (
         "MoCo v2",
         replaced(teacher_student, "follow", with_buffers),

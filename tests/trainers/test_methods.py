@@ -301,7 +301,9 @@ def test_what_compute_loss_asks_of_two_methods_is_what_their_papers_say(tmp_path
     cosine = nn.functional.cosine_similarity
     one = cosine(q(g.student(f.student(view_1))), g.teacher(f.teacher(view_2))).mean()
     other = cosine(q(g.student(f.student(view_2))), g.teacher(f.teacher(view_1))).mean()
-    torch.testing.assert_close(found, -(one + other) / 2)
+    torch.testing.assert_close(found, (2 - 2 * one) + (2 - 2 * other))
+    trainer.loss = losses.NegativeCosineSimilarity()
+    torch.testing.assert_close(trainer.compute_loss()["loss_ssl"], -(one + other) / 2)
     # DINO: the teacher sees the first two views, and no view is its own target.
     trainer = make("dino", tmp_path / "dino")
     trainer.setup()

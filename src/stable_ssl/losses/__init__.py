@@ -1,6 +1,7 @@
 """Losses, one per file, in plain PyTorch."""
 
 from .barlow_twins import BarlowTwinsLoss
+from .byol import BYOLLoss
 from .dino import DINOLoss
 from .lejepa import LeJEPALoss, SIGReg
 from .moco import MoCoLoss
@@ -11,6 +12,7 @@ from .swav import SwAVLoss
 from .vicreg import VICRegLoss
 
 __all__ = [
+    "BYOLLoss",
     "BarlowTwinsLoss",
     "DINOLoss",
     "IJEPALoss",

@@ -1,4 +1,4 @@
-"""The loss of SimSiam and BYOL."""
+"""The loss of SimSiam."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class NegativeCosineSimilarity(nn.Module):
 
     $$ L = -\frac{1}{N} \sum_i \frac{p_i}{‖p_i‖} · \frac{z_i}{‖z_i‖} $$
 
-    BYOL's loss (Grill et al., "Bootstrap your own latent", NeurIPS 2020, equation 2) is 2 + 2 L.
+    `BYOLLoss` is 2 + 2 L.
 
     Examples
     --------

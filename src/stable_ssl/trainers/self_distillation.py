@@ -18,8 +18,9 @@ class SelfDistillationTrainer(SelfSupervisedTrainer):
     student's embeddings only.
 
     The teacher gets the first two views, the student all of them. The loss is the mean over all pairs of a student's
-    view and a different view of the teacher. If the loss has a method `update`, as a queue or a centre needs, it is
-    called once per mini-batch with all targets, (targets × batch, dim).
+    view and a different view of the teacher, or their sum if the attribute `sums_pairs` of the loss is true, as of
+    `BYOLLoss`. If the loss has a method `update`, as a queue or a centre needs, it is called once per mini-batch with
+    all targets, (targets × batch, dim).
 
     Parameters
     ----------
@@ -85,7 +86,7 @@ class SelfDistillationTrainer(SelfSupervisedTrainer):
         return representations
 
     def compute_loss(self) -> dict[str, Tensor]:
-        """Return the mean loss over all pairs of a student's view and a different view of the teacher."""
+        """Return the mean or the sum of the losses of a student's view and a different view of the teacher."""
         views = self.views()
         student_views, teacher_views = (views, views[:2]) if self.symmetric else (views[:1], views[1:])
         outputs, representations, embeddings = self._student(student_views)  # (batch, dim) per student's view
@@ -94,15 +95,17 @@ class SelfDistillationTrainer(SelfSupervisedTrainer):
         targets = [embedding.detach() for embedding in embeddings[:2]]  # (batch, dim) per teacher's view
         self.watch(representations[:2], targets)
         first_target = 0 if self.symmetric else 1  # number of the teacher's first view
-        losses = [
-            self.loss(output, target)
-            for i, output in enumerate(outputs)
-            for j, target in enumerate(targets, first_target)
-            if i != j
-        ]
+        losses = torch.stack(
+            [
+                self.loss(output, target)
+                for i, output in enumerate(outputs)
+                for j, target in enumerate(targets, first_target)
+                if i != j
+            ]
+        )
         if hasattr(self.loss, "update"):
             self.loss.update(torch.cat(targets))  # (targets × batch, dim)
-        return {"loss_ssl": torch.stack(losses).mean()}
+        return {"loss_ssl": losses.sum() if getattr(self.loss, "sums_pairs", False) else losses.mean()}
 
     @property
     def _has_teacher(self) -> bool:
