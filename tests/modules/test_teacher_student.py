@@ -71,6 +71,15 @@ def test_a_warm_start_has_the_students_weights_and_a_cold_one_its_own():
     assert not torch.equal(cold.teacher[0].weight, cold.student[0].weight)
 
 
+def test_a_linear_momentum_is_on_the_line_between_both_coefficients():
+    pair = TeacherStudentModule(nn.Linear(1, 1), True, 0.9, 0.98, "linear")
+    nn.init.zeros_(pair.teacher.weight), nn.init.ones_(pair.student.weight)
+    pair.update_teacher(0.25)
+    assert float(pair.teacher.weight) == pytest.approx(1 - 0.92)
+    with pytest.raises(ValueError, match="ema_schedule: 'constant' is neither 'cosine' nor 'linear'"):
+        TeacherStudentModule(network(), ema_schedule="constant")
+
+
 def test_a_coefficient_out_of_range_is_refused():
     with pytest.raises(ValueError, match=r"base_ema_coefficient: 1.1 is not between 0 and 1"):
         TeacherStudentModule(network(), base_ema_coefficient=1.1)

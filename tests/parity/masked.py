@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from stable_ssl import losses, modules, trainers
 from stable_ssl.modules.vit import positions
 
-from .sides import BATCH, DIM, SIZE, Part, Sides, views
+from .sides import BATCH, DIM, SIZE, STEPS, Part, Sides, views
 
 PATCH, HIDDEN = 4, 8  # pixels; width of decoders and predictors
 GRID = (SIZE // PATCH, SIZE // PATCH)
@@ -116,7 +116,7 @@ def ijepa_batches(num_sizes: int) -> list[list[Tensor]]:
 
 
 def ijepa(num_sizes: int = 1) -> Sides:
-    """examples/pytorch/ijepa.py with lightly's modules for timm and a constant momentum.
+    """examples/pytorch/ijepa.py with lightly's modules for timm, and the momentum of the authors' src/train.py.
 
     Contexts of `num_sizes` sizes do not fit into one batch of lightly's, which gets one batch per size.
     """
@@ -149,6 +149,8 @@ def ijepa(num_sizes: int = 1) -> Sides:
         student={"context_encoder": encoder_parts(encoder), "predictor": parts},
         teacher={"target_encoder": encoder_parts(target_encoder)},
         step_loss=step_loss,
-        after_step=lambda step: utils.update_momentum(encoder, target_encoder, m=MOMENTUM),
-        options={"base_ema_coefficient": MOMENTUM, "final_ema_coefficient": MOMENTUM},
+        after_step=lambda step: utils.update_momentum(
+            encoder, target_encoder, m=MOMENTUM + step * (1 - MOMENTUM) / STEPS
+        ),
+        options={"base_ema_coefficient": MOMENTUM},
     )

@@ -120,6 +120,7 @@ FAULTS = {
     "MAE's variance is biased": ("MAE, pixels standardised", replaced(losses.MAELoss, "forward", biased)),
     "I-JEPA's distance is squared": ("I-JEPA", replaced(losses.IJEPALoss, "forward", squared)),
     "I-JEPA's teacher follows too fast": ("I-JEPA", option("base_ema_coefficient", 0.89)),
+    "I-JEPA's momentum is a cosine": ("I-JEPA", option("ema_schedule", "cosine")),
     "the ViT takes padding for patches": (
         "I-JEPA, contexts of different sizes",
         replaced(vit, "places_of", without_padding),

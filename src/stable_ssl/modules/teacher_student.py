@@ -19,6 +19,7 @@ class TeacherStudentModule(nn.Module):
     $$ ξ ← m ξ + (1 - m) θ, \\qquad m = m_{final} - (m_{final} - m_{base}) (\\cos(π k / K) + 1) / 2 $$
 
     ξ are the teacher's weights, θ the student's, k is the number of steps before this one, K the number of all steps.
+    With a linear schedule, it is $m = m_{base} + (m_{final} - m_{base}) k / K$.
 
     Only parameters follow. Buffers, such as the running statistics of batch normalisation, begin as the student's, and
     are then the teacher's own: its forward passes in training mode change them, as in the code of BYOL, MoCo and DINO.
@@ -35,11 +36,13 @@ class TeacherStudentModule(nn.Module):
         begins with new weights.
     base_ema_coefficient, final_ema_coefficient
         The momentum at the start and at the end of training, between 0 and 1.
+    ema_schedule
+        How the momentum goes from one to the other: "cosine" or "linear".
 
     Raises
     ------
     ValueError
-        A coefficient is not between 0 and 1.
+        A coefficient is not between 0 and 1, or there is no such schedule.
 
     Examples
     --------
@@ -61,12 +64,14 @@ class TeacherStudentModule(nn.Module):
         warm_init: bool = True,
         base_ema_coefficient: float = 0.996,
         final_ema_coefficient: float = 1.0,
+        ema_schedule: str = "cosine",
     ):
         super().__init__()
         self.student = student
         self.teacher = copy.deepcopy(student).requires_grad_(False)
         self.base_ema_coefficient, self.final_ema_coefficient = base_ema_coefficient, final_ema_coefficient
-        check_ema_coefficients(self)
+        self.ema_schedule = ema_schedule
+        check_ema(self)
         if not warm_init:
             for layer in self.teacher.modules():
                 if callable(reset := getattr(layer, "reset_parameters", None)):
@@ -101,11 +106,13 @@ class TeacherStudentModule(nn.Module):
         self.teacher.compile(*args, **kwargs)
 
 
-def check_ema_coefficients(owner: Any) -> None:
-    """Raise a ValueError unless `base_ema_coefficient` and `final_ema_coefficient` of `owner` are between 0 and 1."""
+def check_ema(owner: Any) -> None:
+    """Raise a ValueError for what `ema_coefficient` can't use of its `owner`."""
     for name in ("base_ema_coefficient", "final_ema_coefficient"):
         if not 0 <= getattr(owner, name) <= 1:
             raise ValueError(f"{name}: {getattr(owner, name)} is not between 0 and 1.")
+    if owner.ema_schedule not in ("cosine", "linear"):
+        raise ValueError(f"ema_schedule: {owner.ema_schedule!r} is neither 'cosine' nor 'linear'.")
 
 
 def ema_coefficient(owner: Any, progress: float) -> float:
@@ -114,11 +121,13 @@ def ema_coefficient(owner: Any, progress: float) -> float:
     Parameters
     ----------
     owner
-        An object with `base_ema_coefficient` and `final_ema_coefficient`.
+        An object with `base_ema_coefficient`, `final_ema_coefficient` and `ema_schedule`.
     progress
         The part of all optimizer steps that is over, from 0 to 1.
     """
     base, final = float(owner.base_ema_coefficient), float(owner.final_ema_coefficient)
+    if owner.ema_schedule == "linear":
+        return base + (final - base) * progress
     return final - (final - base) * (math.cos(math.pi * progress) + 1) / 2
 
 

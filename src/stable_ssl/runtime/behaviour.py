@@ -14,6 +14,7 @@ CHANGES: dict[int, str] = {
     2: "A teacher computes running statistics of its own, and only its parameters follow the student's.",
     3: "SimCLR, SwAV, DINO and LeJEPA send the views of one size through batch normalisation together. Before, each "
     "view went alone, as it does with join_views: false.",
+    4: "I-JEPA's target momentum rises linearly. Before, it rose along half a cosine, as with ema_schedule: cosine.",
 }
 
 

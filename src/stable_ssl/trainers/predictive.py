@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..exceptions import ConfigError, DataError
-from ..modules.teacher_student import check_ema_coefficients, copy_values, ema_coefficient, follow
+from ..modules.teacher_student import check_ema, copy_values, ema_coefficient, follow
 from ..modules.vit import PatchPredictor, ViT, take
 from ..runtime.device import describe_batch
 from .masked import check_grid
@@ -28,6 +28,9 @@ class JointEmbeddingPredictiveTrainer(SelfSupervisedTrainer):
     ----------
     base_ema_coefficient, final_ema_coefficient
         The momentum of the target encoder at the start and at the end of training, between 0 and 1.
+    ema_schedule
+        How the momentum goes from one to the other: "cosine" or "linear". In `IJEPATrainer` the default is linear, as
+        in the authors' src/train.py.
 
     See `SelfSupervisedTrainer` for the other parameters.
 
@@ -65,6 +68,7 @@ class JointEmbeddingPredictiveTrainer(SelfSupervisedTrainer):
     usual_loss = "IJEPALoss"
     base_ema_coefficient: float = 0.996
     final_ema_coefficient: float = 1.0
+    ema_schedule: str = "cosine"
 
     def prepare_modules(self, modules: dict[str, nn.Module]) -> None:
         """Turn off the target encoder's gradients.
@@ -74,7 +78,7 @@ class JointEmbeddingPredictiveTrainer(SelfSupervisedTrainer):
         ConfigError
             A weight of the two encoders differs in name or shape, or predictor and encoder in their grid of patches.
         ValueError
-            A coefficient is not between 0 and 1.
+            A coefficient is not between 0 and 1, or there is no such schedule.
         """
         super().prepare_modules(modules)
         context, target = (
@@ -83,7 +87,7 @@ class JointEmbeddingPredictiveTrainer(SelfSupervisedTrainer):
         )
         if context != target:
             raise ConfigError("module.target_encoder: its weights differ in name or shape from context_encoder's.")
-        check_ema_coefficients(self)
+        check_ema(self)
         modules["target_encoder"].requires_grad_(False)
         check_grid(modules, "context_encoder", "predictor")
 
@@ -169,6 +173,7 @@ class IJEPATrainer(JointEmbeddingPredictiveTrainer):
 
     required_modules = {"context_encoder": ViT, "target_encoder": ViT, "predictor": PatchPredictor}
     num_masks = 2
+    ema_schedule = "linear"
 
     def view_counts(self) -> tuple[int, int | None]:
         """Return (1, 1): the method takes one view. Two masks follow it."""
