@@ -32,7 +32,15 @@ CASES = {
     "SwAV, 2 + 2 views, queue": Case(
         functools.partial(swav, num_queued=2), "LARS", "lightly, with the authors' joined views and rule for the queue"
     ),
+    "SwAV, 2 + 2 views, queue filled from the start": Case(
+        functools.partial(swav, num_queued=3, fill_epoch=0),
+        "SGD",
+        "lightly, with the authors' joined views and solo-learn's rule for the queue",
+    ),
     "MoCo v2": Case(moco, "SGD"),
+    "MoCo v2, symmetric": Case(
+        functools.partial(moco, symmetric=True), "SGD", "lightly, with the authors' one queue, and half their loss"
+    ),
     "BYOL": Case(byol, "LARS", "lightly, with the authors' heads, loss and momentum"),
     "SimSiam": Case(simsiam, "SGD"),
     "DINO, ViT, 2 + 2 views": Case(dino, "AdamW", "lightly, with the authors' momentum"),

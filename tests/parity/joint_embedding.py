@@ -107,11 +107,11 @@ def lejepa() -> Sides:
     )
 
 
-def swav(num_queued: int = 0) -> Sides:
+def swav(num_queued: int = 0, fill_epoch: int = 1) -> Sides:
     """benchmarks/imagenet/resnet50/swav.py with two global and two local views, and a queue of `num_queued` batches.
 
-    Views are joined as in the authors' src/resnet50.py. The prototypes are frozen in epoch 0. The queue begins to fill in epoch 1 and is used when it is full, as in the
-    authors' main_swav.py. (lightly empties it in each epoch and waits for one batch more; its prototypes have biases.)
+    Views are joined as in the authors' src/resnet50.py. The prototypes are frozen in epoch 0. The queue begins to fill in epoch `fill_epoch` and is used from epoch 1 on,
+    when it is full: 1 as in the authors' main_swav.py, 0 as in solo-learn. (lightly empties it in each epoch and waits for one batch more; its prototypes have biases.)
     """
     ours = losses.SwAVLoss(dim=8, num_prototypes=12, queue_size=num_queued * BATCH).double()
     backbone = convnet()
@@ -129,10 +129,10 @@ def swav(num_queued: int = 0) -> Sides:
         prototypes.normalize()
         projected = nn.functional.normalize(head(by_size(reference, batch))).chunk(len(batch))
         queued = None
-        if queues and epoch >= 1:
+        if queues and epoch >= fill_epoch:
             with torch.no_grad():
                 banks = [queue(z, update=True)[1].T for queue, z in zip(queues, projected, strict=False)]
-                if step - BATCHES >= num_queued:
+                if epoch >= 1 and step - BATCHES * fill_epoch >= num_queued:
                     queued = [prototypes(bank, step=epoch) for bank in banks]
         logits = [prototypes(z, step=epoch) for z in projected]
         return criterion(logits[:2], logits[2:], queued).squeeze()
@@ -153,5 +153,5 @@ def swav(num_queued: int = 0) -> Sides:
         prototypes=prototypes,
         step_loss=step_loss,
         state=state,
-        options={"freeze_prototypes_epochs": 1, "queue_start_epoch": 1},
+        options={"freeze_prototypes_epochs": 1, "queue_start_epoch": 1, "queue_fill_epoch": fill_epoch},
     )

@@ -31,23 +31,36 @@ def wrapped(final: float, **networks: nn.Module) -> dict[str, nn.Module]:
     return {name: wrap(network.double()) for name, network in networks.items()}
 
 
-def moco() -> Sides:
-    """benchmarks/imagenet/resnet50/mocov2.py: the query of one view, the key of the other, a queue of four batches."""
-    size = 4 * BATCH
+def moco(symmetric: bool = False) -> Sides:
+    """benchmarks/imagenet/resnet50/mocov2.py: the query of one view, the key of the other, a queue of four batches.
+
+    If symmetric, as in the authors' moco_cifar10_demo.ipynb: both views are queries and keys, with one queue.
+    """
+    size, num_keys = 4 * BATCH, (1 + symmetric) * BATCH
     backbone, head = convnet(), heads.MoCoProjectionHead(DIM, 32, 8).double()
     student = {"backbone": copy.deepcopy(backbone), "projector": head}
     teacher = {name: frozen_copy(part) for name, part in student.items()}
     ours = losses.MoCoLoss(dim=8, queue_size=size, temperature=0.2).double()
     criterion = lightly_loss.NTXentLoss(temperature=0.2, memory_bank_size=(size, 8)).double()
-    # The batch that ours drops first is the one that lightly's ring overwrites first.
-    criterion.memory_bank.bank = torch.cat(ours.queue.clone().split(BATCH)[::-1])
+    # The keys that ours drops first are those that lightly's ring overwrites first.
+    criterion.memory_bank.bank = torch.cat(ours.queue.clone().split(num_keys)[::-1])
+
+    def keys_of(view: Tensor) -> Tensor:
+        with torch.no_grad():
+            shuffled, order = utils.batch_shuffle(view)
+            return utils.batch_unshuffle(teacher["projector"](teacher["backbone"](shuffled)), order)
 
     def step_loss(batch: list[Tensor], step: int) -> Tensor:
-        query = head(student["backbone"](batch[0]))
-        with torch.no_grad():
-            shuffled, order = utils.batch_shuffle(batch[1])
-            keys = utils.batch_unshuffle(teacher["projector"](teacher["backbone"](shuffled)), order)
-        return criterion(query, keys)
+        if not symmetric:
+            return criterion(head(student["backbone"](batch[0])), keys_of(batch[1]))
+        queries = [nn.functional.normalize(head(student["backbone"](view))) for view in batch]
+        keys = [nn.functional.normalize(keys_of(view)) for view in batch]
+        negatives, _ = criterion.memory_bank.bank.clone(), criterion.memory_bank(torch.cat(keys), update=True)
+        losses = []
+        for query, key in zip(queries, reversed(keys), strict=True):
+            scores = torch.cat([(query * key).sum(1, keepdim=True), query @ negatives.T], dim=1) / 0.2
+            losses.append(nn.functional.cross_entropy(scores, torch.zeros(BATCH, dtype=torch.long)))
+        return sum(losses) / 2
 
     return Sides(
         trainers.SelfDistillationTrainer,
@@ -57,9 +70,9 @@ def moco() -> Sides:
         student=student,
         teacher=teacher,
         step_loss=step_loss,
-        state=lambda loss: {"queue": (loss.queue, newest_first(criterion.memory_bank))},
+        state=lambda loss: {"queue": (loss.queue, newest_first(criterion.memory_bank, num_keys))},
         after_step=lambda step: follow(student, teacher, MOMENTUM),
-        options={"symmetric": False},
+        options={"symmetric": symmetric},
     )
 
 

@@ -231,7 +231,7 @@ def momentum_at(step: int, base: float, final: float = 1.0) -> float:
     return final - (final - base) * (math.cos(math.pi * step / STEPS) + 1) / 2
 
 
-def newest_first(queue: MemoryBankModule) -> Tensor:
-    """Return a queue of lightly's, a ring, in the order of ours: the newest batch first."""
+def newest_first(queue: MemoryBankModule, count: int = BATCH) -> Tensor:
+    """Return a queue of lightly's, a ring of batches of `count`, in the order of ours: the newest batch first."""
     start = int(queue.bank_ptr)
-    return torch.cat(torch.cat([queue.bank[start:], queue.bank[:start]]).split(BATCH)[::-1])
+    return torch.cat(torch.cat([queue.bank[start:], queue.bank[:start]]).split(count)[::-1])

@@ -92,6 +92,10 @@ FAULTS = {
     "LeJEPA's centre is the mean of all views": ("LeJEPA, 2 + 2 views", setting("num_global", 4)),
     "SwAV's prototypes are never frozen": ("SwAV, 2 + 2 views", option("freeze_prototypes_epochs", 0)),
     "SwAV's queue starts an epoch late": ("SwAV, 2 + 2 views, queue", option("queue_start_epoch", 2)),
+    "SwAV's queue is filled late": (
+        "SwAV, 2 + 2 views, queue filled from the start",
+        option("queue_fill_epoch", None),
+    ),
     "SwAV's views go one by one": ("SwAV, 2 + 2 views", option("join_views", False)),
     "SwAV iterates twice": ("SwAV, 2 + 2 views", replaced(swav, "sinkhorn", lambda f: lambda x, e, n: f(x, e, 2))),
     "MoCo's queue holds keys of any length": ("MoCo v2", replaced(losses.MoCoLoss, "update", unnormalised)),

@@ -23,7 +23,10 @@ class MoCoLoss(nn.Module):
 
     $$ L = -\frac{1}{N} \sum_i \log \frac{\exp(q_i · k_i / τ)}{\exp(q_i · k_i / τ) + \sum_j \exp(q_i · n_j / τ)} $$
 
-    The queue begins with random vectors. `update` adds the keys of all ranks to it, in the order of the ranks.
+    The queue begins with random vectors. `update` adds the keys of all ranks to it, in the order of the ranks. If both
+    views are targets, the keys of both enter this one queue, as in the authors' notebook for CIFAR-10
+    (colab/moco_cifar10_demo.ipynb), whose loss is the sum of both directions instead of their mean. solo-learn has a
+    queue for each view.
 
     Parameters
     ----------

@@ -23,7 +23,7 @@ class NTXEntLoss(nn.Module):
 
     $$ L = -\frac{1}{2N} \sum_i \log \frac{\exp(u_i · u_{p(i)} / τ)}{\sum_{k ≠ i} \exp(u_i · u_k / τ)} $$
 
-    The batch consists of the images of all ranks.
+    The authors' code has twice this loss (tf2/objective.py). The batch consists of the images of all ranks.
 
     Parameters
     ----------

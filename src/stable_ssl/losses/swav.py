@@ -41,12 +41,14 @@ class SwAVLoss(nn.Module):
         Iterations of Sinkhorn's algorithm.
     queue_size
         Number of embeddings of earlier steps, for each of the first two views, that are assigned together with the
-        batch. The queue is filled only while `uses_queue` is true, and used only when it is full. 0: no queue.
+        batch. 0: no queue.
 
     Attributes
     ----------
     uses_queue : bool
-        Whether the queue is filled and used. It may change from epoch to epoch.
+        Whether the queue is filled, and used when it is full. It may change from epoch to epoch.
+    fills_queue : bool
+        Whether the queue is filled while `uses_queue` is false.
 
     Raises
     ------
@@ -65,6 +67,7 @@ class SwAVLoss(nn.Module):
 
     queue: Tensor
     uses_queue = True
+    fills_queue = False
     joins_views = True  # as in the authors' src/resnet50.py
 
     def __init__(
@@ -88,7 +91,7 @@ class SwAVLoss(nn.Module):
         """Return the loss of two or more views' embeddings, computed in fp32 (fp64 for fp64 embeddings).
 
         The prototypes are scaled to unit length first. In training mode, the embeddings enter the queue if
-        `uses_queue` is true.
+        `uses_queue` or `fills_queue` is true.
 
         Raises
         ------
@@ -118,7 +121,7 @@ class SwAVLoss(nn.Module):
         is_full = 0 < size <= self._num_queued
         rows = extended if self.uses_queue and is_full else batches  # (world size × batch [+ queue size], dim) each
         found = [sinkhorn(row @ weight.T, self.epsilon, self.num_iterations)[: len(batches[0])] for row in rows]
-        if self.uses_queue and self.training:
+        if self.training and (self.uses_queue or self.fills_queue):
             self.queue = if_finite(torch.stack([row[:size] for row in extended]), self.queue)  # (2, queue size, dim)
             self._num_queued = min(size, self._num_queued + len(batches[0]))
         return [own_rows(assignment) for assignment in found]

@@ -24,7 +24,8 @@ class VICRegLoss(nn.Module):
        c(Z) = \frac{1}{D} \sum_{d ≠ e} \mathrm{Cov}(Z)_{de}^2 $$
 
     The mean over D in the first term and the factor 1/2 in the second are not in the paper. They are in the authors'
-    code, for which the published coefficients were chosen. The batch consists of the images of all ranks.
+    code, for which the published coefficients were chosen. solo-learn has no factor 1/2: `std_coeff=50` is what it
+    trains with. The batch consists of the images of all ranks.
 
     Parameters
     ----------

@@ -18,7 +18,10 @@ class ClusteringTrainer(JointEmbeddingTrainer):
     freeze_prototypes_epochs
         The number of epochs in which the prototypes are not trained.
     queue_start_epoch
-        The epoch, counted from 0, in which the queue begins to fill, if the loss has one.
+        The epoch, counted from 0, from which on the queue is used when it is full, if the loss has one.
+    queue_fill_epoch
+        The epoch in which the queue begins to fill. None: `queue_start_epoch`, as in the authors' main_swav.py. In
+        solo-learn it is 0, so that the queue is full when it starts.
 
     See `JointEmbeddingTrainer` for the other parameters.
 
@@ -48,6 +51,7 @@ class ClusteringTrainer(JointEmbeddingTrainer):
 
     freeze_prototypes_epochs: int = 1
     queue_start_epoch: int = 15
+    queue_fill_epoch: int | None = None
 
     def check_setup(self) -> None:
         """Raise a ConfigError if the loss is not a `SwAVLoss`."""
@@ -56,6 +60,7 @@ class ClusteringTrainer(JointEmbeddingTrainer):
         super().check_setup()
 
     def begin_epoch(self, epoch: int) -> None:
-        """Use the queue from `queue_start_epoch` on. Train the prototypes after `freeze_prototypes_epochs` epochs."""
+        """Fill and use the queue, and train the prototypes, if their epochs have come."""
         self.loss.uses_queue = epoch >= self.queue_start_epoch
+        self.loss.fills_queue = self.queue_fill_epoch is not None and epoch >= self.queue_fill_epoch
         self.loss.prototypes.weight.requires_grad_(epoch >= self.freeze_prototypes_epochs)
