@@ -276,6 +276,40 @@ def test_the_teachers_of_one_step_follow_once_and_by_the_schedule(tmp_path):
         torch.testing.assert_close(teacher, expected)
 
 
+@pytest.mark.parametrize("who", ["teacher", "student"])
+@pytest.mark.parametrize("name", ["byol", "moco", "ijepa"])
+def test_the_network_that_is_evaluated_is_also_the_one_that_probes_learn_from(tmp_path, name, who):
+    trainer = make(name, tmp_path / "run", evaluate_with=who)
+    trainer.setup()
+    view_1, view_2 = views = torch.rand(2, 16, 1, 8, 8)
+    is_context = torch.arange(16).expand(16, 16) < 5
+    masks = [is_context, ~is_context[:, None]]
+    trainer.batch = [[view_1, *masks] if name == "ijepa" else list(views), torch.zeros(16, dtype=torch.long)]
+    if name == "ijepa":
+        student, teacher = trainer.module["context_encoder"], trainer.module["target_encoder"]
+    else:
+        student, teacher = trainer.module["backbone"].student, trainer.module["backbone"].teacher
+    for parameter in student.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    expected = {
+        ("byol", "teacher"): lambda: torch.cat([teacher(view_1), teacher(view_2)]),
+        ("byol", "student"): lambda: torch.cat([student(view_1), student(view_2)]),
+        ("moco", "teacher"): lambda: teacher(view_2),
+        ("moco", "student"): lambda: student(view_1),
+        ("ijepa", "teacher"): lambda: teacher(view_1),
+        ("ijepa", "student"): lambda: student.forward_patches(view_1, torch.arange(5).expand(16, 5)).mean(1),
+    }[name, who]
+    trainer.compute_loss()
+    torch.testing.assert_close(trainer.latest_representations, expected().detach())
+    torch.testing.assert_close(trainer.embed(trainer.batch), (student if who == "student" else teacher)(view_1))
+
+
+def test_another_network_to_evaluate_is_refused(tmp_path):
+    for name in ("byol", "ijepa"):
+        with pytest.raises(ValueError, match="evaluate_with: 'both' is neither 'teacher' nor 'student'"):
+            make(name, tmp_path / name, evaluate_with="both").setup()
+
+
 def test_dinos_teacher_temperature_rises_and_its_prototypes_wait(tmp_path):
     trainer = make("dino", tmp_path / "run", optim={"epochs": 3}, warmup_epochs_temperature_teacher=3)
     seen = []

@@ -25,7 +25,7 @@ class TeacherStudentModule(nn.Module):
     are then the teacher's own: its forward passes in training mode change them, as in the code of BYOL, MoCo and DINO.
     If the teacher is kept in evaluation mode, they stay as they are.
 
-    Calling the module runs the teacher, so evaluation uses the teacher.
+    Calling the module runs the teacher. A trainer's `evaluate_with` decides which of the two is evaluated.
 
     Parameters
     ----------
@@ -104,6 +104,12 @@ class TeacherStudentModule(nn.Module):
         """Compile student and teacher in place, with the arguments of `torch.compile`."""
         self.student.compile(*args, **kwargs)
         self.teacher.compile(*args, **kwargs)
+
+
+def check_evaluate_with(name: str) -> None:
+    """Raise a ValueError unless the option `evaluate_with` of a trainer is "teacher" or "student"."""
+    if name not in ("teacher", "student"):
+        raise ValueError(f"evaluate_with: {name!r} is neither 'teacher' nor 'student'.")
 
 
 def check_ema(owner: Any) -> None:

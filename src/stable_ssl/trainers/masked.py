@@ -74,10 +74,15 @@ class MaskedTrainer(SelfSupervisedTrainer):
         places, is_real = backbone.places_of(~is_hidden, images)  # (batch, visible) each
         hidden, is_there = backbone.places_of(is_hidden, images)  # (batch, hidden) each
         tokens = backbone.forward_patches(images, places, is_real)  # (batch, visible, dim)
-        self.watch([(tokens * is_real[..., None]).sum(1) / is_real.sum(1, keepdim=True).clamp(min=1)])  # (batch, dim)
+        self.watch([mean_of(tokens, is_real)])  # (batch, dim)
         predicted = decoder(tokens, places, is_real, hidden, is_there)  # (batch, hidden, values)
         pixels = take(patchify(images, backbone.patch_size), hidden)  # (batch, hidden, values)
         return {"loss_ssl": self.loss(predicted, pixels, is_there)}
+
+
+def mean_of(tokens: Tensor, is_real: Tensor) -> Tensor:
+    """Return the mean of each image's patches, (batch, dim), without the padding, where `is_real` is false."""
+    return (tokens * is_real[..., None]).sum(1) / is_real.sum(1, keepdim=True).clamp(min=1)
 
 
 def check_grid(modules: Mapping[str, nn.Module], encoder: str, predictor: str) -> None:

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from ..exceptions import ConfigError, DataError
-from ..modules.teacher_student import check_ema, copy_values, ema_coefficient, follow
+from ..modules.teacher_student import check_ema, check_evaluate_with, copy_values, ema_coefficient, follow
 from ..modules.vit import PatchPredictor, ViT, take
 from ..runtime.device import describe_batch
-from .masked import check_grid
+from .masked import check_grid, mean_of
 from .self_supervised import SelfSupervisedTrainer
 
 
@@ -21,8 +21,7 @@ class JointEmbeddingPredictiveTrainer(SelfSupervisedTrainer):
     were made from the image.
 
     The target encoder begins with the context encoder's weights and buffers. After each optimizer step its weights move
-    towards the context encoder's, like those of the teacher in a `TeacherStudentModule`. Probes and evaluation use the
-    target encoder.
+    towards the context encoder's, like those of the teacher in a `TeacherStudentModule`.
 
     Parameters
     ----------
@@ -31,6 +30,9 @@ class JointEmbeddingPredictiveTrainer(SelfSupervisedTrainer):
     ema_schedule
         How the momentum goes from one to the other: "cosine" or "linear". In `IJEPATrainer` the default is linear, as
         in the authors' src/train.py.
+    evaluate_with
+        Whose features probes, monitors and evaluation get: "teacher" (the target encoder) or "student" (the context
+        encoder, which in training sees the context only).
 
     See `SelfSupervisedTrainer` for the other parameters.
 
@@ -69,6 +71,7 @@ class JointEmbeddingPredictiveTrainer(SelfSupervisedTrainer):
     base_ema_coefficient: float = 0.996
     final_ema_coefficient: float = 1.0
     ema_schedule: str = "cosine"
+    evaluate_with: str = "teacher"
 
     def prepare_modules(self, modules: dict[str, nn.Module]) -> None:
         """Turn off the target encoder's gradients.
@@ -78,7 +81,7 @@ class JointEmbeddingPredictiveTrainer(SelfSupervisedTrainer):
         ConfigError
             A weight of the two encoders differs in name or shape, or predictor and encoder in their grid of patches.
         ValueError
-            A coefficient is not between 0 and 1, or there is no such schedule.
+            A coefficient is not between 0 and 1, or `ema_schedule` or `evaluate_with` is unknown.
         """
         super().prepare_modules(modules)
         context, target = (
@@ -88,6 +91,7 @@ class JointEmbeddingPredictiveTrainer(SelfSupervisedTrainer):
         if context != target:
             raise ConfigError("module.target_encoder: its weights differ in name or shape from context_encoder's.")
         check_ema(self)
+        check_evaluate_with(self.evaluate_with)
         modules["target_encoder"].requires_grad_(False)
         check_grid(modules, "context_encoder", "predictor")
 
@@ -108,8 +112,9 @@ class JointEmbeddingPredictiveTrainer(SelfSupervisedTrainer):
         follow(self.module["target_encoder"], self.module["context_encoder"], ema_coefficient(self, progress))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the target encoder's representations, (batch, dim)."""
-        representations: Tensor = self.module["target_encoder"](images)
+        """Return the representations, (batch, dim), of the encoder that `evaluate_with` names."""
+        encoder = "context_encoder" if self.evaluate_with == "student" else "target_encoder"
+        representations: Tensor = self.module[encoder](images)
         return representations
 
     def compute_loss(self) -> dict[str, Tensor]:
@@ -124,8 +129,8 @@ class JointEmbeddingPredictiveTrainer(SelfSupervisedTrainer):
             ) from error
         with torch.no_grad():
             targets = self.module["target_encoder"](target)  # (batch, dim)
-        self.watch([targets])
         encoded = self.module["context_encoder"](context)  # (batch, dim)
+        self.watch([encoded if self.evaluate_with == "student" else targets])
         predicted = self.module["predictor"](encoded, context_params, target_params)  # (batch, dim)
         return {"loss_ssl": self.loss(predicted, targets)}
 
@@ -189,8 +194,8 @@ class IJEPATrainer(JointEmbeddingPredictiveTrainer):
         wanted, is_wanted = encoder.places_of(is_target.flatten(0, 1), images)  # (batch × targets, most) each
         with torch.no_grad():
             outputs = self.module["target_encoder"].forward_patches(images)  # (batch, patches, dim)
-        self.watch([outputs.mean(1)])  # (batch, dim)
         tokens = encoder.forward_patches(images, places, is_real)  # (batch, kept, dim)
+        self.watch([mean_of(tokens, is_real) if self.evaluate_with == "student" else outputs.mean(1)])  # (batch, dim)
         # Each context stands once per target block: (batch × targets, kept, dim), and (batch × targets, kept) twice.
         tokens, places, is_real = (values.repeat_interleave(num_targets, 0) for values in (tokens, places, is_real))
         predicted = self.module["predictor"](tokens, places, is_real, wanted, is_wanted)  # (batch × targets, most, dim)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..exceptions import ConfigError
-from ..modules.teacher_student import TeacherStudentModule
+from ..modules.teacher_student import TeacherStudentModule, check_evaluate_with
 from .self_supervised import SelfSupervisedTrainer
 
 
@@ -27,8 +27,11 @@ class SelfDistillationTrainer(SelfSupervisedTrainer):
     symmetric
         Whether both of the first two views are targets. If false, the student gets the first view and the teacher the
         second one, as in MoCo v2.
+    evaluate_with
+        Whose features probes, monitors and evaluation get: "teacher" or "student". If there is no teacher, it is always
+        the student.
 
-    See `SelfSupervisedTrainer` for the other parameters. Probes and evaluation use the teacher.
+    See `SelfSupervisedTrainer` for the other parameters.
 
     Examples
     --------
@@ -60,10 +63,20 @@ class SelfDistillationTrainer(SelfSupervisedTrainer):
     required_modules = {"backbone": nn.Module, "projector": nn.Module}
     usual_loss = "NegativeCosineSimilarity"
     symmetric: bool = True
+    evaluate_with: str = "teacher"
 
     def prepare_modules(self, modules: dict[str, nn.Module]) -> None:
-        """Raise a ConfigError if only one network has a teacher, or if none has one and `symmetric` is false."""
+        """Check the options.
+
+        Raises
+        ------
+        ConfigError
+            Only one network has a teacher, or none has one and `symmetric` is false.
+        ValueError
+            `evaluate_with` is neither of the two.
+        """
         super().prepare_modules(modules)
+        check_evaluate_with(self.evaluate_with)
         without = [n for n in ("backbone", "projector") if not isinstance(modules[n], TeacherStudentModule)]
         if len(without) == 1:
             raise ConfigError(
@@ -81,19 +94,20 @@ class SelfDistillationTrainer(SelfSupervisedTrainer):
         return 2, None if self.symmetric else 2
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the representations, (batch, dim), of the teacher if there is one."""
-        representations: Tensor = self.module["backbone"](images)
+        """Return the representations, (batch, dim), of the teacher or the student, as `evaluate_with` says."""
+        is_students = self._has_teacher and self.evaluate_with == "student"
+        backbone = self.module["backbone"].student if is_students else self.module["backbone"]
+        representations: Tensor = backbone(images)
         return representations
 
     def compute_loss(self) -> dict[str, Tensor]:
         """Return the mean or the sum of the losses of a student's view and a different view of the teacher."""
         views = self.views()
         student_views, teacher_views = (views, views[:2]) if self.symmetric else (views[:1], views[1:])
-        outputs, representations, embeddings = self._student(student_views)  # (batch, dim) per student's view
-        if self._has_teacher:
-            representations, embeddings = self._teacher(teacher_views)
-        targets = [embedding.detach() for embedding in embeddings[:2]]  # (batch, dim) per teacher's view
-        self.watch(representations[:2], targets)
+        outputs, *students = self._student(student_views)  # representations and embeddings, (batch, dim) per view
+        teachers = self._teacher(teacher_views) if self._has_teacher else students
+        targets = [embedding.detach() for embedding in teachers[1][:2]]  # (batch, dim) per teacher's view
+        self.watch(*(features[:2] for features in (students if self.evaluate_with == "student" else teachers)))
         first_target = 0 if self.symmetric else 1  # number of the teacher's first view
         losses = torch.stack(
             [
