@@ -171,6 +171,26 @@ def test_a_vits_representation_is_the_mean_of_its_patches_and_takes_other_sizes(
         net(torch.randn(2, 3, 7, 8))
 
 
+def test_a_class_token_has_no_position_and_is_the_representation_unless_the_mean_is_asked_for():
+    net, images = vit(class_token=True), torch.randn(3, 3, 8, 8)
+    tokens = net.embed(images).flatten(2).transpose(1, 2) + positions((4, 4), (4, 4), 16)
+    outputs = net.blocks(torch.cat([net.class_token.expand(3, 1, -1), tokens], dim=1))
+    torch.testing.assert_close(net(images), outputs[:, 0])
+    torch.testing.assert_close(net.forward_patches(images), outputs[:, 1:])
+    mask = torch.rand(3, 16) < 0.4
+    mask[0, :3] = True
+    places, is_real = places_of(mask)
+    for pooling in ("class", "mean"):
+        net.pooling = pooling
+        found = net.pool(net.forward_tokens(images, places, is_real), is_real)
+        for row in range(3):
+            alone = net.forward_tokens(images[row : row + 1], mask[row].nonzero().T)
+            expected = alone[:, 0] if pooling == "class" else alone[:, 1:].mean(1)
+            torch.testing.assert_close(found[row : row + 1], expected)
+    with pytest.raises(ValueError, match="pooling: 'class' must be 'mean', or 'class' together with class_token"):
+        vit(pooling="class")
+
+
 def test_compiling_is_of_what_masked_methods_run_too():
     net, images = vit(), torch.randn(2, 3, 8, 8)
     names, before, calls = list(net.state_dict()), net.forward_patches(images), []

@@ -49,6 +49,7 @@ CASES = {
     ),
     "MAE, pixels as they are": Case(functools.partial(mae, normalize=False), "AdamW"),
     "MAE, pixels standardised": Case(functools.partial(mae, normalize=True), "SGD"),
+    "MAE, with a class token": Case(functools.partial(mae, normalize=True, class_token=True), "AdamW"),
     "I-JEPA": Case(ijepa, "AdamW", "lightly, with the authors' momentum"),
     "I-JEPA, contexts of different sizes": Case(
         functools.partial(ijepa, num_sizes=5), "SGD", "lightly, with the authors' momentum"

@@ -1,4 +1,4 @@
-"""Methods that predict patches from other patches: MAE and I-JEPA, without a class token."""
+"""Methods that predict patches from other patches: MAE, with and without a class token, and I-JEPA."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ PATCH, HIDDEN = 4, 8  # pixels; width of decoders and predictors
 GRID = (SIZE // PATCH, SIZE // PATCH)
 PATCHES = GRID[0] * GRID[1]
 MOMENTUM = 0.9
-NORM = functools.partial(nn.LayerNorm, eps=1e-5)  # as ours; lightly and the authors have 1e-6
+NORM = functools.partial(nn.LayerNorm, eps=1e-6)
 
 
-def our_vit() -> modules.ViT:
-    return modules.ViT(SIZE, PATCH, DIM, depth=2, num_heads=2)
+def our_vit(class_token: bool = False) -> modules.ViT:
+    return modules.ViT(SIZE, PATCH, DIM, depth=2, num_heads=2, norm_eps=1e-6, class_token=class_token)
 
 
 def our_predictor(out_dim: int) -> modules.PatchPredictor:
-    return modules.PatchPredictor(GRID, DIM, out_dim, HIDDEN, depth=2, num_heads=2)
+    return modules.PatchPredictor(GRID, DIM, out_dim, HIDDEN, depth=2, num_heads=2, norm_eps=1e-6)
 
 
 def table(width: int) -> Tensor:
@@ -38,20 +38,22 @@ def table(width: int) -> Tensor:
     return positions(GRID, GRID, width, dtype=torch.float64)[None]
 
 
-def lightly_vit() -> MaskedVisionTransformerTIMM:
-    """Return lightly's ViT with our positions."""
+def lightly_vit(class_token: bool = False) -> MaskedVisionTransformerTIMM:
+    """Return lightly's ViT with our positions. A class token has none."""
     options = dict(img_size=SIZE, patch_size=PATCH, embed_dim=DIM, depth=2, num_heads=2, norm_layer=NORM)
-    vit = VisionTransformer(**options, num_classes=0, class_token=False, global_pool="avg", fc_norm=False)
+    vit = VisionTransformer(**options, num_classes=0, class_token=class_token, global_pool="avg", fc_norm=False)
     masked = MaskedVisionTransformerTIMM(vit).double()
+    places = vit.pos_embed.data[:, int(class_token) :]
     # In lightly's table, as in the authors', the column has the first half and the row the second.
-    torch.testing.assert_close(vit.pos_embed.detach().roll(DIM // 2, 2), table(DIM), atol=1e-6, rtol=0)
-    vit.pos_embed.data.copy_(table(DIM))
+    torch.testing.assert_close(places.roll(DIM // 2, 2), table(DIM), atol=1e-6, rtol=0)
+    places.copy_(table(DIM))
     return masked
 
 
 def encoder_parts(masked: MaskedVisionTransformerTIMM) -> Part:
     """Return the parts of lightly's ViT in the order of ours."""
-    return [masked.vit.patch_embed.proj, *masked.vit.blocks, masked.vit.norm]
+    tokens = [] if masked.vit.cls_token is None else [masked.vit.cls_token]
+    return [*tokens, masked.vit.patch_embed.proj, *masked.vit.blocks, masked.vit.norm]
 
 
 def decoder_parts(decoder: MaskedVisionTransformerDecoderTIMM, embed: nn.Module, head: nn.Module) -> Part:
@@ -64,31 +66,37 @@ def indices(mask: Tensor) -> Tensor:
     return mask.nonzero()[:, 1].view(len(mask), -1)
 
 
-def mae(normalize: bool) -> Sides:
+def mae(normalize: bool, class_token: bool = False) -> Sides:
     """benchmarks/imagenet/vitb16/mae.py; `normalize` is the authors' --norm_pix_loss."""
+    first = int(class_token)  # lightly's number of the first patch
     generator = torch.Generator().manual_seed(3)
     batches = []
     for image, _ in views():
         order = torch.rand(BATCH, PATCHES, generator=generator).argsort(1)
         batches.append([image, torch.zeros(BATCH, PATCHES, dtype=torch.bool).scatter_(1, order[:, :12], True)])
-    encoder, embed, head = lightly_vit(), nn.Linear(DIM, HIDDEN).double(), nn.Linear(HIDDEN, PATCH**2 * 3).double()
+    encoder, embed, head = (
+        lightly_vit(class_token),
+        nn.Linear(DIM, HIDDEN).double(),
+        nn.Linear(HIDDEN, PATCH**2 * 3).double(),
+    )
     decoder = MaskedVisionTransformerDecoderTIMM(
-        PATCHES, HIDDEN, depth=2, num_heads=2, num_prefix_tokens=0, norm_layer=NORM
+        PATCHES, HIDDEN, depth=2, num_heads=2, num_prefix_tokens=first, norm_layer=NORM
     ).double()
-    decoder.pos_embed.data.copy_(table(HIDDEN))
+    decoder.pos_embed.data[:, first:].copy_(table(HIDDEN))
 
     def step_loss(batch: list[Tensor], step: int) -> Tensor:
         images, is_hidden = batch
-        hidden, kept = indices(is_hidden), indices(~is_hidden)
+        hidden, kept = indices(is_hidden) + first, indices(~is_hidden) + first
+        kept = torch.cat([torch.zeros(BATCH, first, dtype=torch.long), kept], dim=1)
         features = embed(encoder.encode(images=images, idx_keep=kept))
-        full = utils.set_at_index(features.new_zeros(BATCH, PATCHES, HIDDEN), kept, features)
+        full = utils.set_at_index(features.new_zeros(BATCH, first + PATCHES, HIDDEN), kept, features)
         predicted = head(utils.get_at_index(decoder(full, idx_mask=hidden), hidden))
-        target = utils.get_at_index(utils.patchify(images, PATCH), hidden)
+        target = utils.get_at_index(utils.patchify(images, PATCH), hidden - first)
         return nn.functional.mse_loss(predicted, utils.normalize_mean_var(target) if normalize else target)
 
     return Sides(
         trainers.MaskedTrainer,
-        {"backbone": our_vit(), "decoder": our_predictor(PATCH**2 * 3)},
+        {"backbone": our_vit(class_token), "decoder": our_predictor(PATCH**2 * 3)},
         losses.MAELoss(normalize=normalize),
         batches,
         student={"backbone": encoder_parts(encoder), "decoder": decoder_parts(decoder, embed, head)},

@@ -122,6 +122,18 @@ FAULTS = {
         option("warmup_epochs_temperature_teacher", 2),
     ),
     "MAE's variance is biased": ("MAE, pixels standardised", replaced(losses.MAELoss, "forward", biased)),
+    "the decoder gets no class token": (
+        "MAE, with a class token",
+        replaced(
+            vit.PatchPredictor,
+            "forward",
+            lambda f: lambda self, tokens, places, *more: f(self, tokens[:, -places.shape[1] :], places, *more),
+        ),
+    ),
+    "the ViT's last normalisation has another constant": (
+        "MAE, pixels standardised",
+        lambda patch, sides: setattr(sides.module["backbone"].blocks.norm, "eps", 1e-5),
+    ),
     "I-JEPA's distance is squared": ("I-JEPA", replaced(losses.IJEPALoss, "forward", squared)),
     "I-JEPA's teacher follows too fast": ("I-JEPA", option("base_ema_coefficient", 0.89)),
     "I-JEPA's momentum is a cosine": ("I-JEPA", option("ema_schedule", "cosine")),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 class ViT(nn.Module):
     """A vision transformer (Dosovitskiy et al., "An image is worth 16x16 words", ICLR 2021) with fixed position
-    embeddings and without a class token. The representation is the mean over the patches, as in I-JEPA.
+    embeddings. The representation is the mean over the patches, as in I-JEPA, or a class token's output, as in MAE.
 
     Images of another size than `image_size` are accepted if `patch_size` divides their height and width. The grid of
     positions is then stretched over the image.
@@ -41,11 +41,19 @@ class ViT(nn.Module):
         Number of channels of the images.
     num_classes
         Width of the output. None: the output is the representation, (batch, dim).
+    norm_eps
+        The constant in the layer normalisations. timm, MAE and I-JEPA have 1e-6.
+    class_token
+        Whether a class token goes through the blocks before the patches. It has no position.
+    pooling
+        The representation: "class", the output of the class token, or "mean", the mean over the patches. None: "class"
+        if there is a class token.
 
     Raises
     ------
     ValueError
-        `patch_size` does not divide `image_size`, or `dim` is not a multiple of 4 and of `num_heads`.
+        `patch_size` does not divide `image_size`, `dim` is not a multiple of 4 and of `num_heads`, or `pooling` needs a
+        class token that is not there, or is unknown.
 
     Examples
     --------
@@ -68,15 +76,22 @@ class ViT(nn.Module):
         mlp_ratio: float = 4.0,
         in_channels: int = 3,
         num_classes: int | None = None,
+        norm_eps: float = 1e-5,
+        class_token: bool = False,
+        pooling: str | None = None,
     ):
         super().__init__()
         if image_size % patch_size:
             raise ValueError(f"patch_size: {patch_size} does not divide the image size of {image_size} pixels.")
+        self.pooling = pooling or ("class" if class_token else "mean")
+        if self.pooling not in ("class", "mean") or (self.pooling == "class" and not class_token):
+            raise ValueError(f"pooling: {self.pooling!r} must be 'mean', or 'class' together with class_token.")
         self.patch_size, self.grid, self.num_features = patch_size, (image_size // patch_size,) * 2, dim
         self.embed = nn.Conv2d(in_channels, dim, patch_size, patch_size)
-        self.blocks = _Blocks(dim, depth, num_heads, mlp_ratio)
+        self.blocks = _Blocks(dim, depth, num_heads, mlp_ratio, norm_eps)
         self.fc: nn.Module = nn.Identity() if num_classes is None else nn.Linear(dim, num_classes)
         nn.init.xavier_uniform_(self.embed.weight.flatten(1))
+        self.class_token = nn.Parameter(0.02 * torch.randn(dim)) if class_token else None
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch dim"]:
         """Return the representations (batch, dim), or the output of the last layer (batch, num_classes).
@@ -86,13 +101,28 @@ class ViT(nn.Module):
         ValueError
             `patch_size` does not divide the height and width of the images.
         """
-        outputs: Tensor = self.fc(self.forward_patches(images).mean(1))
+        outputs: Tensor = self.fc(self.pool(self.forward_tokens(images)))
         return outputs
+
+    def pool(
+        self, tokens: Float[Tensor, "batch tokens dim"], is_real: Bool[Tensor, "batch kept"] | None = None
+    ) -> Float[Tensor, "batch dim"]:
+        """Return the representations from the outputs of `forward_tokens`. `is_real` is false at padded patches."""
+        if self.pooling == "class":
+            return tokens[:, 0]
+        patches = self.patches_of(tokens)
+        if is_real is None:
+            return patches.mean(1)
+        return (patches * is_real[..., None]).sum(1) / is_real.sum(1, keepdim=True).clamp(min=1)
+
+    def patches_of(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch kept dim"]:
+        """Return the outputs of `forward_tokens` without that of the class token."""
+        return tokens if self.class_token is None else tokens[:, 1:]
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the blocks in place, with the arguments of `torch.compile`.
 
-        `forward` itself is not compiled, because masked methods call `forward_patches` instead.
+        `forward` itself is not compiled, because masked methods call `forward_tokens` instead.
         """
         self.blocks.compile(*args, **kwargs)
 
@@ -102,7 +132,16 @@ class ViT(nn.Module):
         places: Int[Tensor, "batch kept"] | None = None,
         is_real: Bool[Tensor, "batch kept"] | None = None,
     ) -> Float[Tensor, "batch kept dim"]:
-        """Return the outputs of some patches, as if the image had no others.
+        """Return the outputs of some patches, as if the image had no others. See `forward_tokens` for the arguments."""
+        return self.patches_of(self.forward_tokens(images, places, is_real))
+
+    def forward_tokens(
+        self,
+        images: Float[Tensor, "batch channels height width"],
+        places: Int[Tensor, "batch kept"] | None = None,
+        is_real: Bool[Tensor, "batch kept"] | None = None,
+    ) -> Float[Tensor, "batch tokens dim"]:
+        """Return the outputs of the class token, if there is one, and of some patches, as if there were no others.
 
         Parameters
         ----------
@@ -127,8 +166,12 @@ class ViT(nn.Module):
         grid = (tokens.shape[2], tokens.shape[3])
         tokens = tokens.flatten(2).transpose(1, 2)  # (batch, patches, dim)
         tokens = tokens + _table(grid, self.grid, tokens.shape[2], tokens)
-        outputs: Tensor = self.blocks(tokens if places is None else take(tokens, places), is_real)
-        return outputs  # (batch, kept, dim)
+        tokens = tokens if places is None else take(tokens, places)  # (batch, kept, dim)
+        if self.class_token is not None:
+            tokens = torch.cat([self.class_token.to(tokens.dtype).expand(len(tokens), 1, -1), tokens], dim=1)
+            is_real = None if is_real is None else nn.functional.pad(is_real, (1, 0), value=True)
+        outputs: Tensor = self.blocks(tokens, is_real)
+        return outputs  # (batch, [1 +] kept, dim)
 
     def places_of(
         self, mask: Bool[Tensor, "batch patches"], images: Tensor
@@ -168,7 +211,7 @@ class PatchPredictor(nn.Module):
         Width of the predictions: for MAE the values of a patch, for I-JEPA the width of the target encoder.
     hidden_dim
         Width of the tokens inside this transformer.
-    depth, num_heads, mlp_ratio
+    depth, num_heads, mlp_ratio, norm_eps
         As for `ViT`.
 
     Raises
@@ -196,17 +239,18 @@ class PatchPredictor(nn.Module):
         depth: int = 2,
         num_heads: int = 3,
         mlp_ratio: float = 4.0,
+        norm_eps: float = 1e-5,
     ):
         super().__init__()
         self.grid = (grid[0], grid[1])
         self.embed = nn.Linear(dim, hidden_dim)
         self.mask_token = nn.Parameter(0.02 * torch.randn(hidden_dim))
-        self.blocks = _Blocks(hidden_dim, depth, num_heads, mlp_ratio)
+        self.blocks = _Blocks(hidden_dim, depth, num_heads, mlp_ratio, norm_eps)
         self.head = nn.Linear(hidden_dim, out_dim)
 
     def forward(
         self,
-        tokens: Float[Tensor, "batch kept dim"],
+        tokens: Float[Tensor, "batch tokens dim"],
         places: Int[Tensor, "batch kept"],
         is_real: Bool[Tensor, "batch kept"],
         wanted: Int[Tensor, "batch wanted"],
@@ -217,14 +261,16 @@ class PatchPredictor(nn.Module):
         Parameters
         ----------
         tokens
-            The encoder's outputs.
+            The encoder's outputs. If there is one more than places, the first is that of the class token.
         places, wanted
             The numbers of the patches that the outputs belong to, and of those to predict.
         is_real, is_wanted
             False at the padding of `places` and of `wanted`; predictions there have no meaning.
         """
         table = _table(self.grid, self.grid, len(self.mask_token), tokens)
-        given = self.embed(tokens) + table[places]  # (batch, kept, hidden_dim)
+        num_class_tokens = tokens.shape[1] - places.shape[1]
+        is_real = nn.functional.pad(is_real, (num_class_tokens, 0), value=True)
+        given = self.embed(tokens) + nn.functional.pad(table[places], (0, 0, num_class_tokens, 0))
         asked = self.mask_token + table[wanted]  # (batch, wanted, hidden_dim)
         outputs = self.blocks(torch.cat([given, asked.to(given.dtype)], dim=1), torch.cat([is_real, is_wanted], dim=1))
         predictions: Tensor = self.head(outputs[:, given.shape[1] :])
@@ -234,17 +280,17 @@ class PatchPredictor(nn.Module):
 class _Blocks(nn.Module):
     """Transformer blocks that normalise before attention and before the hidden layer, and a last normalisation."""
 
-    def __init__(self, dim: int, depth: int, num_heads: int, mlp_ratio: float):
+    def __init__(self, dim: int, depth: int, num_heads: int, mlp_ratio: float, norm_eps: float):
         super().__init__()
         if dim % num_heads or dim % 4:
             raise ValueError(f"dim: {dim} must be a multiple of 4 and of the number of heads, {num_heads}.")
         self.layers = nn.ModuleList(
             nn.TransformerEncoderLayer(
-                dim, num_heads, int(dim * mlp_ratio), dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+                dim, num_heads, int(dim * mlp_ratio), 0.0, "gelu", norm_eps, batch_first=True, norm_first=True
             )
             for _ in range(depth)
         )
-        self.norm = nn.LayerNorm(dim)
+        self.norm = nn.LayerNorm(dim, norm_eps)
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.xavier_uniform_(layer.weight)

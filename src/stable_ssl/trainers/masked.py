@@ -16,8 +16,7 @@ class MaskedTrainer(SelfSupervisedTrainer):
 
     `backbone` is a `ViT`, `decoder` a `PatchPredictor`. With `MAELoss` the method is MAE. A batch is
     `[[view, is_hidden], labels]`, or `[view, is_hidden]`, as `MAEViews` makes it. is_hidden is (batch, patches). In
-    training, probes get the mean of the encoder's outputs over the visible patches. In evaluation, they get the mean
-    over all patches.
+    training, probes get the representation of the visible patches. In evaluation, they get that of all patches.
 
     See `SelfSupervisedTrainer` for the parameters.
 
@@ -73,16 +72,11 @@ class MaskedTrainer(SelfSupervisedTrainer):
         (images,), (is_hidden,) = self.views_and_masks()  # the mask is (batch, patches)
         places, is_real = backbone.places_of(~is_hidden, images)  # (batch, visible) each
         hidden, is_there = backbone.places_of(is_hidden, images)  # (batch, hidden) each
-        tokens = backbone.forward_patches(images, places, is_real)  # (batch, visible, dim)
-        self.watch([mean_of(tokens, is_real)])  # (batch, dim)
+        tokens = backbone.forward_tokens(images, places, is_real)  # (batch, [1 +] visible, dim)
+        self.watch([backbone.pool(tokens, is_real)])  # (batch, dim)
         predicted = decoder(tokens, places, is_real, hidden, is_there)  # (batch, hidden, values)
         pixels = take(patchify(images, backbone.patch_size), hidden)  # (batch, hidden, values)
         return {"loss_ssl": self.loss(predicted, pixels, is_there)}
-
-
-def mean_of(tokens: Tensor, is_real: Tensor) -> Tensor:
-    """Return the mean of each image's patches, (batch, dim), without the padding, where `is_real` is false."""
-    return (tokens * is_real[..., None]).sum(1) / is_real.sum(1, keepdim=True).clamp(min=1)
 
 
 def check_grid(modules: Mapping[str, nn.Module], encoder: str, predictor: str) -> None:

@@ -9,7 +9,7 @@ from ..exceptions import ConfigError, DataError
 from ..modules.teacher_student import check_ema, check_evaluate_with, copy_values, ema_coefficient, follow
 from ..modules.vit import PatchPredictor, ViT, take
 from ..runtime.device import describe_batch
-from .masked import check_grid, mean_of
+from .masked import check_grid
 from .self_supervised import SelfSupervisedTrainer
 
 
@@ -193,11 +193,12 @@ class IJEPATrainer(JointEmbeddingPredictiveTrainer):
         places, is_real = encoder.places_of(is_context, images)  # (batch, kept) each
         wanted, is_wanted = encoder.places_of(is_target.flatten(0, 1), images)  # (batch × targets, most) each
         with torch.no_grad():
-            outputs = self.module["target_encoder"].forward_patches(images)  # (batch, patches, dim)
-        tokens = encoder.forward_patches(images, places, is_real)  # (batch, kept, dim)
-        self.watch([mean_of(tokens, is_real) if self.evaluate_with == "student" else outputs.mean(1)])  # (batch, dim)
-        # Each context stands once per target block: (batch × targets, kept, dim), and (batch × targets, kept) twice.
+            outputs = self.module["target_encoder"].forward_tokens(images)  # (batch, [1 +] patches, dim)
+        tokens = encoder.forward_tokens(images, places, is_real)  # (batch, [1 +] kept, dim)
+        is_students = self.evaluate_with == "student"
+        self.watch([encoder.pool(tokens, is_real) if is_students else encoder.pool(outputs)])  # (batch, dim)
+        # Each context stands once per target block: (batch × targets, [1 +] kept, dim), (batch × targets, kept) twice.
         tokens, places, is_real = (values.repeat_interleave(num_targets, 0) for values in (tokens, places, is_real))
         predicted = self.module["predictor"](tokens, places, is_real, wanted, is_wanted)  # (batch × targets, most, dim)
-        targets = take(outputs, wanted.reshape(len(images), -1)).view(*wanted.shape, -1)  # the same shape
+        targets = take(encoder.patches_of(outputs), wanted.reshape(len(images), -1)).view(*wanted.shape, -1)
         return {"loss_ssl": self.loss(predicted, targets, is_wanted)}
