@@ -16,5 +16,5 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 def test_a_method_trains_as_its_reference(name):
     case = CASES[name]
     found = compare(case.make, case.optimizer)
-    different = {kind: value for kind, value in found.items() if not value <= TOLERANCE}
-    assert different.keys() == case.differs, different
+    assert found
+    assert not {kind: value for kind, value in found.items() if not value <= TOLERANCE}
