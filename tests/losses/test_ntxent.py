@@ -26,6 +26,17 @@ def test_equals_the_plain_loop(temperature):
     assert float(NTXEntLoss(temperature)(z_i, z_j)) == pytest.approx(plain_ntxent(z_i, z_j, temperature), abs=1e-9)
 
 
+@pytest.mark.parametrize("chunk_size", [2048, 3])
+def test_twice_the_scale_is_the_sum_of_both_directions(chunk_size):
+    # The authors' tf2/objective.py: the mean over images of both directions' cross-entropies, added up.
+    z_i, z_j = torch.randn(2, 7, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    a, b = (torch.nn.functional.normalize(z) for z in (z_i, z_j))
+    alone, places = -1e9 * torch.eye(7, dtype=torch.float64), torch.arange(7)
+    directions = [torch.cat([a @ b.T, a @ a.T + alone], 1), torch.cat([b @ a.T, b @ b.T + alone], 1)]
+    both = sum(torch.nn.functional.cross_entropy(scores / 0.3, places) for scores in directions)
+    assert float(NTXEntLoss(0.3, chunk_size, scale=2.0)(z_i, z_j)) == pytest.approx(float(both))
+
+
 @pytest.mark.parametrize("chunk_size", [1, 3, 7, 13, 14, 15])
 def test_chunks_change_neither_value_nor_gradient(chunk_size):
     z = torch.randn(2, 7, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -23,7 +23,7 @@ class NTXEntLoss(nn.Module):
 
     $$ L = -\frac{1}{2N} \sum_i \log \frac{\exp(u_i · u_{p(i)} / τ)}{\sum_{k ≠ i} \exp(u_i · u_k / τ)} $$
 
-    The authors' code has twice this loss (tf2/objective.py). The batch consists of the images of all ranks.
+    The batch consists of the images of all ranks.
 
     Parameters
     ----------
@@ -33,6 +33,9 @@ class NTXEntLoss(nn.Module):
         How many embeddings are compared with all others at a time. If the batch has more embeddings, the backward pass
         computes the similarities a second time instead of keeping them: memory grows with the batch, and not with its
         square.
+    scale
+        A factor of the loss. The paper has 1, the authors' code 2 (tf2/objective.py adds both directions up). It sets
+        how fast parameters learn whose rate LARS does not adapt.
 
     Raises
     ------
@@ -51,13 +54,13 @@ class NTXEntLoss(nn.Module):
 
     joins_views = True  # as in the authors' tf2/model.py
 
-    def __init__(self, temperature: float = 0.5, chunk_size: int = 2048):
+    def __init__(self, temperature: float = 0.5, chunk_size: int = 2048, scale: float = 1.0):
         super().__init__()
         if temperature <= 0:
             raise ValueError(f"temperature: {temperature} is not above 0.")
         if chunk_size < 1:
             raise ValueError(f"chunk_size: {chunk_size} is not at least 1.")
-        self.temperature, self.chunk_size = temperature, chunk_size
+        self.temperature, self.chunk_size, self.scale = temperature, chunk_size, scale
 
     def forward(self, z_i: Float[Tensor, "batch dim"], z_j: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
         """Return the loss of two views' embeddings, computed in fp32 (fp64 for fp64 embeddings).
@@ -71,12 +74,12 @@ class NTXEntLoss(nn.Module):
             z_i, z_j = gather_pair(self, z_i, z_j)  # (N, dim) each
             units = nn.functional.normalize(torch.cat([z_i, z_j]))  # (2 N, dim)
             if len(units) <= self.chunk_size:
-                return self._sum(units, 0) / len(units)
+                return self.scale * self._sum(units, 0) / len(units)
             starts = range(0, len(units), self.chunk_size)
             sums = [
                 checkpoint(self._sum, units, start, use_reentrant=False, preserve_rng_state=False) for start in starts
             ]
-            return torch.stack(sums).sum() / len(units)
+            return self.scale * torch.stack(sums).sum() / len(units)
 
     def _sum(self, units: Float[Tensor, "all dim"], start: int) -> Float[Tensor, ""]:
         """Return the sum of the losses of one chunk, the embeddings from `start` on."""
