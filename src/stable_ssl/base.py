@@ -170,13 +170,11 @@ class BaseTrainer(nn.Module):
         if self._is_set_up:
             self._saver.register([(name, part)])
 
-    @engine.does_nothing
     def before_optimizer_step(self) -> None:
         """Run before each optimizer step: gradients are averaged, not clipped yet. Change them alike on all ranks."""
 
     # The hooks --------------------------------------------------------------------------------------------------------
 
-    @engine.does_nothing
     def before_fit(self) -> None:
         """Run once before training."""
 
@@ -184,27 +182,21 @@ class BaseTrainer(nn.Module):
         """Run once after training; evaluates."""
         self._evaluate()
 
-    @engine.does_nothing
     def before_fit_epoch(self) -> None:
         """Run before each epoch, with all modules in training mode; again if the epoch is resumed."""
 
-    @engine.does_nothing
     def after_fit_epoch(self) -> None:
         """Run after each epoch's training, before its evaluation."""
 
-    @engine.does_nothing
     def before_fit_step(self) -> None:
         """Run before each training step, with the mini-batch on the device."""
 
-    @engine.does_nothing
     def after_fit_step(self) -> None:
         """Run after each training step, when teachers and monitors have followed an optimizer step."""
 
-    @engine.does_nothing
     def before_eval(self) -> None:
         """Run before each evaluation, with all modules in evaluation mode."""
 
-    @engine.does_nothing
     def after_eval(self) -> None:
         """Run after each evaluation."""
 
@@ -230,9 +222,8 @@ class BaseTrainer(nn.Module):
             return
         if "_saver" in vars(self):
             raise RuntimeError("The set-up of this trainer failed before; make a new trainer.")
-        run = self._run = engine.Session(
-            self._dump_path, type(self).__name__, self._progress, self.hardware, self.optim, self.logger
-        )
+        configs = self.hardware, self.optim, self.logger
+        run = self._run = engine.Session(self._dump_path, type(self).__name__, self._progress, *configs)
         self._dump_path, self.rank, self.world_size = run.folder.path, run.ranks.rank, run.ranks.size
         with run.preparing():
             saver = self._saver = engine.Saver(
@@ -243,8 +234,7 @@ class BaseTrainer(nn.Module):
             run.claim(self.get_config(), saver.held)
             self.device = run.take_device()
             build = engine.Builder(seed, run.ranks, self.device)
-            for name, value in self._attributes.items():
-                setattr(self, name, build.seeded(value, name))
+            build.attributes(self, self._attributes)
             self.module = build.modules(self.module, self.required_modules, self.prepare_modules)
             vars(self)["module"] = self.module  # found here in a microsecond less than by `nn.Module.__getattr__`
             self.loss, self.data = build.seeded(self.loss, "loss"), build.data(self.data)
@@ -310,12 +300,9 @@ class BaseTrainer(nn.Module):
                     self._steps.drop_group()
                 except StopWaiting:
                     saver.at_boundary(False)  # does not return: there is a request to stop
-                with self._steps.ending_epoch(self):
-                    self._recorder.hook(self.after_fit_epoch)
+                self._steps.end_epoch(self.after_fit_epoch, self)
                 saver.at_boundary(saver.is_due_after_epoch())
-            # The last epoch's evaluation is left to `after_fit`.
-            number, every = progress.epoch + 1, self.logger["eval_every_epoch"]
-            if every and number % every == 0 and number < self.optim["epochs"]:
+            if self._evaluation.is_due():
                 self._evaluate()
             saver.end_epoch()
         saver.finish()
@@ -355,25 +342,17 @@ class BaseTrainer(nn.Module):
 
     def _finish_batch(self) -> None:
         """Count the mini-batch. After an optimizer step: let teachers and monitors follow; log, save, stop if due."""
-        steps, progress = self._steps, self._progress
+        steps = self._steps
         if steps.ends_group:
             vars(self)["stepped"] = True
             steps.count()
             self._monitors.after_step(self)
-        progress.batches, end = self.batch_idx + 1, None
-        try:
-            self._run.ranks.hook(self.after_fit_step)
-        except BreakStep:
-            pass  # nothing is left of the step
-        except (BreakEpoch, BreakAllEpochs) as request:
-            end = request
-        if isinstance(end, BreakEpoch):
-            progress.batches = steps.num_batches
-        steps.write_log()
-        if steps.ends_group and not isinstance(end, BreakAllEpochs):
+        self._progress.batches = self.batch_idx + 1
+        request = steps.finish(self.after_fit_step)
+        if steps.ends_group and not isinstance(request, BreakAllEpochs):
             self._saver.at_boundary(self._saver.is_due())
-        if end:
-            raise end
+        if request:
+            raise request
 
     @torch.no_grad()
     def _evaluate(self) -> None:

@@ -14,6 +14,7 @@ from toys import Toy, toy_backbone, toy_dataset
 
 from stable_ssl import BaseTrainer, BreakAllEpochs, BreakEpoch, BreakStep, ConfigError, Preempted
 from stable_ssl.data import Loader
+from stable_ssl.engine.agreement import is_idle
 
 
 class Count:
@@ -534,3 +535,25 @@ def test_all_is_closed_although_one_loader_can_not_be(make_toy):
     loader.is_stuck = False
     assert status_of(trainer) == "failed"
     assert newest_state(trainer)["progress"]["global_step"] == 6
+
+
+def test_only_a_hook_whose_body_is_a_docstring_is_idle():
+    class Hooked(Toy):
+        def before_fit(self):
+            """Do nothing either."""
+
+        def before_fit_epoch(self):
+            """Raise."""
+            raise BreakAllEpochs
+
+        def after_fit_epoch(self):
+            """Have an effect."""
+            self.has_run = True
+
+    hooks = {
+        name: is_idle(getattr(Hooked.__new__(Hooked), name)) for name in ("before_fit", "before_eval", "after_fit")
+    }
+    assert hooks == {"before_fit": True, "before_eval": True, "after_fit": False}
+    assert not is_idle(Hooked.__new__(Hooked).before_fit_epoch)
+    assert not is_idle(Hooked.__new__(Hooked).after_fit_epoch)
+    assert not is_idle(functools.partial(print))

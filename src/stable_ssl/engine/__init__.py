@@ -4,7 +4,6 @@ Each file owns one part of a run's state. None of them knows the trainer. They g
 get it as an argument.
 """
 
-from .agreement import does_nothing
 from .building import Builder
 from .evaluation import Evaluation
 from .feeding import Feed
@@ -31,5 +30,4 @@ __all__ = [
     "Session",
     "Stepper",
     "TrainedParameters",
-    "does_nothing",
 ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,24 +22,19 @@ from ..runtime.world import World
 
 log = logging.getLogger("stable_ssl")
 
-Hook = TypeVar("Hook", bound=Callable)
 Optimizers = Sequence[torch.optim.Optimizer]
 
 _BREAKS = (BreakStep, BreakEpoch, BreakAllEpochs)  # by rising scope
 
 
-_IDLE: set[Any] = set()
-
-
-def does_nothing(hook: Hook) -> Hook:
-    """Mark a hook that has no effect, so that several processes need not agree on its outcome."""
-    _IDLE.add(hook)
-    return hook
+def _does_nothing(self: Any) -> None:
+    """Have no effect, as most hooks of `BaseTrainer`."""
 
 
 def is_idle(hook: Callable[[], None]) -> bool:
-    """Return whether a hook of a trainer is one that has no effect."""
-    return getattr(hook, "__func__", None) in _IDLE
+    """Return whether a hook has no effect: its body is a docstring and nothing else."""
+    code = getattr(getattr(hook, "__func__", None), "__code__", None)
+    return code is not None and code.co_code == _does_nothing.__code__.co_code
 
 
 def join(wanted: int | None) -> Alone | Together:

@@ -48,6 +48,11 @@ class Builder:
         seed_generators(self._seed, Stream.BUILD, zlib.crc32(path.encode()))
         return build(node, path)
 
+    def attributes(self, owner: nn.Module, nodes: Mapping[str, Any]) -> None:
+        """Build the trainer's own arguments, and make them its attributes."""
+        for name, node in nodes.items():
+            setattr(owner, name, self.seeded(node, name))
+
     def modules(
         self, nodes: Mapping[str, Any], required: Mapping[str, type], prepare: Callable[[dict[str, nn.Module]], None]
     ) -> nn.ModuleDict:

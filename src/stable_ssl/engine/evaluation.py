@@ -59,6 +59,7 @@ class Evaluation:
             name: next((key for key, metric in metrics.items() if _counts_missing_labels(metric)), None)
             for name, metrics in self._metrics.items()
         }
+        self._every: int = options["eval_every_epoch"] or 0
         self._evaluated = -1  # the newest step that was
         if options["best"]:
             monitors = options["monitor"]
@@ -70,6 +71,11 @@ class Evaluation:
         yield self._recorder.part()
         if self._best:
             yield Part("best", self._best, is_shared=True, is_optional=True)
+
+    def is_due(self) -> bool:
+        """Return whether an evaluation is due after the current epoch's training. The last is left to `after_fit`."""
+        number = self._run.progress.epoch + 1
+        return self._every > 0 and number % self._every == 0 and number < self._run.num_epochs
 
     @contextmanager
     def over(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
@@ -258,25 +258,42 @@ class Stepper:
             self._progress.batches = self._group_start
         self.drop_group()
 
-    def write_log(self) -> None:
-        """Write the training record, if an optimizer step has ended that is logged."""
+    def finish(self, hook: Callable[[], None]) -> BreakEpoch | BreakAllEpochs | None:
+        """Run the last hook of a mini-batch, and write the training record if an optimizer step has ended.
+
+        Returns
+        -------
+        BreakEpoch, BreakAllEpochs or None
+            The break that the hook raised. After a BreakEpoch, no mini-batch of the epoch is left.
+        """
+        request: BreakEpoch | BreakAllEpochs | None = None
+        try:
+            self._ranks.hook(hook)
+        except BreakStep:
+            pass  # nothing is left of the step
+        except (BreakEpoch, BreakAllEpochs) as error:
+            request = error
+        if isinstance(request, BreakEpoch):
+            self._progress.batches = self.num_batches
         if self.ends_group and self._recorder.is_logging:
             self.check_losses()
             self._recorder.write_step()
         self._recorder.is_in_step = not self.ends_group
+        return request
 
-    @contextmanager
-    def ending_epoch(self, trained: nn.Module) -> Iterator[None]:
-        """End an epoch's training after the `with` block, also if the block raises `BreakAllEpochs`.
+    def end_epoch(self, hook: Callable[[], None], trained: nn.Module) -> None:
+        """Run the hook, and end an epoch's training, also if the hook raises `BreakAllEpochs`.
 
         Parameters
         ----------
+        hook
+            The hook after an epoch's training.
         trained
             All modules. Their running statistics are averaged over the processes, so that all have the same model.
         """
         stop: BreakAllEpochs | None = None
         try:
-            yield
+            self._recorder.hook(hook)
         except BreakAllEpochs as request:
             stop = request
         self._run.log.console.end_epoch(self._progress.batches)
