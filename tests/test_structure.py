@@ -27,7 +27,7 @@ MAY = {
     "loggers": {"exceptions", "runtime"},
     "signatures": {"exceptions"},
     "nodes": {"exceptions", "signatures"},
-    "fields": set(),
+    "fields": {"exceptions"},
     "config": {"exceptions", "fields", "nodes"},
     "arguments": {"config", "exceptions", "nodes", "signatures"},
     "data": {"augmentations", "exceptions", "runtime"},

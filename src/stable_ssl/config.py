@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from .exceptions import nearest
 from .fields import (
+    AsDict,
     Best,
     BySet,
     Count,
@@ -54,26 +55,11 @@ _OF_OPTIMIZERS = ("lr", "weight_decay", "momentum", "betas", "eps", "nesterov")
 # A validator's error has no text: the sentence about it is made from the field's description.
 
 
-class _Config(BaseModel):
+class _Config(BaseModel, AsDict):
     """A group of settings, which can be read as attributes and as items."""
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
-
-    def __getitem__(self, name: str) -> Any:
-        try:
-            return self.__dict__[name]
-        except KeyError:
-            raise KeyError(f"{type(self).__name__} has no field '{name}'.{nearest(name, self.__dict__)}") from None
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        self.__dict__[name] = value
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.__dict__
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """Return a field, or `default` if there is no such field."""
-        return self.__dict__.get(name, default)
+    __iter__ = AsDict.__iter__  # type: ignore[assignment]  # names, as of a dict; those of pydantic are pairs
 
 
 class HardwareConfig(_Config):

@@ -1,15 +1,17 @@
-"""The kinds of values that the fields of a configuration take."""
+"""The fields of a configuration: how they are read, and the kinds of values that they take."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import PurePath
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
+
+from .exceptions import nearest
 
 # The arguments of `wandb.init`.
 WANDB_KEYS = (
@@ -18,6 +20,28 @@ WANDB_KEYS = (
     "reinit", "save_code", "sync_tensorboard", "tensorboard", "monitor_gym",
 )  # fmt: skip
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+
+
+class AsDict(MutableMapping[str, Any]):
+    """Gives the attributes of an object as the items of a dict."""
+
+    def __getitem__(self, name: str) -> Any:
+        try:
+            return self.__dict__[name]
+        except KeyError:
+            raise KeyError(f"{type(self).__name__} has no field '{name}'.{nearest(name, self.__dict__)}") from None
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self.__dict__[name] = value
+
+    def __delitem__(self, name: str) -> None:
+        del self.__dict__[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.__dict__)
+
+    def __len__(self) -> int:
+        return len(self.__dict__)
 
 
 def _not_bool(value: Any) -> Any:
