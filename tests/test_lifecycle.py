@@ -569,7 +569,7 @@ class Plain(BaseTrainer):
         ({"optimizer": lambda p: [torch.optim.SGD(p, lr=0.1)]}, "optim.optimizer: makes a list, not an optimizer"),
         ({"optimizer": "AdamW"}, "optim.optimizer: TypeError: 'str' object is not callable"),
         ({"scheduler": functools.partial(torch.optim.lr_scheduler.StepLR)}, "optim.scheduler: TypeError: .*step_size"),
-        ({"logger": {"monitor": {"train": {"m": len}}}}, r"logger.monitor.train.m: a builtin.* has no on_step\(\)"),
+        ({"logger": {"monitor": {"train": {"m": len}}}}, r"logger.monitor.train.m: a builtin.* has no compute\(\)"),
         ({"logger": {"metric": {"test": {"m": dict}}}, "data": True}, "logger.metric.test.m: .* is a class"),
         (
             {"data": True, "cls": Plain, "logger": {"metric": {"test": {"m": 1}}}},

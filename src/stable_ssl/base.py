@@ -372,11 +372,12 @@ class BaseTrainer(nn.Module):
 
     def _eval_step(self, name_loader: str) -> None:
         """Give `predict()` and the labels to the metrics of the set, and let its monitors look."""
-        if self.logger["metric"][name_loader]:
+        predictions = None
+        if self.logger["metric"][name_loader] or self._monitors.need_predictions(name_loader):
             with self._run.precision.autocast:
                 predictions = self._run.described(self.predict, self.batch, self.batch_idx)
             self._evaluation.update(name_loader, predictions, self.batch)
-        self._monitors.after_eval_step(name_loader, self)
+        self._monitors.after_eval_step(name_loader, self, predictions)
 
     # What it tells ----------------------------------------------------------------------------------------------------
 

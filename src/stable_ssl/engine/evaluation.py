@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..data import length_of
-from ..exceptions import DataError
+from ..exceptions import BreakEpoch, DataError
+from ..loggers.metrics import logged_names
 from ..runtime.batches import labels_in
 from ..runtime.device import describe_batch
 from .best import Best
@@ -63,7 +64,9 @@ class Evaluation:
         self._evaluated = -1  # the newest step that was
         if options["best"]:
             monitors = options["monitor"]
-            watched = {name: {**metrics, **monitors.get(name, {})} for name, metrics in self._metrics.items()}
+            watched = {
+                name: {**metrics, **logged_names(monitors.get(name, {}))} for name, metrics in self._metrics.items()
+            }
             self._best = Best(options["best"], watched, run, weights)
 
     def parts(self) -> Iterator[Part]:
@@ -83,6 +86,8 @@ class Evaluation:
     ) -> Iterator[Iterator[tuple[int, Any, Any]]]:
         """Yield the batches of a set for the `with` block to evaluate. After the block, log metrics and monitors.
 
+        A BreakEpoch in the block ends the set, and the results are those of the batches so far.
+
         Parameters
         ----------
         set_name, loader
@@ -100,7 +105,13 @@ class Evaluation:
         for metric in metrics.values():
             metric.reset()
         with self._recorder.evaluation(set_name, length_of(loader)):
-            yield self._feed.seeded_evaluation(loader)
+            try:
+                yield self._feed.seeded_evaluation(loader)
+            except BreakEpoch as request:
+                self._run.ranks.broke_off(request)
+                log.info(
+                    "The evaluation of '%s' was broken off; its results are those of the batches so far.", set_name
+                )
             self._run.ranks.fill_empty_states(metrics)
             computed = {name: metric.compute() for name, metric in metrics.items()}
             computed.update((name, compute()) for name, compute in monitors.items())

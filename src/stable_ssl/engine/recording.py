@@ -22,6 +22,8 @@ from .session import Session
 
 log = logging.getLogger("stable_ssl")
 
+_OF_THE_STEP = frozenset({"loss", "lr"})  # what each training record has of itself
+
 
 class Recorder:
     """Collects values by name between two records of `metrics.jsonl`.
@@ -43,7 +45,11 @@ class Recorder:
         Whether an optimizer step has begun and is not over.
     results
         The values of the newest evaluation of each set, by "<set>/<name>".
+    emit
+        A function that gets each record instead of the log, and gives it to `write_record`. None: there is none.
     """
+
+    emit: Callable[[dict[str, Any]], None] | None = None
 
     def __init__(self, run: Session, feed: Feed, every: int):
         self.is_logging = self.is_in_step = False
@@ -53,6 +59,8 @@ class Recorder:
         self._media: dict[str, Callable[[], media.Media]] = {}  # by name: makes what was logged ready on the host
         self._snapshots = Snapshots(run.folder.path / "snapshots" if run.ranks.is_main else None)
         self._refused: set[str] = set()
+        self._renamed: set[str] = set()
+        self._waiting: dict[str, Any] = {}  # whole names and values that go into the next record
 
     def begin_step(self) -> None:
         """Decide whether the optimizer step that begins now is logged."""
@@ -60,9 +68,23 @@ class Recorder:
         self.is_logging = (self._run.progress.global_step + 1) % self._every == 0
 
     def log(self, name: str, value: Tensor | float) -> None:
-        """Keep one number, as `<set>/<name>`, if this step is logged."""
+        """Keep one number, as `<set>/<name>`, if this step is logged. In a step, "loss" becomes "loss_loss"."""
         if self.is_logging:
+            if self.is_in_step and name in _OF_THE_STEP:
+                name = self._renaming(name)
             self._collected.add(f"{self._set_name}/{name}", value)
+
+    def log_own(self, name: str, value: Tensor | float) -> None:
+        """Keep the total loss or the learning rate of a step that is logged. Nothing else has their names."""
+        self._collected.add(f"train/{name}", value)
+
+    def _renaming(self, name: str) -> str:
+        """Return another name for a value that is called as the total loss or the learning rate; say so once."""
+        if name not in self._renamed:
+            self._renamed.add(name)
+            own = "the total loss" if name == "loss" else "the learning rate"
+            log.warning("train/%s is %s. Another value of this name is logged as train/%s_%s.", name, own, name, name)
+        return f"{name}_{name}"
 
     def log_values(self, name: str, values: Any) -> None:
         """Keep what a metric or monitor computed: a number as `log` does, any other array for `snapshots/`.
@@ -78,12 +100,18 @@ class Recorder:
         elif is_number(values):
             self.log(name, values)
         elif values is not None:
-            try:
+            with self._leaving_out(name):
                 self._keep(name, media.array, values)
-            except TypeError as error:
-                if name not in self._refused:
-                    log.warning("%s It is left out.", error)
-                self._refused.add(name)
+
+    @contextmanager
+    def _leaving_out(self, name: str) -> Iterator[None]:
+        """Leave out what the block can't log, with a warning for each name."""
+        try:
+            yield
+        except TypeError as error:
+            if name not in self._refused:
+                log.warning("%s It is left out.", error)
+            self._refused.add(name)
 
     def log_image(self, name: str, image: Any) -> None:
         """Keep an image for trackers and `snapshots/`, as `<set>/<name>`."""
@@ -104,6 +132,32 @@ class Recorder:
             self._media[name] = kind(name, value)
             if not self.is_logging:
                 self._write_media()
+
+    def write_record(self, values: Mapping[str, Any], at_once: bool = True) -> None:
+        """Write values by their whole names as a record of its own, or add them to the next record.
+
+        A value that is no number goes to `snapshots/`.
+        """
+        run = self._run
+        for name, value in values.items() if run.is_going_on else ():
+            if is_number(value):
+                self._waiting[name] = float(value)
+            elif run.ranks.is_main:
+                with self._leaving_out(name):
+                    self._media[name] = media.array(name, value)
+        if self._waiting and at_once:
+            place = {"global_step": run.progress.global_step, "epoch": run.shown_epoch}
+            run.log.write({**place, **self._waiting, **place})
+            self._waiting = {}
+            self._write_media()
+
+    def _emit(self, record: dict[str, Any]) -> None:
+        """Write a record, and the values that wait for one."""
+        if self.emit is not None:
+            self.emit(record)
+        else:
+            self._run.log.write({**record, **self._waiting} if self._waiting else record)
+            self._waiting = {}
 
     def _write_media(self) -> None:
         """Give trackers what was kept, and add it to the next snapshot. This waits for the device if there is any."""
@@ -142,7 +196,7 @@ class Recorder:
         }
         if run.device.type == "cuda":
             record["perf/memory_gib"] = round(torch.cuda.max_memory_allocated(run.device) / 2**30, 3)
-        run.log.write(record)
+        self._emit(record)
         self._write_media()
         self.is_logging = False
 
@@ -220,7 +274,7 @@ class Recorder:
         """Write a record of what was logged outside of training steps, and the media beside it."""
         if results:
             run = self._run
-            run.log.write({"global_step": run.progress.global_step, "epoch": run.shown_epoch, **results})
+            self._emit({"global_step": run.progress.global_step, "epoch": run.shown_epoch, **results})
         self._write_media()
 
 
@@ -231,3 +285,5 @@ class NoRecorder(Recorder):
         self.is_logging = False
 
     def _keep(self, *args: Any) -> None: ...
+
+    def write_record(self, *args: Any) -> None: ...  # noqa: D102

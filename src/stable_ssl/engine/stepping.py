@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import nullcontext, suppress
 from typing import Any
 
@@ -77,6 +77,7 @@ class Stepper:
         self._skips_nonfinite = options["nonfinite"] == "skip"
         self._seed = derive_seed(seed, Stream.STEP, run.ranks.rank)
         self._losses = FiniteWatch()
+        self._logged: Collection[str] = ()  # names of the parts of the loss that was logged last
         self.ends_group = True
         self._group_start: int | None = None  # None between two groups
         self._group_size, self._num_backward, self._is_bad = 1, 0, False
@@ -145,11 +146,15 @@ class Stepper:
         self._num_backward += 1
 
     def side_backward(self, losses: Mapping[str, Tensor]) -> None:
-        """Log a mini-batch's side losses, and add the gradients of their sum, without autocast and loss scaling."""
+        """Log a mini-batch's side losses, and add the gradients of their sum, without autocast and loss scaling.
+
+        One whose name is that of a part of the loss is not logged.
+        """
         if not losses:
             return
         for name, loss in losses.items():
-            self._recorder.log(name, loss)
+            if name not in self._logged:
+                self._recorder.log(name, loss)
         (sum(losses.values()) / self._group_size).backward()  # type: ignore[union-attr]
 
     def _total(self, losses: Any, owner: str) -> Tensor:
@@ -169,9 +174,10 @@ class Stepper:
                 "parameters, or a list or dict of them."
             )
         if self._recorder.is_logging:
-            for name, value in named.items():
+            self._logged = named.keys()
+            for name, value in named.items() if named.keys() != {"loss"} else ():
                 self._recorder.log(name, value)
-            self._recorder.log("loss", total)
+            self._recorder.log_own("loss", total)
         return total
 
     def step(self, before: Callable[[], None]) -> bool:
@@ -200,7 +206,7 @@ class Stepper:
             groups = self._optimizer.param_groups if self._without_rate is None else self._without_rate
             self._without_rate = [group for group in groups if not group["lr"]]
         if self._recorder.is_logging:
-            self._recorder.log("lr", self._optimizer.param_groups[0]["lr"])
+            self._recorder.log_own("lr", self._optimizer.param_groups[0]["lr"])
         if not self._is_bad:
             # The losses were divided by the planned size of the group, but some of its mini-batches may be left out.
             # Gradients are averaged over the processes, and `_num_backward` counts the passes of all of them.

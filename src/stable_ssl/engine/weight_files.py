@@ -27,7 +27,14 @@ class WeightFiles:
         Access to the state of all modules.
     config
         Returns the run's configuration, whose modules the headers hold too.
+
+    Attributes
+    ----------
+    on_save
+        A function that gets the name of each file before it is written, on all ranks. None: there is none.
     """
+
+    on_save: Callable[[str], None] | None = None
 
     def __init__(self, run: Session, model: Model, config: Callable[[], Mapping[str, Any]]):
         self._run, self._model, self._config = run, model, config
@@ -40,6 +47,8 @@ class WeightFiles:
         bool
             Whether they are on disk. If not, an error is logged.
         """
+        if self.on_save is not None:
+            self.on_save(name)
         if not self._run.ranks.is_main:
             return True
         tensors = {

@@ -69,6 +69,24 @@ def require_methods(parts: Mapping[str, Any], methods: tuple[str, ...], path: st
         raise ConfigError(list(dict.fromkeys(problems)))
 
 
+def logged_names(monitors: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the monitors of a set by the names that their values are logged under.
+
+    That is the `name` of a monitor of the user's own class, as in early 2025. It is the key in the configuration if the
+    monitor has no name of its own, if another one has the same name, or if its class is of this package.
+    """
+    own = {key: getattr(monitor, "name", None) for key, monitor in monitors.items() if is_users(monitor)}
+    named = {key: name for key, name in own.items() if isinstance(name, str) and name != "monitor"}
+    keys = {*monitors} - {*named}
+    is_alone = {name for name in named.values() if [*named.values()].count(name) == 1 and name not in keys}
+    return {named[key] if named.get(key) in is_alone else key: monitor for key, monitor in monitors.items()}
+
+
+def is_users(part: Any) -> bool:
+    """Return whether the class of an object is not of this package."""
+    return type(part).__module__.split(".")[0] != __name__.split(".")[0]
+
+
 def fill_empty_states(metrics: Mapping[str, Any], gather: Callable[[Any], list[Any]]) -> None:
     """Give metrics without samples on this rank an empty tensor of the right shape.
 
