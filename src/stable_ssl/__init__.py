@@ -56,7 +56,7 @@ _HOME = {
 }
 _ROOMS = (
     "augmentations", "base", "config", "data", "exceptions", "loggers", "losses", "modules", "monitors", "optimizers",
-    "runtime", "schedulers", "trainers", "utils",
+    "reader", "runtime", "schedulers", "trainers", "utils",
 )  # fmt: skip
 
 __all__ = list(_HOME)

@@ -12,14 +12,17 @@ from torch import Tensor, nn
 from . import config as cfg
 from . import engine
 from .arguments import check_arguments, parse_branch, resolved_config
+from .compat import CountedSteps, EarlyTrainer, set_epoch
 from .engine.building import data_sets
 from .engine.evaluation import in_evaluation_mode
 from .exceptions import BreakAllEpochs, BreakEpoch, BreakStep, ConfigError
+from .nodes import describe
 from .runtime.batches import images_of
+from .runtime.device import to_device
 from .runtime.preemption import StopWaiting
 
 
-class BaseTrainer(nn.Module):
+class BaseTrainer(EarlyTrainer, nn.Module):
     """Trains, evaluates, checkpoints and restarts a model; a subclass says what the model learns.
 
     A subclass implements `forward`, `predict` and `compute_loss`, and may override any hook. `trainer()` runs
@@ -202,6 +205,8 @@ class BaseTrainer(nn.Module):
 
     def before_eval_step(self) -> None:
         """Run before each evaluation step, with the mini-batch on the device."""
+        if self.device.type != "cpu":  # for an `_evaluate` of a subclass's own
+            self.batch = to_device(self.batch, self.device)
 
     def after_eval_step(self) -> None:
         """Run after each evaluation step."""
@@ -227,11 +232,11 @@ class BaseTrainer(nn.Module):
         self._dump_path, self.rank, self.world_size = run.folder.path, run.ranks.rank, run.ranks.size
         with run.preparing():
             saver = self._saver = engine.Saver(
-                run, self.logger, engine.Model.of(self), self.optimized_modules, self.get_config, self.branch_from
+                run, self.logger, engine.Model.of(self), self.optimized_modules, self._resolved, self.branch_from
             )
             seed = run.choose_seed(saver.earlier)
             self._configured["hardware"].update(seed=seed, world_size=self.world_size)
-            run.claim(self.get_config(), saver.held)
+            run.claim(self._resolved(), saver.held)
             self.device = run.take_device()
             build = engine.Builder(seed, run.ranks, self.device)
             build.attributes(self, self._attributes)
@@ -257,9 +262,11 @@ class BaseTrainer(nn.Module):
                 trained = engine.TrainedParameters(optim["optimizer"], side, self.named_parameters)
                 self._steps = engine.Stepper(run, self._recorder, optim, seed, self.module, parts, trained)
                 saver.add_training(self._steps, optim, train)
+            self._begin_early()
+            self._instanciate()
             self.check_setup()
             saver.register(self._registered)
-            saver.restore(self.optim["epochs"], self.data)
+            self._load_checkpoint()
         self._is_set_up = True
 
     def launch(self) -> None:
@@ -275,8 +282,8 @@ class BaseTrainer(nn.Module):
         self.setup()
         if not self._run.may_begin():
             return
-        parts = [*(self.data[name] for name in data_sets(self.data)), self._evaluation, self._saver]
-        with self._run.running(self.get_config(), self._saver.log_position, parts, self._saver.stop):
+        parts = [*(self.data[name] for name in data_sets(self.data)), self._evaluation, self._saver, *self._closers()]
+        with self._run.running(self._resolved(), self._saver.log_position, parts, self._saver.stop):
             if "train" not in self.data:
                 self._evaluate()
                 return
@@ -381,8 +388,8 @@ class BaseTrainer(nn.Module):
 
     # What it tells ----------------------------------------------------------------------------------------------------
 
-    epoch = property(lambda self: self._progress.epoch, doc="Epochs finished.")
-    global_step = property(lambda self: self._progress.global_step, doc="Optimizer steps attempted.")
+    epoch = property(lambda self: self._progress.epoch, set_epoch, doc="Epochs finished.")
+    global_step = property(lambda self: CountedSteps(self._progress.global_step), doc="Optimizer steps attempted.")
     is_logging = property(lambda self: self._recorder.is_logging, doc="Whether values are logged now.")
     folder = property(lambda self: self._run.folder.path, doc="The run's folder, known after `setup`.")
     eval_sets = property(lambda self: data_sets(self.data, but="train"), doc="The sets in `data` to evaluate on.")
@@ -412,13 +419,10 @@ class BaseTrainer(nn.Module):
         """Yield (`embed(batch)`, batch) for each of this process's batches of an evaluation set, on the device."""
         return ((self.embed(batch), batch) for _, batch in self._feed.evaluation(self.data[set_name]))
 
-    def get_logs(self) -> list[dict[str, Any]]:
-        """Return the records of `metrics.jsonl`, in the order in which they were written."""
-        return self._run.records()
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the configuration as `config.yaml` has it, with all defaults; a live object is `<live ClassName>`."""
-        return resolved_config(BaseTrainer, type(self), vars(self)["_captured"], self._configured)
+    def _resolved(self) -> dict[str, Any]:
+        """Return what `get_config` returns, as plain dicts."""
+        config = resolved_config(BaseTrainer, type(self), vars(self)["_captured"], self._configured)
+        return {**describe(self._extras), **config}
 
     def checkpoint(self, *args: Any, **kwargs: Any) -> Any:
         """Return submitit's `DelayedSubmission` of a fresh trainer. It finds what was learned in the run's folder."""
@@ -426,5 +430,5 @@ class BaseTrainer(nn.Module):
 
         own_args, own_kwargs = vars(self)["_captured"]
         fresh = type(self)(*own_args, **own_kwargs)
-        fresh._dump_path = self._dump_path
+        vars(fresh).update(_dump_path=self._dump_path, **self._extras)
         return DelayedSubmission(fresh)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,21 +13,52 @@ from .nodes import check_nodes, is_node, live_paths, locate, plain
 _SECTIONS = ("data", "module", "hardware", "optim", "logger")
 
 
-def instanciate_config(config: Any) -> Any:
+log = logging.getLogger("stable_ssl")
+
+_OF_A_RUN = ("trainer", "hydra", "working_folder", "import_from", "behaviour")  # keys of a run's own config.yaml
+
+
+def instanciate_config(cfg: Any = None, debug_hash: None = None) -> Any:
     """Make the trainer that a configuration describes.
 
     Parameters
     ----------
-    config
+    cfg
         A dict or DictConfig with the key `trainer`, or the trainer's node itself. The trainer's `setup` builds the
-        nodes inside it.
+        nodes inside it. Other keys beside `trainer` become attributes of the trainer, unless it has such attributes.
+    debug_hash
+        In early 2025, a configuration as bytes that could run any code. It is refused.
 
     Raises
     ------
     ConfigError
         Lists everything that is wrong with the configuration.
     """
-    config = plain(config)
+    if debug_hash is not None:
+        raise ConfigError("debug_hash: bytes that may run any code are not read. Give the configuration, as cfg.")
+    config = plain(cfg)
+    trainer = _make(config)
+    if "trainer" in config:
+        add_attributes(trainer, {name: value for name, value in config.items() if name not in _OF_A_RUN})
+    return trainer
+
+
+def add_attributes(trainer: Any, values: Mapping[str, Any]) -> None:
+    """Make values attributes of a trainer, dicts as DictConfig of OmegaConf. Those whose names it has are left out."""
+    from omegaconf import OmegaConf
+
+    added = {}
+    for name, value in values.items():
+        if hasattr(trainer, name):
+            log.info("%s: no attribute is made of it, since %s has one.", name, type(trainer).__name__)
+        else:
+            added[name] = OmegaConf.create(value) if isinstance(value, dict | list) else value
+    for name, value in {**added, "_extras": added}.items() if added else ():
+        setattr(trainer, name, value)
+
+
+def _make(config: Any) -> Any:
+    """Return the trainer of a configuration of plain dicts."""
     if not isinstance(config, Mapping):
         raise ConfigError(f"The configuration is a {type(config).__name__}, not a dict.")
     node = config.get("trainer", config)

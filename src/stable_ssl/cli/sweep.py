@@ -230,6 +230,7 @@ def _is_held(point: Point) -> bool:
     """Return whether the run in a point's folder is surely that of the point: no setting that matters differs."""
     from ..config import with_defaults
     from ..instantiate import instanciate_config
+    from ..nodes import plain
     from ..runtime.behaviour import behaviour
     from ..runtime.checkpoint import CheckpointStore
     from ..runtime.folder import decisive_differences, moved_data
@@ -238,7 +239,8 @@ def _is_held(point: Point) -> bool:
     if not meta.get("config") or meta.get("behaviour", 1) != behaviour():
         return False
     try:
-        config, held = instanciate_config(point.config).get_config()["trainer"], with_defaults(meta["config"])
+        config = plain(instanciate_config(point.config).get_config())["trainer"]
+        held = with_defaults(meta["config"])
     except Exception:  # the point's own process says what is wrong
         return False
     return not (decisive_differences(held, config) or moved_data(held, config))

@@ -70,4 +70,4 @@ class JointEmbeddingTrainer(SelfSupervisedTrainer):
         representations = self.forward_views(self.forward, self.views(), self.module["backbone"])  # (batch, dim) each
         embeddings = self.forward_views(self.module["projector"], representations)  # (batch, out_dim) per view
         self.watch(representations, embeddings)
-        return {"loss_ssl": self.loss(*embeddings)}
+        return self.with_probes({"loss_ssl": self.loss(*embeddings)})

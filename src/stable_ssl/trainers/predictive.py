@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from ..compat import PredictiveCalls
 from ..exceptions import ConfigError, DataError
 from ..modules.teacher_student import check_ema, check_evaluate_with, copy_values, ema_coefficient, follow
 from ..modules.vit import PatchPredictor, ViT, take
@@ -117,8 +120,19 @@ class JointEmbeddingPredictiveTrainer(SelfSupervisedTrainer):
         representations: Tensor = self.module[encoder](images)
         return representations
 
-    def compute_loss(self) -> dict[str, Tensor]:
-        """Return the loss between prediction and target."""
+    def check_setup(self) -> None:
+        """Decide how the networks are called: see `PredictiveCalls`."""
+        super().check_setup()
+        self._calls = PredictiveCalls(self, JointEmbeddingPredictiveTrainer)
+
+    def format_context_target(self) -> Any:
+        """Return ((context, context_params), (target, target_params)) of the current batch.
+
+        Raises
+        ------
+        DataError
+            The batch has another form.
+        """
         try:
             pair = self.batch[0] if isinstance(self.batch[0][0], list | tuple) else self.batch
             (context, context_params), (target, target_params) = pair
@@ -127,11 +141,24 @@ class JointEmbeddingPredictiveTrainer(SelfSupervisedTrainer):
                 f"{type(self).__name__} needs batches ((context, params), (target, params)), with labels or without, "
                 f"but this one is {describe_batch(self.batch)}."
             ) from error
+        return (context, context_params), (target, target_params)
+
+    def forward_target(self, *args: Any) -> Any:
+        """Return the output of the target encoder."""
+        return self.module["target_encoder"](*args)
+
+    def forward_predictor(self, *args: Any) -> Any:
+        """Return the output of the predictor."""
+        return self.module["predictor"](*args)
+
+    def compute_loss(self) -> dict[str, Tensor]:
+        """Return the loss between prediction and target."""
+        (context, context_params), (target, target_params) = self.format_context_target()
         with torch.no_grad():
-            targets = self.module["target_encoder"](target)  # (batch, dim)
-        encoded = self.module["context_encoder"](context)  # (batch, dim)
+            targets = self._calls.target(target, target_params)  # (batch, dim)
+        encoded = self._calls.context(context, context_params)  # (batch, dim)
         self.watch([encoded if self.evaluate_with == "student" else targets])
-        predicted = self.module["predictor"](encoded, context_params, target_params)  # (batch, dim)
+        predicted = self._calls.predict(encoded, targets, context_params, target_params)  # (batch, dim)
         return {"loss_ssl": self.loss(predicted, targets)}
 
 

@@ -119,7 +119,8 @@ class SelfDistillationTrainer(SelfSupervisedTrainer):
         )
         if hasattr(self.loss, "update"):
             self.loss.update(torch.cat(targets))  # (targets × batch, dim)
-        return {"loss_ssl": losses.sum() if getattr(self.loss, "sums_pairs", False) else losses.mean()}
+        loss = losses.sum() if getattr(self.loss, "sums_pairs", False) else losses.mean()
+        return self.with_probes({"loss_ssl": loss})
 
     @property
     def _has_teacher(self) -> bool:

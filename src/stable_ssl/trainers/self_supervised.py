@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,14 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from ..base import BaseTrainer
+from ..compat import EarlySelfSupervised, LossesWithProbes, ViewList, counted_only
 from ..config import build
 from ..exceptions import ConfigError, DataError
 from ..modules.multi_crop import forward_views, has_batch_norm
 from ..runtime.batches import images_of, labels_of, views_of
 from ..runtime.device import describe_batch
 
+log = logging.getLogger("stable_ssl")
 
-class SelfSupervisedTrainer(BaseTrainer):
+
+class SelfSupervisedTrainer(EarlySelfSupervised, BaseTrainer):
     """Base class of self-supervised methods, with classifiers (probes) that are trained beside the method.
 
     The module `backbone_classifier` is a probe that learns the labels from the representations. `projector_classifier`
@@ -61,6 +65,7 @@ class SelfSupervisedTrainer(BaseTrainer):
     usual_loss: str | None = None
     _view_counts: tuple[int, int | None] = (1, None)
     join_views: bool | None = None
+    _untrained: frozenset[str] | set[str] = frozenset()  # probes of which the log says that nothing trains them
     probe_optimizer: Any = functools.partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.0)
 
     _FEATURES = {"backbone_classifier": "latest_representations", "projector_classifier": "latest_embeddings"}
@@ -159,6 +164,8 @@ class SelfSupervisedTrainer(BaseTrainer):
 
         See `views` for the batch and the errors.
         """
+        if self._formats_views:
+            return list(self.format_views_labels()[0]), []
         parts = views_of(self.batch, self.num_masks)
         if len(parts) < self._view_counts[0] or not all(isinstance(part, Tensor) for part in parts):
             raise self._unsuited(
@@ -193,33 +200,73 @@ class SelfSupervisedTrainer(BaseTrainer):
         embeddings
             Likewise. If None, the representations are used as embeddings.
         """
-        self.num_views = len(representations)
-        self.latest_representations = torch.cat(representations).detach()  # (views × batch, dim)
-        self.latest_embeddings = self.latest_representations if embeddings is None else torch.cat(embeddings).detach()
+        seen = ViewList(representations)
+        self.latest_representations, self.latest_embeddings = (
+            seen,
+            seen if embeddings is None else ViewList(embeddings),
+        )
 
     def predict(self) -> Tensor:
         """Return the class scores of the backbone's probe for the current batch, (batch, classes)."""
         scores: Tensor = self.module["backbone_classifier"](self.forward(images_of(self.batch)))
         return scores
 
+    def format_views_labels(self) -> tuple[Any, Any]:
+        """Return the views of the current batch, and its labels or None. A subclass may define it for other batches."""
+        return views_of(self.batch, self.num_masks), labels_of(self.batch)
+
     def side_losses(self) -> dict[str, Tensor]:
         """Return the probes' losses for the current batch, by name, and log their accuracies."""
+        self.detach_latest()
         if not self.probes:
             return {}
-        labels = labels_of(self.batch)
+        labels = self.format_views_labels()[1] if self._formats_views else labels_of(self.batch)
         if labels is None:
             raise DataError(
                 f"{list(self.probes)} need labels, int64 (batch,), but the batch is {describe_batch(self.batch)}. "
                 "Give [views, labels] or a dict with 'image' and 'label', with -1 for images without a label, or leave "
                 "the probes out of module."
             )
-        return {f"loss_{name}": self._probe_loss(name, probe, labels) for name, probe in self.probes.items()}
+        return self.take_probe_losses(labels)
 
-    def _probe_loss(self, name: str, probe: nn.Module, labels: Tensor) -> Tensor:
+    @counted_only
+    def compute_loss_classifiers(self, representations: Any, embeddings: Any, labels: Any) -> dict[str, Any]:
+        """Return the probes' losses, by name. What `compute_loss` gets of them are numbers without gradients.
+
+        Parameters
+        ----------
+        representations, embeddings
+            Lists with one tensor per view, (batch, dim) each, or tensors (views × batch, dim).
+        labels
+            The labels, (batch,). None: there are none, and all losses are 0.
+        """
+        features = {"backbone_classifier": representations, "projector_classifier": embeddings}
+        losses: dict[str, Any] = {}
+        for name, probe in self.probes.items():
+            if features[name] is not None:
+                losses[f"loss_{name}"] = 0 if labels is None else self._probe_loss(name, probe, features[name], labels)
+            elif name not in self._untrained:
+                vars(self)["_untrained"] = {*self._untrained, name}
+                log.warning(
+                    "module.%s has nothing to learn from and is not trained: compute_loss must call self.watch(…).",
+                    name,
+                )
+        return losses
+
+    def with_probes(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return losses as `compute_loss` returns them to a subclass, which may ask them for those of the probes."""
+        if not self._extends_loss:
+            return losses
+        latest = self.latest_representations, self.latest_embeddings
+        names = [f"loss_{name}" for name in self.probes]
+        return LossesWithProbes(
+            losses, names, lambda: self.compute_loss_classifiers(*latest, self.format_views_labels()[1])
+        )
+
+    def _probe_loss(self, name: str, probe: nn.Module, features: Any, labels: Tensor) -> Tensor:
         """Return the mean cross-entropy of a probe's scores over the labelled views, and log the accuracy."""
-        features = getattr(self, self._FEATURES[name])  # (views × batch, dim)
-        if features is None:
-            raise RuntimeError(f"{name} has nothing to learn from: compute_loss must call self.watch(…).")
+        if isinstance(features, list | tuple):
+            features = torch.cat(list(features))  # (views × batch, dim)
         try:
             scores = probe(features.detach().float())  # (views × batch, classes)
             targets = labels.long().repeat(len(scores) // len(labels))  # (views × batch,)

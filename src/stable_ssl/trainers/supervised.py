@@ -50,8 +50,8 @@ class SupervisedTrainer(BaseTrainer):
         is_dict = isinstance(self.batch, dict)
         return self.forward(self.batch[image_key(self.batch) if is_dict else 0])
 
-    def compute_loss(self) -> Tensor:
-        """Return the loss between the class scores and the labels of the current batch."""
+    def compute_loss(self) -> dict[str, Tensor]:
+        """Return the loss, by the name "loss", between the class scores and the labels of the current batch."""
         labels = labels_in(self.batch)
         if labels is None or (self.loss is None and not isinstance(labels, Tensor)):
             raise DataError(
@@ -59,5 +59,4 @@ class SupervisedTrainer(BaseTrainer):
                 "Have the data set give (image, label), or a dict with 'image' and 'label'."
             )
         criterion = self.loss if self.loss is not None else nn.functional.cross_entropy
-        loss: Tensor = criterion(self.predict(), labels)  # scores (batch, classes), labels (batch,)
-        return loss
+        return {"loss": criterion(self.predict(), labels)}  # scores (batch, classes), labels (batch,)

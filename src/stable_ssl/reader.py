@@ -1,0 +1,85 @@
+"""Reading logs back, by the names of early 2025."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from .exceptions import DataError
+from .loggers.jsonl import read_metrics
+
+
+def alphanum_key(key: str) -> list[int | str]:
+    """Return a text as a list of texts and whole numbers, so that "run10" is sorted behind "run9"."""
+    return [int(part) if part.isdigit() else part.lower() for part in re.split("([0-9]+)", key)]
+
+
+def natural_sort(values: Iterable[str]) -> list[str]:
+    """Sort texts so that the numbers in them count."""
+    return sorted(values, key=alphanum_key)
+
+
+def jsonl(path: str | Path) -> list[dict[str, Any]]:
+    """Return the records of the `metrics.jsonl` of a run's folder. Rank 0 has written them."""
+    return [{**record, "rank": 0} for record in read_metrics(_folder(path) / "metrics.jsonl")]
+
+
+def config(path: str | Path) -> Any:
+    """Return the configuration of a run's folder, as a DictConfig of OmegaConf."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.load(_folder(path) / "config.yaml")
+
+
+def _folder(path: str | Path) -> Path:
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise DataError(f"'{path}' is not a folder.")
+    return folder
+
+
+def wandb(
+    entity: str, project: str, run_id: str, min_step: int = 0, max_step: int = -1, keys: Iterable[str] | None = None
+) -> tuple[Any, dict[str, Any]]:
+    """Download a run from W&B: a table of its values by step, and its configuration.
+
+    Parameters
+    ----------
+    entity, project, run_id
+        The run.
+    min_step, max_step
+        The first step, counted from the end if it is negative, and the step after the last one. -1: all steps.
+    keys
+        Names of values. None: all that are numbers.
+    """
+    import pandas
+    import wandb as client
+
+    run = client.Api().run(f"{entity}/{project}/{run_id}")
+    end = run.lastHistoryStep + 1 if max_step == -1 else max_step
+    begin = end + min_step if min_step < 0 else min_step
+    if keys is None:
+        numbers = [name for name, value in run.summary.items() if name[0] != "_" and isinstance(value, int | float)]
+        keys = [*numbers, "_runtime", "_timestamp"]
+    wanted = [*dict.fromkeys([*keys, "_step"])]
+    rows = run.scan_history(page_size=10_000, keys=wanted, min_step=begin, max_step=end)
+    return pandas.DataFrame(list(rows)).set_index("_step"), run.config
+
+
+def wandb_project(
+    entity: str,
+    project: str,
+    min_step: int = 0,
+    max_step: int = -1,
+    keys: Iterable[str] | None = None,
+    num_workers: int = 1,
+    state: Iterable[str] = ("finished",),
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Download the runs of a project that have one of the states: tables and configurations by run. See `wandb`."""
+    import wandb as client
+
+    runs = [run.id for run in client.Api().runs(f"{entity}/{project}") if run.state in state]
+    found = {f"{entity}/{project}/{run}": wandb(entity, project, run, min_step, max_step, keys) for run in runs}
+    return {run: table for run, (table, _) in found.items()}, {run: config for run, (_, config) in found.items()}
