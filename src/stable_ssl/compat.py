@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -14,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 log = logging.getLogger("stable_ssl")
 
@@ -181,6 +180,7 @@ def _in_evaluation_mode(evaluate: Callable) -> Callable:
     @functools.wraps(evaluate)
     def evaluate_then(self: Any) -> Any:
         self.eval()
+        self._evaluation.made_by_hand()
         return evaluate(self)
 
     return evaluate_then
@@ -196,6 +196,18 @@ def set_epoch(trainer: Any, value: int) -> None:
             "super()._fit() in a _fit() of your own; before_fit_epoch and after_fit_epoch run around each epoch."
         )
     log.warning("epoch is not set to 0: the run goes on in epoch %d.", trainer.epoch)
+
+
+def collapse_nested_dict(cfg: Any, level_separator: str = ".") -> dict[str, Any]:
+    """Return the values of nested dicts and lists by their whole keys, such as "trainer.optim.epochs"."""
+    if not isinstance(cfg, Mapping | list | tuple):
+        return {"": cfg}
+    pairs = cfg.items() if isinstance(cfg, Mapping) else enumerate(cfg)
+    return {
+        f"{key}{level_separator}{rest}" if rest else str(key): found
+        for key, value in pairs
+        for rest, found in collapse_nested_dict(value, level_separator).items()
+    }
 
 
 class ViewList(list):
@@ -379,85 +391,3 @@ class EarlySelfSupervised:
             finally:
                 vars(self)["_computes_probe_losses"] = False
         return {name: loss for name, loss in losses.items() if isinstance(loss, Tensor) and loss.requires_grad}
-
-
-class PredictiveCalls:
-    """How a `JointEmbeddingPredictiveTrainer` calls its networks: as today or as in early 2025, which is decided once.
-
-    In early 2025, an encoder got `(images, params)` and the predictor
-    `(context, target, context_params, target_params)`. A network is called like this if it can't be called as today, or
-    if the name of its second parameter says so. So are `forward`, `forward_target` and `forward_predictor` if a
-    subclass defines them with as many parameters.
-
-    Parameters
-    ----------
-    trainer
-        The trainer, with its modules built.
-    base
-        The class whose methods count as not defined by a subclass.
-    """
-
-    def __init__(self, trainer: Any, base: type):
-        self._early: list[str] = []
-        own = {
-            module: getattr(trainer, method)
-            for module, method in _METHODS_OF.items()
-            if getattr(type(trainer), method) is not getattr(base, method)
-        }
-        if "context_encoder" in own and not _takes(own["context_encoder"], 2):
-            del own["context_encoder"]  # today, `forward` of one argument is what the evaluation uses
-        modules = {name: own.get(name, trainer.module[name]) for name in _METHODS_OF}
-        self.context = self._encoder("context_encoder", modules, own)
-        self.target = self._encoder("target_encoder", modules, own)
-        self.predict = self._predictor(modules["predictor"], "predictor" in own)
-        if self._early:
-            log.info(
-                "Called as in early 2025, by their signatures: %s. An encoder gets (images, params), the predictor "
-                "(context, target, context_params, target_params).",
-                ", ".join(self._early),
-            )
-
-    def _encoder(self, name: str, modules: Mapping[str, Any], own: Mapping[str, Any]) -> Callable:
-        encode = modules[name]
-        if _takes(encode, 2) if name in own else _needs(encode, 2) or _names(encode, 1, "param", "transform"):
-            self._early.append(name)
-            return encode  # type: ignore[no-any-return]
-        return lambda images, params: encode(images)
-
-    def _predictor(self, predict: Any, is_own: bool) -> Callable:
-        if (
-            _takes(predict, 4)
-            if is_own
-            else _needs(predict, 4) or (_takes(predict, 4) and _names(predict, 1, "target"))
-        ):
-            self._early.append("predictor")
-            return predict  # type: ignore[no-any-return]
-        return lambda context, target, *params: predict(context, *params)
-
-
-_METHODS_OF = {"context_encoder": "forward", "target_encoder": "forward_target", "predictor": "forward_predictor"}
-
-
-def _positional(function: Any) -> tuple[list[inspect.Parameter], bool]:
-    """Return the positional parameters of a network or function, and whether it takes any number of them."""
-    signature = inspect.signature(function.forward if isinstance(function, nn.Module) else function)
-    parameters = signature.parameters.values()
-    named = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return named, any(p.kind is p.VAR_POSITIONAL for p in parameters)
-
-
-def _takes(function: Any, count: int) -> bool:
-    """Return whether a number of positional arguments can be given."""
-    named, takes_any = _positional(function)
-    return takes_any or len(named) >= count
-
-
-def _needs(function: Any, count: int) -> bool:
-    """Return whether this number of positional arguments must be given, or more."""
-    return sum(parameter.default is parameter.empty for parameter in _positional(function)[0]) >= count
-
-
-def _names(function: Any, place: int, *words: str) -> bool:
-    """Return whether the name of the parameter at a place has one of the words in it."""
-    names = [parameter.name for parameter in _positional(function)[0]]
-    return len(names) > place and any(word in names[place] for word in words)

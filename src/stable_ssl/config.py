@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping
+from importlib import import_module
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -253,6 +254,14 @@ class LoggerConfig(_Config):
 
 
 SECTIONS: dict[str, type[_Config]] = {"hardware": HardwareConfig, "optim": OptimConfig, "logger": LoggerConfig}
+
+
+def __getattr__(name: str) -> Any:
+    """Return what was in this file in early 2025."""
+    homes = {"instanciate_config": "instantiate", "collapse_nested_dict": "compat"}
+    if name in homes:
+        return getattr(import_module(f"{__package__}.{homes[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def parse_config(cls: type[_Config], values: Any, path: str, problems: list[str]) -> Any:

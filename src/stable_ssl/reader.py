@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -83,3 +83,30 @@ def wandb_project(
     runs = [run.id for run in client.Api().runs(f"{entity}/{project}") if run.state in state]
     found = {f"{entity}/{project}/{run}": wandb(entity, project, run, min_step, max_step, keys) for run in runs}
     return {run: table for run, (table, _) in found.items()}, {run: config for run, (_, config) in found.items()}
+
+
+def wandb_project_to_table(
+    dfs: dict[str, Any], configs: dict[str, Any], value: str, row: str, column: str, agg: Callable[[Any], Any]
+) -> Any:
+    """Return a table of a value of the runs of a project, by two settings of them.
+
+    Parameters
+    ----------
+    dfs, configs
+        What `wandb_project` returned.
+    value
+        Name of the value in the tables.
+    row, column
+        Keys of the two settings in the configurations.
+    agg
+        Makes one entry of the values of all runs that have the same settings, (runs, steps).
+    """
+    import numpy as np
+    import pandas
+
+    cells: dict[tuple[str, str], list[Any]] = {}
+    for run, config in configs.items():
+        cells.setdefault((str(config[row]), str(config[column])), []).append(dfs[run][value])
+    rows, columns = (natural_sort({cell[axis] for cell in cells}) for axis in (0, 1))
+    entries = [[agg(np.stack(cells[r, c])) if (r, c) in cells else None for c in columns] for r in rows]
+    return pandas.DataFrame(entries, index=rows, columns=columns)

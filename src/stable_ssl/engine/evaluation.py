@@ -136,6 +136,10 @@ class Evaluation:
         if self._best:
             self._best.stop_if_stale()
 
+    def made_by_hand(self) -> None:
+        """Take the evaluation that a trainer makes itself for one of the current step."""
+        self._evaluated = self._run.progress.global_step
+
     def last(self, after_fit: Callable[[], None]) -> None:
         """Run the hook that evaluates at the end of training. Warn if a subclass's own has left that out."""
         self._run.seed_for(after_fit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import nullcontext, suppress
@@ -351,5 +352,14 @@ def _warn_of_unused(modules: Mapping[str, nn.Module]) -> None:
 
 
 def _methods(parts: Iterable[Any], name: str) -> list[Callable]:
-    """Return the method of this name of each part that has it."""
-    return [getattr(part, name) for part in parts if callable(getattr(part, name, None))]
+    """Return the method of this name of each part that has it. One that takes no argument is not for a run to call."""
+    methods = []
+    for method in (getattr(part, name) for part in parts if callable(getattr(part, name, None))):
+        try:
+            inspect.signature(method).bind(0)
+        except TypeError:
+            owner = type(getattr(method, "__self__", None)).__name__
+            log.warning("%s.%s() is not called by the run, because it can't be given one argument.", owner, name)
+        else:
+            methods.append(method)
+    return methods

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from typing import Any
 
 import torch
 from torch import nn
+
+log = logging.getLogger("stable_ssl")
 
 
 class TeacherStudentModule(nn.Module):
@@ -58,6 +61,9 @@ class TeacherStudentModule(nn.Module):
     (False, True)
     """
 
+    _progress = 0.0
+    _is_in_run = _has_told = False
+
     def __init__(
         self,
         student: nn.Module,
@@ -90,15 +96,32 @@ class TeacherStudentModule(nn.Module):
         """Return the teacher's output, without gradients."""
         return self.teacher(*args, **kwargs)
 
-    def update_teacher(self, progress: float) -> None:
+    def update_teacher(self, progress: float | None = None) -> None:
         """Move the teacher's weights towards the student's.
 
         Parameters
         ----------
         progress
-            The number of optimizer steps before this one, divided by the number of all steps: from 0 to below 1.
+            The number of optimizer steps before this one, divided by the number of all steps: from 0 to below 1. None:
+            as `update_ema_coefficient` says. In a run, which has updated the teacher already, nothing is done.
         """
-        follow(self.teacher, self.student, ema_coefficient(self, progress))
+        if progress is not None:
+            vars(self)["_is_in_run"] = True  # this is called in each step, and `nn.Module.__setattr__` takes longer
+            follow(self.teacher, self.student, ema_coefficient(self, progress))
+        elif not self._is_in_run:
+            follow(self.teacher, self.student, ema_coefficient(self, self._progress))
+        elif not self._has_told:
+            self._has_told = True
+            log.info("update_teacher() does nothing in a hook: a run updates teachers after each optimizer step.")
+
+    def update_ema_coefficient(self, epoch: int, total_epochs: int) -> None:
+        """Set the place in the schedule of the momentum, for `update_teacher` in a loop of one's own."""
+        self._progress = epoch / total_epochs
+
+    @property
+    def ema_coefficient(self) -> float:
+        """The momentum that `update_ema_coefficient` has set."""
+        return ema_coefficient(self, self._progress)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile student and teacher in place, with the arguments of `torch.compile`."""

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..compat import PredictiveCalls
 from ..exceptions import ConfigError, DataError
 from ..modules.teacher_student import check_ema, check_evaluate_with, copy_values, ema_coefficient, follow
 from ..modules.vit import PatchPredictor, ViT, take
 from ..runtime.device import describe_batch
+from .calls import PredictiveCalls
 from .masked import check_grid
 from .self_supervised import SelfSupervisedTrainer
 

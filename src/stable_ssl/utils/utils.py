@@ -79,7 +79,7 @@ def reduce(x: Tensor, rank: int = 0, op: Any = dist.ReduceOp.SUM) -> Tensor:
 
 
 def broadcast(x: Tensor, src_rank: int = 0) -> Tensor:
-    """Return the tensor of one rank on all ranks. Its shape may differ from those of the others."""
+    """Return the tensor of one rank on all ranks. The others need one with as many dimensions."""
     if world_size() == 1:
         return x
     shape = torch.tensor(x.shape, device=x.device)

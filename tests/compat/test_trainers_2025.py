@@ -1,0 +1,599 @@
+"""Trainers and monitors as they were written for early-2025 stable-ssl run unchanged."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+from torch.nn import functional as F
+from toys import Toy, toy_dataset
+
+from stable_ssl import (
+    BreakEpoch,
+    ConfigError,
+    JointEmbeddingPredictiveTrainer,
+    JointEmbeddingTrainer,
+    NegativeCosineSimilarity,
+    NTXEntLoss,
+    SelfDistillationTrainer,
+    SupervisedTrainer,
+    instanciate_config,
+    reader,
+)
+from stable_ssl.data import Loader
+from stable_ssl.modules import TeacherStudentModule
+from stable_ssl.monitors import Monitor
+from stable_ssl.utils import all_reduce, to_device
+
+
+class Pairs(torch.utils.data.Dataset):
+    """Two views of a vector, or the pair with the parameters of a predictive trainer."""
+
+    def __init__(self, params=False):
+        self.params = params
+
+    def __len__(self):
+        return 24
+
+    def __getitem__(self, index):
+        x = torch.randn(8, generator=torch.Generator().manual_seed(index))
+        if self.params:
+            return (x, torch.zeros(1)), (x + 0.5, torch.ones(1))
+        return [x, x + 0.1], int(x[0] > 0)
+
+
+@pytest.fixture
+def make_sup(make_toy, tmp_path):
+    """Return a function that makes a supervised trainer with a test set of 16 samples in 2 batches."""
+    numbers = iter(range(10))
+
+    def make(cls=SupervisedTrainer, logger=None, **options):
+        torch.manual_seed(0)
+        data = {"train": Loader(toy_dataset(), 8), "test": Loader(toy_dataset(16, seed=1), 8)}
+        logger = {"dump_path": tmp_path / str(next(numbers)), "level": 20, **(logger or {})}
+        return make_toy(cls, data, {"backbone": nn.Linear(8, 2)}, logger=logger, **options)
+
+    return make
+
+
+@pytest.fixture
+def make_ssl(make_toy, tmp_path):
+    """Return a function that makes a joint-embedding trainer with probes."""
+    numbers = iter(range(10))
+
+    def make(cls=JointEmbeddingTrainer, monitor=None, modules=None, loss=None, **options):
+        torch.manual_seed(0)
+        names = {"backbone": (8, 6), "projector": (6, 4), "backbone_classifier": (6, 2), "projector_classifier": (4, 2)}
+        modules = modules or {name: nn.Linear(*sizes) for name, sizes in names.items()}
+        logger = {"dump_path": tmp_path / f"ssl{next(numbers)}", "level": 20, "monitor": monitor or {}}
+        return make_toy(
+            cls, {"train": Loader(Pairs(), 8)}, modules, loss=loss or NTXEntLoss(), logger=logger, **options
+        )
+
+    return make
+
+
+def said(trainer):
+    console = trainer.folder / "console.log"  # there is none if nothing was said
+    return console.read_text() if console.exists() else ""
+
+
+def logged(trainer, name):
+    return [record[name] for record in trainer.get_logs() if name in record]
+
+
+def values(trainer, *modules):
+    return torch.cat([p.detach().flatten() for name in modules for p in trainer.module[name].parameters()])
+
+
+# Losses and logs -------------------------------------------------------------------------------------------------------
+
+
+def test_a_part_called_loss_or_lr_does_not_mix_with_the_total_or_the_rate(make_toy):
+    class Parts(Toy):
+        def compute_loss(self):
+            loss = super().compute_loss()
+            self.log("loss", 100.0)
+            return {"loss": loss, "lr": 10 * loss}
+
+    class Sole(Toy):
+        def compute_loss(self):
+            return {"loss": super().compute_loss()}
+
+    trainer = make_toy(Parts, module={"backbone": nn.Linear(8, 2)}, epochs=1, logger={"level": 20})
+    trainer()
+    first = trainer.get_logs()[0]
+    assert first["train/lr"] == pytest.approx(0.1)
+    assert first["train/loss"] == pytest.approx(1.1 * first["train/lr_lr"])
+    assert first["train/loss_loss"] == pytest.approx((100 + first["train/lr_lr"] / 10) / 2)  # both have this name
+    assert said(trainer).count("train/loss is the total loss") == 1
+    alone = make_toy(Sole, epochs=1, logger={"dump_path": trainer.folder.parent / "sole", "level": 20})
+    alone()
+    assert not logged(alone, "train/loss_loss")
+    assert "is the total loss" not in said(alone)
+
+
+def test_the_supervised_loss_is_a_dict_that_a_subclass_may_add_to(make_sup):
+    class Penalised(SupervisedTrainer):
+        def compute_loss(self):
+            losses = super().compute_loss()
+            assert losses.keys() == {"loss"}
+            losses["l2"] = self.module["backbone"].weight.square().sum()
+            return losses
+
+    trainer = make_sup(Penalised)
+    trainer()
+    for record in trainer.get_logs():
+        assert record["train/loss"] == pytest.approx(record["train/loss_loss"] + record["train/l2"])
+
+
+def test_values_are_logged_by_their_whole_names_whatever_is_logged_at_the_step(make_sup):
+    class Logging(SupervisedTrainer):
+        def compute_loss(self):
+            self._log({"train/waits": torch.tensor(float(self.global_step.item()))}, commit=False)
+            return super().compute_loss()
+
+        def after_fit_step(self):
+            self._log({"mine/step": self.global_step.item(), "epoch": self.epoch, "mine/text": "no number"})
+
+    trainer = make_sup(Logging, logger={"log_every_step": 2}, epochs=1)
+    trainer()
+    records = [{k: v for k, v in record.items() if not k.startswith("perf/")} for record in trainer.get_logs()]
+    own = [record for record in records if "mine/step" in record]
+    assert [record["mine/step"] for record in own] == [record["global_step"] for record in own] == [1, 2, 3]
+    assert [record["train/waits"] for record in records if "train/waits" in record] == [0, 1, 2]
+    assert len(logged(trainer, "train/loss")) == 1
+
+
+def test_a_log_of_ones_own_gets_every_record(make_sup):
+    class Keeping(SupervisedTrainer):
+        packets = ()
+
+        def _log(self, packet=None, commit=True):
+            self.packets = (*self.packets, packet)
+            super()._log(packet, commit)
+
+    trainer = make_sup(Keeping)
+    trainer()
+    assert [packet["train/loss"] for packet in trainer.packets] == logged(trainer, "train/loss")
+    assert len(trainer.packets) == len(trainer.get_logs()) == 6
+
+
+def test_a_trainer_reads_its_logs_configuration_and_settings_as_it_did(make_sup):
+    class Reading(SupervisedTrainer):
+        def before_fit(self):
+            self.epoch = 0
+            self.step = 0
+            assert dict(self.optim.items()) == {**self.optim} == {key: self.optim[key] for key in self.optim.keys()}  # noqa: SIM118
+            assert self.optim["epochs"] == self._optim["epochs"] == 2
+            assert self.get_config().trainer.optim.epochs == self.get_config()["trainer"]["optim"]["epochs"] == 2
+            assert self._device == "cpu"
+            assert self.start_time > 0
+
+        def after_fit_step(self):
+            self.step += 1
+            assert self.global_step.item() == self.global_step == self.step
+            assert self._batch_idx == self.batch_idx
+            self.batch = to_device(self.batch, self.device)
+
+    trainer = make_sup(Reading)
+    trainer()
+    records = trainer.get_logs()
+    assert trainer.get_logs(min_step=-2) == records[-2:]
+    assert trainer.get_logs(["train/lr"], 1, 4) == records[1:4]
+    assert trainer.get_logs(keys=["nothing"]) == []
+    assert reader.jsonl(trainer.logger["dump_path"]) == [{**record, "rank": 0} for record in records]
+    assert reader.config(trainer.folder).trainer == trainer.get_config().trainer
+
+
+# The loop --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_step_of_ones_own_trains_as_the_runs(make_sup):
+    class OwnStep(SupervisedTrainer):
+        def _fit_step(self):
+            with torch.amp.autocast("cuda", enabled=self.hardware["float16"]):
+                loss = sum(self.compute_loss().values())
+            self.scaler.scale(loss).backward()
+            self.scaler.unscale_(self.optim["optimizer"])
+            self.scaler.step(self.optim["optimizer"])
+            self.scaler.update()
+            self.optim["optimizer"].zero_grad(set_to_none=True)
+            self.optim["scheduler"].step()
+
+    schedule = functools.partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.5)
+    own, plain = make_sup(OwnStep, scheduler=schedule), make_sup(scheduler=schedule)
+    own()
+    plain()
+    assert torch.equal(values(own, "backbone"), values(plain, "backbone"))
+    assert own.global_step == 6
+
+
+class Accuracy:
+    def reset(self):
+        self.hits = []
+
+    def update(self, scores, labels):
+        self.hits += (scores.argmax(1) == labels).float()
+
+    def compute(self):
+        return torch.stack(self.hits).mean()
+
+
+def accuracy():
+    return {"test": {"acc1": Accuracy()}}
+
+
+def test_an_evaluation_of_ones_own_is_in_evaluation_mode_and_counts(make_sup):
+    class OwnEvaluation(SupervisedTrainer):
+        def _evaluate(self):
+            self.before_eval()
+            assert not self.training
+            metrics = self.logger["metric"]["test"]
+            metrics["acc1"].reset()
+            for self._batch_idx, self.batch in enumerate(self.data["test"]):  # noqa: B020
+                self.before_eval_step()
+                self._eval_step(name_loader="test")
+            self._log({"test/acc1": metrics["acc1"].compute()}, commit=True)
+            self.after_eval()
+
+    own, plain = (make_sup(cls, logger={"metric": accuracy()}) for cls in (OwnEvaluation, SupervisedTrainer))
+    own()
+    plain()
+    assert logged(own, "test/acc1") == logged(plain, "test/acc1")
+    assert "left out the last evaluation" not in said(own)
+
+
+def test_break_epoch_in_an_evaluation_ends_that_set_only(make_sup):
+    class Breaking(SupervisedTrainer):
+        def before_eval_step(self):
+            if self.batch_idx == 1:
+                raise BreakEpoch
+
+    trainer = make_sup(Breaking, logger={"metric": accuracy()})
+    trainer.data["more"] = Loader(toy_dataset(8, seed=2), 8)
+    trainer.logger["metric"]["more"] = accuracy()["test"]
+    trainer()
+    with torch.no_grad():
+        for name, data in (("test", toy_dataset(16, seed=1)[:8]), ("more", toy_dataset(8, seed=2)[:])):
+            expected = (trainer.module["backbone"](data[0]).argmax(1) == data[1]).float().mean().item()
+            assert logged(trainer, f"{name}/acc1")[-1] == pytest.approx(expected)
+
+
+def test_the_private_hooks_of_a_run_are_called(make_sup):
+    class Hooked(SupervisedTrainer):
+        calls = ()
+
+        def _instanciate(self):
+            super()._instanciate()
+            self.module["backbone"].weight.data.zero_()
+
+        def _load_checkpoint(self):
+            super()._load_checkpoint()
+            self.calls = (*self.calls, self.module["backbone"].weight.abs().sum().item())
+
+        def _save_checkpoint(self, name, model_only):
+            super()._save_checkpoint(name, model_only)
+            self.calls = (*self.calls, name)
+
+        def _cleanup(self):
+            self.calls = (*self.calls, "end")
+
+        def _set_device(self, hardware):
+            raise AssertionError
+
+    trainer = make_sup(Hooked, logger={"checkpoint_frequency": 1, "save_final_model": "last"})
+    trainer()
+    assert trainer.calls == (0.0, "checkpoint_1.ckpt", "checkpoint_2.ckpt", "last.ckpt", "end")
+    saved = torch.load(trainer.logger["dump_path"] / "last.ckpt")
+    assert torch.equal(saved["module"]["backbone.weight"], trainer.module["backbone"].weight)
+    assert said(trainer).count("Hooked._set_device: no run calls this method any more. Set hardware.device.") == 1
+
+
+@pytest.mark.parametrize(
+    ("hook", "words"),
+    [
+        (lambda self: setattr(self, "epoch", 1), "is in epoch 0, not 1"),
+        (lambda self: self.global_step.add_(1), "counts"),
+    ],
+)
+def test_what_would_count_twice_is_refused(make_sup, hook, words):
+    with pytest.raises(AttributeError, match=words):
+        make_sup(type("Counting", (SupervisedTrainer,), {"before_fit": hook}))()
+
+
+def test_keys_beside_the_trainer_become_attributes_that_a_requeued_run_has_too(tmp_path):
+    config = OmegaConf.create({
+        "alpha": {"beta": 3},
+        "optim": "taken",
+        "trainer": {
+            "_target_": "stable_ssl.SupervisedTrainer",
+            "data": {"test": {"_target_": "stable_ssl.data.Loader", "dataset": {"_target_": "toys.toy_dataset"}}},
+            "module": {"backbone": {"_target_": "torch.nn.Flatten"}},
+            "logger": {"dump_path": str(tmp_path), "level": 50},
+        },
+    })  # fmt: skip
+    trainer = instanciate_config(config)
+    trainer()
+    assert trainer.alpha.beta == 3
+    assert trainer.optim["epochs"] == 1000
+    assert trainer.checkpoint().function.alpha.beta == 3
+    assert instanciate_config(reader.config(tmp_path)).alpha.beta == 3
+    with pytest.raises(ConfigError, match="debug_hash"):
+        instanciate_config(debug_hash=b"")
+
+
+# Self-supervised trainers -----------------------------------------------------------------------------------------------
+
+
+def test_the_probes_are_trained_as_ever_whatever_is_made_of_their_losses(make_ssl):
+    class Weighted(JointEmbeddingTrainer):
+        def compute_loss(self):
+            losses = super().compute_loss()
+            losses["loss_backbone_classifier"] = 2 * losses["loss_backbone_classifier"]
+            assert losses.pop("loss_projector_classifier") > 0
+            return losses
+
+    class ByHand(JointEmbeddingTrainer):
+        def compute_loss(self):
+            views, labels = self.format_views_labels()
+            self._latest_representations = representations = [self.module["backbone"](view) for view in views]
+            self._latest_embeddings = embeddings = [self.module["projector"](r) for r in representations]
+            own = self.compute_loss_classifiers(representations, embeddings, labels)
+            return {"loss_ssl": self.loss(*embeddings), **own}
+
+    plain, weighted, by_hand = make_ssl(), make_ssl(Weighted), make_ssl(ByHand)
+    for trainer in (plain, weighted, by_hand):
+        trainer()
+    alone = logged(plain, "train/loss_backbone_classifier")
+    assert logged(weighted, "train/loss_backbone_classifier")[0] == pytest.approx(2 * alone[0])
+    assert logged(by_hand, "train/loss_backbone_classifier") == pytest.approx(alone)
+    total = [record["train/loss_ssl"] + record["train/loss_backbone_classifier"] for record in weighted.get_logs()]
+    assert logged(weighted, "train/loss") == pytest.approx(total)
+    assert torch.equal(values(weighted, *weighted.module), values(plain, *plain.module))
+    torch.testing.assert_close(values(by_hand, *by_hand.module), values(plain, *plain.module))
+    assert said(weighted).count("trained by an optimizer of their own") == 1
+
+
+def test_a_loss_of_the_probes_alone_trains_nothing_else(make_ssl):
+    class ProbeOnly(JointEmbeddingTrainer):
+        def compute_loss(self):
+            return {"loss_backbone_classifier": super().compute_loss()["loss_backbone_classifier"]}
+
+    trainer = make_ssl(ProbeOnly)
+    before = values(trainer, "backbone", "projector"), values(trainer, "backbone_classifier")
+    trainer()
+    assert torch.equal(values(trainer, "backbone", "projector"), before[0])
+    assert not torch.equal(values(trainer, "backbone_classifier"), before[1])
+
+
+def test_a_subclass_formats_batches_and_trains_the_probes_its_own_way(make_ssl):
+    seen = []
+
+    class Own(JointEmbeddingTrainer):
+        def format_views_labels(self):
+            views, labels = super().format_views_labels()
+            return views[::-1], 1 - labels
+
+        def compute_loss_classifiers(self, representations, embeddings, labels):
+            assert (
+                super()
+                .compute_loss_classifiers(representations, embeddings, labels)["loss_backbone_classifier"]
+                .requires_grad
+            )
+            scores = [self.module["backbone_classifier"](r.detach()) for r in representations]
+            seen.append(sum(F.cross_entropy(s, labels, label_smoothing=0.1) for s in scores).item())
+            assert torch.equal(labels, 1 - self.batch[1])
+            return {"loss_backbone_classifier": sum(F.cross_entropy(s, labels, label_smoothing=0.1) for s in scores)}
+
+    trainer = make_ssl(Own)
+    probes = values(trainer, "backbone_classifier"), values(trainer, "projector_classifier")
+    trainer()
+    assert logged(trainer, "train/loss_backbone_classifier") == pytest.approx(seen)
+    assert not torch.equal(values(trainer, "backbone_classifier"), probes[0])
+    assert torch.equal(values(trainer, "projector_classifier"), probes[1])
+
+
+def test_newest_outputs_are_lists_of_views_with_gradients_in_the_loss_and_without_after_it(make_ssl):
+    kept = []
+
+    class Spread(JointEmbeddingTrainer):
+        def compute_loss(self):
+            losses = super().compute_loss()
+            first, second = self.latest_embeddings
+            losses["loss_std"] = sum(F.relu(1 - z.std(0)).mean() for z in self.latest_embeddings)
+            kept.append(torch.cat([first, second]).detach())
+            assert losses["loss_std"].requires_grad
+            return losses
+
+    class Norm(Monitor):
+        name = "norm"
+
+        def compute(self, trainer):
+            z = trainer.latest_embeddings
+            assert not z.requires_grad
+            assert z.shape == (16, 4)
+            assert torch.equal(torch.cat(z), z[:])
+            return torch.cat(z).norm().item()
+
+    trainer = make_ssl(Spread, monitor={"train": {"key": Norm()}})
+    trainer()
+    assert logged(trainer, "train/norm") == pytest.approx([z.norm().item() for z in kept])
+
+
+class Encoder(nn.Linear):
+    def forward(self, images, params):
+        return super().forward(images) + params
+
+
+class ShiftEncoder(nn.Linear):
+    def forward(self, images):
+        return super().forward(images[:, :8]) + images[:, 8:]
+
+
+class EarlyPredictor(nn.Linear):
+    def forward(self, context, target, context_params, target_params):
+        return super().forward(torch.cat([context, target_params - context_params], 1))
+
+
+class Predictor(nn.Linear):
+    def forward(self, encoded, context_params, target_params):
+        return super().forward(torch.cat([encoded, target_params - context_params], 1))
+
+
+class Overriding(JointEmbeddingPredictiveTrainer):
+    def forward(self, images, params):
+        return self.module["context_encoder"](torch.cat([images, params], 1))
+
+    def forward_target(self, *args):
+        return self.module["target_encoder"](torch.cat(args, 1))
+
+    def forward_predictor(self, context, target, context_params, target_params):
+        return self.module["predictor"](context, context_params, target_params)
+
+
+def test_a_predictive_trainer_calls_its_networks_as_their_signatures_say(make_toy, tmp_path):
+    """The same networks, called as in early 2025, by methods of early 2025, and as today on images that hold the params."""
+
+    class Together(JointEmbeddingPredictiveTrainer):
+        def format_context_target(self):
+            return [(torch.cat(pair, 1), pair[1]) for pair in self.batch]
+
+    ends = []
+    for number, (cls, encoder, predictor) in enumerate(
+        [
+            (JointEmbeddingPredictiveTrainer, Encoder, EarlyPredictor),
+            (Overriding, ShiftEncoder, Predictor),
+            (Together, ShiftEncoder, Predictor),
+        ]
+    ):
+        torch.manual_seed(0)
+        modules = {"context_encoder": encoder(8, 6), "target_encoder": encoder(8, 6), "predictor": predictor(7, 6)}
+        logger = {"dump_path": tmp_path / str(number), "level": 20}
+        trainer = make_toy(cls, {"train": Loader(Pairs(True), 8)}, modules, loss=F.mse_loss, logger=logger)
+        trainer()
+        ends.append(torch.cat([logged_loss := torch.tensor(logged(trainer, "train/loss")), values(trainer, *modules)]))
+        assert logged_loss[-1] < logged_loss[0]
+        assert ("Called as in early 2025" in said(trainer)) == (number < 2)
+    torch.testing.assert_close(ends[1], ends[0])
+    torch.testing.assert_close(ends[2], ends[0])
+
+
+def test_teachers_follow_once_per_step_although_a_hook_updates_them_too(make_ssl):
+    class ByHand(SelfDistillationTrainer):
+        def after_fit_step(self):
+            for module in self.modules():
+                if isinstance(module, TeacherStudentModule):
+                    module.update_ema_coefficient(epoch=self.epoch, total_epochs=self.optim["epochs"])
+                    module.update_teacher()
+
+    class Idle(nn.Linear):
+        def update_teacher(self):
+            raise AssertionError
+
+    def networks():
+        torch.manual_seed(0)
+        pair = {"backbone": nn.Linear(8, 6), "projector": nn.Linear(6, 4)}
+        return {**{name: TeacherStudentModule(network) for name, network in pair.items()}, "predictor": Idle(4, 4)}
+
+    ends = [
+        make_ssl(cls, modules=networks(), loss=NegativeCosineSimilarity()) for cls in (ByHand, SelfDistillationTrainer)
+    ]
+    for trainer in ends:
+        trainer()
+    assert torch.equal(values(ends[0], *ends[0].module), values(ends[1], *ends[1].module))
+    assert said(ends[0]).count("update_teacher() does nothing in a hook") == 2  # backbone and projector
+    assert said(ends[0]).count("Idle.update_teacher() is not called by the run") == 1
+    alone = TeacherStudentModule(nn.Linear(2, 2), base_ema_coefficient=0.5, final_ema_coefficient=1.0)
+    nn.init.constant_(alone.teacher.bias, 0.0), nn.init.constant_(alone.student.bias, 1.0)
+    alone.update_ema_coefficient(1, 2)
+    alone.update_teacher()  # half a cosine is half over: the momentum is 0.75
+    torch.testing.assert_close(alone.teacher.bias, torch.full((2,), 0.25))
+    assert alone.ema_coefficient == pytest.approx(0.75)
+
+
+# Monitors --------------------------------------------------------------------------------------------------------------
+
+
+class Confidence(Monitor):
+    name = "confidence"
+
+    def compute(self, predictions):
+        return predictions.softmax(-1).amax(-1).mean()
+
+
+class Steps:
+    """No Monitor, and without a state."""
+
+    name = "steps"
+    count = 0
+
+    def compute(self, trainer):
+        self.count += 1
+        return self.count
+
+
+class Epoch(Monitor):
+    def compute(self, trainer):
+        return trainer.epoch
+
+
+def test_monitors_are_given_and_named_as_they_ask(make_sup):
+    monitor = {
+        "train": {"key": Steps()},
+        "test": {"a": Confidence(), "b": Epoch(), "c": Steps(), "d": Steps()},
+    }
+    trainer = make_sup(logger={"monitor": monitor, "log_every_step": 3})
+    trainer()
+    assert logged(trainer, "train/steps") == [3, 6]  # it computes in each step
+    with torch.no_grad():
+        scores = trainer.module["backbone"](toy_dataset(16, seed=1).tensors[0]).softmax(-1).amax(-1)
+    assert logged(trainer, "test/confidence")[-1] == pytest.approx(scores.mean().item())
+    assert logged(trainer, "test/b")[-1] == 2  # a monitor without a name of its own has its key
+    assert logged(trainer, "test/c") == logged(trainer, "test/d")  # and so have two of one name
+    assert "a Steps has no state_dict(), so a resumed run begins it anew" in said(trainer)
+
+
+# Functions -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["stable_ssl.utils", "stable_ssl.utils.utils", "stable_ssl.utils.exceptions"])
+def test_the_small_functions_of_early_2025_are_there(path):
+    names = {
+        "stable_ssl.utils": "str_to_dtype GatherLayer all_gather gather seed_everything BreakEpoch BreakStep NanError "
+        "BreakAllEpochs to_device off_diagonal get_open_port get_gpu_info log_and_raise all_reduce reduce warn_once "
+        "compute_global_mean broadcast rsetattr rgetattr",
+        "stable_ssl.utils.utils": "find_module replace_module warn_once",
+        "stable_ssl.utils.exceptions": "BreakAllEpochs BreakEpoch BreakStep NanError",
+    }[path]
+    module = importlib.import_module(path)
+    assert all(callable(getattr(module, name)) for name in names.split())
+
+
+def exchanged(x):
+    from stable_ssl import utils
+
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+    own = x[2 * rank : 2 * rank + 2].clone().requires_grad_()
+    ((rank + 1) * all_reduce(own.mean(0)).square().sum()).backward()  # both losses together: 3 times one
+    gathered = utils.gather(own.detach(), rank=1)
+    broadcast = utils.broadcast(own.detach() if rank == 0 else torch.zeros(1, 1), src_rank=0)
+    mean = utils.compute_global_mean(own.detach(), dim=0)
+    return own.grad, gathered, broadcast, mean, torch.cat(utils.GatherLayer.apply(own.detach()))
+
+
+def test_exchanges_of_early_2025_are_those_of_one_process_with_all_rows(start_ranks):
+    x = torch.arange(12.0).view(4, 3)
+    whole = x.clone().requires_grad_()
+    (3 * whole.mean(0).square().sum()).backward()
+    for rank, (grad, gathered, broadcast, mean, rows) in enumerate(start_ranks(exchanged, x).results()):
+        torch.testing.assert_close(grad, whole.grad[2 * rank : 2 * rank + 2])
+        assert torch.equal(gathered, x if rank == 1 else x[:2])
+        assert torch.equal(broadcast, x[:2])
+        torch.testing.assert_close(mean, x.mean(0, keepdim=True))
+        assert torch.equal(rows, x)
