@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 class Monitor:
     """A quantity that is computed and logged beside training.
 
-    It must not change the weights or draw from the run's random generators. A subclass sets `name` and implements
-    `compute`, and overrides the other methods if needed.
+    It must not change the weights or draw from the run's random generators. A subclass sets `name`, which its values are
+    logged under, and implements `compute`, and overrides the other methods if needed.
     """
 
     name: str = "monitor"
@@ -42,7 +42,9 @@ class Monitor:
 
         An array with more than one number goes to `snapshots/`.
 
-        A monitor of `train` is asked at each logging step, a monitor of an evaluation set after each evaluation.
+        A monitor of `train` is asked at each logging step, a monitor of an evaluation set after each evaluation. If the
+        parameter of a subclass has another name than `trainer`, it gets the predictions of each batch of an evaluation
+        set instead, and the mean over the batches is logged.
         """
         raise NotImplementedError(f"{type(self).__name__} does not implement compute().")
 
