@@ -20,7 +20,7 @@ PATH = SOURCE.parent.parent / "docs" / "architecture.svg"
 # Several files that are drawn as one room.
 GROUPS = {"configuration": ("compose", "resolvers", "config", "nodes", "arguments", "fields", "signatures")}
 # These would only add arrows from everywhere, or have none.
-LEFT_OUT = ("__init__", "__main__", "exceptions", "utils", "recipes", "messages")
+LEFT_OUT = ("__init__", "__main__", "exceptions", "compat", "reader", "utils", "recipes", "messages")
 # Per room: its first and its last column, and what is in it.
 ROOMS = {
     "cli": (1.5, 1.5, "a file per command"),

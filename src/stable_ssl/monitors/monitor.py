@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 class Monitor:
     """A quantity that is computed and logged beside training.
 
-    It must not change the weights or draw from the run's random generators. A subclass sets `name`, which its values are
-    logged under, and implements `compute`, and overrides the other methods if needed.
+    It must not change the weights or draw from the run's random generators. A subclass sets `name`, under which its
+    values are logged, and implements `compute`, and overrides the other methods if needed.
     """
 
     name: str = "monitor"
