@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .exceptions import ConfigError
+
 log = logging.getLogger("stable_ssl")
 
 # Methods of early 2025 that a run does not call any more, and what to define or set instead.
@@ -150,6 +152,7 @@ class EarlyTrainer:
     def _begin_early(self) -> None:
         """Prepare a run for what a subclass has of early 2025. Runs once, in `setup`."""
         cls: Any = type(self)
+        check_own_step(cls, self.world_size)  # type: ignore[attr-defined]
         vars(self)["start_time"] = time.time()
         self.logger["dump_path"] = self.folder  # type: ignore[attr-defined]
         if cls._save_checkpoint is not EarlyTrainer._save_checkpoint:
@@ -186,6 +189,19 @@ def _in_evaluation_mode(evaluate: Callable) -> Callable:
     return evaluate_then
 
 
+def check_own_step(cls: Any, world_size: int) -> None:
+    """Raise a ConfigError if a class has a `_fit_step` that would not average gradients over several processes.
+
+    In early 2025 the modules did that. Today it is a part of `super()._fit_step()`.
+    """
+    code = cls._fit_step.__code__
+    if world_size > 1 and cls._fit_step.__module__.split(".")[0] != __package__ and "_fit_step" not in code.co_names:
+        raise ConfigError(
+            f"{cls.__name__}._fit_step: gradients are not averaged over the {world_size} processes. Call "
+            "super()._fit_step() in it, which computes, averages and steps, or use one process."
+        )
+
+
 def set_epoch(trainer: Any, value: int) -> None:
     """Refuse to set `trainer.epoch`, except to 0 or what it is, as `before_fit` did in early 2025."""
     if value == trainer.epoch:
@@ -196,18 +212,6 @@ def set_epoch(trainer: Any, value: int) -> None:
             "super()._fit() in a _fit() of your own; before_fit_epoch and after_fit_epoch run around each epoch."
         )
     log.warning("epoch is not set to 0: the run goes on in epoch %d.", trainer.epoch)
-
-
-def collapse_nested_dict(cfg: Any, level_separator: str = ".") -> dict[str, Any]:
-    """Return the values of nested dicts and lists by their whole keys, such as "trainer.optim.epochs"."""
-    if not isinstance(cfg, Mapping | list | tuple):
-        return {"": cfg}
-    pairs = cfg.items() if isinstance(cfg, Mapping) else enumerate(cfg)
-    return {
-        f"{key}{level_separator}{rest}" if rest else str(key): found
-        for key, value in pairs
-        for rest, found in collapse_nested_dict(value, level_separator).items()
-    }
 
 
 class ViewList(list):

@@ -24,6 +24,7 @@ from stable_ssl import (
     instanciate_config,
     reader,
 )
+from stable_ssl.compat import check_own_step
 from stable_ssl.data import Loader
 from stable_ssl.modules import TeacherStudentModule
 from stable_ssl.monitors import Monitor
@@ -306,6 +307,21 @@ def test_what_would_count_twice_is_refused(make_sup, hook, words):
         make_sup(type("Counting", (SupervisedTrainer,), {"before_fit": hook}))()
 
 
+def test_a_step_of_ones_own_that_leaves_out_the_other_processes_is_refused():
+    class Alone(SupervisedTrainer):
+        def _fit_step(self):
+            sum(self.compute_loss().values()).backward()
+
+    class Together(SupervisedTrainer):
+        def _fit_step(self):
+            super()._fit_step()
+
+    with pytest.raises(ConfigError, match="Alone._fit_step: gradients are not averaged over the 2 processes"):
+        check_own_step(Alone, 2)
+    for cls, world_size in ((Alone, 1), (Together, 2), (SupervisedTrainer, 2)):
+        check_own_step(cls, world_size)
+
+
 def test_keys_beside_the_trainer_become_attributes_that_a_requeued_run_has_too(tmp_path):
     config = OmegaConf.create({
         "alpha": {"beta": 3},
@@ -561,9 +577,12 @@ def test_monitors_are_given_and_named_as_they_ask(make_sup):
 # Functions -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["stable_ssl.utils", "stable_ssl.utils.utils", "stable_ssl.utils.exceptions"])
+@pytest.mark.parametrize(
+    "path", [f"stable_ssl.{name}" for name in ("utils", "utils.utils", "utils.exceptions", "config")]
+)
 def test_the_small_functions_of_early_2025_are_there(path):
     names = {
+        "stable_ssl.config": "collapse_nested_dict instanciate_config",
         "stable_ssl.utils": "str_to_dtype GatherLayer all_gather gather seed_everything BreakEpoch BreakStep NanError "
         "BreakAllEpochs to_device off_diagonal get_open_port get_gpu_info log_and_raise all_reduce reduce warn_once "
         "compute_global_mean broadcast rsetattr rgetattr",
@@ -572,6 +591,8 @@ def test_the_small_functions_of_early_2025_are_there(path):
     }[path]
     module = importlib.import_module(path)
     assert all(callable(getattr(module, name)) for name in names.split())
+    if path == "stable_ssl.config":
+        assert module.collapse_nested_dict({"a": {"b": [1, {}]}, "c": 2}) == {"a.b.0": 1, "c": 2}
 
 
 def exchanged(x):

@@ -166,8 +166,9 @@ class Stepper:
             total = losses
         elif isinstance(losses, Mapping | list | tuple) and losses:
             named = losses if isinstance(losses, Mapping) else {f"loss_{i}": loss for i, loss in enumerate(losses)}
+            first, *others = named.values()
             with suppress(TypeError):  # one of them is no number: the error below says so
-                total = sum(named.values())
+                total = sum(others, first)
         if not isinstance(total, Tensor) or total.numel() != 1 or not total.requires_grad:
             what = describe_batch(losses) if isinstance(losses, Tensor | Mapping | list | tuple) else repr(losses)
             raise TypeError(

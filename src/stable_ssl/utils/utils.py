@@ -7,7 +7,7 @@ import logging
 import random
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import numpy as np
@@ -24,6 +24,7 @@ __all__ = [
     "all_gather",
     "all_reduce",
     "broadcast",
+    "collapse_nested_dict",
     "compute_global_mean",
     "find_module",
     "gather",
@@ -141,6 +142,18 @@ def replace_module(model: nn.Module, replacement_mapping: Callable[[str, nn.Modu
         if name:
             model.set_submodule(name, replacement_mapping(name, part))
     return model
+
+
+def collapse_nested_dict(cfg: Any, level_separator: str = ".") -> dict[str, Any]:
+    """Return the values of nested dicts and lists by their whole keys, such as "trainer.optim.epochs"."""
+    if not isinstance(cfg, Mapping | list | tuple):
+        return {"": cfg}
+    pairs = cfg.items() if isinstance(cfg, Mapping) else enumerate(cfg)
+    return {
+        f"{key}{level_separator}{rest}" if rest else str(key): found
+        for key, value in pairs
+        for rest, found in collapse_nested_dict(value, level_separator).items()
+    }
 
 
 def get_open_port() -> int:
