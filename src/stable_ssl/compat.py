@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -194,8 +195,9 @@ def check_own_step(cls: Any, world_size: int) -> None:
 
     In early 2025 the modules did that. Today it is a part of `super()._fit_step()`.
     """
-    code = cls._fit_step.__code__
-    if world_size > 1 and cls._fit_step.__module__.split(".")[0] != __package__ and "_fit_step" not in code.co_names:
+    step = inspect.unwrap(cls._fit_step)
+    calls = getattr(getattr(step, "__code__", None), "co_names", ("_fit_step",))
+    if world_size > 1 and step.__module__.split(".")[0] != __package__ and "_fit_step" not in calls:
         raise ConfigError(
             f"{cls.__name__}._fit_step: gradients are not averaged over the {world_size} processes. Call "
             "super()._fit_step() in it, which computes, averages and steps, or use one process."
@@ -332,7 +334,8 @@ def counted_only(compute: Callable) -> Callable:
             return compute(self, representations, embeddings, labels)  # type: ignore[no-any-return]
         self._computes_probe_losses = True
         try:
-            losses = compute(self, representations, embeddings, labels)
+            with torch.autocast(self.device.type, enabled=False):  # as where the probes are trained otherwise
+                losses = compute(self, representations, embeddings, labels)
         finally:
             self._computes_probe_losses = False
         if not self._has_told_of_probes:
@@ -342,7 +345,7 @@ def counted_only(compute: Callable) -> Callable:
                 type(self).__name__,
             )
         vars(self)["_has_told_of_probes"] = True
-        vars(self)["_probe_losses"] = losses
+        vars(self)["_probe_losses"] = self.batch, losses
         return {name: _as_number(loss) if isinstance(loss, Tensor) else loss for name, loss in losses.items()}
 
     return compute_then
@@ -386,8 +389,8 @@ class EarlySelfSupervised:
 
     def take_probe_losses(self, labels: Any) -> dict[str, Tensor]:
         """Return the losses of the probes for the current batch: those that `compute_loss` computed, if it did."""
-        losses = vars(self).pop("_probe_losses", None)
-        if losses is None:
+        batch, losses = vars(self).pop("_probe_losses", (None, None))
+        if losses is None or batch is not self.batch:  # type: ignore[attr-defined]  # those of a batch that was left out
             vars(self)["_computes_probe_losses"] = True
             try:
                 latest = self.latest_representations, self.latest_embeddings

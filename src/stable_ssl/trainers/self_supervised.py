@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base import BaseTrainer
-from ..compat import EarlySelfSupervised, LossesWithProbes, ViewList, counted_only
+from ..compat import EarlySelfSupervised, LossesWithProbes, counted_only
 from ..config import build
 from ..exceptions import ConfigError, DataError
 from ..modules.multi_crop import forward_views, has_batch_norm
@@ -200,11 +200,8 @@ class SelfSupervisedTrainer(EarlySelfSupervised, BaseTrainer):
         embeddings
             Likewise. If None, the representations are used as embeddings.
         """
-        seen = ViewList(representations)
-        self.latest_representations, self.latest_embeddings = (
-            seen,
-            seen if embeddings is None else ViewList(embeddings),
-        )
+        self.latest_representations = representations
+        self.latest_embeddings = representations if embeddings is None else embeddings
 
     def predict(self) -> Tensor:
         """Return the class scores of the backbone's probe for the current batch, (batch, classes)."""
