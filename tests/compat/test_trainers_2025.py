@@ -553,15 +553,15 @@ class Steps:
         return self.count
 
 
-class Epoch(Monitor):
+class GlobalStep(Monitor):
     def compute(self, trainer):
-        return trainer.epoch
+        return trainer.global_step
 
 
 def test_monitors_are_given_and_named_as_they_ask(make_sup):
     monitor = {
         "train": {"key": Steps()},
-        "test": {"a": Confidence(), "b": Epoch(), "c": Steps(), "d": Steps()},
+        "test": {"a": Confidence(), "b": GlobalStep(), "c": Steps(), "d": Steps()},
     }
     trainer = make_sup(logger={"monitor": monitor, "log_every_step": 3})
     trainer()
@@ -569,7 +569,7 @@ def test_monitors_are_given_and_named_as_they_ask(make_sup):
     with torch.no_grad():
         scores = trainer.module["backbone"](toy_dataset(16, seed=1).tensors[0]).softmax(-1).amax(-1)
     assert logged(trainer, "test/confidence")[-1] == pytest.approx(scores.mean().item())
-    assert logged(trainer, "test/b")[-1] == 2  # a monitor without a name of its own has its key
+    assert logged(trainer, "test/b")[-1] == 6  # a monitor without a name of its own has its key
     assert logged(trainer, "test/c") == logged(trainer, "test/d")  # and so have two of one name
     assert "a Steps has no state_dict(), so a resumed run begins it anew" in said(trainer)
 
