@@ -137,7 +137,9 @@ def without_normalize(view):
 
 
 @pytest.mark.parametrize(
-    "recipe", [SimCLRViews(32), DINOViews(48, num_local=2, local_size=24), EvalView(24)], ids=["SimCLR", "DINO", "eval"]
+    "recipe",
+    [SimCLRViews(32, interpolation="bicubic"), DINOViews(48, num_local=2, local_size=24), EvalView(24)],
+    ids=["SimCLR", "DINO", "eval"],
 )
 def test_whole_views_are_torchvisions(recipe):
     images = random_images((70, 61, 3), 32, np.random.default_rng(4))

@@ -7,6 +7,8 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torchvision.transforms import InterpolationMode
 
 from stable_ssl import augmentations
 from stable_ssl.augmentations import (
@@ -50,9 +52,11 @@ def images(*shape):
         (lambda: RandomResizedCrop(8, ratio=2), "ratio must be two numbers"),
         (
             lambda: RandomResizedCrop(8, interpolation="cubic"),
-            "RandomResizedCrop: interpolation must be 'bilinear' or 'bicubic', not 'cubic'",
+            r"RandomResizedCrop: interpolation must be 'bilinear' or 'bicubic', not 'cubic'\. Did you mean 'bicubic'\?",
         ),
         (lambda: Resize(8, interpolation=None), "Resize: interpolation must be 'bilinear' or 'bicubic', not None"),
+        (lambda: Resize(8, interpolation=InterpolationMode.LANCZOS), "must be 'bilinear' or 'bicubic', not <Interp"),
+        (lambda: RandomResizedCrop(8, interpolation=1), "must be 'bilinear' or 'bicubic', not 1"),
         (lambda: CenterCrop([3, 3, 3]), "size must be"),
         (lambda: HorizontalFlip(1.5), "p must be between 0 and 1, not 1.5"),
         (lambda: ColorJitter(brightness=-1), "brightness must be two numbers of at least 0"),
@@ -77,6 +81,28 @@ def images(*shape):
 def test_what_makes_no_sense_is_refused_where_it_is_declared(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("name", ["bilinear", "bicubic"])
+def test_interpolations_have_the_names_of_torchvision_and_pil_too(name):
+    for constant in (
+        name,
+        InterpolationMode(name),
+        Image.Resampling[name.upper()],
+        int(Image.Resampling[name.upper()]),
+    ):
+        assert RandomResizedCrop(8, interpolation=constant) == RandomResizedCrop(8, interpolation=name)
+        assert repr(Resize(8, constant)) == repr(Resize(8, name))
+    assert Affine(interpolation=Image.Resampling.NEAREST) == Affine(interpolation=InterpolationMode.NEAREST) == Affine()
+
+
+@pytest.mark.parametrize("recipe", [name for name in augmentations.__all__ if name.endswith(("Views", "EvalView"))])
+def test_every_ready_made_set_resizes_as_it_is_told(recipe):
+    make = getattr(augmentations, recipe)
+    for options, expected in (({}, "bilinear"), ({"interpolation": "bicubic"}, "bicubic")):
+        found = {vars(one).get("interpolation") for view in make(224, **options).views for one in view.operations}
+        assert found - {None} == {expected}
+        assert ("bicubic" in repr(make(224, **options))) == (expected == "bicubic")
 
 
 @pytest.mark.parametrize(

@@ -278,6 +278,16 @@ def test_views_draws_samples_and_what_was_drawn_for_them(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_captions_say_how_an_image_was_resized():
+    from stable_ssl.augmentations import HorizontalFlip, RandomResizedCrop, View
+    from stable_ssl.cli.views import _captions
+
+    view = View([RandomResizedCrop(8, scale=(1, 1), ratio=(1, 1), interpolation="bicubic"), HorizontalFlip(1.0)])
+    (drawn,) = view.parameters(0, 0, [0], (9, 9))
+    crop = "RandomResizedCrop bicubic top 0 left 0 height 9 width 9"
+    assert _captions(drawn, view.operations, 1) == [[crop, "HorizontalFlip"]]
+
+
 def test_views_draws_masks_too(tmp_path):
     (tmp_path / "masked.yaml").write_text("""
 trainer:

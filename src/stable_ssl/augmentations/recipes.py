@@ -2,7 +2,8 @@
 
 Values are normalised by ImageNet's mean and standard deviation unless other numbers are given. Distributions are those
 of torchvision. A blur has 23 taps at 224 pixels, and more or fewer in proportion to the view (SimCLR, appendix A: a
-tenth of the image). Resizing is bilinear throughout; DINO's own code is bicubic.
+tenth of the image). Resizing is bilinear unless `interpolation` is "bicubic", as in the authors' code of SimCLR, BYOL,
+Barlow Twins, VICReg, MAE and DINO; MoCo v2, SimSiam, SwAV and I-JEPA are bilinear there too.
 """
 
 from __future__ import annotations
@@ -38,13 +39,14 @@ def _view(
     jitter: tuple[float, float, float, float] = _BYOL_JITTER,
     blur: float = 0.0,
     solarize: float = 0.0,
+    interpolation: str = "bilinear",
 ) -> View:
     """Return a view that crops, flips, changes colours, and makes 20 % of the images grey.
 
     `blur` and `solarize` are the probabilities of these operations.
     """
     operations: list[Operation] = [
-        RandomResizedCrop(size, scale=scale),
+        RandomResizedCrop(size, scale=scale, interpolation=interpolation),
         HorizontalFlip(0.5),
         ColorJitter(*jitter, p=0.8),
         Grayscale(0.2),
@@ -70,6 +72,8 @@ class SimCLRViews(MultiView):
         Whether half of the views are blurred. None: from 64 pixels on (appendix B.9).
     mean, std
         Of values from 0 to 1, one number per channel.
+    interpolation
+        How crops are resized: "bilinear" or "bicubic".
     """
 
     def __init__(
@@ -79,11 +83,13 @@ class SimCLRViews(MultiView):
         blur: bool | None = None,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
+        interpolation: str = "bilinear",
     ):
         strength = (0.5 if size < 64 else 1.0) if strength is None else strength
         blur = size >= 64 if blur is None else blur
         jitter = (0.8 * strength, 0.8 * strength, 0.8 * strength, 0.2 * strength)
-        super().__init__([_view(size, mean, std, jitter=jitter, blur=0.5 * blur)] * 2)
+        view = _view(size, mean, std, jitter=jitter, blur=0.5 * blur, interpolation=interpolation)
+        super().__init__([view] * 2)
 
 
 class MoCoViews(MultiView):
@@ -99,6 +105,8 @@ class MoCoViews(MultiView):
         Whether half of the views are blurred.
     scale
         Range of the crops' areas, as fractions of the image's.
+    interpolation
+        How crops are resized: "bilinear" or "bicubic".
     """
 
     def __init__(
@@ -108,8 +116,11 @@ class MoCoViews(MultiView):
         std: Sequence[float] = IMAGENET_STD,
         blur: bool = True,
         scale: Sequence[float] = (0.2, 1.0),
+        interpolation: str = "bilinear",
     ):
-        super().__init__([_view(size, mean, std, scale, jitter=(0.4, 0.4, 0.4, 0.1), blur=0.5 * blur)] * 2)
+        jitter = (0.4, 0.4, 0.4, 0.1)
+        view = _view(size, mean, std, scale, jitter=jitter, blur=0.5 * blur, interpolation=interpolation)
+        super().__init__([view] * 2)
 
 
 class BYOLViews(MultiView):
@@ -123,6 +134,8 @@ class BYOLViews(MultiView):
         Of values from 0 to 1, one number per channel.
     blur
         Whether the first view is always blurred, and the second sometimes.
+    interpolation
+        How crops are resized: "bilinear" or "bicubic".
     """
 
     def __init__(
@@ -131,8 +144,10 @@ class BYOLViews(MultiView):
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
         blur: bool = True,
+        interpolation: str = "bilinear",
     ):
-        first, second = _view(size, mean, std, blur=1.0 * blur), _view(size, mean, std, blur=0.1 * blur, solarize=0.2)
+        first = _view(size, mean, std, blur=1.0 * blur, interpolation=interpolation)
+        second = _view(size, mean, std, blur=0.1 * blur, solarize=0.2, interpolation=interpolation)
         super().__init__([first, second])
 
 
@@ -155,6 +170,8 @@ class VICRegViews(MultiView):
         Whether half of the views are blurred.
     scale
         Range of the crops' areas, as fractions of the image's.
+    interpolation
+        How crops are resized: "bilinear" or "bicubic".
     """
 
     def __init__(
@@ -164,8 +181,10 @@ class VICRegViews(MultiView):
         std: Sequence[float] = IMAGENET_STD,
         blur: bool = True,
         scale: Sequence[float] = (0.08, 1.0),
+        interpolation: str = "bilinear",
     ):
-        super().__init__([_view(size, mean, std, scale, blur=0.5 * blur, solarize=0.1)] * 2)
+        view = _view(size, mean, std, scale, blur=0.5 * blur, solarize=0.1, interpolation=interpolation)
+        super().__init__([view] * 2)
 
 
 class SwAVViews(MultiView):
@@ -180,6 +199,8 @@ class SwAVViews(MultiView):
         How many small views there are.
     mean, std
         Of values from 0 to 1, one number per channel.
+    interpolation
+        How crops are resized: "bilinear" or "bicubic".
     """
 
     def __init__(
@@ -189,10 +210,13 @@ class SwAVViews(MultiView):
         local_size: int = 96,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
+        interpolation: str = "bilinear",
     ):
         jitter = (0.8, 0.8, 0.8, 0.2)
-        large = _view(size, mean, std, scale=(0.14, 1.0), jitter=jitter, blur=0.5)
-        small = _view(local_size, mean, std, scale=(0.05, 0.14), jitter=jitter, blur=0.5)
+        large, small = (
+            _view(side, mean, std, scale, jitter=jitter, blur=0.5, interpolation=interpolation)
+            for side, scale in ((size, (0.14, 1.0)), (local_size, (0.05, 0.14)))
+        )
         super().__init__([large] * 2 + [small] * num_local)
 
 
@@ -210,6 +234,8 @@ class DINOViews(MultiView):
         Ranges of the crops' areas, as fractions of the image's.
     mean, std
         Of values from 0 to 1, one number per channel.
+    interpolation
+        How crops are resized: "bilinear" or "bicubic".
     """
 
     def __init__(
@@ -221,10 +247,11 @@ class DINOViews(MultiView):
         local_scale: Sequence[float] = (0.05, 0.4),
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
+        interpolation: str = "bilinear",
     ):
-        first = _view(size, mean, std, scale, blur=1.0)
-        second = _view(size, mean, std, scale, blur=0.1, solarize=0.2)
-        local = _view(local_size, mean, std, local_scale, blur=0.5)
+        first = _view(size, mean, std, scale, blur=1.0, interpolation=interpolation)
+        second = _view(size, mean, std, scale, blur=0.1, solarize=0.2, interpolation=interpolation)
+        local = _view(local_size, mean, std, local_scale, blur=0.5, interpolation=interpolation)
         super().__init__([first, second] + [local] * num_local)
 
 
@@ -242,6 +269,8 @@ class MAEViews(MultiView):
         Of values from 0 to 1, one number per channel.
     scale
         Range of the crop's area, as a fraction of the image's.
+    interpolation
+        How crops are resized: "bilinear" or "bicubic".
     """
 
     def __init__(
@@ -252,8 +281,10 @@ class MAEViews(MultiView):
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
         scale: Sequence[float] = (0.2, 1.0),
+        interpolation: str = "bilinear",
     ):
-        view = View([RandomResizedCrop(size, scale), HorizontalFlip(0.5), Normalize(mean, std)])
+        crop = RandomResizedCrop(size, scale, interpolation=interpolation)
+        view = View([crop, HorizontalFlip(0.5), Normalize(mean, std)])
         super().__init__([view], [RandomMask(patch_grid(size, patch_size), ratio)])
 
 
@@ -270,6 +301,8 @@ class IJEPAViews(MultiView):
         Target blocks per image, and patches that the context must keep.
     mean, std
         Of values from 0 to 1, one number per channel.
+    interpolation
+        How crops are resized: "bilinear" or "bicubic".
     """
 
     def __init__(
@@ -280,8 +313,9 @@ class IJEPAViews(MultiView):
         min_context: int = 10,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
+        interpolation: str = "bilinear",
     ):
-        view = View([RandomResizedCrop(size, scale=(0.3, 1.0)), Normalize(mean, std)])
+        view = View([RandomResizedCrop(size, (0.3, 1.0), interpolation=interpolation), Normalize(mean, std)])
         grid = patch_grid(size, patch_size)
         super().__init__([view], [BlockMasks(grid, num_targets=num_targets, min_context=min_context)])
 
@@ -298,6 +332,8 @@ class EvalView(View):
         `size` itself below 64 pixels.
     mean, std
         Of values from 0 to 1, one number per channel.
+    interpolation
+        How the image is resized: "bilinear" or "bicubic".
     """
 
     def __init__(
@@ -306,6 +342,7 @@ class EvalView(View):
         resize: int | None = None,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
+        interpolation: str = "bilinear",
     ):
         resize = resize or (size if size < 64 else round(size * 256 / 224))
-        super().__init__([Resize(resize), CenterCrop(size), Normalize(mean, std)])
+        super().__init__([Resize(resize, interpolation), CenterCrop(size), Normalize(mean, std)])

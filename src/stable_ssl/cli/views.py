@@ -76,7 +76,8 @@ def draw(trainer: dict[str, Any], num_samples: int, epoch: int) -> Image:
     if loader.views:
         images = [to_array(split(source[index])[0], index) for index in indices]
         drawn = loader.views.parameters(seed, epoch, indices, [image.shape for image in images])
-        captions = [_captions(parameters, len(indices)) for parameters in drawn]
+        shown = zip(drawn, loader.views.views, strict=True)
+        captions = [_captions(parameters, view.operations, len(indices)) for parameters, view in shown]
         num_views = len(loader.views.views)
         views, masks = views[:num_views], views[num_views:]
         views = [_unnormalized(made, view.operations) for made, view in zip(views, loader.views.views, strict=True)]
@@ -114,16 +115,19 @@ def _unnormalized(made: Any, operations: Sequence[Any]) -> Any:
     return made
 
 
-def _captions(parameters: dict[str, Any], num_samples: int) -> list[list[str]]:
-    """Return for each sample one line per operation that was applied: its name and the values that were drawn."""
-    by_operation: dict[str, dict[str, Any]] = {}
+def _captions(parameters: dict[str, Any], operations: Sequence[Any], num_samples: int) -> list[list[str]]:
+    """Return for each sample one line per operation that was applied: its name, its interpolation if it has one, and
+    the values that were drawn.
+    """
+    by_operation: dict[int, dict[str, Any]] = {}
     for key, values in parameters.items():
-        place, operation, name = key.split(".")
-        by_operation.setdefault(f"{place}.{operation}", {})[name] = values
+        place, _, name = key.split(".")
+        by_operation.setdefault(int(place), {})[name] = values
+    names = [[type(one).__name__, *filter(None, [vars(one).get("interpolation")])] for one in operations]
     return [
         [
-            " ".join([key.split(".")[1], *(_said(name, v[i]) for name, v in values.items() if name != "is_applied")])
-            for key, values in by_operation.items()
+            " ".join([*names[place], *(_said(name, v[i]) for name, v in values.items() if name != "is_applied")])
+            for place, values in by_operation.items()
             if values.get("is_applied", [True] * num_samples)[i]
         ]
         for i in range(num_samples)

@@ -59,7 +59,7 @@ class Affine(Sometimes):
         self._require(is_right, "translate", "two fractions from 0 to 1")
         self._set("translate", tuple(map(float, self.translate)))
         self._check_range("scale", 1e-3, 1e3)
-        self._check_choice("interpolation", ("nearest", "bilinear"))
+        self._check_interpolation(("nearest", "bilinear"))
 
     def draw(self, numbers: np.ndarray, sizes: np.ndarray) -> Drawn:
         """Return angles in degrees, shifts in whole pixels, and factors."""

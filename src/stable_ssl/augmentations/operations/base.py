@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...exceptions import nearest
 from ..draw import Drawn, any_key, draw
 from ..images import as_array, like, look_over
 
@@ -17,6 +18,7 @@ Size = int | Sequence[int]
 Range = Sequence[float]
 
 WHITE = 255.0
+PIL_FILTERS = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # PIL's numbers for ways to interpolate
 
 
 class Operation:
@@ -148,8 +150,17 @@ class Operation:
         if not is_right:
             raise ValueError(f"{type(self).__name__}: {name} must be {expected}, not {getattr(self, name)!r}.")
 
-    def _check_choice(self, name: str, choices: Sequence[str]) -> None:
-        self._require(getattr(self, name) in choices, name, " or ".join(map(repr, choices)))
+    def _check_interpolation(self, choices: Sequence[str]) -> None:
+        """Take one of these names, or the constant of torchvision or PIL for it: `InterpolationMode.BICUBIC`, 3."""
+        value = vars(self)["interpolation"]
+        name = getattr(value, "value", value)
+        name = PIL_FILTERS.get(name, name) if isinstance(name, int) else name
+        if name not in choices:
+            raise ValueError(
+                f"{type(self).__name__}: interpolation must be {' or '.join(map(repr, choices))}, not {value!r}."
+                f"{nearest(name, choices)}"
+            )
+        self._set("interpolation", name)
 
     def _check_range(self, name: str, low: float, high: float) -> None:
         """Take (a, b) with low ≤ a ≤ b ≤ high."""

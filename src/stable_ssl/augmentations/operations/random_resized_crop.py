@@ -28,7 +28,7 @@ class RandomResizedCrop(Cropping):
     ratio
         Width / height of the box; its logarithm is drawn uniformly.
     interpolation
-        "bilinear" or "bicubic".
+        "bilinear" or "bicubic"; torchvision's and PIL's constants for these do as well.
 
     >>> RandomResizedCrop(224, scale=(0.4, 1), interpolation="bicubic").size
     (224, 224)
@@ -45,7 +45,7 @@ class RandomResizedCrop(Cropping):
         self._set("size", as_size(self, self.size))
         self._check_range("scale", 0, 1)
         self._check_range("ratio", 1e-3, 1e3)
-        self._check_choice("interpolation", INTERPOLATIONS)
+        self._check_interpolation(INTERPOLATIONS)
 
     def draw(self, numbers: np.ndarray, sizes: np.ndarray) -> Drawn:
         """Return the boxes."""

@@ -20,7 +20,7 @@ class Resize(Cropping):
     size
         Height and width of the result, or one number for its shorter side.
     interpolation
-        "bilinear" or "bicubic".
+        "bilinear" or "bicubic"; torchvision's and PIL's constants for these do as well.
 
     >>> Resize([48, 64], interpolation="bicubic").size
     (48, 64)
@@ -32,7 +32,7 @@ class Resize(Cropping):
     def __post_init__(self) -> None:
         if not is_count(self.size):
             self._set("size", as_size(self, self.size))
-        self._check_choice("interpolation", INTERPOLATIONS)
+        self._check_interpolation(INTERPOLATIONS)
 
     def draw(self, numbers: np.ndarray, sizes: np.ndarray) -> Drawn:
         """Return the whole image as the box; nothing is random."""
