@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from reference import alone, differences, make, random_images
 from torchvision.transforms.v2 import functional as F
 
@@ -119,6 +119,16 @@ def test_a_blur_is_off_by_a_level_in_one_of_a_thousand_values_at_most(kernel_siz
         off = differences(alone(GaussianBlur(kernel_size, sigma)), images)
         assert off.max() < 1.01
         assert (off > 0).float().mean() <= 1e-3
+
+
+@pytest.mark.parametrize("sigma", [1.0, 2.0])
+def test_a_blur_without_kernel_size_is_pils_whose_kernel_follows_from_sigma(sigma):
+    """PIL makes its Gaussian of boxes, so a few levels differ. For a sigma of 2, those of 5 taps differ ten times as much."""
+    images = random_images((32, 32, 3), 16, np.random.default_rng(0))[3:]
+    ours = View([GaussianBlur(None, (sigma, sigma))]).make(images, 0, 0, list(range(13)))[0] * 255
+    blurred = [Image.fromarray(image).filter(ImageFilter.GaussianBlur(sigma)) for image in images]
+    theirs = torch.from_numpy(np.stack([np.asarray(image) for image in blurred])).permute(0, 3, 1, 2)
+    assert (ours - theirs).abs()[..., 6:-6, 6:-6].mean() < 1
 
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])

@@ -62,6 +62,7 @@ def images(*shape):
         (lambda: ColorJitter(brightness=-1), "brightness must be two numbers of at least 0"),
         (lambda: ColorJitter(hue=0.7), "hue must be two numbers from -0.5 to 0.5"),
         (lambda: GaussianBlur(4), "kernel_size must be an odd count of taps, not 4"),
+        (lambda: GaussianBlur(0), "kernel_size must be an odd count of taps, not 0"),
         (lambda: GaussianBlur(sigma=(0, 1)), "sigma must be"),
         (lambda: Solarize(300), "threshold must be a level from 0 to 255, not 300"),
         (lambda: Erasing(value="random"), "value must be a number"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,8 @@ class GaussianBlur(Sometimes):
     Parameters
     ----------
     kernel_size
-        Taps along each axis, odd. Sides of the image must be longer than half of that.
+        Taps along each axis, odd. None: as many as cover 3 standard deviations on either side, for the largest `sigma`.
+        Sides of the image must be longer than half of that.
     sigma
         Range of the standard deviation, in pixels.
     p
@@ -28,9 +30,11 @@ class GaussianBlur(Sometimes):
 
     >>> GaussianBlur(23).least_size
     (12, 12)
+    >>> GaussianBlur(None, sigma=(0.1, 2.0)).kernel_size
+    13
     """
 
-    kernel_size: int = 23
+    kernel_size: int | None = 23
     sigma: Range = (0.1, 2.0)
     p: float = 1.0
 
@@ -38,13 +42,20 @@ class GaussianBlur(Sometimes):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require(is_count(self.kernel_size) and self.kernel_size % 2 == 1, "kernel_size", "an odd count of taps")
         self._check_range("sigma", 1e-3, math.inf)
+        taps: Any = 2 * math.ceil(3 * self.sigma[1]) + 1 if self.kernel_size is None else self.kernel_size
+        self._require(is_count(taps) and taps % 2 == 1, "kernel_size", "an odd count of taps")
+        self._set("kernel_size", taps)
 
     @property
     def least_size(self) -> tuple[int, int]:
         """So many pixels that the reflection at a border does not reach the other one."""
-        return self.kernel_size // 2 + 1, self.kernel_size // 2 + 1
+        return self._radius + 1, self._radius + 1
+
+    @property
+    def _radius(self) -> int:
+        assert self.kernel_size is not None  # __post_init__ has chosen one
+        return self.kernel_size // 2
 
     def draw(self, numbers: np.ndarray, sizes: np.ndarray) -> Drawn:
         """Return `sigma`, (batch,)."""
@@ -55,7 +66,7 @@ class GaussianBlur(Sometimes):
         from ..kernels.blurring import gaussian_blur
 
         # Taps further out change no value by as much as rounding to float32 does.
-        radii = np.minimum(self.kernel_size // 2, np.ceil(4.25 * drawn["sigma"])).astype(np.int64)
+        radii = np.minimum(self._radius, np.ceil(4.25 * drawn["sigma"])).astype(np.int64)
         gaussian_blur(pixels, drawn["is_applied"], self._weights(drawn), radii)
         return pixels
 
@@ -81,7 +92,7 @@ class GaussianBlur(Sometimes):
 
     def _weights(self, drawn: Drawn) -> np.ndarray:
         """Return the weights of the centre and at each distance from it, float32 (batch, radius + 1)."""
-        distances = np.arange(self.kernel_size // 2 + 1)
+        distances = np.arange(self._radius + 1)
         weights = np.exp(-0.5 * (distances / drawn["sigma"][:, None]) ** 2)
         weights /= weights[:, :1] + 2 * weights[:, 1:].sum(axis=1, keepdims=True)
         return weights.astype(np.float32)
