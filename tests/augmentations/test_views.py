@@ -106,6 +106,17 @@ def test_every_ready_made_set_resizes_as_it_is_told(recipe):
         assert ("bicubic" in repr(make(224, **options))) == (expected == "bicubic")
 
 
+@pytest.mark.parametrize("size", [4, 8, 16, 32, 96, 109, 110, 160, 224])
+def test_blurs_of_ready_made_sets_cover_three_standard_deviations_at_every_size(size):
+    views = [SimCLRViews(size, blur=True), BYOLViews(size), VICRegViews(size), DINOViews(224, 1, size)]
+    blurs = [one for view in views for one in view.views[-1].operations if isinstance(one, GaussianBlur)]
+    assert len(blurs) == 4
+    for blur in blurs:
+        assert blur.kernel_size // 2 >= min(3 * blur.sigma[1], size - 1)
+        assert size < 110 or blur.kernel_size == round(size / 20) * 2 + 1  # SimCLR: a tenth of the image
+    assert views[0].make(images(2, 9, 9, 3), 0, 0, [0, 1])[0].shape == (2, 3, size, size)
+
+
 @pytest.mark.parametrize(
     ("batch", "indices", "message"),
     [

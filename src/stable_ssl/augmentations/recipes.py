@@ -1,9 +1,14 @@
 """The views of published methods, ready to use.
 
 Values are normalised by ImageNet's mean and standard deviation unless other numbers are given. Distributions are those
-of torchvision. A blur has 23 taps at 224 pixels, and more or fewer in proportion to the view (SimCLR, appendix A: a
-tenth of the image). Resizing is bilinear unless `interpolation` is "bicubic", as in the authors' code of SimCLR, BYOL,
-Barlow Twins, VICReg, MAE and DINO; MoCo v2, SimSiam, SwAV and I-JEPA are bilinear there too.
+of torchvision.
+
+A blur has 23 taps at 224 pixels, and more or fewer in proportion to the view (SimCLR, appendix A: 10 % of the image).
+It has at least the 13 that cover 3 of its largest standard deviations, if the view is large enough: the other methods
+blur with PIL, whose kernel follows from the standard deviation at every size.
+
+Resizing is bilinear unless `interpolation` is "bicubic", as in the authors' code of SimCLR, BYOL, Barlow Twins, VICReg,
+MAE and DINO. MoCo v2, SimSiam, SwAV and I-JEPA are bilinear there too.
 """
 
 from __future__ import annotations
@@ -52,7 +57,8 @@ def _view(
         Grayscale(0.2),
     ]
     if blur:
-        operations.append(GaussianBlur(round(size / 20) * 2 + 1, (0.1, 2.0), blur))
+        radius = min(max(round(size / 20), 6), size - 1)
+        operations.append(GaussianBlur(2 * radius + 1, (0.1, 2.0), blur))
     if solarize:
         operations.append(Solarize(128, solarize))
     return View([*operations, Normalize(mean, std)])
