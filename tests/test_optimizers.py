@@ -7,11 +7,13 @@ from torch import nn
 from stable_ssl.optimizers import LARS, param_groups
 
 
-def plain_lars(w, grads, lr, momentum, eta, weight_decay, nesterov):
-    """Algorithm 1 of the LARS paper for one parameter, with SGD's momentum."""
+def plain_lars(w, grads, lr, momentum, eta, weight_decay, nesterov, decay_in_norm):
+    """Algorithm 1 of the LARS paper for one parameter, with SGD's momentum, or as Barlow Twins' main.py changes it."""
     buffer = None
     for g in grads:
-        trust = eta * w.norm() / (g.norm() + weight_decay * w.norm())
+        measured = g + weight_decay * w if decay_in_norm else g
+        norm = measured.norm() + (0 if decay_in_norm else weight_decay * w.norm())
+        trust = eta * w.norm() / norm if measured.norm() > 0 and w.norm() > 0 else 1.0
         step = (g + weight_decay * w) * trust
         buffer = step if buffer is None else momentum * buffer + step
         w = w - lr * (step + momentum * buffer if nesterov else buffer)
@@ -19,15 +21,26 @@ def plain_lars(w, grads, lr, momentum, eta, weight_decay, nesterov):
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
-def test_lars_equals_the_plain_algorithm(nesterov):
+@pytest.mark.parametrize("decay_in_norm", [False, True])
+def test_lars_equals_the_plain_algorithm(nesterov, decay_in_norm):
     torch.manual_seed(0)
     start, grads = torch.randn(4, 3, dtype=torch.float64), torch.randn(5, 4, 3, dtype=torch.float64)
+    grads[2] = 0
     w = nn.Parameter(start.clone())
-    optimizer = LARS([w], lr=0.5, momentum=0.9, eta=0.01, weight_decay=0.1, nesterov=nesterov)
+    options = {"momentum": 0.9, "eta": 0.01, "weight_decay": 0.1, "nesterov": nesterov, "decay_in_norm": decay_in_norm}
+    optimizer = LARS([w], lr=0.5, **options)
     for g in grads:
         w.grad = g.clone()
         optimizer.step()
-    torch.testing.assert_close(w.detach(), plain_lars(start, grads, 0.5, 0.9, 0.01, 0.1, nesterov))
+    torch.testing.assert_close(w.detach(), plain_lars(start, grads, 0.5, **options))
+
+
+@pytest.mark.parametrize(("decay_in_norm", "factor"), [(False, 1 - 0.1), (True, 1 - 0.01)])
+def test_a_weight_whose_gradient_is_zero_decays_by_eta_if_the_decay_is_measured_too(decay_in_norm, factor):
+    w = nn.Parameter(torch.full((4, 3), 2.0))
+    w.grad = torch.zeros_like(w)
+    LARS([w], eta=0.01, weight_decay=0.1, decay_in_norm=decay_in_norm).step()  # without lr it is 1, as in early 2025
+    torch.testing.assert_close(w.detach(), torch.full((4, 3), 2.0 * factor))
 
 
 def test_a_clipped_rate_is_that_of_lars_up_to_the_learning_rate():
@@ -50,6 +63,16 @@ def test_an_excluded_group_is_plain_sgd():
         for optimizer in pair:
             optimizer.step()
     torch.testing.assert_close(ours, theirs)
+
+
+def test_a_state_from_before_there_was_a_choice_is_taken_over():
+    w = nn.Parameter(torch.ones(3))
+    early = LARS([w]).state_dict()
+    del early["param_groups"][0]["decay_in_norm"]
+    for decay_in_norm in (False, True):
+        optimizer = LARS([w], decay_in_norm=decay_in_norm)
+        optimizer.load_state_dict(early)
+        assert optimizer.param_groups[0]["decay_in_norm"] == decay_in_norm
 
 
 def test_a_parameter_of_zeros_still_moves():

@@ -153,7 +153,15 @@ class LARS(torch.optim.Optimizer):
 
     $$ q = η ‖w‖ / (‖g‖ + β ‖w‖ + ε) $$
 
-    q is 1 if ‖w‖ or ‖g‖ is 0, and for parameter groups with `lars_exclude: True`.
+    q is 1 if ‖w‖ or ‖g‖ is 0, so a weight with a gradient of zero decays unscaled. solo-learn and lightly have the same
+    formula, but leave such a weight as it is. With `decay_in_norm`, the decay is part of what is measured:
+
+    $$ q = η ‖w‖ / (‖g + β w‖ + ε) $$
+
+    q is then 1 if ‖w‖ or ‖g + β w‖ is 0. The authors' code of SimCLR (lars_optimizer.py), BYOL
+    (byol/utils/optimizers.py), Barlow Twins (main.py) and VICReg (main_vicreg.py) has this form.
+
+    q is always 1 for parameter groups with `lars_exclude: True`.
 
     Parameters
     ----------
@@ -166,6 +174,8 @@ class LARS(torch.optim.Optimizer):
     clip_lr
         Whether q is replaced by min(q / lr, 1). Then η sets the step size, and `lr` is only its upper limit (LARC, as
         in NVIDIA's Apex).
+    decay_in_norm
+        Whether q has the second form.
 
     Raises
     ------
@@ -188,7 +198,7 @@ class LARS(torch.optim.Optimizer):
     def __init__(
         self,
         params: Iterable,
-        lr: float,
+        lr: float = 1.0,
         momentum: float = 0,
         eta: float = 1e-3,
         dampening: float = 0,
@@ -196,6 +206,7 @@ class LARS(torch.optim.Optimizer):
         nesterov: bool = False,
         epsilon: float = 0,
         clip_lr: bool = False,
+        decay_in_norm: bool = False,
     ):
         for name, value in (("lr", lr), ("momentum", momentum), ("eta", eta), ("weight_decay", weight_decay)):
             if value < 0:
@@ -211,9 +222,16 @@ class LARS(torch.optim.Optimizer):
             "nesterov": nesterov,
             "epsilon": epsilon,
             "clip_lr": clip_lr,
+            "decay_in_norm": decay_in_norm,
             "lars_exclude": False,
         }
         super().__init__(params, defaults)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a state. One from before there was `decay_in_norm` leaves that as it is here."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group.setdefault("decay_in_norm", self.defaults.get("decay_in_norm", False))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -236,9 +254,11 @@ class LARS(torch.optim.Optimizer):
         else:
             decayed = directions
         if not group["lars_exclude"]:
+            has_decay = group["decay_in_norm"]
             weights = torch.stack(torch._foreach_norm(params))  # (parameters,): one norm each
-            grads = torch.stack(torch._foreach_norm(directions))  # (parameters,)
-            trust = group["eta"] * weights / (grads + group["weight_decay"] * weights + group["epsilon"])
+            grads = torch.stack(torch._foreach_norm(decayed if has_decay else directions))  # (parameters,)
+            whole = grads if has_decay else grads + group["weight_decay"] * weights
+            trust = group["eta"] * weights / (whole + group["epsilon"])
             trust = torch.where((weights > 0) & (grads > 0), trust, torch.ones_like(trust))
             if group["clip_lr"]:
                 trust = (trust / group["lr"]).clamp(max=1.0)
