@@ -90,7 +90,7 @@ def contrastive(folder, batch_size):
     }
     from stable_ssl.monitors import RankMe
 
-    logger = {"monitor": {"train": {"rankme": RankMe()}}}
+    logger = {"monitor": {"train": {"rankme": RankMe(limit=80)}}}  # 5 of 8 steps
     return train(JointEmbeddingTrainer, folder, batch_size, {"train": views}, modules, {}, NTXEntLoss(), logger)
 
 

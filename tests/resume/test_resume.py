@@ -112,7 +112,7 @@ def test_a_self_supervised_run_with_probes_and_rankme_goes_on_as_if_left_alone(t
             modules,
             {"device": "cpu"},
             {"optimizer": functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9), "epochs": 2},
-            {"dump_path": tmp_path / name, "level": 50, "monitor": {"train": {"rankme": RankMe(limit=20)}}},
+            {"dump_path": tmp_path / name, "level": 50, "monitor": {"train": {"rankme": RankMe(limit=70)}}},
             NTXEntLoss(),
         )
 

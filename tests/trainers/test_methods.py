@@ -85,7 +85,7 @@ def test_statistics_of_two_ranks_teachers_and_students_are_the_same_after_an_epo
 
 @pytest.mark.parametrize("name", NAMES)
 def test_weights_are_the_same_bits_with_and_without_probes_and_monitors(alone, tmp_path, name):
-    trainer = make(name, tmp_path / "run", probes=False, logger={"monitor": {"train": {"rankme": RankMe(16)}}})
+    trainer = make(name, tmp_path / "run", probes=False, logger={"monitor": {"train": {"rankme": RankMe()}}})
     trainer()
     expected = torch.load(alone / name / "rank_0.pt")
     for key, value in trainer.state_dict().items():

@@ -51,7 +51,7 @@ def own(trainer):
 def test_weights_are_the_same_bits_with_and_without_probes_and_monitors(make_simclr, options):
     without, watched = (
         make_simclr("a", **options),
-        make_simclr("b", True, {"train": {"rankme": RankMe(16)}}, **options),
+        make_simclr("b", True, {"train": {"rankme": RankMe()}}, **options),
     )
     without()
     watched()

@@ -31,12 +31,16 @@ class Recent:
         while sum(len(held) for held in self._held[1:]) >= limit:
             del self._held[0]
 
-    def newest(self, limit: int) -> Tensor | None:
-        """Return the newest rows, at most `limit`, or None if there are none."""
+    def add_batch(self, rows: Tensor, limit: int) -> None:
+        """Add rows, (rows, …), and drop the tensors before the newest `limit` ones."""
+        self._held = [*self._held, rows.detach()][-limit:]
+
+    def newest(self, limit: int | None = None) -> Tensor | None:
+        """Return the newest rows, at most `limit` of those that are held, or None if there are none."""
         if not self._held:
             return None
         device = self._held[-1].device  # after a resume, older rows are in host memory
-        return torch.cat([held.to(device) for held in self._held])[-limit:]
+        return torch.cat([held.to(device) for held in self._held])[-(limit or 0) :]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the rows, for a checkpoint."""

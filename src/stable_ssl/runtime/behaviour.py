@@ -17,6 +17,8 @@ CHANGES: dict[int, str] = {
     4: "I-JEPA's target momentum rises linearly. Before, it rose along half a cosine, as with ema_schedule: cosine.",
     5: "Blurs of ready-made views have at least 13 taps, which cover 3 standard deviations. Views below 110 pixels had "
     "fewer, those of 32 pixels 5.",
+    6: "RankMe looks at 12.5 embeddings per dimension of all processes together, not at 2,048 of each process. A limit "
+    "is of all processes, too; one of 64 or less counts batches of representations.",
 }
 
 
