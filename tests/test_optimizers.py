@@ -93,3 +93,17 @@ def test_groups_hold_each_trainable_parameter_once():
     assert [p.ndim for p in others["params"]] == [1, 1, 1]
     assert others["weight_decay"] == 0
     assert torch.optim.AdamW([weights, others], weight_decay=0.1).param_groups[0]["weight_decay"] == 0.1
+
+
+def test_tokens_decay_though_biases_and_norms_do_not():
+    """A mask token of one dimension is treated as one of three is by MAE's main_pretrain.py, and by lightly."""
+    from lightly.models.utils import get_weight_decay_parameters
+
+    from stable_ssl.modules import PatchPredictor
+
+    decoder = PatchPredictor((2, 2), dim=4, out_dim=4, hidden_dim=12, depth=1)
+    expected = [{id(p) for p in group} for group in get_weight_decay_parameters([decoder])]
+    # lightly takes the joint bias of attention's three maps, in_proj_bias, for a bias too.
+    for found in (param_groups({"d": decoder}, True), param_groups({"d": decoder}, True, {"d": {"lr": 0.1}})):
+        assert [{id(p) for p in group["params"]} for group in found] == expected
+    assert id(decoder.mask_token) in expected[0]

@@ -24,8 +24,9 @@ def param_groups(
     modules
         The modules by name.
     exclude_bias_norm
-        Whether one-dimensional parameters (biases, and scale and shift of normalisations) get groups of their own,
-        without weight decay and without LARS's scaling.
+        Whether biases, scale and shift of normalisations, and all other one-dimensional parameters get groups of their
+        own, without weight decay and without LARS's scaling. Tokens do not belong to them, even if they have one
+        dimension: parameters whose names end with "token".
     groups
         `{pattern: options}`: a module's name, or a pattern (as in `fnmatch`) of the parameters' names,
         `<module>.<parameter>`. If several match a parameter, the last one counts. `lr` and `weight_decay` of the
@@ -58,17 +59,26 @@ def param_groups(
         own = {key: options[key] for key in ("lr", "weight_decay") if options.get(key) is not None}
         own.update({"name": pattern} if pattern else {})
         if exclude_bias_norm:
-            made.append({"params": [p for p in parameters if p.ndim > 1], **own})
-            others = [p for p in parameters if p.ndim <= 1]
+            made.append({"params": [p for name, p in parameters if _decays(name, p)], **own})
+            others = [p for name, p in parameters if not _decays(name, p)]
             made.append({"params": others, **own, "weight_decay": 0.0, "lars_exclude": True})
         else:
-            made.append({"params": parameters, **own})
+            made.append({"params": [p for _, p in parameters], **own})
     return [group for group in made if group["params"]]
 
 
-def _by_pattern(modules: Mapping[str, nn.Module], patterns: list[str]) -> dict[str, list[nn.Parameter]]:
-    """Return the trainable parameters by the last pattern that matches each; those that none matches under ""."""
-    members: dict[str, list[nn.Parameter]] = {"": [], **{pattern: [] for pattern in patterns}}
+def _decays(name: str, parameter: nn.Parameter) -> bool:
+    """Say whether a parameter decays if biases and normalisations do not.
+
+    A mask token decays in MAE's code (main_pretrain.py: what has one dimension does not, and the token has three), in
+    I-JEPA's (src/helper.py) and in lightly; so does a class token in DINO's (utils.py).
+    """
+    return parameter.ndim > 1 or name.endswith("token")
+
+
+def _by_pattern(modules: Mapping[str, nn.Module], patterns: list[str]) -> dict[str, list[tuple[str, nn.Parameter]]]:
+    """Return the trainable parameters with their names, by the last pattern that matches each, or "" if none does."""
+    members: dict[str, list[tuple[str, nn.Parameter]]] = {"": [], **{pattern: [] for pattern in patterns}}
     matched: set[str] = set()
     seen: set[int] = set()
     for module_name, module in modules.items():
@@ -77,7 +87,7 @@ def _by_pattern(modules: Mapping[str, nn.Module], patterns: list[str]) -> dict[s
                 seen.add(id(parameter))
                 matching = [pattern for pattern in patterns if is_named(pattern, module_name, name)]
                 matched.update(matching)
-                members[matching[-1] if matching else ""].append(parameter)
+                members[matching[-1] if matching else ""].append((name, parameter))
     if missing := [pattern for pattern in patterns if pattern not in matched]:
         names = list(modules)
         raise ConfigError([f"optim.groups.{p}: no trainable parameter of {names} has such a name." for p in missing])

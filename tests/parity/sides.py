@@ -145,10 +145,10 @@ def compare(make: Callable[[], Sides], optimizer: str) -> dict[str, float]:
     torch.manual_seed(0)
     sides = make()
     ours, theirs = OPTIMIZERS[optimizer]
-    # What is one-dimensional does not decay, a mask token of shape (1, 1, dim) included.
+    # What is one-dimensional does not decay, as in the authors' code. A mask token has the shape (1, 1, dim).
     groups = [
-        {"params": [p for p in sides.trained() if p.squeeze().ndim > 1]},
-        {"params": [p for p in sides.trained() if p.squeeze().ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in sides.trained() if p.ndim > 1]},
+        {"params": [p for p in sides.trained() if p.ndim <= 1], "weight_decay": 0.0},
     ]
     stepper = theirs(groups)
     first = copy.deepcopy(sides.trained())
