@@ -63,6 +63,13 @@ def test_the_loader_gives_masks_after_the_views():
     assert (context.shape, targets.shape) == ((8, 64), (8, 3, 64))
 
 
+def test_blocks_lie_at_the_last_row_and_column_as_often_as_at_the_first():
+    for mask in BlockMasks((14, 14)).make(1, 0, 0, list(range(10_000))):
+        patches = mask.view(-1, 14, 14).double().mean(0)
+        for shares in (patches.sum(0).tolist(), patches.sum(1).tolist()):
+            assert shares[-1] == pytest.approx(shares[0], rel=0.1)
+
+
 def test_views_with_other_masks_are_other_views():
     assert MAEViews(16, 4, 0.5) == MAEViews(16, 4, 0.5)
     assert MAEViews(16, 4, 0.5) != MAEViews(16, 4, 0.75)

@@ -297,7 +297,8 @@ class MAEViews(MultiView):
 class IJEPAViews(MultiView):
     """One view, its context and its targets, as in I-JEPA (Assran et al., "Self-supervised learning from images with a
     joint-embedding predictive architecture", CVPR 2023, section 3 and appendix A). A batch is
-    `[view, is_context, is_target]`; the masks are (batch, patches) and (batch, targets, patches). See `BlockMasks`.
+    `[view, is_context, is_target]`; the masks are (batch, patches) and (batch, targets, patches). `BlockMasks` says
+    what differs from the authors' code.
 
     Parameters
     ----------
