@@ -1,6 +1,19 @@
 """Augmentation: views as declarations, drawn by a pure function and made by compiled loops."""
 
 from . import operations
+from .by_name import TransformConfig, TransformsConfig, get_interpolation_mode
+from .corruptions import (
+    Contrast,
+    CustomGaussianNoise,
+    Fog,
+    JPEGCompression,
+    Pixelate,
+    ShotNoise,
+    SpeckleNoise,
+    ZoomBlur,
+    clipped_zoom,
+    plasma_fractal,
+)
 from .masks import BlockMasks, Mask, RandomMask
 from .operations import *  # noqa: F403
 from .recipes import (
@@ -22,16 +35,29 @@ __all__ = [
     "BYOLViews",
     "BarlowViews",
     "BlockMasks",
+    "Contrast",
+    "CustomGaussianNoise",
     "DINOViews",
     "EvalView",
+    "Fog",
     "IJEPAViews",
+    "JPEGCompression",
     "MAEViews",
     "Mask",
     "MoCoViews",
     "MultiView",
+    "Pixelate",
     "RandomMask",
+    "ShotNoise",
     "SimCLRViews",
+    "SpeckleNoise",
     "SwAVViews",
+    "TransformConfig",
+    "TransformsConfig",
     "VICRegViews",
     "View",
+    "ZoomBlur",
+    "clipped_zoom",
+    "get_interpolation_mode",
+    "plasma_fractal",
 ]
