@@ -4,12 +4,13 @@
     python benchmarks/augmentation.py --against PATH_TO_SRC [--rounds 40]
 
 At 32 pixels as for CIFAR-10 (no blur, strength 0.5), and at 224 from 256 pixels with a blur of 23 taps at p = 0.5
-(kornia and lightly: their own kinds of blur). The images are random, smooth and the same for all. torchvision, lightly
-and albumentations take them one at a time, kornia and this library in batches. All run alternately in one process; the
-figures are medians over the rounds, and the ratios medians of those of each round. They depend on the machine, so read
-the ratios. Compiling is timed apart. `--plain` measures this library alone, without the instructions that
-`stable_ssl.augmentations.kernels.vectors` has for some processors. `--against` measures this library and another source
-tree of it, such as `git worktree add ../other COMMIT` has in ../other/src: one process for each, measuring in turn.
+(kornia and lightly: their own kinds of blur). Crops are bilinear, except in the row that says otherwise. The images are
+random, smooth and the same for all. torchvision, lightly and albumentations take them one at a time, kornia and this
+library in batches. All run alternately in one process; the figures are medians over the rounds, and the ratios medians
+of those of each round. They depend on the machine, so read the ratios. Compiling is timed apart. `--plain` measures
+this library alone, without the instructions that `stable_ssl.augmentations.kernels.vectors` has for some processors.
+`--against` measures this library and another source tree of it, such as `git worktree add ../other COMMIT` has in
+../other/src: one process for each, measuring in turn.
 """
 
 from __future__ import annotations
@@ -116,8 +117,9 @@ def kornia(size: int, strength: float, blur: float, images: np.ndarray) -> Calla
     return lambda: [transform(pixels.permute(0, 3, 1, 2).float() / 255) for _ in range(2)]
 
 
-def ours(size: int, strength: float, blur: float, images: np.ndarray) -> Callable:
-    views, indices = SimCLRViews(size, strength=strength, blur=blur > 0), list(range(len(images)))
+def ours(size: int, strength: float, blur: float, images: np.ndarray, **options: str) -> Callable:
+    views = SimCLRViews(size, strength=strength, blur=blur > 0, **options)
+    indices = list(range(len(images)))
     epochs = itertools.count()
     return lambda: views.make(images, seed=0, epoch=next(epochs), indices=indices)
 
@@ -137,7 +139,10 @@ def measure(setting: str, rounds: int, peers: dict[str, tuple[str, Callable]]) -
     """Return the views a second of this library and of each peer that is installed, in each round."""
     size, image_size, strength, blur, many, few = SETTINGS[setting]
     images = make_images(many, image_size)
-    makers: dict[str, tuple[int, Callable]] = {OURS: (many, ours(size, strength, blur, images))}
+    makers: dict[str, tuple[int, Callable]] = {
+        OURS: (many, ours(size, strength, blur, images)),
+        f"{OURS}, bicubic": (many, ours(size, strength, blur, images, interpolation="bicubic")),
+    }
     for name, (package, make) in peers.items():
         try:
             number = many if name in BATCHED else few
