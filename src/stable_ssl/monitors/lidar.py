@@ -36,7 +36,7 @@ class LiDAR(Monitor):
     n
         Number of images: the newest ones of all ranks together.
     epsilon, delta
-        The constants ε and δ of the formulas.
+        The constants ε and δ of the formulas. The paper has δ = 1e-4; the default is that of early 2025.
 
     Examples
     --------
@@ -51,7 +51,7 @@ class LiDAR(Monitor):
 
     name = "LiDAR"
 
-    def __init__(self, n: int = 1000, epsilon: float = 1e-7, delta: float = 1e-4):
+    def __init__(self, n: int = 1000, epsilon: float = 1e-7, delta: float = 1e-3):
         self.n, self.epsilon, self.delta = n, epsilon, delta
         self._recent = Recent()
 

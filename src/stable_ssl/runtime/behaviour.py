@@ -20,6 +20,7 @@ CHANGES: dict[int, str] = {
     6: "RankMe looks at 12.5 embeddings per dimension of all processes together, not at 2,048 of each process. A limit "
     "is of all processes, too; one of 64 or less counts batches of representations.",
     7: "With exclude_bias_norm, a mask token decays, as in the code of MAE and I-JEPA, and LARS scales it.",
+    8: "LiDAR's delta is 0.001 by default, as in early 2025. Before, it was 0.0001, as in the paper.",
 }
 
 
