@@ -48,12 +48,12 @@ def documented_sequence(epochs, batches, sets):
         evaluation += [("before_eval_step",), ("_eval_step", name), ("after_eval_step",)] * size
     evaluation += [("after_eval",)]
     calls = [("before_fit",), ("_fit",)]
-    for epoch in range(1, epochs + 1):
+    for _ in range(epochs):
         calls += [("before_fit_epoch",), ("_fit_epoch",)]
         calls += [("before_fit_step",), ("_fit_step",), ("after_fit_step",)] * batches
         calls += [("after_fit_epoch",)]
-        calls += evaluation if epoch < epochs else []
-    return [*calls, ("after_fit",), *evaluation]
+        calls += evaluation
+    return [*calls, ("after_fit",)]
 
 
 @pytest.mark.parametrize("accumulation_steps", [1, 2])

@@ -35,12 +35,12 @@ class BaseTrainer(EarlyTrainer, nn.Module):
                              _evaluate, if due: before_eval,
           for each set, batch:   before_eval_step, _eval_step, after_eval_step
                                after_eval
-        after_fit            (evaluates)
+        after_fit            (evaluates, if the last epoch was not)
 
     Without a set named `train`, the run only evaluates. Raise `BreakStep` in a step hook, `BreakEpoch` there or in
     `before_fit_epoch`, `BreakAllEpochs` in any hook. One process is enough, except in `compute_loss`,
     `side_losses`, `after_fit` and evaluation steps: there every process must raise it. An overridden hook need not call
-    the one of this class, except `after_fit`, which evaluates.
+    the one of this class; only that of `after_fit` does anything.
 
     Parameters
     ----------
@@ -182,8 +182,9 @@ class BaseTrainer(EarlyTrainer, nn.Module):
         """Run once before training."""
 
     def after_fit(self) -> None:
-        """Run once after training; evaluates."""
-        self._evaluate()
+        """Run once after training; evaluates, unless the last step was evaluated already."""
+        if not self._evaluation.is_done():
+            self._evaluate()
 
     def before_fit_epoch(self) -> None:
         """Run before each epoch, with all modules in training mode; again if the epoch is resumed."""
@@ -254,7 +255,7 @@ class BaseTrainer(EarlyTrainer, nn.Module):
             self.logger["monitor"] = self._monitors.built
             self._monitors.check(self)
             self._evaluation = engine.Evaluation(run, self._recorder, feed, self.logger, saver.weights)
-            saver.add_all([*self._monitors.parts(), *self._evaluation.parts()])
+            saver.parts.add_all([*self._monitors.parts(), *self._evaluation.parts()])
             if "train" in self.data:
                 train, optim = self.data["train"], self.optim
                 build.optimization(optim, self.optimized_modules(), train, saver.schedule_begin)
@@ -295,6 +296,8 @@ class BaseTrainer(EarlyTrainer, nn.Module):
     def _fit(self) -> None:
         """Train and evaluate for `optim["epochs"]` epochs, from where the run stands."""
         run, progress, saver = self._run, self._progress, self._saver
+        if self._evaluation.is_due_at_start():
+            self._evaluate()
         while progress.epoch < self.optim["epochs"]:
             run.seed_epoch()
             if progress.phase == "fit":
@@ -365,7 +368,7 @@ class BaseTrainer(EarlyTrainer, nn.Module):
     def _evaluate(self) -> None:
         """Evaluate on every set but `train`."""
         self.eval()
-        self._recorder.hook(self.before_eval, "eval")
+        self._evaluation.begin(self.before_eval)
         for name_loader in self.eval_sets:
             values = self._monitors.values(name_loader, self)
             with self._evaluation.over(name_loader, self.data[name_loader], values) as batches:

@@ -32,17 +32,9 @@ from .fields import (
 from .nodes import argument_names, build, check_nodes, describe, plain
 
 __all__ = [
-    "HardwareConfig",
-    "LoggerConfig",
-    "OptimConfig",
-    "build",
-    "check_nodes",
-    "describe",
-    "full_key",
-    "nearest",
-    "parse_config",
-    "with_defaults",
-]
+    "HardwareConfig", "LoggerConfig", "OptimConfig", "build", "check_nodes", "describe", "full_key", "nearest",
+    "parse_config", "with_defaults",
+]  # fmt: skip
 
 # Other names for valid values, as other libraries have them.
 _OTHER_NAMES = {
@@ -213,6 +205,8 @@ class LoggerConfig(_Config):
         `{data set: {name: Monitor}}`.
     eval_every_epoch
         Epochs from one evaluation to the next; there is one at the end too. 0 or None: only at the end.
+    eval_at_start
+        Evaluate before training too.
     best
         Keep the weights of the best evaluation as `weights/best.safetensors`, and end training if no better one comes:
         a `BestConfig`.
@@ -240,6 +234,7 @@ class LoggerConfig(_Config):
     metric: BySet = {}
     monitor: BySet = {}
     eval_every_epoch: CountOrZero | None = 1
+    eval_at_start: bool = False
     best: Best = None
     log_every_step: Count = 1
     checkpoint_every_minutes: Positive = 10

@@ -193,7 +193,12 @@ def test_a_mistake_in_best_is_found_at_set_up(tmp_path, best, sentence):
 
 def test_a_hook_after_training_that_leaves_out_the_last_evaluation_is_told(tmp_path):
     after_fit = type("Ending", (Toy,), {"after_fit": lambda self: None})
-    for name, trainer, is_told in (("without", after_fit, True), ("with", Toy, False)):
-        make(trainer, tmp_path / name, 1, metric={"test": {"value": Falling(0.1)}}, level=30)()
+    for name, trainer, every, is_told in (
+        ("without", after_fit, 2, True),
+        ("due", after_fit, 1, False),
+        ("with", Toy, 2, False),
+    ):
+        options = {"metric": {"test": {"value": Falling(0.1)}}, "level": 30, "eval_every_epoch": every}
+        make(trainer, tmp_path / name, 1, **options)()
         log = tmp_path / name / "console.log"
         assert is_told == (log.exists() and "left out the last evaluation" in log.read_text())

@@ -86,7 +86,7 @@ class Best:
                 "logger.best: this evaluation has no value '%s'; it has %s.", self.metric, sorted(results) or "none"
             )
             return
-        epoch = self._run.shown_epoch
+        epoch = self._run.shown_epoch if self._run.progress.global_step else -1  # before training
         if self._is_better(value) or (value, epoch) == (self.value, self.epoch):  # the same, if it is repeated
             self.value, self.epoch = value, epoch
             self.evaluations_since = 0
@@ -105,7 +105,7 @@ class Best:
         if (
             self.patience
             and self.evaluations_since >= self.patience
-            and self._run.progress.epoch < self._run.num_epochs
+            and self._run.progress.trained_epochs < self._run.num_epochs
         ):
             raise BreakAllEpochs(
                 f"{self.metric} was best in epoch {self.epoch + 1}, with {self.value}; logger.best.patience is "

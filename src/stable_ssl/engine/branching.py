@@ -238,7 +238,7 @@ class Branch:
                 added = hooked.get(name, {}).get("added", [])
                 keeps_rates = self._take_optimizer(part, saved.pop(name), optimizers[name], added, is_paced)
                 new_rates = new_rates or (name == "optimizer" and not keeps_rates)
-            elif (name == "scheduler" and new_rates) or name == "best":  # the best weights are in the parent's folder
+            elif (name == "scheduler" and new_rates) or name in ("best", "evaluation"):  # those are the parent's
                 del saved[name]
             elif name == "data" and self._has_other_data:
                 del saved[name]

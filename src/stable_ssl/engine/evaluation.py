@@ -61,6 +61,7 @@ class Evaluation:
             for name, metrics in self._metrics.items()
         }
         self._every: int = options["eval_every_epoch"] or 0
+        self._begins_run: bool = options["eval_at_start"]
         self._evaluated = -1  # the newest step that was
         if options["best"]:
             monitors = options["monitor"]
@@ -70,15 +71,36 @@ class Evaluation:
             self._best = Best(options["best"], watched, run, weights)
 
     def parts(self) -> Iterator[Part]:
-        """Yield the record of the best evaluation, and what waits for a snapshot, as parts of a checkpoint."""
+        """Yield what a checkpoint holds: which step was evaluated, the best evaluation, what waits for a snapshot."""
+        yield Part("evaluation", self, is_shared=True, is_optional=True)
         yield self._recorder.part()
         if self._best:
             yield Part("best", self._best, is_shared=True, is_optional=True)
 
     def is_due(self) -> bool:
-        """Return whether an evaluation is due after the current epoch's training. The last is left to `after_fit`."""
-        number = self._run.progress.epoch + 1
-        return self._every > 0 and number % self._every == 0 and number < self._run.num_epochs
+        """Return whether an evaluation is due after the current epoch's training."""
+        return self._every > 0 and self._run.progress.trained_epochs % self._every == 0
+
+    def is_due_at_start(self) -> bool:
+        """Return whether an evaluation is due before training."""
+        return self._begins_run and self._run.progress.global_step == 0 and not self.is_done()
+
+    def is_done(self) -> bool:
+        """Return whether the model was evaluated after its newest optimizer step."""
+        return self._evaluated == self._run.progress.global_step
+
+    def state_dict(self) -> dict[str, int] | None:
+        """Return the step that was evaluated, if it is the current one."""
+        return {"step": self._evaluated} if self.is_done() else None
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Take over a state that `state_dict` returned."""
+        self._evaluated = state["step"]
+
+    def begin(self, hook: Callable[[], None]) -> None:
+        """Begin an evaluation of all sets: run its first hook."""
+        self._evaluated = self._run.progress.global_step
+        self._recorder.hook(hook, "eval")
 
     @contextmanager
     def over(
@@ -100,7 +122,6 @@ class Evaluation:
         Iterator
             (place in the set, sample indices, batch on the device).
         """
-        self._evaluated = self._run.progress.global_step
         metrics = self._metrics[set_name]
         for metric in metrics.values():
             metric.reset()
@@ -141,11 +162,11 @@ class Evaluation:
         self._evaluated = self._run.progress.global_step
 
     def last(self, after_fit: Callable[[], None]) -> None:
-        """Run the hook that evaluates at the end of training. Warn if a subclass's own has left that out."""
+        """Run the hook after training. Warn if the last step was evaluated neither in the loop nor in the hook."""
         self._run.seed_for(after_fit)
         with self._recorder.outside_steps():
             after_fit()
-        if any(self._metrics.values()) and self._evaluated != self._run.progress.global_step:
+        if any(self._metrics.values()) and not self.is_done():
             log.warning("after_fit() left out the last evaluation, which super().after_fit() makes.")
 
     def close(self) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+
+from ..exceptions import ConfigError
 
 log = logging.getLogger("stable_ssl")
 
@@ -34,6 +36,55 @@ class Part:
     object: Any
     is_shared: bool = False
     is_optional: bool = False
+
+
+class Parts(dict[str, Part]):
+    """The parts of a checkpoint, by name.
+
+    Attributes
+    ----------
+    unclaimed
+        The states of a loaded checkpoint whose parts have not been added yet, by name.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unclaimed: dict[str, Any] = {}
+
+    def add(self, part: Part) -> None:
+        """Save an object with each checkpoint. If a checkpoint was loaded before, restore the object now.
+
+        Raises
+        ------
+        ConfigError
+            The object can't be saved, or its name is taken.
+        """
+        if isinstance(part.object, type):
+            raise ConfigError(f"{part.name}: a class, {part.object.__name__}; make an object of it.")
+        for method in ("state_dict", "load_state_dict"):
+            if not callable(getattr(part.object, method, None)):
+                raise ConfigError(
+                    f"{part.name}: a {type(part.object).__name__} has no {method}(), so it can't be saved."
+                )
+        if part.name in self:
+            raise ConfigError(f"{part.name}: a part of the checkpoint has this name already.")
+        self[part.name] = part
+        if part.name in self.unclaimed:
+            part.object.load_state_dict(self.unclaimed.pop(part.name))
+
+    def add_all(self, parts: Iterable[Part]) -> None:
+        """Save several objects with each checkpoint."""
+        for part in parts:
+            self.add(part)
+
+    def states(self) -> dict[str, Any]:
+        """Return the state of each part, without optional ones that have none now.
+
+        A part that was not added again yet keeps the state that it had.
+        """
+        states = {name: part.object.state_dict() for name, part in self.items()}
+        known = {name: s for name, s in states.items() if s is not None or not self[name].is_optional}
+        return {**self.unclaimed, **known}
 
 
 @dataclass(frozen=True)

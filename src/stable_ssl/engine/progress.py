@@ -41,6 +41,11 @@ class Progress:
         """The place in the schedule: the steps of it that are over."""
         return self.global_step + self.schedule_shift
 
+    @property
+    def trained_epochs(self) -> int:
+        """Epochs whose training is over."""
+        return self.epoch + (self.phase == "evaluate")
+
     def end_training(self) -> None:
         """End the epoch's training: its evaluation is next."""
         self.batches, self.phase, self.has_begun = 0, "evaluate", False

@@ -171,7 +171,7 @@ class Recorder:
     def write_snapshot(self) -> None:
         """Write the file of the evaluation that is over, or add to it what was logged since."""
         progress = self._run.progress
-        self._snapshots.write(progress.epoch + (progress.phase == "evaluate"), progress.global_step)
+        self._snapshots.write(progress.trained_epochs, progress.global_step)
 
     def part(self) -> Part:
         """Return the part of a checkpoint that has what waits for the next snapshot."""

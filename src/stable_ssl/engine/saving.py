@@ -13,13 +13,13 @@ from typing import Any
 from torch import nn
 
 from ..data.identity import identify
-from ..exceptions import CheckpointError, ConfigError, NanError
+from ..exceptions import CheckpointError, NanError
 from ..runtime.checkpoint import digest, on_host
 from ..runtime.precision import all_finite, learned_values
 from ..runtime.status import COMPLETE
 from .branching import Branch, find_branch
 from .facts import DataFacts, check_facts, constant_facts, machine_facts, what_is_held
-from .parts import Model, Part
+from .parts import Model, Part, Parts
 from .restoring import load_state, take_own_state
 from .schedule import Schedule
 from .session import Session
@@ -56,6 +56,8 @@ class Saver:
         What the folder's newest checkpoint says: `config`, `behaviours` and `progress`. None if there is none.
     earlier
         The configuration of the run that goes on, or of the one that this run branches from; None in a new run.
+    parts
+        The objects beside the modules that are saved with each checkpoint.
     log_position
         The length in bytes that `metrics.jsonl` had at the restored checkpoint. None: it need not be cut back.
     weights
@@ -80,8 +82,7 @@ class Saver:
         self._branch = self._ranks.from_main(lambda: find_branch(branch_from, run.folder, self.held is None))
         self.earlier = self._branch.config if self._branch else self.held and self.held["config"]
         self.log_position: int | None = 0
-        self._parts: dict[str, Part] = {}
-        self._unclaimed: dict[str, Any] = {}  # restored states whose parts have not been added yet
+        self.parts = Parts()
         self._data_facts: DataFacts | None = None
         self._constant_facts: dict[str, Any] = {}
         self._steps: Stepper | None = None
@@ -91,7 +92,7 @@ class Saver:
         self._last_save = time.monotonic()
         self._is_kept = self._is_over = False  # of the last checkpoint; of the run
         self._unwritten: list[str] = []  # final weights that are lost
-        self._finished: bytes | None = None  # the digest of the modules at the end, if they are to be saved once more
+        self._at_end: tuple[bytes, bytes] | None = None  # checksums of what `after_fit` may change
 
     def lacks_values(self) -> bool:
         """Return whether the modules need first values, because no checkpoint has all of them."""
@@ -106,36 +107,10 @@ class Saver:
         record = self._branch.progress.as_dict() if self._branch else self.held["progress"] if self.held else {}
         return float(record.get("schedule_begin", 0.0))
 
-    def add(self, part: Part) -> None:
-        """Save an object with each checkpoint. If a checkpoint was loaded before, restore the object now.
-
-        Raises
-        ------
-        ConfigError
-            The object can't be saved, or its name is taken.
-        """
-        if isinstance(part.object, type):
-            raise ConfigError(f"{part.name}: a class, {part.object.__name__}; make an object of it.")
-        for method in ("state_dict", "load_state_dict"):
-            if not callable(getattr(part.object, method, None)):
-                raise ConfigError(
-                    f"{part.name}: a {type(part.object).__name__} has no {method}(), so it can't be saved."
-                )
-        if part.name in self._parts:
-            raise ConfigError(f"{part.name}: a part of the checkpoint has this name already.")
-        self._parts[part.name] = part
-        if part.name in self._unclaimed:
-            part.object.load_state_dict(self._unclaimed.pop(part.name))
-
-    def add_all(self, parts: Iterable[Part]) -> None:
-        """Save several objects with each checkpoint."""
-        for part in parts:
-            self.add(part)
-
     def register(self, objects: Iterable[tuple[str, Any]]) -> None:
         """Make the objects that a trainer registered, with their names, part of each checkpoint."""
         for name, registered in objects:
-            self.add(Part(f"registered.{name}", registered))
+            self.parts.add(Part(f"registered.{name}", registered))
 
     def add_training(self, steps: Stepper, optim: Any, loader: Any) -> None:
         """Save with each checkpoint the optimizers, the schedule, the loss scaling and the place in a stream of data.
@@ -149,16 +124,16 @@ class Saver:
         loader
             The loader of the training set. It is saved if it has a `state_dict`.
         """
-        self.add(Part("optimizer", optim["optimizer"], is_shared=True))
+        self.parts.add(Part("optimizer", optim["optimizer"], is_shared=True))
         if optim["scheduler"] is not None:
             self._schedule = Schedule(optim)
-            self.add(Part("scheduler", optim["scheduler"], is_shared=True))
+            self.parts.add(Part("scheduler", optim["scheduler"], is_shared=True))
         if self._run.precision.scaler:
-            self.add(Part("scaler", self._run.precision.scaler, is_shared=True, is_optional=True))
+            self.parts.add(Part("scaler", self._run.precision.scaler, is_shared=True, is_optional=True))
         for name, optimizer in steps.trained.side.items():
-            self.add(Part(name, optimizer, is_shared=True))
+            self.parts.add(Part(name, optimizer, is_shared=True))
         if hasattr(loader, "state_dict"):
-            self.add(Part("data", loader))
+            self.parts.add(Part("data", loader))
         self._steps, self._trained = steps, steps.trained
 
     # When -------------------------------------------------------------------------------------------------------------
@@ -215,7 +190,7 @@ class Saver:
 
     def _write(self, progress: dict[str, Any], log_position: int, kept: bool = False, **more: Any) -> None:
         state = {"progress": progress, **self._state(), "log_position": log_position, **more}
-        shared = {name for name, part in self._parts.items() if part.is_shared}
+        shared = {name for name, part in self.parts.items() if part.is_shared}
         self._ranks.add_shares(state, shared.union(name for name, _ in self._model.named_parameters()))
         if self._ranks.is_main:
             facts = {"progress": progress, **machine_facts(self._run.device, self._ranks.size), **self._constant_facts}
@@ -251,15 +226,9 @@ class Saver:
             "modules": modules,
             # Non-persistent buffers affect the result too, although state_dict() leaves them out.
             "buffers": {name: buffer for name, buffer in buffers if id(buffer) not in persistent},
-            # A part that was not registered again yet keeps the state that it had.
-            "parts": {**self._unclaimed, **self._states_of_parts()},
+            "parts": self.parts.states(),
             **({"trained": trained} if trained else {}),
         }
-
-    def _states_of_parts(self) -> dict[str, Any]:
-        """Return the state of each part, without optional ones that have none now."""
-        states = {name: part.object.state_dict() for name, part in self._parts.items()}
-        return {name: s for name, s in states.items() if s is not None or not self._parts[name].is_optional}
 
     # Restoring --------------------------------------------------------------------------------------------------------
 
@@ -282,7 +251,7 @@ class Saver:
         """
         self._last_save = time.monotonic()
         self._model.end_set_up()
-        about = self._config()["trainer"], self._parts, self._model, loaders
+        about = self._config()["trainer"], self.parts, self._model, loaders
         self._constant_facts = {
             "data": self._data_facts and asdict(self._data_facts),
             "total_steps": self._schedule and self._schedule.total_steps,
@@ -299,8 +268,8 @@ class Saver:
         check_facts(path, {**(self.held or {}), **meta}, self._constant_facts, self._data_facts, self._run.folder.path)
         take_own_state(self._run, meta, state)
         self._progress.go_to(state["progress"])
-        self._unclaimed = dict(state["parts"])
-        load_state(path, state, self._model, self._parts, self._unclaimed, self._trained)
+        self.parts.unclaimed = dict(state["parts"])
+        load_state(path, state, self._model, self.parts, self.parts.unclaimed, self._trained)
         if self._schedule:
             self._schedule.fit(meta.get("total_steps"), state["parts"]["scheduler"], self._progress.schedule_step)
         self._ranks.from_main(self._run.own_folder)
@@ -322,7 +291,7 @@ class Saver:
     def _begin_branch(self, branch: Branch) -> None:
         """Take over what fits of the parent's checkpoint, and write the first checkpoint of this run."""
         take_own_state(self._run, branch.meta, branch.state)
-        self._unclaimed = branch.take_over(self._model, self._parts, self._constant_facts, self._trained)
+        self.parts.unclaimed = branch.take_over(self._model, self.parts, self._constant_facts, self._trained)
         self._progress.go_to(branch.progress.as_dict())
         branch.tell()
         self._ranks.from_main(lambda: self._run.folder.write_branch(branch.record()))
@@ -353,21 +322,32 @@ class Saver:
         name = self._options["save_final_model"]
         if name and not self.weights.save(name if isinstance(name, str) else "final"):
             self._unwritten = ["the final weights"]
-        if self._ranks.any(any(name == "best" or name.startswith("registered.") for name in self._parts)):
-            self._finished = digest(on_host(self._model.state_dict()))
+        if self._ranks.any(bool(self._of_evaluations())):
+            self._at_end = self._checksums()
+
+    def _of_evaluations(self) -> dict[str, Part]:
+        """Return the parts that evaluations and the hooks around them change."""
+        kinds, but = ("best", "registered.", "monitor."), "monitor.train."
+        return {name: part for name, part in self.parts.items() if name.startswith(kinds) and not name.startswith(but)}
+
+    def _checksums(self) -> tuple[bytes, bytes]:
+        """Return the checksums of the modules and of what evaluations change."""
+        states = {name: part.object.state_dict() for name, part in self._of_evaluations().items()}
+        return digest(on_host(self._model.state_dict())), digest(on_host(states))
 
     def save_evaluated(self) -> None:
-        """Save the last step again if its evaluation may have changed what a longer run goes on with.
+        """Save the last step again if `after_fit`, by its evaluation, has changed what a longer run goes on with.
 
-        That is what hooks registered, and the best value. If `after_fit` has changed the modules too, for example by
-        loading the best weights, the first save stands: the modules in it are those that training ended with.
+        That is what hooks registered, the best value, and the monitors. If `after_fit` has changed the modules too, for
+        example by loading the best weights, the first save stands: its modules are those that training ended with.
         """
-        if not self._finished or self._unwritten:
+        if not self._at_end or self._unwritten:
             return
-        is_same = self._finished == digest(on_host(self._model.state_dict()))
+        modules, parts = self._checksums()
         is_written = self._store.wait()
         log_position = self._ranks.from_main(self._log_position)
-        if not self._ranks.any(not (is_same and is_written)) and log_position is not None:
+        must_stand = self._ranks.any(modules != self._at_end[0] or not is_written)
+        if self._ranks.any(parts != self._at_end[1]) and not must_stand and log_position is not None:
             self._write(self._progress.as_dict(), log_position, self._is_kept, is_evaluated=True)
 
     def stop(self) -> None:
