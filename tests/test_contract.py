@@ -1,11 +1,18 @@
-"""What the reference page of `BaseTrainer` promises, where no other test holds it."""
+"""What the reference page of `BaseTrainer` promises, where no other test holds it. `docs/contract.md` goes through it."""
 
 from __future__ import annotations
 
+import ast
 import functools
+import json
 import os
+import re
 import signal
+import sys
+import threading
+from pathlib import Path
 
+import processes
 import pytest
 import torch
 from endings import ending, same, status_of
@@ -14,6 +21,8 @@ from toys import Toy, toy_dataset
 
 from stable_ssl import BreakAllEpochs, Preempted
 from stable_ssl.data import Loader
+
+ROOT = Path(__file__).parent.parent
 
 
 def sets():
@@ -256,3 +265,204 @@ def test_a_run_that_dies_in_after_fit_calls_it_again_and_evaluates_and_logs_noth
     again()
     assert evaluated(again) == [3, 6]
     assert [record["global_step"] for record in again.get_logs() if "train/end" in record] == [6]
+
+
+# checkpoint() ---------------------------------------------------------------------------------------------------------
+
+
+class Asking(Toy):
+    """Asks for a checkpoint in a hook, in its second epoch, and may be killed when it has it."""
+
+    asks_in, dies = None, False
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.register_buffer("count", torch.zeros(()))
+
+    def ask(self, hook):
+        self.log(hook, self.global_step)
+        if hook != "before_fit_epoch":  # which runs again in a run that goes on
+            self.count += 1
+        if hook == self.asks_in and self.epoch == 1 and (hook != "after_fit_step" or self.global_step == 5):
+            self.checkpoint()
+            if self.dies:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def before_fit_epoch(self):
+        self.ask("before_fit_epoch")
+
+    def after_fit_step(self):
+        self.ask("after_fit_step")
+
+    def after_fit_epoch(self):
+        self.ask("after_fit_epoch")
+
+
+def asking(make_toy, folder, hook, dies=False):
+    trainer = make(make_toy, Asking, folder, epochs=3, checkpoint_every_minutes=999)
+    trainer.asks_in, trainer.dies = hook, dies
+    return trainer
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from conftest import make_toy
+from test_contract import asking
+folder, hook = Path(sys.argv[1]), sys.argv[2]
+asking(make_toy.__wrapped__(folder), folder, hook, dies=True)()
+"""
+
+
+@pytest.mark.parametrize(
+    ("hook", "step", "phase"),
+    [("before_fit_epoch", 3, "fit"), ("after_fit_step", 5, "fit"), ("after_fit_epoch", 6, "evaluate")],
+)
+def test_a_run_that_is_killed_after_it_asked_for_a_checkpoint_goes_on_from_there(make_toy, tmp_path, hook, step, phase):
+    folder = tmp_path / "killed"
+    path = os.pathsep.join([*sys.path, os.path.dirname(__file__)])
+    killed = processes.run([sys.executable, "-c", KILLED, folder, hook], env={**os.environ, "PYTHONPATH": path})
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    found = json.loads((folder / f"checkpoints/step_{step:08d}/meta.json").read_text())["progress"]
+    assert (found["epoch"], found["phase"]) == (1, phase)
+    again, alone = asking(make_toy, folder, hook), asking(make_toy, tmp_path / "alone", hook)
+    again.setup()
+    assert again.global_step == step
+    again()
+    alone()
+    assert same(ending(folder), ending(alone.folder))
+
+
+def test_a_checkpoint_before_the_first_step_is_written_and_what_a_hook_logs_after_one_is_not_lost(make_toy, tmp_path):
+    class Early(Toy):
+        def before_fit(self):
+            self.log("begun", 1)
+            self.checkpoint()
+            assert (self.folder / "checkpoints/step_00000000/meta.json").exists()
+
+        def after_fit_step(self):
+            self.log("before", 1)
+            self.checkpoint()
+            self.log("after", 2)
+
+    trainer = make(make_toy, Early, tmp_path / "run", epochs=1)
+    trainer()
+    names = [{name for name in record if name.startswith("train/")} for record in trainer.get_logs()]
+    assert names[0] == {"train/begun"}
+    assert names[1:7] == [{"train/loss", "train/lr", "train/before"}, {"train/after"}] * 3
+
+
+class Within(Toy):
+    """Asks once for a checkpoint where the run is not between two steps: in the way that `by` says."""
+
+    by, has_asked = "call", False
+
+    def call(self):
+        before = self.newest()
+        self.checkpoint()
+        assert self.newest() == before
+        self.has_asked = True
+
+    def newest(self):
+        return sorted((self.folder / "checkpoints").glob("step_*"))
+
+    def ask(self, by):
+        if self.by == by and not self.has_asked and self.global_step == 4:
+            if by == "signal handler":
+                signal.raise_signal(signal.SIGALRM)
+            elif by == "thread":
+                thread = threading.Thread(target=self.call)
+                thread.start()
+                thread.join()
+            else:
+                self.call()
+
+    def compute_loss(self):
+        self.ask("call")
+        self.ask("signal handler")
+        return super().compute_loss()
+
+    def after_fit_step(self):
+        self.ask("thread")
+        if not self.stepped:
+            self.ask("group")
+
+    def after_eval(self):
+        self.ask("evaluation")
+
+
+@pytest.mark.parametrize(
+    ("by", "accumulation", "step"),
+    [("call", 1, 5), ("signal handler", 1, 5), ("thread", 1, 4), ("group", 2, 5), ("evaluation", 2, 4)],
+)
+def test_a_checkpoint_asked_for_within_a_step_is_written_at_the_next_boundary(
+    make_toy, tmp_path, by, accumulation, step
+):
+    """Never at once: neither by a call, nor by the handler of a signal, nor by another thread."""
+    trainer = make(make_toy, Within, tmp_path, checkpoint_keep=9, epochs=3, accumulation_steps=accumulation)
+    trainer.by = by
+    before = signal.signal(signal.SIGALRM, lambda *_: trainer.call())
+    try:
+        trainer()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert trainer.has_asked
+    written = json.loads((tmp_path / f"checkpoints/step_{step:08d}/meta.json").read_text())["progress"]
+    assert (written["epoch"], written["phase"]) == (2 if accumulation == 2 else 1, "fit")
+
+
+class OneAsks(Ending):
+    """Asks for a checkpoint on one rank only."""
+
+    def after_fit_step(self):
+        if self.rank == 1 and self.global_step == 1:
+            self.checkpoint()
+
+
+def ask_on_one_rank(folder):
+    from conftest import make_toy
+
+    trainer = make(make_toy.__wrapped__(folder), OneAsks, folder, epochs=1)
+    trainer()
+    return evaluated(trainer), sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+def test_one_of_two_ranks_may_ask_for_a_checkpoint_and_the_last_epoch_is_evaluated(start_ranks, tmp_path):
+    (steps, checkpoints), _ = start_ranks(ask_on_one_rank, tmp_path / "run").results()
+    assert steps == [2]
+    assert checkpoints == ["step_00000001", "step_00000002"]
+
+
+def test_what_checkpoint_returns_goes_on_from_what_it_wrote(make_toy, tmp_path):
+    class Leaving(Toy):
+        leaves, submission = False, None
+
+        def after_fit_step(self):
+            if self.global_step == 5 and self.leaves:
+                type(self).submission = self.checkpoint("as", called=True)
+                raise SystemExit
+
+    alone = make(make_toy, Leaving, tmp_path / "alone")
+    alone()
+    leaving = make(make_toy, Leaving, tmp_path / "run")
+    assert isinstance(leaving.checkpoint().function, Leaving)
+    assert not (tmp_path / "run").exists()  # before the set-up there is nothing to save
+    leaving.leaves = True
+    with pytest.raises(SystemExit):
+        leaving()
+    fresh = Leaving.submission.function
+    fresh.setup()
+    assert fresh.global_step == 5
+    fresh()
+    assert same(ending(leaving.folder), ending(alone.folder))
+
+
+# The page -------------------------------------------------------------------------------------------------------------
+
+
+def test_each_test_that_the_page_of_the_contract_names_exists():
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "docs/contract.md").read_text())
+    assert len(named) > 40
+    for path, name in named:
+        functions = {node.name for node in ast.walk(ast.parse((ROOT / path).read_text())) if hasattr(node, "name")}
+        assert name in functions, f"{path} has no {name}"

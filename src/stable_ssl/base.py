@@ -288,7 +288,7 @@ class BaseTrainer(EarlyTrainer, nn.Module):
             if "train" not in self.data:
                 self._evaluate()
                 return
-            self._recorder.hook(self.before_fit, is_new=self._saver.log_position == 0)
+            self._recorder.hook(self.before_fit, is_new=self._saver.log_position == 0, runs_again=True)
             self._fit()
             self._evaluation.last(self.after_fit)
             self._saver.save_evaluated()
@@ -428,9 +428,16 @@ class BaseTrainer(EarlyTrainer, nn.Module):
         return {**describe(self._extras), **config}
 
     def checkpoint(self, *args: Any, **kwargs: Any) -> Any:
-        """Return submitit's `DelayedSubmission` of a fresh trainer. It finds what was learned in the run's folder."""
+        """Save the current state, and return submitit's `DelayedSubmission` of a fresh trainer that goes on from it.
+
+        The checkpoint is on disk when this returns if a hook calls it between two steps: `before_fit`,
+        `before_fit_epoch`, `after_fit_epoch`, or `after_fit_step` with `stepped`. Call it last in the hook. Called
+        elsewhere, or by one of several processes, it is written at the next step boundary.
+        """
         from submitit.helpers import DelayedSubmission
 
+        if self._is_set_up:
+            self._saver.save_by_hand(self._recorder.take_so_far())
         own_args, own_kwargs = vars(self)["_captured"]
         fresh = type(self)(*own_args, **own_kwargs)
         vars(fresh).update(_dump_path=self._dump_path, **self._extras)

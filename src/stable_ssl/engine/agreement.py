@@ -71,6 +71,7 @@ class Alone:
     size = 1
     is_main = True
     can_drop_a_wait = True  # a signal may interrupt the wait for a batch
+    can_save_at_once = True  # in the middle of a hook
     on_lost: Callable[[str], None] = staticmethod(lambda why: None)
 
     def introduce(self, device: torch.device) -> None:
@@ -165,7 +166,7 @@ class Alone:
 class Together(World):
     """Several processes: they raise breaks, step, save, stop and fail together."""
 
-    can_drop_a_wait = False  # the other processes would hang in their next exchange
+    can_drop_a_wait = can_save_at_once = False  # the other processes would hang in their next exchange
     _agreed: Exception | None = None
 
     def introduce(self, device: torch.device) -> None:

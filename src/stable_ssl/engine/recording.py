@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -53,6 +54,8 @@ class Recorder:
 
     def __init__(self, run: Session, feed: Feed, every: int):
         self.is_logging = self.is_in_step = False
+        self._write_so_far: Callable[[], None] | None = None  # set while a hook runs between two steps
+        self._thread, self._has_written = 0, False  # of that hook; whether the step has a record already
         self.results: dict[str, float] = {}
         self._run, self._feed, self._every = run, feed, every
         self._set_name, self._collected = "train", Collector()
@@ -183,22 +186,25 @@ class Recorder:
         self._media = {}
         self.is_logging = self.is_in_step = False
 
-    def write_step(self) -> None:
-        """Write the training record of the step that has just ended."""
-        run = self._run
-        record: dict[str, Any] = {
-            "global_step": run.progress.global_step,
-            "epoch": run.progress.epoch,
-            **run.ranks.means(self._collected),
-            "perf/time": round(time.time(), 3),
-            "perf/images_per_s": round(run.log.console.images_per_second, 1),
-            "perf/data_wait_s": round(self._feed.take_data_wait(), 6),
-        }
-        if run.device.type == "cuda":
-            record["perf/memory_gib"] = round(torch.cuda.max_memory_allocated(run.device) / 2**30, 3)
-        self._emit(record)
-        self._write_media()
-        self.is_logging = False
+    def write_step(self, is_over: bool = True) -> None:
+        """Write the training record of the step that has just ended. If it is not over, a second one may follow."""
+        run, results = self._run, self._run.ranks.means(self._collected)
+        if self._has_written:
+            self._write(results)
+        else:
+            record: dict[str, Any] = {
+                "global_step": run.progress.global_step,
+                "epoch": run.progress.epoch,
+                **results,
+                "perf/time": round(time.time(), 3),
+                "perf/images_per_s": round(run.log.console.images_per_second, 1),
+                "perf/data_wait_s": round(self._feed.take_data_wait(), 6),
+            }
+            if run.device.type == "cuda":
+                record["perf/memory_gib"] = round(torch.cuda.max_memory_allocated(run.device) / 2**30, 3)
+            self._emit(record)
+            self._write_media()
+        self.is_logging, self._has_written = not is_over, not is_over
 
     @contextmanager
     def outside_steps(self, set_name: str = "train", is_new: bool = True) -> Iterator[None]:
@@ -219,15 +225,22 @@ class Recorder:
             except (BreakEpoch, BreakAllEpochs) as request:
                 self._run.ranks.broke_off(request)  # before the exchange below
                 stop = request
-        results = self._run.ranks.means(self._collected)
         if is_new:
-            self._write(results)
+            self._write_collected()
+        else:
+            self._run.ranks.means(self._collected)
         self._media = {}
         if stop:
             raise stop
 
     def hook(
-        self, hook: Callable[[], None], set_name: str = "train", *, is_new: bool = True, own_seed: bool = True
+        self,
+        hook: Callable[[], None],
+        set_name: str = "train",
+        *,
+        is_new: bool = True,
+        runs_again: bool = False,
+        own_seed: bool = True,
     ) -> None:
         """Run a hook outside of training steps; `outside_steps` says what becomes of its values.
 
@@ -235,14 +248,44 @@ class Recorder:
         ----------
         hook, set_name, is_new
             The hook, and what `outside_steps` gets.
+        runs_again
+            Whether a run that goes on from a checkpoint made in the hook runs it again, and so logs its values.
         own_seed
             Whether the default generators are seeded for it.
         """
         if own_seed:
             self._run.seed_for(hook)
         if not is_idle(hook):
-            with self.outside_steps(set_name, is_new):
+            write = (lambda: None) if runs_again else self._write_collected
+            with self.outside_steps(set_name, is_new), self.between_steps(write):
                 self._run.ranks.hook(hook)
+
+    @contextmanager
+    def between_steps(self, write_so_far: Callable[[], None]) -> Iterator[None]:
+        """Run a hook between two optimizer steps in the block, so that the state may be saved within it.
+
+        Parameters
+        ----------
+        write_so_far
+            Writes what the hook has logged.
+        """
+        self._write_so_far, self._thread = write_so_far, threading.get_ident()
+        try:
+            yield
+        finally:
+            self._write_so_far = None
+
+    def take_so_far(self) -> Callable[[], None] | None:
+        """Return what writes the values that the hook has logged, if the state may be saved now; else None.
+
+        It may be saved once in a hook between two steps, in the hook's thread and outside of evaluations, if the run
+        has one process.
+        """
+        is_here = self._thread == threading.get_ident() and self._set_name == "train"
+        if not (is_here and self._run.ranks.can_save_at_once):
+            return None
+        write, self._write_so_far = self._write_so_far, None
+        return write
 
     @contextmanager
     def evaluation(self, set_name: str, num_batches: int | None) -> Iterator[None]:
@@ -269,6 +312,10 @@ class Recorder:
             yield
         finally:
             self.is_logging, self._set_name = before
+
+    def _write_collected(self) -> None:
+        """Write a record of what was logged outside of training steps since the last record."""
+        self._write(self._run.ranks.means(self._collected))
 
     def _write(self, results: Mapping[str, float]) -> None:
         """Write a record of what was logged outside of training steps, and the media beside it."""

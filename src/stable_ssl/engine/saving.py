@@ -92,6 +92,7 @@ class Saver:
         self._last_save = time.monotonic()
         self._is_kept = self._is_over = False  # of the last checkpoint; of the run
         self._unwritten: list[str] = []  # final weights that are lost
+        self._is_asked = False  # for a checkpoint at the next step boundary
         self._at_end: tuple[bytes, bytes] | None = None  # checksums of what `after_fit` may change
 
     def lacks_values(self) -> bool:
@@ -148,11 +149,27 @@ class Saver:
         return self._saved is None or time.monotonic() - self._last_save >= SECONDS_BETWEEN_EPOCH_SAVES
 
     def at_boundary(self, save_is_due: bool) -> None:
-        """Save if due, and end the run if asked to. If one process must, all do so at the same step."""
-        save_is_due, request = self._ranks.largest(save_is_due, self._run.stop.request)  # type: ignore[assignment]
-        if save_is_due or request:
+        """Save if due or asked for, and end the run if asked to. If one process must, all do so at the same step."""
+        asked, request = self._ranks.largest(save_is_due or self._is_asked, self._run.stop.request)
+        if asked or request:
             self.save()
+            self._is_asked = False
         self._run.end_when_asked(request, f"at step {self._progress.global_step}")
+
+    def save_by_hand(self, write_log: Callable[[], None] | None) -> None:
+        """Save because a user asks for it: now, if a hook between two steps does; else at the next step boundary.
+
+        Parameters
+        ----------
+        write_log
+            Writes what the hook has logged so far. None: no such hook asks.
+        """
+        if write_log is None:
+            self._is_asked = True
+            return
+        write_log()
+        self.save()
+        self._store.wait()  # the process may end at once
 
     # Saving -----------------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from ..exceptions import BreakAllEpochs, BreakEpoch, BreakStep, NanError
 from ..runtime.device import describe_batch
 from ..runtime.precision import FiniteWatch, multiply_gradients, running_statistics
 from ..runtime.seeding import Stream, derive_seed, seed_generators_in_turn
+from .agreement import is_idle
 from .optimizing import constant_rates, set_trained, unscheduled
 from .recording import Recorder
 from .session import Session
@@ -101,8 +102,10 @@ class Stepper:
             parameter.requires_grad_(False)
         for norm in self._fixed_norms:
             norm.eval()
-        is_new, self._progress.has_begun = not self._progress.has_begun, True
-        self._recorder.hook(hook, is_new=is_new, own_seed=False)
+        try:
+            self._recorder.hook(hook, is_new=not self._progress.has_begun, runs_again=True, own_seed=False)
+        finally:
+            self._progress.has_begun = True
 
     def begin(self, batch_idx: int) -> None:
         """Begin a mini-batch: find its place in its group, and seed the default generators."""
@@ -275,19 +278,29 @@ class Stepper:
             The break that the hook raised. After a BreakEpoch, no mini-batch of the epoch is left.
         """
         request: BreakEpoch | BreakAllEpochs | None = None
+        is_boundary = self.ends_group and not is_idle(hook)
         try:
-            self._ranks.hook(hook)
+            with self._recorder.between_steps(self._write_so_far) if is_boundary else nullcontext():
+                self._ranks.hook(hook)
         except BreakStep:
             pass  # nothing is left of the step
         except (BreakEpoch, BreakAllEpochs) as error:
             request = error
         if isinstance(request, BreakEpoch):
             self._progress.batches = self.num_batches
-        if self.ends_group and self._recorder.is_logging:
-            self.check_losses()
-            self._recorder.write_step()
+        if self.ends_group:
+            self._write_log()
         self._recorder.is_in_step = not self.ends_group
         return request
+
+    def _write_so_far(self) -> None:
+        self._write_log(is_over=False)
+
+    def _write_log(self, is_over: bool = True) -> None:
+        """Write the training record of an optimizer step that has ended, if it is logged."""
+        if self._recorder.is_logging:
+            self.check_losses()
+            self._recorder.write_step(is_over)
 
     def end_epoch(self, hook: Callable[[], None], trained: nn.Module) -> None:
         """Run the hook, and end an epoch's training, also if the hook raises `BreakAllEpochs`.
@@ -300,15 +313,15 @@ class Stepper:
             All modules. Their running statistics are averaged over the processes, so that all have the same model.
         """
         stop: BreakAllEpochs | None = None
+        batches, self._group_start = self._progress.batches, None
+        self._progress.end_training()  # a run that goes on from a checkpoint made in the hook does not run it again
+        self.trained.end_epoch()
         try:
             self._recorder.hook(hook)
         except BreakAllEpochs as request:
             stop = request
-        self._run.log.console.end_epoch(self._progress.batches)
+        self._run.log.console.end_epoch(batches)
         self.check_losses()
-        self._progress.end_training()
-        self._group_start = None
-        self.trained.end_epoch()
         self._warn_of_rates()
         fixed = {id(buffer) for norm in self._fixed_norms for buffer in norm.buffers()}
         self._ranks.average([values for values in running_statistics(trained) if id(values) not in fixed])
