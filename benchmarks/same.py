@@ -4,9 +4,9 @@
 
 REF is a commit. It is checked out into a worktree of its own, and every run below is made twice, by REF's source and
 by the source beside this script. Weights, optimizer state, queues and all else that a checkpoint holds, the views of
-each step, and `metrics.jsonl` (without `perf/`) must be equal to the bit. Sections that REF's checkpoints lack are
-named and not compared. No digest is stored: both trees compute on the same machine, with the same libraries. Exit
-status 1 if anything differs.
+each step, and `metrics.jsonl` (without `perf/`) must be equal to the bit. Sections and parts that REF's checkpoints
+lack are named and not compared. No digest is stored: both trees compute on the same machine, with the same libraries.
+Exit status 1 if anything differs.
 
 The runs are SimCLR, DINO, MAE, I-JEPA and SwAV on scikit-learn's digits, for 20 optimizer steps in 2 epochs, with
 probes, RankMe, an accuracy and the nearest neighbours. Each is made three times: by one process; by one process that
@@ -301,13 +301,15 @@ def outcome(run: Path) -> dict[str, Any]:
 
 
 def _take_added_sections(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
-    """Remove from later checkpoints the sections that earlier ones lack, and return their names."""
+    """Remove from later checkpoints the sections and parts that earlier ones lack, and return their names."""
     added = set()
     for name in before.keys() & after.keys():
         if name.startswith("step_"):
-            new = after[name].keys() - before[name].keys()
-            added |= new
-            after[name] = {key: value for key, value in after[name].items() if key not in new}
+            for old, new in ((before[name], after[name]), (before[name]["parts"], after[name]["parts"])):
+                names = new.keys() - old.keys()
+                added |= names
+                for each in names:
+                    del new[each]
     return added
 
 
