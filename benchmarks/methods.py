@@ -195,7 +195,7 @@ def run(name: str, seed: int, args: argparse.Namespace) -> dict[str, float]:
             optim={
                 "epochs": budget["epochs"],
                 "optimizer": functools.partial(torch.optim.AdamW, lr=budget["lr"], weight_decay=1e-4),
-                "scheduler": functools.partial(LinearWarmupCosineAnnealing),
+                "scheduler": functools.partial(LinearWarmupCosineAnnealing, peak_step=0.1),
                 "exclude_bias_norm": True,
             },
             logger={"dump_path": folder, "level": 40, "log_every_step": 50},

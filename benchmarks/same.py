@@ -146,7 +146,8 @@ def _options(method: str, accumulation: int) -> dict[str, Any]:
     if method in ("dino", "mae", "stream"):
         optim["grad_max_norm"] = 1.0
     if method in ("simclr", "stream"):
-        optim.update(scheduler=LinearWarmupCosineAnnealing, exclude_bias_norm=True)
+        schedule = functools.partial(LinearWarmupCosineAnnealing, peak_step=0.1)  # the default differs between versions
+        optim.update(scheduler=schedule, exclude_bias_norm=True)
     if method == "supervised":
         optim.update(lr_batch_size=64, optimizer=functools.partial(LARS, lr=0.1, momentum=0.9), nonfinite="skip")
     return {"hardware": {"device": "cpu", "precision": "bf16" if method == "supervised" else "fp32"}, "optim": optim}
