@@ -45,7 +45,7 @@ def test_the_end_is_end_lr(name):
 
 
 def test_cosine_is_the_formula_of_its_paper():
-    values = rates("LinearWarmupCosineAnnealing", total_steps=100, end_lr=0.05)
+    values = rates("LinearWarmupCosineAnnealing", total_steps=100, end_lr=0.05, peak_step=0.1)
     for step in range(10, 101):
         expected = 0.05 + (BASE - 0.05) * (1 + math.cos(math.pi * (step - 10) / 90)) / 2
         assert values[step] == pytest.approx(expected)
@@ -53,8 +53,61 @@ def test_cosine_is_the_formula_of_its_paper():
 
 def test_three_steps_decay_three_times():
     values = rates("LinearWarmupThreeStepsAnnealing", total_steps=100, peak_step=0, gamma=0.3)
-    for quarter in range(4):
-        assert values[25 * quarter + 1] == pytest.approx(BASE * 0.3**quarter)
+    expected = [BASE * 0.3 ** ((step >= 40) + (step >= 60) + (step >= 80)) for step in range(101)]
+    assert values == pytest.approx(expected)
+
+
+def of_early_2025(total, name, start=0.01, peak_step=0.1, end_lr=0.0, gamma=0.3):
+    """Return the rates of torch's own schedules, put together as stable-ssl did in February 2025."""
+    from torch.optim import lr_scheduler as torchs
+
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=BASE)
+    peak = int(peak_step * total) if peak_step < 1 else peak_step
+    rest = total - peak
+    schedule = torchs.LinearLR(optimizer, start, total_iters=peak)
+    if name != "LinearWarmup":
+        after = (
+            torchs.CosineAnnealingLR(optimizer, T_max=rest, eta_min=end_lr)
+            if name == "LinearWarmupCosineAnnealing"
+            else torchs.MultiStepLR(optimizer, [math.ceil(rest * part) for part in (0.4, 0.6, 0.8)], gamma)
+        )
+        schedule = torchs.SequentialLR(optimizer, [schedule, after], milestones=[peak])
+    values = []
+    for _ in range(total):
+        values.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return values
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "then"),
+    [
+        ("LinearWarmup", {}, {}),
+        ("LinearWarmupCosineAnnealing", {}, {"peak_step": 0.01}),
+        ("LinearWarmupCosineAnnealing", {"peak_step": 0.29, "end_lr": 0.05}, {"peak_step": 0.29, "end_lr": 0.05}),
+        ("LinearWarmupThreeStepsAnnealing", {}, {"start": 0.001, "peak_step": 0.05}),
+    ],
+)
+@pytest.mark.parametrize("total", [60, 137, 1000])
+@pytest.mark.filterwarnings("ignore:The epoch parameter in")
+def test_the_defaults_are_those_of_early_2025(name, given, then, total):
+    values = rates(name, total_steps=total, steps=total - 1, **given)
+    assert values == pytest.approx(of_early_2025(total, name, **then), rel=1e-9, abs=1e-12)
+
+
+def test_a_schedule_that_was_wrong_in_early_2025_says_once_what_differs(caplog):
+    caplog.set_level("INFO", "stable_ssl")
+    values = rates("LinearWarmupCyclicAnnealing", total_steps=120)
+    rates("LinearWarmupThreeStepsAnnealing", total_steps=137)
+    said = [record.getMessage() for record in caplog.records]
+    assert max(values) == pytest.approx(BASE)
+    assert len(said) == 2
+    assert "38 % above the peak" in said[0]
+    assert "due between two steps" in said[1]
+    caplog.clear()
+    rates("LinearWarmupThreeStepsAnnealing", total_steps=100)  # 95 steps after the peak: falls at 38, 57 and 76
+    assert not caplog.records
 
 
 def test_cosine_decayer_begins_each_cycle_lower():

@@ -21,6 +21,10 @@ CHANGES: dict[int, str] = {
     "is of all processes, too; one of 64 or less counts batches of representations.",
     7: "With exclude_bias_norm, a mask token decays, as in the code of MAE and I-JEPA, and LARS scales it.",
     8: "LiDAR's delta is 0.001 by default, as in early 2025. Before, it was 0.0001, as in the paper.",
+    9: "Schedules have the defaults of early 2025. LinearWarmupCosineAnnealing: peak_step 0.01, not 0.1. "
+    "LinearWarmupCyclicAnnealing: 3 cycles, not 4. LinearWarmupThreeStepsAnnealing: start_factor 0.001, peak_step "
+    "0.05, and falls at 40, 60 and 80 % of the steps after the peak, not at quarters. A peak_step below 1 is rounded "
+    "down to a whole step.",
 }
 
 
