@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -52,3 +53,10 @@ class MLP(nn.Sequential):
                 layers.append(nn.BatchNorm1d(width_out))
             layers.append(getattr(nn, activation)())
         super().__init__(*layers, nn.Linear(sizes[-2], sizes[-1], bias=False))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Take the weights of early 2025 too, whose keys are `layers.0.weight` and so on."""
+        old = f"{prefix}layers."
+        for key in [key for key in state_dict if key.startswith(old)]:
+            state_dict[prefix + key.removeprefix(old)] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *args)
