@@ -67,9 +67,10 @@ def test_low_resolution_keeps_the_size_through_the_stem():
     assert network.conv1(torch.zeros(1, 3, 32, 32)).shape[-1] == 32
 
 
-def test_low_resolution_of_another_family_is_refused():
-    with pytest.raises(ValueError, match="low_resolution: vgg11 can't be adapted"):
-        load_backbone("vgg11", low_resolution=True)
+def test_low_resolution_leaves_another_family_as_it_is_and_warns(caplog):
+    network = load_backbone("vgg11", low_resolution=True)
+    assert "low_resolution: vgg11 has no conv1 to adapt" in caplog.text
+    assert network.state_dict().keys() == load_backbone("vgg11").state_dict().keys()
 
 
 def test_an_unknown_backbone_names_the_nearest():
@@ -77,7 +78,7 @@ def test_an_unknown_backbone_names_the_nearest():
         load_backbone("resnet_18")
 
 
-@pytest.mark.parametrize("make", [lambda: Resnet9(10, 1), lambda: ConvMixer(1, 10)])
+@pytest.mark.parametrize("make", [lambda: Resnet9(1, 10), lambda: ConvMixer(1, 10)])
 def test_small_networks_take_grey_images_of_16_pixels(make):
     assert make()(torch.zeros(2, 1, 16, 16)).shape == (2, 10)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from typing import Any
 
 from torch import nn
 
 from .convmixer import ConvMixer
 from .resnet9 import Resnet9
+
+log = logging.getLogger("stable_ssl")
 
 _OWN = {"resnet9": Resnet9, "convmixer": ConvMixer}
 # The attributes in which torchvision's models keep their last layer.
@@ -32,14 +35,12 @@ def load_backbone(
     name
         A model of torchvision such as `resnet18`, `resnet9`, `ConvMixer`, or `timm/<name>` for a model of timm.
     num_classes
-        Width of a new last layer. None: the last layer becomes an Identity, so the output is the representation,
-        (batch, dim).
+        Width of a new last layer. None: an Identity, so the output is the representation, (batch, dim).
     weights
         Pre-trained weights. For a model of torchvision, their name there, such as "DEFAULT". For a model of timm, true.
     low_resolution
-        Adapt a ResNet to images of 64 pixels and less: its first convolution becomes 3 × 3 with stride 1, and its first
-        max-pooling is removed (Chen et al., "A simple framework for contrastive learning", ICML 2020, appendix B.9).
-        `resnet9` and `ConvMixer` suit such images without a change, and ignore it.
+        Adapt a network to images of 64 pixels and less: its `conv1` becomes a 3 × 3 convolution with stride 1, and its
+        `maxpool` is removed (SimCLR, ICML 2020, appendix B.9). One without `conv1` is left alone, with a warning.
     return_feature_dim
         Return (network, width of the representation) instead of the network alone.
     in_channels
@@ -52,7 +53,7 @@ def load_backbone(
     Raises
     ------
     ValueError
-        There is no network of this name, it has no pre-trained weights, or it can't be adapted to low resolution.
+        There is no network of this name, or it has no pre-trained weights.
     ImportError
         timm is not installed.
 
@@ -69,9 +70,11 @@ def load_backbone(
         network, dim = _load_timm(name, num_classes, weights, low_resolution, in_channels, image_size, **kwargs)
     elif own is None:
         network, dim = _load_torchvision(name, num_classes, weights, low_resolution, in_channels, **kwargs)
-    elif weights is None:
+    elif not weights:
         network = own(num_classes=num_classes, in_channels=in_channels, **kwargs)
         dim = network.num_features
+        if low_resolution and "widths" not in kwargs:
+            _adapt_stem(network, name)
     else:
         raise ValueError(f"weights: {name} has no pre-trained weights; leave weights out.")
     return (network, dim) if return_feature_dim else network
@@ -128,10 +131,13 @@ def _replace_stem(network: nn.Module, in_channels: int) -> None:
 
 
 def _adapt_stem(network: nn.Module, name: str) -> None:
-    """Replace the first convolution and the first max-pooling of a ResNet, for images of low resolution."""
-    first = getattr(network, "conv1", None)
-    if not isinstance(first, nn.Conv2d) or not hasattr(network, "maxpool"):
-        raise ValueError(f"low_resolution: {name} can't be adapted; ResNets can, by this option.")
+    """Replace `conv1` and the first max-pooling of a network, for images of low resolution."""
+    stem = getattr(network, "conv1", None)
+    layers = stem.modules() if isinstance(stem, nn.Module) else ()
+    first = next((layer for layer in layers if isinstance(layer, nn.Conv2d)), None)
+    if first is None:
+        log.warning("low_resolution: %s has no conv1 to adapt, as ResNets have; it stays as it is.", name)
+        return
     network.conv1 = nn.Conv2d(first.in_channels, first.out_channels, 3, padding=1, bias=False)
     network.maxpool = nn.Identity()
 

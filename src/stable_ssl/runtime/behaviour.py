@@ -25,6 +25,9 @@ CHANGES: dict[int, str] = {
     "LinearWarmupCyclicAnnealing: 3 cycles, not 4. LinearWarmupThreeStepsAnnealing: start_factor 0.001, peak_step "
     "0.05, and falls at 40, 60 and 80 % of the steps after the peak, not at quarters. A peak_step below 1 is rounded "
     "down to a whole step.",
+    10: "Networks are those of early 2025. resnet9 without widths has eleven convolutions, and its arguments are "
+    "(in_channels, num_classes). ConvMixer has kernel_size 9 and patch_size 7, ReLU after batch normalisation, and "
+    "max-pooling; as_in_paper makes it what it was. low_resolution adapts both.",
 }
 
 
