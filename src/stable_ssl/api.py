@@ -20,6 +20,7 @@ from .instantiate import instanciate_config
 from .nodes import build, live_paths, locate
 from .runtime.checkpoint import CheckpointStore, read_checkpoint
 from .runtime.folder import read_config
+from .runtime.runs_of_2025 import run_of_2025
 from .runtime.seeding import Stream, preserved_generators, seed_generators
 from .runtime.weights import load_strictly, newest_weights, read_weights
 
@@ -73,7 +74,8 @@ def branch_config(
     if not (folder / "config.yaml").is_file():
         again = f" `stable-ssl resume {shlex.quote(str(run))}` goes on with the run, and writes the file again."
         hint = again if any(folder.glob("checkpoints/step_*")) else ""
-        raise ConfigError(f"branch: '{run}' holds no run: it has no config.yaml.{hint}")
+        empty = f"'{run}' holds no run: it has no config.yaml.{hint}"
+        raise ConfigError(f"branch: {run_of_2025(folder) or empty}")
     config = compose(str(folder / "config.yaml"), overrides)
     trainer = config["trainer"]
     if live := live_paths(trainer):
@@ -123,7 +125,7 @@ def load(run: str | Path, module: Mapping[str, Any] | None = None) -> nn.ModuleD
     folder = path.parent.parent if path.is_file() or (path / "meta.json").is_file() else path
     config = read_config(folder)
     if config is None:
-        raise CheckpointError(f"'{run}' is not of a run: '{folder}' has no config.yaml.")
+        raise CheckpointError(run_of_2025(folder) or f"'{run}' is not of a run: '{folder}' has no config.yaml.")
     source, values, buffers = _values_of(path)
     folders = [*origin_of(folder, "config")[1], Path.cwd()]
     cuda = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []

@@ -13,6 +13,7 @@ from typing import Any
 from ..compose import compose, importable, origin_of
 from ..exceptions import ConfigError
 from ..runtime.folder import read_config
+from ..runtime.runs_of_2025 import run_of_2025
 from ..runtime.status import COMPLETE, read_status
 from . import slurm
 from .run import Run, say_once
@@ -25,7 +26,8 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
         given, overrides = None, [given, *overrides]
     folder = (Path(given).expanduser() if given else newest_unfinished(Path("runs"))).resolve()
     if not (folder / "config.yaml").is_file() and not _held_settings(folder):
-        raise ConfigError(f"resume: '{folder}' holds no run: it has no config.yaml, and no checkpoint with settings.")
+        empty = f"'{folder}' holds no run: it has no config.yaml, and no checkpoint with settings."
+        raise ConfigError(f"resume: {run_of_2025(folder) or empty}")
     settings, overrides = slurm.split(overrides, args.slurm, "resume")
     home, own = origin_of(folder, "config")
     _announce(folder, home)

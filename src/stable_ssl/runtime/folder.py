@@ -20,6 +20,7 @@ from typing import Any
 from ..exceptions import ConfigError
 from .behaviour import behaviour
 from .files import whole_file
+from .runs_of_2025 import run_of_2025
 from .status import read_status
 
 log = logging.getLogger("stable_ssl")
@@ -135,7 +136,7 @@ class RunFolder:
         Raises
         ------
         ConfigError
-            The folder has a `config.yaml` that no run wrote.
+            The folder has a `config.yaml` that no run wrote, or holds a run of early 2025.
         """
         from omegaconf import OmegaConf
 
@@ -144,6 +145,8 @@ class RunFolder:
                 f"logger.dump_path: '{self.path / 'config.yaml'}' is not of a run, and would be overwritten. Choose "
                 "another folder."
             )
+        if not (self.path / "config.yaml").exists() and (old := run_of_2025(self.path)):
+            raise ConfigError(f"logger.dump_path: {old}")
         self._write("config.yaml", OmegaConf.to_yaml(OmegaConf.create({**config, "behaviour": behaviour()})))
 
     def has_lost_config(self) -> bool:

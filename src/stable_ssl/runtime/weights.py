@@ -1,15 +1,30 @@
-"""Files of weights, in the format safetensors. A header says how to build the modules again."""
+"""Files of weights, in the format safetensors. A header says how to build the modules again.
+
+Files of `torch.save` are read too, those of stable-ssl of early 2025 among them.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
+import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..exceptions import CheckpointError
 from .files import whole_file
+from .runs_of_2025 import run_of_2025
+
+log = logging.getLogger("stable_ssl")
+
+# The keys under which files of `torch.save` hold the weights, if they hold other things too. The first is that of
+# stable-ssl of early 2025.
+_CONTAINERS = ("module", "state_dict", "model")
+_WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before keys
 
 
 def save_weights(path: Path, tensors: dict[str, Tensor], header: dict) -> None:
@@ -54,7 +69,7 @@ def read_header(path: Path) -> dict[str, Any]:
 
 
 def find_weights(source: str | Path) -> Path:
-    """Return the path of a safetensors file.
+    """Return the path of a file of weights.
 
     Parameters
     ----------
@@ -70,6 +85,8 @@ def find_weights(source: str | Path) -> Path:
     if path.is_file():
         return path
     found, _ = newest_weights(path)
+    if found is None and (old := run_of_2025(path)):
+        raise CheckpointError(old)
     if found is None:
         raise CheckpointError(
             f"There are no weights at '{source}', which is neither a file nor the folder of a run with weights. "
@@ -96,7 +113,7 @@ def _step_of(path: Path) -> int:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file by key.
+    """Return the tensors of a file by key: a safetensors file, or one of `torch.save` with a state dict in it.
 
     Raises
     ------
@@ -107,13 +124,38 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"'{path}' can't be read as safetensors: {error}") from error
+        with open(path, "rb") as file:
+            first = file.read(9)
+        if path.suffix == ".safetensors" or first[8:] == b"{":
+            return load_file(path)
+        return _tensors_in(torch.load(path, map_location="cpu", weights_only=True), path)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"'{path}' can't be read: it is no file of weights, or holds objects whose code would run. If you trust "
+            "it, load it with torch.load(…, weights_only=False), and save the state dict of its module alone."
+        ) from error
+    except (OSError, EOFError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"'{path}' can't be read as a file of weights: {error}") from error
+
+
+def _tensors_in(content: Any, path: Path) -> dict[str, Tensor]:
+    """Return the state dict in what `torch.load` returned."""
+    held = content
+    while isinstance(held, Mapping) and (key := next((k for k in _CONTAINERS if _is_dict(held.get(k))), None)):
+        held = held[key]
+    tensors = {str(k): v for k, v in held.items() if isinstance(v, Tensor)} if isinstance(held, Mapping) else {}
+    if not tensors:
+        what = f"its keys are {[*map(str, held)][:10]}" if isinstance(held, Mapping) else f"a {type(held).__name__}"
+        raise CheckpointError(f"'{path}' holds no state dict, but {what}. Save module.state_dict() instead.")
+    return tensors
+
+
+def _is_dict(value: Any) -> bool:
+    return isinstance(value, Mapping) and bool(value)
 
 
 def load_weights(source: str | Path, module: nn.Module, name: str) -> None:
-    """Load a module's weights from a file or a run.
+    """Load a module's weights from a file or a run, and log how many there are.
 
     Parameters
     ----------
@@ -122,7 +164,8 @@ def load_weights(source: str | Path, module: nn.Module, name: str) -> None:
     module
         The module, which is changed in place.
     name
-        The module's name in the file: its tensors are those whose keys begin with `<name>.`.
+        The module's name in the file: its tensors are those whose keys begin with `<name>.`. If there are none, the
+        file may hold the tensors of this module alone.
 
     Raises
     ------
@@ -131,12 +174,31 @@ def load_weights(source: str | Path, module: nn.Module, name: str) -> None:
     """
     path = find_weights(source)
     tensors = read_weights(path)
-    prefix = f"{name}."
-    own = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+    own = _of_module(tensors, name)
+    if not own and not module.state_dict().keys().isdisjoint(bare := _unwrapped(tensors)):
+        own = bare
     if not own:
         held = sorted({key.split(".")[0] for key in tensors})
         raise CheckpointError(f"'{path}' has no weights of a module '{name}'. Its modules are {held}.")
     load_strictly(module, own, f"'{path}' does not fit module '{name}'")
+    log.info("module.%s: all its %d tensors are from '%s'.", name, len(own), path)
+
+
+def _of_module(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Return the tensors of one of several modules. In the state dict of a whole trainer, they are below `module`."""
+    for prefix in (f"{name}.", f"module.{name}."):
+        own = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+        if own:
+            return _unwrapped(own)
+    return {}
+
+
+def _unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors without what wrappers of the whole module put before each key."""
+    for prefix in _WRAPPERS:
+        if all(key.startswith(prefix) for key in tensors):
+            return _unwrapped({key.removeprefix(prefix): tensor for key, tensor in tensors.items()})
+    return dict(tensors)
 
 
 def load_strictly(module: nn.Module, state: dict, what: str) -> None:

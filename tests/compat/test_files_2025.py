@@ -1,0 +1,94 @@
+"""Files of early 2025: YAML files, weights, folders of runs and command lines, in the form that they had then."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from stable_ssl import CheckpointError, ConfigError
+from stable_ssl.cli import main
+from stable_ssl.modules import MLP
+from stable_ssl.runtime.weights import load_weights
+
+
+@pytest.fixture
+def old_run(tmp_path):
+    """The folder of a run of early 2025 that was preempted, and the weights in it."""
+    folder = tmp_path / "outputs" / "then"
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "config.yaml").write_text("trainer: {_target_: stable_ssl.SupervisedTrainer}\n")
+    (folder / "logs_rank_0.jsonl").write_text('{"train/loss": 2.3, "epoch": 0, "step": 0, "rank": 0}\n')
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"layers.0.weight": (16, 8), "layers.1.weight": (16,), "layers.1.bias": (16,), "layers.3.weight": (2, 16)}
+    shapes |= {"layers.1.running_mean": (16,), "layers.1.running_var": (16,)}
+    weights = {key: torch.rand(shape, generator=generator) for key, shape in shapes.items()}
+    weights["layers.1.num_batches_tracked"] = torch.tensor(5)
+    state = {
+        "loss": {"bn.weight": torch.ones(2)},
+        "module": {
+            f"{name}.{key}": value for name in ("backbone", "projector.module") for key, value in weights.items()
+        },
+        "epoch": 3,
+    }
+    torch.save(state, folder / "tmp_checkpoint.ckpt")
+    return folder, weights
+
+
+def test_weights_of_early_2025_begin_a_run_and_the_log_says_how_many(old_run, caplog):
+    folder, weights = old_run
+    caplog.set_level(logging.INFO, "stable_ssl")
+    for name in ("backbone", "projector"):  # the second was in DistributedDataParallel
+        module = MLP([8, 16, 2])
+        load_weights(folder / "tmp_checkpoint.ckpt", module, name)
+        for key, value in weights.items():
+            assert torch.equal(module.state_dict()[key.removeprefix("layers.")], value), key
+    assert f"module.projector: all its 7 tensors are from '{folder / 'tmp_checkpoint.ckpt'}'" in caplog.text
+    with pytest.raises(
+        CheckpointError, match=r"no weights of a module 'head'. Its modules are \['backbone', 'projector'\]"
+    ):
+        load_weights(folder / "tmp_checkpoint.ckpt", module, "head")
+    with pytest.raises(CheckpointError, match="does not fit module 'backbone'.*"):
+        load_weights(folder / "tmp_checkpoint.ckpt", MLP([8, 4, 2]), "backbone")
+
+
+def test_other_files_of_torch_are_read_or_it_is_said_why_not(tmp_path):
+    made, read = nn.Linear(3, 2), nn.Linear(3, 2)
+    path = tmp_path / "weights.pth"
+    for content in (
+        made.state_dict(),
+        {"state_dict": {f"module.{k}": v for k, v in made.state_dict().items()}, "lr": 1},
+    ):
+        nn.init.zeros_(read.weight)
+        torch.save(content, path)
+        load_weights(path, read, "backbone")
+        assert torch.equal(read.weight, made.weight)
+    torch.save(made, path)
+    with pytest.raises(CheckpointError, match="weights.pth' can't be read: .*objects whose code would run"):
+        load_weights(path, read, "backbone")
+    torch.save({"epoch": 3}, path)
+    with pytest.raises(CheckpointError, match=r"holds no state dict, but its keys are \['epoch'\]"):
+        load_weights(path, read, "backbone")
+    path.write_bytes(b"no weights at all")
+    with pytest.raises(CheckpointError, match="weights.pth' can't be read"):
+        load_weights(path, read, "backbone")
+
+
+def test_a_run_of_early_2025_is_refused_by_name_wherever_it_is_given(old_run, make_toy, capsys):
+    folder, _ = old_run
+    why = r"holds a run of stable-ssl of early 2025, which can't be resumed.*module_init=\{backbone: '.*tmp_checkpoint.ckpt'"
+    with pytest.raises(ConfigError, match=rf"logger.dump_path: '{folder}' {why}"):
+        make_toy(logger={"dump_path": folder})()
+    with pytest.raises(CheckpointError, match=why):
+        load_weights(folder, MLP([8, 16, 2]), "backbone")
+    for command in ("resume", "branch"):
+        assert main([command, str(folder)]) == 2
+        assert "holds a run of stable-ssl of early 2025" in capsys.readouterr().err
+    assert sorted(path.name for path in folder.iterdir()) == [
+        ".hydra",
+        ".lock",
+        "logs_rank_0.jsonl",
+        "tmp_checkpoint.ckpt",
+    ]
