@@ -20,7 +20,9 @@ from .fields import (
     Count,
     CountOrZero,
     Device,
+    FileName,
     Folder,
+    Frequency,
     Groups,
     Level,
     MaxSteps,
@@ -43,9 +45,6 @@ _OTHER_NAMES = {
 }  # fmt: skip
 # Arguments that most optimizers take: known even if no optimizer is configured.
 _OF_OPTIMIZERS = ("lr", "weight_decay", "momentum", "betas", "eps", "nesterov")
-
-
-# A validator's error has no text: the sentence about it is made from the field's description.
 
 
 class _Config(BaseModel, AsDict):
@@ -139,8 +138,8 @@ class OptimConfig(_Config):
     epochs
         Number of epochs.
     max_steps
-        Mini-batches per epoch: -1 for all of them, a whole number for at most that many, a number between 0 and 1 for
-        that fraction of them.
+        Mini-batches per epoch: -1, or any negative number, for all of them; a whole number for at most that many; a
+        number between 0 and 1 for that fraction of them.
     accumulation_steps
         Mini-batches per optimizer step.
     groups
@@ -240,9 +239,9 @@ class LoggerConfig(_Config):
     checkpoint_every_minutes: Positive = 10
     checkpoint_every_step: Count | None = None
     checkpoint_keep: Count = 2
-    checkpoint_frequency: Count | None = None
+    checkpoint_frequency: Frequency = None
     checkpoint_model_only: bool = True
-    save_final_model: bool | str = False
+    save_final_model: FileName = False
     dump_path: Folder = None
     wandb: Wandb = None
     tensorboard: bool = False

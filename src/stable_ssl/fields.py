@@ -21,6 +21,8 @@ WANDB_KEYS = (
 )  # fmt: skip
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
+# The validators' errors have no text: `config` makes the sentence about one from the field's description.
+
 
 class AsDict(MutableMapping[str, Any]):
     """Gives the attributes of an object as the items of a dict."""
@@ -54,7 +56,9 @@ def _not_bool(value: Any) -> Any:
 def _max_steps(value: int | float) -> int | float:
     if isinstance(value, float) and 0 < value < 1:
         return value
-    if not math.isfinite(value) or float(value) != int(value) or (value < 1 and value != -1):
+    if value < 0:
+        return -1
+    if not math.isfinite(value) or float(value) != int(value) or value < 1:
         raise ValueError
     return int(value)
 
@@ -89,6 +93,8 @@ def _wandb(value: Any) -> Any:
 # A field's `description` completes the sentence "VALUE is not …"; its `examples` are suggested if they are alike.
 Count = Annotated[int, BeforeValidator(_not_bool), Field(ge=1, description="a whole number of at least 1")]
 CountOrZero = Annotated[int, BeforeValidator(_not_bool), Field(ge=0, description="a whole number of at least 0")]
+Frequency = Annotated[Count | None, BeforeValidator(lambda value: value or None)]  # 0 and false: never
+FileName = Annotated[bool | str, BeforeValidator(lambda value: value or False)]
 Positive = Annotated[
     float, BeforeValidator(_not_bool), Field(gt=0, allow_inf_nan=False, description="a finite number above 0")
 ]
