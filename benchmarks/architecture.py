@@ -18,7 +18,9 @@ from test_structure import FILES, SOURCE, file_of, imports_of
 
 PATH = SOURCE.parent.parent / "docs" / "architecture.svg"
 # Several files that are drawn as one room.
-GROUPS = {"configuration": ("compose", "resolvers", "config", "nodes", "arguments", "fields", "signatures")}
+GROUPS = {
+    "configuration": ("compose", "overrides", "resolvers", "config", "nodes", "arguments", "fields", "signatures")
+}
 # These would only add arrows from everywhere, or have none.
 LEFT_OUT = ("__init__", "__main__", "exceptions", "compat", "reader", "utils", "recipes", "messages")
 # Per room: its first and its last column, and what is in it.

@@ -115,6 +115,7 @@ def check_arguments(
     if trainer.optim is not None:
         nodes |= {f"optim.{name}": trainer.optim[name] for name in ("optimizer", "scheduler")}
     _check_attributes(base, cls, attributes, nodes, problems)
+    problems += list(_unknown_sets(trainer, sets, problems))
 
 
 def parse_branch(source: Any, problems: list[str]) -> dict[str, Any]:
@@ -183,12 +184,15 @@ def _missing_for_training(base: type[BaseTrainer], trainer: BaseTrainer, problem
 
 
 def _check_watched_sets(base: type[BaseTrainer], trainer: BaseTrainer, sets: list[str], problems: list[str]) -> None:
-    """Collect what is wrong with the metrics and monitors, which are configured by data set."""
+    """Collect what is wrong with the metrics and monitors, which are configured by data set.
+
+    Those of a set that is not in `data` are no mistake, because files share them: the set-up leaves them out and warns.
+    """
     logger = trainer.logger
     for field, valid in (("metric", [name for name in sets if name != "train"]), ("monitor", sets)):
         check_nodes(logger[field], f"logger.{field}", problems)
         for name, watched in logger[field].items():
-            if field == "metric" and watched and type(trainer).predict is base.predict:
+            if field == "metric" and watched and name in valid and type(trainer).predict is base.predict:
                 problems.append(f"{type(trainer).__name__} does not implement predict(), which logger.metric needs.")
             if field == "metric" and name == "train":
                 problems.append(
@@ -196,10 +200,15 @@ def _check_watched_sets(base: type[BaseTrainer], trainer: BaseTrainer, sets: lis
                     "the training images to data under a second name, and metrics under that name; "
                     "self.log(name, value) in compute_loss() logs a value of training."
                 )
-            elif name not in valid:
-                problems.append(f"logger.{field}.{name}: no such set in data.{nearest(name, valid)}")
-            elif not isinstance(watched, Mapping) or "_target_" in watched:
+            elif name in valid and (not isinstance(watched, Mapping) or "_target_" in watched):
                 problems.append(f"logger.{field}.{name}: {watched!r} is not a dict of names.")
+
+
+def _unknown_sets(trainer: BaseTrainer, sets: list[str], problems: list[str]) -> Iterator[str]:
+    """Yield a sentence per metric or monitor of a set that is not in `data`, if there are mistakes to stand beside."""
+    for field in ("metric", "monitor") if problems and trainer.logger is not None else ():
+        for name in trainer.logger[field].keys() - sets:
+            yield f"logger.{field}.{name}: no such set in data.{nearest(name, sets)}"
 
 
 def _check_attributes(

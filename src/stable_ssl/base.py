@@ -251,7 +251,7 @@ class BaseTrainer(EarlyTrainer, nn.Module):
             self._feed = feed = engine.Feed(run, self.hardware)
             self._recorder = engine.Recorder(run, feed, self.logger["log_every_step"])
             self.logger["metric"] = build.metrics(self.logger["metric"], self.eval_sets)
-            self._monitors = engine.Monitors(self.logger["monitor"], self._recorder)
+            self._monitors = engine.Monitors(self.logger["monitor"], data_sets(self.data), self._recorder)
             self.logger["monitor"] = self._monitors.built
             self._monitors.check(self)
             self._evaluation = engine.Evaluation(run, self._recorder, feed, self.logger, saver.weights)

@@ -13,6 +13,7 @@ from typing import Any
 
 from .exceptions import ConfigError, nearest
 from .nodes import argument_names
+from .overrides import check_watched_sets
 from .resolvers import register_resolvers
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -97,8 +98,10 @@ def compose(source: str, overrides: Iterable[str] = (), folder: str | None = Non
         There is no such recipe or file, an override can't be used, or they do not compose.
     """
     with composer(*find(source, folder)) as (composed, complete):
-        config = composed([*complete(overrides)])
-        return in_folder(resolved(config), hydra_folder(config, "run.dir"))
+        config = composed([*complete(overrides := list(overrides))])
+        run = resolved(config)
+        check_watched_sets(overrides, run["trainer"])
+        return in_folder(run, hydra_folder(config, "run.dir"))
 
 
 _NOW = "${now:%Y-%m-%d}/${now:%H-%M-%S}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import pytest
@@ -92,3 +93,77 @@ def test_a_run_of_early_2025_is_refused_by_name_wherever_it_is_given(old_run, ma
         "logs_rank_0.jsonl",
         "tmp_checkpoint.ckpt",
     ]
+
+
+FILE = """# @package _global_
+defaults:
+  - metrics
+  - override /hydra/launcher: submitit_local
+trainer:
+  _target_: stable_ssl.trainers.SupervisedTrainer
+  data:
+    _num_classes: 10
+    train:
+      _target_: torch.utils.data.DataLoader
+      batch_size: 64
+      drop_last: True
+      shuffle: True
+      dataset: {_target_: stable_ssl.data.Digits, split: test, size: 8}
+    test:
+      _target_: torch.utils.data.DataLoader
+      batch_size: 64
+      dataset: ${trainer.data.train.dataset}
+  module:
+    backbone:
+      _target_: torch.nn.Sequential
+      _args_: [{_target_: torch.nn.Flatten}, {_target_: torch.nn.Linear, in_features: 64, out_features: 10}]
+  optim:
+    epochs: 1
+    max_steps: -2
+    optimizer: {_target_: stable_ssl.optimizers.LARS, _partial_: True, lr: 0.1}
+    scheduler: {_target_: stable_ssl.schedulers.LinearWarmupCosineAnnealing, _partial_: True, total_steps: 5}
+  hardware: {seed: 0, float16: false, device: cpu}
+  logger: {checkpoint_frequency: 0, save_final_model: null}
+"""
+METRICS = """# @package _global_
+trainer:
+  logger:
+    metric:
+      test: {acc1: {_target_: torchmetrics.classification.MulticlassAccuracy, num_classes: 10}}
+      tests: {acc1: {_target_: torchmetrics.classification.MulticlassAccuracy, num_classes: 100}}
+    monitor:
+      val: {rankme: {_target_: stable_ssl.monitors.RankMe}}
+"""
+
+
+@pytest.fixture
+def old_file(tmp_path, monkeypatch):
+    """A folder of experiments that share a file of metrics; it is the working folder."""
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "small.yaml").write_text(FILE)
+    (tmp_path / "configs" / "metrics.yaml").write_text(METRICS)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+OLD_FORM = ["--config-path", "configs", "--config-name", "small"]
+
+
+def test_metrics_of_other_sets_are_left_out_of_a_file_and_refused_as_overrides(old_file, capsys):
+    assert main([*OLD_FORM, "hydra.run.dir=run"]) == 0
+    said = (old_file / "run" / "console.log").read_text()
+    assert "logger.metric.tests: there is no such set in data, so it has no effect. Did you mean 'test'?" in said
+    assert "logger.monitor.val: there is no such set in data" in said
+    records = [json.loads(line) for line in (old_file / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [sorted(key for key in record if key.startswith("test")) for record in records if "test/acc1" in record] == [
+        ["test/acc1"]
+    ]
+    assert max(record["global_step"] for record in records) == 5  # max_steps: -2 is all of them
+    assert not any((old_file / "run" / "weights").glob("*"))
+    given = (
+        "++trainer.logger.metric.tset.acc1={_target_: torchmetrics.classification.MulticlassAccuracy, num_classes: 10}"
+    )
+    for override in (given, "logger.monitor={tset: {}}"):
+        assert main([*OLD_FORM, override]) == 2
+        assert "tset: there is no such set in data. Did you mean 'test'?" in capsys.readouterr().err
+    assert main([*OLD_FORM, "-m", given, "hardware.seed=0,1"]) == 2

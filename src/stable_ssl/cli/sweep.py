@@ -19,6 +19,7 @@ from typing import Any
 
 from ..compose import RECIPES, SEARCH_PATH, composer, hydra_folder, is_hydras, register_resolvers, resolved
 from ..exceptions import ConfigError
+from ..overrides import check_watched_sets
 from ..runtime.folder import is_free
 from ..runtime.preemption import TIME_LIMIT_STATUS
 from ..runtime.status import COMPLETE, read_status
@@ -85,7 +86,7 @@ class Sweep:
             for number, choice in enumerate(itertools.product(*varying)):
                 own, labels = [*fixed, *(text for text, _ in choice)], [label for _, label in choice]
                 config = composed(complete([*self._of_hydra, *own]))
-                self.points.append(Point(",".join(labels) or name, own, *self._placed(config, number, labels)))
+                self.points.append(Point(",".join(labels) or name, own, *self._placed(config, number, own, labels)))
         paths = [point.folder.absolute() for point in self.points]
         if shared := [point for point in self.points if paths.count(point.folder.absolute()) > 1]:
             raise ConfigError(_why_shared(shared))
@@ -99,7 +100,7 @@ class Sweep:
         chosen = f"multirun/{self._name}_{_digest(str([*_decisive(rest)]))}"
         return given or chosen, given is None and hydra_folder(base, "sweep.subdir") is None
 
-    def _placed(self, config: Any, number: int, labels: list[str]) -> tuple[dict[str, Any], Path]:
+    def _placed(self, config: Any, number: int, overrides: list[str], labels: list[str]) -> tuple[dict[str, Any], Path]:
         """Return the configuration of a point's run, and the folder of the run."""
         from omegaconf import open_dict, read_write
 
@@ -108,6 +109,7 @@ class Sweep:
             name = hydra_folder(config, "sweep.subdir") or _file_name(labels)
             config.hydra.run.dir = os.path.join(self._folder, name)
         run = resolved(config)
+        check_watched_sets(overrides, run["trainer"])
         return run, Path((run["trainer"].get("logger") or {}).get("dump_path") or config.hydra.run.dir).expanduser()
 
     def left(self) -> list[Point]:

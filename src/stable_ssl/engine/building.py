@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -12,13 +13,15 @@ from torch import nn
 
 from ..config import build
 from ..data import Loader, as_loader, length_of
-from ..exceptions import ConfigError
+from ..exceptions import ConfigError, nearest
 from ..loggers.metrics import check_metrics
 from ..runtime.seeding import Stream, seed_generators
 from ..runtime.weights import load_weights
 from .agreement import Alone, Together
 from .optimizing import build_optimization
 from .parts import MAKE_IT_EARLIER
+
+log = logging.getLogger("stable_ssl")
 
 
 class Builder:
@@ -162,6 +165,7 @@ class Builder:
             The sets to evaluate on.
         """
         built: dict[str, dict[str, Any]] = {}
+        nodes = of_sets(nodes, "metric", sets)
         for name in sets:
             path = f"logger.metric.{name}"
             metrics = build(nodes.get(name, {}), path)
@@ -213,6 +217,25 @@ class Builder:
         if isinstance(limit, float):
             return max(1, int(limit * available))
         return available if limit < 0 else min(limit, available)
+
+
+def of_sets(nodes: Mapping[str, Any], kind: str, sets: Iterable[str]) -> dict[str, Any]:
+    """Return the metrics or monitors of sets that there are, and warn of those of other sets.
+
+    Parameters
+    ----------
+    nodes
+        `logger.metric` or `logger.monitor`: `{set: {name: node}}`.
+    kind
+        "metric" or "monitor".
+    sets
+        The sets in `data`.
+    """
+    for name in nodes.keys() - sets:
+        log.warning(
+            "logger.%s.%s: there is no such set in data, so it has no effect.%s", kind, name, nearest(name, sets)
+        )
+    return {name: node for name, node in nodes.items() if name in sets}
 
 
 def data_sets(data: Mapping[str, Any], but: str = "") -> list[str]:

@@ -15,6 +15,7 @@ from torch import nn
 
 from ..config import build
 from ..loggers.metrics import logged_names, require_methods
+from .building import of_sets
 from .parts import Part
 from .recording import Recorder
 
@@ -28,6 +29,8 @@ class Monitors:
     ----------
     nodes
         `logger.monitor`: `{set: {name: monitor or its node}}`.
+    sets
+        The sets in `data`. Monitors of other sets are left out, with a warning.
     recorder
         Where their values are logged.
 
@@ -37,8 +40,8 @@ class Monitors:
         `{set: {name: monitor}}`.
     """
 
-    def __init__(self, nodes: Mapping[str, Any], recorder: Recorder):
-        self.built: dict[str, dict[str, Any]] = build(nodes, "logger.monitor")
+    def __init__(self, nodes: Mapping[str, Any], sets: list[str], recorder: Recorder):
+        self.built: dict[str, dict[str, Any]] = build(of_sets(nodes, "monitor", sets), "logger.monitor")
         for set_name, monitors in self.built.items():
             require_methods(monitors, ("compute",), f"logger.monitor.{set_name}")
         self._recorder = recorder
