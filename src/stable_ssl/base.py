@@ -86,6 +86,7 @@ class BaseTrainer(EarlyTrainer, nn.Module):
     latest_representations: Tensor | None = None
     latest_embeddings: Tensor | None = None
     _recorder: engine.Recorder = engine.NoRecorder()  # until `setup`
+    _notes: tuple[str, ...] = ()  # for the log, from before there is one
 
     def __new__(cls, *args: Any, **kwargs: Any) -> BaseTrainer:  # noqa: D102
         # Kept for `checkpoint` and `get_config`, whatever a subclass does in its own constructor.
@@ -93,6 +94,7 @@ class BaseTrainer(EarlyTrainer, nn.Module):
         trainer.__dict__["_captured"] = (args, kwargs)
         return trainer
 
+    @engine.with_sweep_values
     def __init__(
         self, data: Any, module: Any, hardware: Any, optim: Any, logger: Any, loss: Any = None, *,
         module_init: Any = None, branch_from: Any = None, **kwargs: Any,
@@ -232,6 +234,7 @@ class BaseTrainer(EarlyTrainer, nn.Module):
         run = self._run = engine.Session(self._dump_path, type(self).__name__, self._progress, *configs)
         self._dump_path, self.rank, self.world_size = run.folder.path, run.ranks.rank, run.ranks.size
         with run.preparing():
+            engine.tell(self._notes)
             saver = self._saver = engine.Saver(
                 run, self.logger, engine.Model.of(self), self.optimized_modules, self._resolved, self.branch_from
             )

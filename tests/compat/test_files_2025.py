@@ -7,11 +7,14 @@ import logging
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import nn
+from wandb_files import all_records, wandb_run
 
 from stable_ssl import CheckpointError, ConfigError
 from stable_ssl.cli import main
 from stable_ssl.modules import MLP
+from stable_ssl.runtime.status import read_status
 from stable_ssl.runtime.weights import load_weights
 
 
@@ -167,3 +170,69 @@ def test_metrics_of_other_sets_are_left_out_of_a_file_and_refused_as_overrides(o
         assert main([*OLD_FORM, override]) == 2
         assert "tset: there is no such set in data. Did you mean 'test'?" in capsys.readouterr().err
     assert main([*OLD_FORM, "-m", given, "hardware.seed=0,1"]) == 2
+
+
+def sweep(folder, monkeypatch, **values):
+    """Give values to the runs of this process as W&B's agent does."""
+    from wandb.sdk.lib.config_util import save_config_file_from_dict
+
+    save_config_file_from_dict(
+        str(folder / "config-abc123.yaml"), {key: {"value": value} for key, value in values.items()}
+    )
+    for name, value in {
+        "SWEEP_ID": "s1",
+        "RUN_ID": "abc123",
+        "SWEEP_PARAM_PATH": folder / "config-abc123.yaml",
+    }.items():
+        monkeypatch.setenv(f"WANDB_{name}", str(value))
+
+
+def wandb_start(folder):
+    """Return the id of the run of W&B in a folder, and the configuration that W&B shows."""
+    run = wandb_run(folder)
+    return run.run_id, {item.key: json.loads(item.value_json) for item in run.config.update}
+
+
+def test_the_values_of_a_sweep_replace_those_of_the_file(old_file, offline, monkeypatch, capsys):
+    pytest.importorskip("wandb")
+    dotted = {"trainer.optim.optimizer.lr": 0.25, "hardware.seed": 3, "data.train.batch_size": 32}
+    nested = {"trainer": {"optim": {"epochs": 2, "scheduler": {"total_steps": 22}}}}
+    sweep(old_file, monkeypatch, **dotted, **nested)
+    assert main([*OLD_FORM, "logger.wandb={}", "hydra.run.dir=run"]) == 0
+    config = OmegaConf.to_container(OmegaConf.load(old_file / "run" / "config.yaml"))["trainer"]
+    assert (config["optim"]["optimizer"]["lr"], config["optim"]["epochs"], config["hardware"]["seed"]) == (0.25, 2, 3)
+    assert (config["data"]["train"]["batch_size"], config["optim"]["scheduler"]["total_steps"]) == (32, 22)
+    assert config["optim"]["optimizer"]["_target_"] == "stable_ssl.optimizers.LARS"
+    assert read_status(old_file / "run")["progress"]["global_step"] == 22  # of 355 images
+    assert "The W&B sweep sets trainer.optim.optimizer.lr to 0.25." in (old_file / "run" / "console.log").read_text()
+    identity, shown = wandb_start(old_file / "run")
+    assert (identity, shown["trainer.optim.optimizer.lr"]) == ("abc123", 0.25)
+    # The run goes on without the agent, under the same id, and a sweep with other values is refused.
+    sweep(old_file, monkeypatch, **dotted | {"hardware.seed": 4}, **nested)
+    assert main([*OLD_FORM, "logger.wandb={}", "hydra.run.dir=run"]) == 2
+    assert "hardware.seed: the run in the folder has 3, this one 4" in capsys.readouterr().err
+    for name in ("SWEEP_ID", "RUN_ID", "SWEEP_PARAM_PATH"):
+        monkeypatch.delenv(f"WANDB_{name}")
+    assert main(["resume", "run", "optim.epochs=3", "logger.wandb={id: null}"]) == 0
+    assert {record.run.run_id for record in all_records(old_file / "run") if record.HasField("run")} == {"abc123"}
+
+
+def test_values_of_a_sweep_that_are_for_nothing_are_refused_by_name(make_toy, tmp_path, monkeypatch):
+    sweep(tmp_path, monkeypatch, lr=1.0, **{"optim.optimizer.lrr": 1, "module.backbone.dim": 3, "data.trane.x": 1})
+    logger = {"wandb": {"mode": "disabled"}}
+    with pytest.raises(ConfigError) as caught:
+        make_toy(logger=logger)
+    said = "\n".join(caught.value.problems)
+    assert "sets lr to 1.0, but there is no such setting. Did you mean 'optim.optimizer.lr'?" in said
+    assert "optim.optimizer has no argument 'lrr'. Did you mean 'lr'?" in said
+    assert "module.backbone is a Sequential, of which a sweep can't set parts" in said
+    assert "data has no 'trane'. Did you mean 'train'?" in said
+    sweep(tmp_path, monkeypatch, **{"optim.epoch": 3})
+    with pytest.raises(ConfigError, match="optim.epoch: unknown key .value 3.. Did you mean 'epochs'?"):
+        make_toy(logger=logger)
+    sweep(tmp_path, monkeypatch, **{"optim.optimizer.lr": 0.5})
+    assert make_toy(logger=logger).get_config()["trainer"]["optim"]["optimizer"]["lr"] == 0.5
+    trainer = make_toy(logger={"level": 20}, epochs=1)
+    trainer()
+    assert "no effect, because logger.wandb is off" in (trainer.folder / "console.log").read_text()
+    assert trainer.optim["optimizer"].param_groups[0]["lr"] == 0.1

@@ -14,6 +14,7 @@ from .recording import NoRecorder, Recorder
 from .saving import Saver
 from .session import Session
 from .stepping import Stepper
+from .sweeps import tell, with_sweep_values
 from .trained import TrainedParameters
 
 __all__ = [
@@ -30,4 +31,6 @@ __all__ = [
     "Session",
     "Stepper",
     "TrainedParameters",
+    "tell",
+    "with_sweep_values",
 ]

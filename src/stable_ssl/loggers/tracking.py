@@ -231,8 +231,9 @@ class WandbTracker:
 
         remembered = folder / "wandb.json"
         if "id" not in options:
-            known = json.loads(remembered.read_text()) if remembered.exists() else {"id": secrets.token_hex(4)}
-            options["id"] = known["id"]
+            # A sweep's agent has chosen the id already.
+            chosen = {"id": os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)}
+            options["id"] = (json.loads(remembered.read_text()) if remembered.exists() else chosen)["id"]
         remembered.write_text(json.dumps({"id": options["id"]}) + "\n")
         is_asked = "WANDB_MODE" in os.environ or {"mode", "force"} & options.keys()
         if not is_asked and wandb.api.api_key is None:
