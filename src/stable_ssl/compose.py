@@ -97,11 +97,18 @@ def compose(source: str, overrides: Iterable[str] = (), folder: str | None = Non
     ConfigError
         There is no such recipe or file, an override can't be used, or they do not compose.
     """
+    return compose_with_hydra(source, overrides, folder)[0]
+
+
+def compose_with_hydra(source: str, overrides: Iterable[str], folder: str | None = None) -> tuple[dict[str, Any], Any]:
+    """Return what `compose` returns, and Hydra's part of the configuration."""
     with composer(*find(source, folder)) as (composed, complete):
         config = composed([*complete(overrides := list(overrides))])
         run = resolved(config)
         check_watched_sets(overrides, run["trainer"])
-        return in_folder(run, hydra_folder(config, "run.dir"))
+        is_there = config.hydra.job.chdir or "${hydra:runtime.output_dir}" in str(config.trainer)
+        chosen = config.hydra.runtime.output_dir if is_there else hydra_folder(config, "run.dir")
+        return in_folder(run, chosen), config.hydra
 
 
 _NOW = "${now:%Y-%m-%d}/${now:%H-%M-%S}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from wandb_files import all_records, wandb_run
 
 from stable_ssl import CheckpointError, ConfigError
 from stable_ssl.cli import main
+from stable_ssl.compose import compose
 from stable_ssl.modules import MLP
 from stable_ssl.runtime.status import read_status
 from stable_ssl.runtime.weights import load_weights
@@ -236,3 +238,41 @@ def test_values_of_a_sweep_that_are_for_nothing_are_refused_by_name(make_toy, tm
     trainer()
     assert "no effect, because logger.wandb is off" in (trainer.folder / "console.log").read_text()
     assert trainer.optim["optimizer"].param_groups[0]["lr"] == 0.1
+
+
+def test_a_single_run_is_where_hydra_says_with_its_environment(old_file, monkeypatch):
+    with open(old_file / "configs" / "small.yaml", "a") as file:
+        file.write(
+            "hydra: {run: {dir: 'out/${trainer.hardware.seed}'}, job: {chdir: True, env_set: {MY_DATA: here}}}\n"
+        )
+        file.write("home: ${hydra:runtime.output_dir}\n")
+    seen = []
+    monkeypatch.setattr(
+        "stable_ssl.base.BaseTrainer.before_fit", lambda self: seen.append((os.getcwd(), os.environ["MY_DATA"]))
+    )
+    assert main([*OLD_FORM, "trainer.note='${home}'"]) == 0
+    run = old_file / "out" / "0"
+    assert seen == [(str(run), "here")]
+    assert (os.getcwd(), "MY_DATA" in os.environ) == (str(old_file), False)
+    assert OmegaConf.load(run / "config.yaml").trainer.note == str(run)
+    assert (run / "metrics.jsonl").is_file()
+
+
+def test_a_file_that_refers_to_hydras_folder_has_its_run_there(old_file):
+    composed = compose("small", ["trainer.logger.wandb={dir: '${hydra:runtime.output_dir}'}"], "configs")["trainer"]
+    assert composed["logger"]["dump_path"] == composed["logger"]["wandb"]["dir"]
+    assert composed["logger"]["dump_path"].startswith(str(old_file / "outputs"))
+    assert "dump_path" not in compose("small", [], "configs")["trainer"]["logger"]
+
+
+def test_options_of_hydra_show_the_configuration(old_file, capsys):
+    assert main(["--cfg", "job", *OLD_FORM, "-p", "trainer.optim", "--resolve", "++trainer.optim.epochs=7"]) == 0
+    shown = OmegaConf.create(capsys.readouterr().out)
+    assert (shown.epochs, shown.optimizer.lr) == (7, 0.1)
+    assert main([*OLD_FORM, "-c", "hydra"]) == 0
+    assert "LocalLauncher" in capsys.readouterr().out
+    assert main(["--hydra-help"]) == 0
+    assert "Hydra (" in capsys.readouterr().out
+    assert main(["train", "simclr_digits", "--cfg", "job", "optim.epochs=3"]) == 0
+    assert OmegaConf.create(capsys.readouterr().out).trainer.optim.epochs == 3
+    assert not (old_file / "runs").exists()

@@ -6,6 +6,7 @@ import argparse
 import sys
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 OF_JOBS = (
     "With --slurm, overrides may set the job too: slurm.partition=NAME, slurm.time=MINUTES (60), "
@@ -15,6 +16,11 @@ OF_JOBS = (
     "requeued and goes on."
 )
 OLD_FORM = ("--config-path", "--config-name", "--config-dir", "-cp", "-cn", "-cd")
+SHOWING = (
+    ["--cfg"],
+    ["--info"],
+    ["--hydra-help"],
+)  # options of Hydra, with which a command of the older form may begin
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,7 +38,8 @@ def main(argv: list[str] | None = None) -> int:
         was asked to stop ends this process instead: with 75 at its time limit, or with 128 + n after signal n.
     """
     argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] != ["train"] and any(argument.split("=")[0] in OLD_FORM for argument in argv):
+    names = [argument.split("=")[0] for argument in argv]
+    if names[:1] != ["train"] and (names[:1] in SHOWING or any(name in OLD_FORM for name in names)):
         argv = ["train", *argv]
     parser = make_parser()
     args, rest = parser.parse_known_args(argv)
@@ -100,6 +107,7 @@ def make_parser() -> argparse.ArgumentParser:
     train.add_argument("--slurm", action="store_true", help="submit a Slurm job, or a job array for a sweep")
     for short, option in (("-cp", "--config-path"), ("-cd", "--config-dir"), ("-cn", "--config-name")):
         train.add_argument(short, option, help=argparse.SUPPRESS)
+    _add_options_of_hydra(train)
     resume = commands.add_parser("resume", help="go on with a run that was interrupted", epilog=OF_JOBS)
     resume.add_argument("run", nargs="?", metavar="RUN", help="the run's folder (the newest unfinished run in runs/)")
     resume.add_argument(
@@ -131,6 +139,18 @@ def make_parser() -> argparse.ArgumentParser:
     recipes.add_argument("action", nargs="?", choices=["show"], help="print a recipe's whole configuration")
     recipes.add_argument("name", nargs="?", help="the recipe's name")
     return parser
+
+
+def _add_options_of_hydra(parser: argparse.ArgumentParser) -> None:
+    """Add the options of Hydra's own command line that show a configuration, or tell of Hydra, instead of training."""
+    hidden: dict[str, Any] = {"help": argparse.SUPPRESS}
+    infos = ["all", "config", "defaults", "defaults-tree", "plugins", "searchpath"]
+    parser.add_argument("-c", "--cfg", choices=["job", "hydra", "all"], **hidden)
+    parser.add_argument("-p", "--package", **hidden)
+    parser.add_argument("--resolve", action="store_true", **hidden)
+    parser.add_argument("-i", "--info", nargs="?", const="all", choices=infos, **hidden)
+    parser.add_argument("--hydra-help", action="store_true", **hidden)
+    parser.add_argument("-r", "--run", action="store_true", **hidden)  # what a command without -m does anyway
 
 
 def _commands() -> dict[str, Callable[[argparse.Namespace, list[str]], int]]:

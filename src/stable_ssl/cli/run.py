@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, chdir, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,22 @@ def say_once(text: str) -> None:
     """Print a line, in the first process only if a launcher started several."""
     if os.environ.get("RANK", "0") == "0" and os.environ.get("SLURM_PROCID", "0") == "0":
         print(text, flush=True)
+
+
+@contextmanager
+def job_of(hydra: Any) -> Iterator[None]:
+    """Have the environment and the working folder that Hydra's settings of a job ask for, in the `with` block."""
+    from hydra.core.utils import env_override
+
+    from ..runtime import launchers  # noqa: F401 (notes where this command line began, before the folder changes)
+
+    with ExitStack() as stack:
+        stack.enter_context(env_override({str(key): str(value) for key, value in hydra.job.env_set.items()}))
+        if hydra.job.chdir:
+            folder = Path(hydra.runtime.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(chdir(folder))
+        yield
 
 
 class Run:

@@ -6,11 +6,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..compose import compose, find, importable, in_folder, is_hydras, origin_of
+from ..compose import compose_with_hydra, find, importable, in_folder, is_hydras, origin_of
 from ..exceptions import ConfigError
-from . import slurm
+from . import hydra_options, slurm
 from .resume import is_going_on
-from .run import Run
+from .run import Run, job_of
 from .sweep import Point, Sweep
 
 
@@ -25,6 +25,8 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
         source, folder = args.config_name or "config", folder or "."
     if source is not None and "=" in source and not Path(source).expanduser().exists():
         raise ConfigError(f"train: '{source}' is an override; name a recipe or file before it.")
+    if hydra_options.asks_to_show(args):
+        return hydra_options.show(args, source, folder, overrides)
     config_folder, name = find(source, folder)
     settings, overrides = slurm.split(overrides, args.slurm, "train")
     _warn_of_no_effect(overrides, args.multirun)
@@ -37,11 +39,13 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
             left = [point for point in sweep.left() if not _is_going_on(point)]
             configs = [in_folder(point.config, str(point.folder)) for point in left]
         else:
-            configs = [compose(str(source), overrides, folder)]
+            config, hydra = compose_with_hydra(str(source), overrides, folder)
+            configs = [config]
         if args.slurm and configs:
             slurm.submit(configs, name, settings, folders)
         elif not args.slurm:
-            Run(configs[0], folders)()
+            with job_of(hydra):
+                Run(configs[0], folders)()
     return 0
 
 
@@ -51,7 +55,11 @@ def _warn_of_no_effect(overrides: list[str], is_sweep: bool) -> None:
         is_of_run = text.lstrip("+").startswith("hydra.run.dir=")
         if is_of_run and is_sweep:
             why = "with --multirun; hydra.sweep.dir=FOLDER says where the runs of a sweep are"
-        elif not is_of_run and not is_sweep:
+        elif (
+            not is_of_run
+            and not is_sweep
+            and not text.lstrip("+").startswith(("hydra.job.chdir=", "hydra.job.env_set"))
+        ):
             why = "without --multirun"
         else:
             continue

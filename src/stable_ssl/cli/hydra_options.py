@@ -1,0 +1,46 @@
+"""The options of Hydra's own command line that show a configuration, or tell of Hydra, instead of training."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from ..compose import SEARCH_PATH, composer, find
+
+
+def asks_to_show(args: argparse.Namespace) -> bool:
+    """Return whether the options ask to show something."""
+    return bool(args.cfg or args.info or args.hydra_help or args.package or args.resolve)
+
+
+def show(args: argparse.Namespace, source: str | None, folder: str | None, overrides: list[str]) -> int:
+    """Have Hydra print what the options ask for, and return the exit status.
+
+    Parameters
+    ----------
+    args
+        The options.
+    source, folder
+        As for `find`. With `--hydra-help`, the source may be None.
+    overrides
+        As on the command line.
+    """
+    import hydra
+
+    path = name = None
+    given = [f"--{option}={value}" for option in ("cfg", "package", "info") if (value := getattr(args, option))]
+    given += [f"--{name}" for name in ("resolve", "hydra-help", "multirun") if getattr(args, name.replace("-", "_"))]
+    if source is not None or not args.hydra_help:
+        found, name = find(source, folder)
+        path = str(found)
+        with composer(found, name, is_sweep=args.multirun) as (_, complete):
+            given += [*complete(overrides), SEARCH_PATH]
+    kept = sys.argv
+    sys.argv = ["stable-ssl", *given]  # where Hydra looks for its options
+    try:
+        hydra.main(path, name, version_base="1.2")(lambda _: None)()
+    except SystemExit as end:  # as Hydra does after some of its options
+        return int(end.code or 0)
+    finally:
+        sys.argv = kept
+    return 0
