@@ -109,6 +109,8 @@ def test_hugging_face_data_as_tuples_and_as_dicts(parquet):
     options = {"data_files": str(parquet / "a.parquet"), "split": "train"}
     labels = HuggingFaceDataset("parquet", x="label", y="label", transform=lambda label: label + 1, **options)
     assert [labels[i] for i in range(3)] == [(1, 0), (2, 1), (3, 2)]
+    by_place = HuggingFaceDataset("parquet", "label", "label", lambda label: label + 1, **options)
+    assert by_place[2] == (3, 2)
     with pytest.warns(UserWarning, match="trust_remote_code"):
         dicts = HuggingFaceDataset(
             "parquet", rename_columns={"label": "target"}, remove_columns=["image"], add_index=True,

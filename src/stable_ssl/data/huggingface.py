@@ -31,7 +31,8 @@ class HuggingFaceDataset(Dataset):
     *args, **kwargs
         For `load_dataset`: `name`, `split`, `data_files` and others.
     x, y
-        Names of the columns of the image and the label. None for `y`: every label is -1.
+        Names of the columns of the image and the label. None for `y`: every label is -1. They may come after the path,
+        and `transform` after them, without their names.
     transform
         For tuples, a function of the image; without it, the image is a float tensor in [0, 1]. For dicts, a function
         per column, by the column's name.
@@ -67,6 +68,10 @@ class HuggingFaceDataset(Dataset):
         channels: int | None = None,
         **kwargs: Any,
     ):
+        if x is None and len(args) > 1:  # as in early 2025, when x, y and transform came after the path
+            x, y, *args = args  # type: ignore[assignment]
+            if transform is None and args:
+                transform, *args = args  # type: ignore[assignment]
         _check_arguments(path, x, y, transform, rename_columns, remove_columns, add_index)
         require(*check_options(levels, channels))
         if kwargs.pop("trust_remote_code", None) is not None:
