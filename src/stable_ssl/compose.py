@@ -17,7 +17,6 @@ from .overrides import check_watched_sets
 from .resolvers import register_resolvers
 
 RECIPES = Path(__file__).parent / "recipes"
-SEARCH_PATH = "hydra.searchpath=[pkg://stable_ssl.recipes]"
 
 
 def recipe_names(group: str = "") -> list[str]:
@@ -162,6 +161,17 @@ def resolved(config: Any) -> dict[str, Any]:
         job.cfg = kept
 
 
+def search_path_of(folder: Path, name: str) -> str:
+    """Return the override by which a file finds the recipes, after the folders that its `hydra.searchpath` names."""
+    from omegaconf import OmegaConf
+
+    file: Any = OmegaConf.to_container(OmegaConf.load(folder / f"{name}.yaml"), resolve=False)
+    hydra = file.get("hydra") if isinstance(file, dict) else None
+    own = (hydra.get("searchpath") if isinstance(hydra, dict) else None) or []
+    places = ",".join(f"'{place}'" for place in [*own, "pkg://stable_ssl.recipes"])
+    return f"hydra.searchpath=[{places}]"
+
+
 @contextmanager
 def composer(folder: Path, name: str, is_sweep: bool = False) -> Iterator[tuple[Any, Any]]:
     """Prepare to compose the configurations of a folder.
@@ -188,7 +198,7 @@ def composer(folder: Path, name: str, is_sweep: bool = False) -> Iterator[tuple[
     register_resolvers()
     try:
         with hydra.initialize_config_dir(str(folder), job_name=name, version_base="1.2"):
-            search_path = [SEARCH_PATH]
+            search_path = [search_path_of(folder, name)]
 
             def composed(overrides: list[str]) -> Any:
                 return hydra.compose(name, overrides=[*overrides, *search_path], return_hydra_config=True)

@@ -276,3 +276,11 @@ def test_options_of_hydra_show_the_configuration(old_file, capsys):
     assert main(["train", "simclr_digits", "--cfg", "job", "optim.epochs=3"]) == 0
     assert OmegaConf.create(capsys.readouterr().out).trainer.optim.epochs == 3
     assert not (old_file / "runs").exists()
+
+
+def test_a_file_finds_the_folders_of_its_search_path(old_file):
+    (old_file / "elsewhere" / "net").mkdir(parents=True)
+    (old_file / "elsewhere" / "net" / "tiny.yaml").write_text("# @package trainer\nnote: tiny\n")
+    head = f"# @package _global_\ndefaults: [small, net: tiny]\nhydra: {{searchpath: ['file://{old_file / 'elsewhere'}']}}\n"
+    (old_file / "configs" / "child.yaml").write_text(head)
+    assert compose("child", [], "configs")["trainer"]["note"] == "tiny"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ..compose import SEARCH_PATH, composer, find
+from ..compose import composer, find, search_path_of
 
 
 def asks_to_show(args: argparse.Namespace) -> bool:
@@ -34,7 +34,7 @@ def show(args: argparse.Namespace, source: str | None, folder: str | None, overr
         found, name = find(source, folder)
         path = str(found)
         with composer(found, name, is_sweep=args.multirun) as (_, complete):
-            given += [*complete(overrides), SEARCH_PATH]
+            given += [*complete(overrides), search_path_of(found, name)]
     kept = sys.argv
     sys.argv = ["stable-ssl", *given]  # where Hydra looks for its options
     try:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..compose import RECIPES, SEARCH_PATH, composer, hydra_folder, is_hydras, register_resolvers, resolved
+from ..compose import RECIPES, composer, hydra_folder, is_hydras, register_resolvers, resolved, search_path_of
 from ..exceptions import ConfigError
 from ..overrides import check_watched_sets
 from ..runtime.folder import is_free
@@ -184,7 +184,7 @@ class Sweep:
         with composer(self._source, self._name, is_sweep=True) as (_, complete):
             hydra: Any = GlobalHydra.instance().hydra
             here = f"hydra.sweep.dir={_quoted(self._folder)}"
-            own = [*complete(self._of_hydra), here, "hydra.mode=MULTIRUN", SEARCH_PATH]
+            own = [*complete(self._of_hydra), here, "hydra.mode=MULTIRUN", search_path_of(self._source, self._name)]
             master = hydra.compose_config(self._name, own, RunMode.MULTIRUN, from_shell=False)
             context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(master))
             task = functools.partial(_job, [*folders])
