@@ -7,6 +7,7 @@ Before a change raises `behaviour` to N + 1, the version before it writes the fo
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -80,10 +81,8 @@ def main() -> None:
     out = Path(sys.argv[1])
     with tempfile.TemporaryDirectory() as temporary:
         stopped, whole = Path(temporary) / "preempted", Path(temporary) / "whole"
-        try:
+        with contextlib.suppress(SystemExit):
             train(stopped, stops_at=3)
-        except SystemExit:
-            pass
         train(whole)
         (meta,) = stopped.glob("checkpoints/step_*/meta.json")
         # Of the place where it was written, nothing is kept.

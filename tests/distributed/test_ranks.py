@@ -237,7 +237,7 @@ def test_what_one_rank_breaks_off_in_a_hook_all_break_off(start_ranks, tmp_path,
         ("compute_loss_step", "BreakStep", 0),
         ("compute_loss_step", "BreakEpoch", 0),
         ("after_eval_step", "BreakAllEpochs", 0),
-        ("after_eval_step", "BreakAllEpochs", 2),  # in the evaluation after the last epoch
+        ("after_eval_step", "BreakAllEpochs", 1),  # in the evaluation of the last epoch
     ],
 )
 def test_what_must_be_broken_off_on_all_ranks_and_is_not_ends_the_run(start_ranks, tmp_path, where, what, when):

@@ -300,7 +300,7 @@ def test_the_network_that_is_evaluated_is_also_the_one_that_probes_learn_from(tm
         ("ijepa", "student"): lambda: student.forward_patches(view_1, torch.arange(5).expand(16, 5)).mean(1),
     }[name, who]
     trainer.compute_loss()
-    torch.testing.assert_close(trainer.latest_representations, expected().detach())
+    torch.testing.assert_close(torch.cat(trainer.latest_representations), expected().detach())
     torch.testing.assert_close(trainer.embed(trainer.batch), (student if who == "student" else teacher)(view_1))
 
 

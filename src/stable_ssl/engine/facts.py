@@ -33,7 +33,7 @@ def what_is_held(store: CheckpointStore, run: Path) -> dict[str, Any] | None:
     meta, written = store.newest_meta(), read_config(run) or {}
     return {
         "config": meta.get("config") or written.get("trainer"),  # early checkpoints do not hold it
-        "behaviours": [found.get("behaviour", 1) for found in (meta, written)],
+        "behaviours": [meta.get("behaviour", 1), *([written["behaviour"]] if "behaviour" in written else [])],
         "progress": meta.get("progress", {}),
     }
 

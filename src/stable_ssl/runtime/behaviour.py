@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 # What changed with each behaviour. A folder that names none is of the first. Whoever adds one adds a small run folder
-# of the behaviour before it to tests/data, too.
+# of the behaviour before it to tests/data, too: tests/data/write_run.py writes it.
 CHANGES: dict[int, str] = {
     1: "This is the first behaviour.",
     2: "A teacher computes running statistics of its own, and only its parameters follow the student's.",

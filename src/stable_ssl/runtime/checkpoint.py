@@ -263,7 +263,8 @@ def on_host(state: Any, earlier: Any = None) -> Any:
     if isinstance(state, list | tuple):
         earlier = earlier if isinstance(earlier, list | tuple) and len(earlier) == len(state) else [None] * len(state)
         return type(state)(on_host(value, before) for value, before in zip(state, earlier, strict=True))
-    return state
+    # A class of numbers, as of `global_step`, can't be read back; its values can.
+    return int(state) if isinstance(state, int) and not isinstance(state, bool) else state
 
 
 def digest(value: Any) -> bytes:
