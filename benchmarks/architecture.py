@@ -19,7 +19,17 @@ from test_structure import FILES, SOURCE, file_of, imports_of
 PATH = SOURCE.parent.parent / "docs" / "architecture.svg"
 # Several files that are drawn as one room.
 GROUPS = {
-    "configuration": ("compose", "overrides", "resolvers", "config", "nodes", "arguments", "fields", "signatures")
+    "configuration": (
+        "compose",
+        "explaining",
+        "overrides",
+        "resolvers",
+        "config",
+        "nodes",
+        "arguments",
+        "fields",
+        "signatures",
+    )
 }
 # These would only add arrows from everywhere, or have none.
 LEFT_OUT = ("__init__", "__main__", "exceptions", "compat", "reader", "utils", "recipes", "messages")

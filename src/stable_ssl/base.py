@@ -270,6 +270,7 @@ class BaseTrainer(EarlyTrainer, nn.Module):
             self._instanciate()
             self.check_setup()
             saver.register(self._registered)
+            saver.restore(self.optim["epochs"], self.data)
             self._load_checkpoint()
         self._is_set_up = True
 
@@ -443,5 +444,5 @@ class BaseTrainer(EarlyTrainer, nn.Module):
             self._saver.save_by_hand(self._recorder.take_so_far())
         own_args, own_kwargs = vars(self)["_captured"]
         fresh = type(self)(*own_args, **own_kwargs)
-        vars(fresh).update(_dump_path=self._dump_path, **self._extras)
+        vars(fresh).update(_dump_path=self._dump_path, _extras=self._extras, **self._extras)
         return DelayedSubmission(fresh)

@@ -20,7 +20,7 @@ from .exceptions import ConfigError
 
 log = logging.getLogger("stable_ssl")
 
-# Methods of early 2025 that a run does not call any more, and what to define or set instead.
+# Methods of early 2025 that no run calls, and what to define or set instead.
 _NEVER_CALLED = {
     "_set_device": "Set hardware.device.",
     "_check_modules": "Define check_setup().",
@@ -144,8 +144,7 @@ class EarlyTrainer:
         """Run when everything is built and on the device, before a checkpoint is restored."""
 
     def _load_checkpoint(self) -> None:
-        """Restore the newest checkpoint of the run's folder, if there is one."""
-        self._saver.restore(self.optim["epochs"], self.data)  # type: ignore[attr-defined]
+        """Run when the newest checkpoint of the run's folder is restored, if there is one."""
 
     def _cleanup(self) -> None:
         """Run at the end of a run."""
@@ -162,7 +161,7 @@ class EarlyTrainer:
             self._recorder.emit = self._log  # type: ignore[attr-defined]
         for name, instead in _NEVER_CALLED.items():
             if hasattr(cls, name):
-                log.warning("%s.%s: no run calls this method any more. %s", cls.__name__, name, instead)
+                log.warning("%s.%s: no run calls this method. %s", cls.__name__, name, instead)
 
     def _save_named(self, name: str) -> None:
         """Call a subclass's own `_save_checkpoint` beside each file of weights, with the file name of early 2025."""

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from .exceptions import ConfigError, nearest
-from .nodes import argument_names
+from .explaining import explain
+from .nodes import OF_A_RUN, argument_names
 from .overrides import check_watched_sets
 from .resolvers import register_resolvers
 
@@ -138,25 +139,33 @@ def in_folder(config: dict[str, Any], folder: str | None) -> dict[str, Any]:
     takes_it = "logger" in trainer or "logger" in argument_names(trainer)
     if folder is None or logger.get("dump_path") is not None or not takes_it:
         return config
-    return {"trainer": {**trainer, "logger": {**logger, "dump_path": folder}}}
+    return {**config, "trainer": {**trainer, "logger": {**logger, "dump_path": folder}}}
 
 
 def resolved(config: Any) -> dict[str, Any]:
     """Return the trainer's part of a configuration as plain dicts and lists, with interpolations resolved.
 
+    Of a run's own `config.yaml`, return all that `instanciate_config` got, so that it goes on with the same attributes.
     Interpolations may refer to Hydra's part of the configuration, too, as `${hydra:runtime.output_dir}`.
     """
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf, open_dict, read_write
 
-    trainer, job = _with_trainer(config).trainer, HydraConfig.instance()
+    _with_trainer(config)
+    beside = [key for key in config if key not in OF_A_RUN] if "behaviour" in config else []
+    job = HydraConfig.instance()
     kept = job.cfg
     if "hydra" in config:
         with read_write(config.hydra.runtime), open_dict(config.hydra.runtime):
             config.hydra.runtime.output_dir = str(Path(config.hydra.run.dir).expanduser().absolute())
         job.set_config(config)
     try:
-        return {"trainer": OmegaConf.to_container(trainer, resolve=True, throw_on_missing=True)}
+        return {
+            key: OmegaConf.to_container(config[key], resolve=True, throw_on_missing=True)
+            if OmegaConf.is_config(config[key])
+            else config[key]
+            for key in ["trainer", *beside]
+        }
     finally:
         job.cfg = kept
 
@@ -224,7 +233,7 @@ def composer(folder: Path, name: str, is_sweep: bool = False) -> Iterator[tuple[
 
             yield composed, complete
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
-        raise ConfigError(f"'{name}' does not compose: {_explained(error)}") from error
+        raise ConfigError(f"'{name}' does not compose: {explain(error, recipe_names())}") from error
 
 
 def _split_timm(override: str) -> list[str]:
@@ -264,52 +273,6 @@ def _check_override(text: str, is_sweep: bool) -> Any:
     if override.is_sweep_override() and not is_sweep:
         raise ConfigError(f"'{text}': this override has several values, which need --multirun; a list needs brackets.")
     return override
-
-
-def _explained(error: BaseException) -> str:
-    """Say why a configuration does not compose: from the kind of the error and its fields, or else in its own words."""
-    from hydra.errors import MissingConfigException
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import MarkedYAMLError
-
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, missing = str(error.missing_cfg_file).rpartition("/")
-        options = error.options or (() if group else recipe_names())
-        return f"there is no '{error.missing_cfg_file}'.{nearest(missing, options)}"
-    if isinstance(error, MarkedYAMLError) and error.problem_mark:
-        mark = error.problem_mark
-        return f"it is not YAML at line {mark.line + 1}, column {mark.column + 1} of '{mark.name}': {error.problem}."
-    if isinstance(error, OmegaConfBaseException) and error.full_key:
-        return f"{error.full_key.removeprefix('trainer.')}: {_explained_value(error)}"
-    if isinstance(error.__cause__, OmegaConfBaseException) and error.__cause__.full_key:
-        return _explained(error.__cause__)
-    return " ".join(str(error).split())
-
-
-def _explained_value(error: Any) -> str:
-    """Say why OmegaConf can't tell the value of a key."""
-    from omegaconf import errors
-
-    text = str(error.child_node)
-    cause = error
-    while isinstance(cause, errors.OmegaConfBaseException) and (inner := cause.__cause__ or cause.__context__):
-        cause = inner
-    if isinstance(error, errors.MissingMandatoryValue):
-        return "'???' stands for a value that you must give."
-    if isinstance(cause, errors.MissingMandatoryValue):
-        missing = str(cause).split()[-1]  # OmegaConf tells the key in its message only
-        return f"'{text}' refers to {missing}, which you must give, as in {missing}=VALUE."
-    if isinstance(error, errors.ConfigKeyError | errors.ConfigAttributeError):
-        return "there is no such key."
-    if isinstance(error, errors.InterpolationKeyError):
-        return f"'{text}' refers to a key that is not there."
-    if isinstance(error, errors.UnsupportedInterpolationType):
-        return f"'{text}' calls a resolver that is not there."
-    if isinstance(error, errors.GrammarParseError):
-        return "the value can't be read; a reference to another key is ${key}."
-    if isinstance(cause, errors.OmegaConfBaseException):
-        return f"'{text}' refers to itself, or to a value that is missing."
-    return f"'{text}' has no value: {cause.args[0] if cause.args else type(cause).__name__}"
 
 
 def complete_override(text: str, config: Any, groups: set[str]) -> str:

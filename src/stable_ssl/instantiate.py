@@ -8,14 +8,12 @@ from typing import Any
 
 from .base import BaseTrainer
 from .exceptions import ConfigError
-from .nodes import check_nodes, is_node, live_paths, locate, plain
+from .nodes import OF_A_RUN, check_nodes, is_node, live_paths, locate, plain
 
 _SECTIONS = ("data", "module", "hardware", "optim", "logger")
 
 
 log = logging.getLogger("stable_ssl")
-
-_OF_A_RUN = ("trainer", "hydra", "working_folder", "import_from", "behaviour")  # keys of a run's own config.yaml
 
 
 def instanciate_config(cfg: Any = None, debug_hash: None = None) -> Any:
@@ -39,7 +37,7 @@ def instanciate_config(cfg: Any = None, debug_hash: None = None) -> Any:
     config = plain(cfg)
     trainer = _make(config)
     if "trainer" in config:
-        add_attributes(trainer, {name: value for name, value in config.items() if name not in _OF_A_RUN})
+        add_attributes(trainer, {name: value for name, value in config.items() if name not in OF_A_RUN})
     return trainer
 
 

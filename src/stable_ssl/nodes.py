@@ -29,6 +29,8 @@ _EXTRAS = {
     "tensorboard": "tensorboard",
     "pyarrow": "parquet",
 }
+# The keys of a run's own config.yaml that stand for no attribute of its trainer.
+OF_A_RUN = ("trainer", "hydra", "working_folder", "import_from", "behaviour")
 
 
 def plain(value: Any) -> Any:

@@ -68,10 +68,10 @@ def param_groups(
 
 
 def _decays(name: str, parameter: nn.Parameter) -> bool:
-    """Say whether a parameter decays if biases and normalisations do not.
+    """Return whether a parameter decays although biases and normalisations do not.
 
-    A mask token decays in MAE's code (main_pretrain.py: what has one dimension does not, and the token has three), in
-    I-JEPA's (src/helper.py) and in lightly; so does a class token in DINO's (utils.py).
+    Tokens decay, as in the code of MAE (main_pretrain.py, where the mask token has three dimensions), I-JEPA
+    (src/helper.py), DINO (utils.py) and lightly.
     """
     return parameter.ndim > 1 or name.endswith("token")
 
@@ -238,7 +238,7 @@ class LARS(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore a state. One from before there was `decay_in_norm` leaves that as it is here."""
+        """Restore a state. States without `decay_in_norm` get this optimizer's value."""
         super().__setstate__(state)
         for group in self.param_groups:
             group.setdefault("decay_in_norm", self.defaults.get("decay_in_norm", False))

@@ -284,3 +284,15 @@ def test_a_file_finds_the_folders_of_its_search_path(old_file):
     head = f"# @package _global_\ndefaults: [small, net: tiny]\nhydra: {{searchpath: ['file://{old_file / 'elsewhere'}']}}\n"
     (old_file / "configs" / "child.yaml").write_text(head)
     assert compose("child", [], "configs")["trainer"]["note"] == "tiny"
+
+
+def test_keys_beside_the_trainer_are_attributes_of_the_resumed_run_too(tmp_path):
+    from stable_ssl import instanciate_config
+    from stable_ssl.compose import compose
+
+    (tmp_path / "mine.yaml").write_text("defaults: [supervised_digits, _self_]\ntrainer: {optim: {max_steps: 1}}\n")
+    config = compose(str(tmp_path / "mine.yaml"), ["optim.epochs=1", f"logger.dump_path={tmp_path / 'run'}"])
+    trainer = instanciate_config({**config, "note": {"who": "me"}, "tag": 3})
+    trainer()
+    again = instanciate_config(compose(str(tmp_path / "run" / "config.yaml")))
+    assert (again.note.who, again.tag) == (trainer.note.who, trainer.tag) == ("me", 3)

@@ -36,8 +36,9 @@ SMALL = [
 def options_of(method: str) -> list[str]:
     """Return the backbones that suit a method, as overrides of the key `backbone`."""
     assert WIDTHS.keys() >= {*BACKBONES} - {"timm"}
+    assert not any(name.startswith(".") for name in recipe_names("projector"))
     vits = [name for name in WIDTHS if name.startswith("vit")]
-    return vits if method in MASKED else [name for name in WIDTHS if method != "supervised" or name not in vits]
+    return vits if method in MASKED else [*WIDTHS]
 
 
 def train(*words: str, folder: str) -> list[dict]:

@@ -304,6 +304,12 @@ def test_the_network_that_is_evaluated_is_also_the_one_that_probes_learn_from(tm
     torch.testing.assert_close(trainer.embed(trainer.batch), (student if who == "student" else teacher)(view_1))
 
 
+def test_ijepa_calls_its_networks_as_today(tmp_path):
+    trainer = make("ijepa", tmp_path / "run", logger={"level": 20}, optim={"epochs": 1, "max_steps": 1})
+    trainer()
+    assert "early 2025" not in (tmp_path / "run" / "console.log").read_text()
+
+
 def test_another_network_to_evaluate_is_refused(tmp_path):
     for name in ("byol", "ijepa"):
         with pytest.raises(ValueError, match="evaluate_with: 'both' is neither 'teacher' nor 'student'"):

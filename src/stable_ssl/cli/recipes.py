@@ -70,7 +70,11 @@ def show(name: str | None, overrides: list[str]) -> None:
     """
     if name is None:
         raise ConfigError("recipes show: which recipe? `stable-ssl recipes` lists them.")
-    options = [RECIPES / f"{name}.yaml"] if "/" in name else [RECIPES / kind / f"{name}.yaml" for kind in KINDS[1:3]]
+    options = (
+        [RECIPES / f"{name}.yaml"]
+        if "/" in name
+        else [RECIPES / kind / f"{name}.yaml" for kind in ("data", "backbone")]
+    )
     if name not in recipe_names() and (found := [path for path in options if path.is_file()]):
         print(found[0].read_text(), end="")
         return

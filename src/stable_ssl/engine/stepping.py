@@ -179,7 +179,7 @@ class Stepper:
                 "parameters, or a list or dict of them."
             )
         if self._recorder.is_logging:
-            self._logged = named.keys()
+            self._logged = set(named)
             for name, value in named.items() if named.keys() != {"loss"} else ():
                 self._recorder.log(name, value)
             self._recorder.log_own("loss", total)

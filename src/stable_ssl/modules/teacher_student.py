@@ -96,6 +96,10 @@ class TeacherStudentModule(nn.Module):
         """Return the teacher's output, without gradients."""
         return self.teacher(*args, **kwargs)
 
+    def begin_epoch(self, epoch: int) -> None:
+        """Note that a run updates the teacher from here on."""
+        self._is_in_run = True
+
     def update_teacher(self, progress: float | None = None) -> None:
         """Move the teacher's weights towards the student's.
 
@@ -106,7 +110,6 @@ class TeacherStudentModule(nn.Module):
             as `update_ema_coefficient` says. In a run, which has updated the teacher already, nothing is done.
         """
         if progress is not None:
-            vars(self)["_is_in_run"] = True  # this is called in each step, and `nn.Module.__setattr__` takes longer
             follow(self.teacher, self.student, ema_coefficient(self, progress))
         elif not self._is_in_run:
             follow(self.teacher, self.student, ema_coefficient(self, self._progress))

@@ -263,7 +263,7 @@ def on_host(state: Any, earlier: Any = None) -> Any:
     if isinstance(state, list | tuple):
         earlier = earlier if isinstance(earlier, list | tuple) and len(earlier) == len(state) else [None] * len(state)
         return type(state)(on_host(value, before) for value, before in zip(state, earlier, strict=True))
-    # A class of numbers, as of `global_step`, can't be read back; its values can.
+    # torch.load refuses subclasses of int, such as that of `global_step`, so their values are saved.
     return int(state) if isinstance(state, int) and not isinstance(state, bool) else state
 
 

@@ -196,7 +196,7 @@ def _of_module(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
 def _unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return tensors without what wrappers of the whole module put before each key."""
     for prefix in _WRAPPERS:
-        if all(key.startswith(prefix) for key in tensors):
+        if tensors and all(key.startswith(prefix) for key in tensors):
             return _unwrapped({key.removeprefix(prefix): tensor for key, tensor in tensors.items()})
     return dict(tensors)
 

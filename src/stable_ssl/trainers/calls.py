@@ -18,9 +18,10 @@ class PredictiveCalls:
     """How a `JointEmbeddingPredictiveTrainer` calls its networks: as today or as in early 2025, which is decided once.
 
     In early 2025, an encoder got `(images, params)` and the predictor
-    `(context, target, context_params, target_params)`. A network is called like this if it can't be called as today, or
-    if the name of its second parameter says so. So are `forward`, `forward_target` and `forward_predictor` if a
-    subclass defines them with as many parameters.
+    `(context, target, context_params, target_params)`. A network is called like this if it can't be called as today. So
+    is an encoder whose second parameter has `param` or `transform` in its name, and a predictor of four parameters if
+    the second one has `target` in its name. So are `forward`, `forward_target` and `forward_predictor` of a subclass
+    that defines them with as many parameters.
 
     Parameters
     ----------

@@ -76,7 +76,7 @@ class MaskedTrainer(SelfSupervisedTrainer):
         self.watch([backbone.pool(tokens, is_real)])  # (batch, dim)
         predicted = decoder(tokens, places, is_real, hidden, is_there)  # (batch, hidden, values)
         pixels = take(patchify(images, backbone.patch_size), hidden)  # (batch, hidden, values)
-        return {"loss_ssl": self.loss(predicted, pixels, is_there)}
+        return self.with_probes({"loss_ssl": self.loss(predicted, pixels, is_there)})
 
 
 def check_grid(modules: Mapping[str, nn.Module], encoder: str, predictor: str) -> None:

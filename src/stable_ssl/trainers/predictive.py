@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -120,10 +121,10 @@ class JointEmbeddingPredictiveTrainer(SelfSupervisedTrainer):
         representations: Tensor = self.module[encoder](images)
         return representations
 
-    def check_setup(self) -> None:
-        """Decide how the networks are called: see `PredictiveCalls`."""
-        super().check_setup()
-        self._calls = PredictiveCalls(self, JointEmbeddingPredictiveTrainer)
+    @functools.cached_property
+    def _calls(self) -> PredictiveCalls:
+        """How the networks are called, which is decided at the first step."""
+        return PredictiveCalls(self, JointEmbeddingPredictiveTrainer)
 
     def format_context_target(self) -> Any:
         """Return ((context, context_params), (target, target_params)) of the current batch.
@@ -159,7 +160,7 @@ class JointEmbeddingPredictiveTrainer(SelfSupervisedTrainer):
         encoded = self._calls.context(context, context_params)  # (batch, dim)
         self.watch([encoded if self.evaluate_with == "student" else targets])
         predicted = self._calls.predict(encoded, targets, context_params, target_params)  # (batch, dim)
-        return {"loss_ssl": self.loss(predicted, targets)}
+        return self.with_probes({"loss_ssl": self.loss(predicted, targets)})
 
 
 class IJEPATrainer(JointEmbeddingPredictiveTrainer):
@@ -228,4 +229,4 @@ class IJEPATrainer(JointEmbeddingPredictiveTrainer):
         tokens, places, is_real = (values.repeat_interleave(num_targets, 0) for values in (tokens, places, is_real))
         predicted = self.module["predictor"](tokens, places, is_real, wanted, is_wanted)  # (batch × targets, most, dim)
         targets = take(encoder.patches_of(outputs), wanted.reshape(len(images), -1)).view(*wanted.shape, -1)
-        return {"loss_ssl": self.loss(predicted, targets, is_wanted)}
+        return self.with_probes({"loss_ssl": self.loss(predicted, targets, is_wanted)})

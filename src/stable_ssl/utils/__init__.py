@@ -1,4 +1,4 @@
-"""Names of early 2025 whose objects are in other modules now, and small functions that it had beside them."""
+"""Names of early 2025: objects of other modules, and small functions."""
 
 from .exceptions import BreakAllEpochs, BreakEpoch, BreakStep, NanError
 from .utils import (
