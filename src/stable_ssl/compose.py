@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 import re
@@ -129,7 +130,8 @@ def hydra_folder(config: Any, key: str) -> str | None:
 
     section, name = key.split(".")
     written: Any = OmegaConf.to_container(config.hydra[section], resolve=False)
-    return None if written[name] == _OF_HYDRA[key] else os.path.expanduser(str(config.hydra[section][name]))
+    with _known_to_hydra(copy.deepcopy(config)):
+        return None if written[name] == _OF_HYDRA[key] else os.path.expanduser(str(config.hydra[section][name]))
 
 
 def in_folder(config: dict[str, Any], folder: str | None) -> dict[str, Any]:
@@ -148,24 +150,33 @@ def resolved(config: Any) -> dict[str, Any]:
     Of a run's own `config.yaml`, return all that `instanciate_config` got, so that it goes on with the same attributes.
     Interpolations may refer to Hydra's part of the configuration, too, as `${hydra:runtime.output_dir}`.
     """
-    from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf, open_dict, read_write
 
     _with_trainer(config)
-    beside = [key for key in config if key not in OF_A_RUN] if "behaviour" in config else []
-    job = HydraConfig.instance()
-    kept = job.cfg
     if "hydra" in config:
-        with read_write(config.hydra.runtime), open_dict(config.hydra.runtime):
+        with _known_to_hydra(copy.deepcopy(config)), read_write(config.hydra.runtime), open_dict(config.hydra.runtime):
             config.hydra.runtime.output_dir = str(Path(config.hydra.run.dir).expanduser().absolute())
-        job.set_config(config)
-    try:
+    beside = [key for key in config if key not in OF_A_RUN] if "behaviour" in config else []
+    with _known_to_hydra(config):
         return {
             key: OmegaConf.to_container(config[key], resolve=True, throw_on_missing=True)
             if OmegaConf.is_config(config[key])
             else config[key]
             for key in ["trainer", *beside]
         }
+
+
+@contextmanager
+def _known_to_hydra(config: Any) -> Iterator[None]:
+    """Let `${hydra:…}` refer to Hydra's part of a composed configuration, if it has one. Then it can't be changed."""
+    from hydra.core.hydra_config import HydraConfig
+
+    job = HydraConfig.instance()
+    kept = job.cfg
+    try:
+        if "hydra" in config:
+            job.set_config(config)
+        yield
     finally:
         job.cfg = kept
 
@@ -298,10 +309,33 @@ def complete_override(text: str, config: Any, groups: set[str]) -> str:
     if first == "hydra" or key.split("@")[0] in groups:  # a group's name has slashes, never dots
         return text
     if first not in config and "trainer" in config:
+        if not prefix and first == key:
+            _check_new_key(text, key, config, groups)
         key = f"trainer.{key}"
     if not prefix and "." in key:
         prefix = "++"
     return f"{prefix}{_followed(key, config)}{value}"
+
+
+def _check_new_key(text: str, key: str, config: Any, groups: set[str]) -> None:
+    """Refuse an override of a key that is not there, if it is surely a mistake.
+
+    Raises
+    ------
+    ConfigError
+        The key is nearly one that stands beside `trainer`, or a group; or the configuration is a run's own, in which
+        the keys of recipes are resolved.
+    """
+    trainer = config["trainer"]
+    if key in trainer or key in argument_names(trainer):
+        return
+    if hint := nearest(key, [*config, *groups], cutoff=0.75):
+        raise ConfigError(f"'{text}': there is no key '{key}'.{hint} For an attribute of the trainer, write +{text}.")
+    if "behaviour" in config:
+        raise ConfigError(
+            f"'{text}': this run has no key '{key}'. A run's own configuration holds what the keys of its recipe stood "
+            f"for, such as data.train.dataset.root. For an attribute of the trainer, write +{text}."
+        )
 
 
 def _followed(key: str, config: Any) -> str:

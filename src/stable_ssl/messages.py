@@ -176,7 +176,7 @@ MESSAGES: dict[str, list[Message]] = {
             "Put the module into `module`, or train it by `side_optimizers()`.",
         ),
         Message(
-            "No optimizer has …, so their gradients change nothing: …",
+            "No optimizer of the run has …, so that only your own code trains them: …",
             "A hook thawed parameters that were frozen at the set-up, or put in a new module. They are not trained.",
             "Freeze them by `optim.groups.<pattern>.frozen_epochs` or in `before_fit_epoch`, or call "
             '`self.optim["optimizer"].add_param_group`. Make new modules in `prepare_modules`.',

@@ -40,10 +40,14 @@ _OPERATORS: dict[type, Any] = {
 }
 
 
+_FUNCTIONS: dict[str, Any] = {"min": min, "max": max, "abs": abs, "int": int, "float": float, "round": round}
+
+
 def arithmetic(text: str) -> int | float | bool:
     """Compute an expression of numbers. This is the resolver `${eval:…}`.
 
-    It may have + - * / // %, parentheses, one comparison (< <= > >=), and `a if condition else b`.
+    It may have + - * / // %, parentheses, one comparison (< <= > >=), `a if condition else b`, and the functions min,
+    max, abs, int, float and round.
 
     Raises
     ------
@@ -60,6 +64,8 @@ def arithmetic(text: str) -> int | float | bool:
             return _OPERATORS[type(node.op)](value(node.operand))
         if isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in _OPERATORS:
             return _OPERATORS[type(node.ops[0])](value(node.left), value(node.comparators[0]))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS:
+            return _FUNCTIONS[node.func.id](*map(value, node.args))
         if isinstance(node, ast.IfExp):
             return value(node.body) if value(node.test) else value(node.orelse)
         raise ValueError(f"eval: '{text}' is not arithmetic on numbers.")

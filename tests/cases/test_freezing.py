@@ -105,7 +105,7 @@ def test_the_log_names_each_thawed_parameter_that_no_optimizer_has_once(tmp_path
 
     make(tmp_path / "run", type("Thawing", (Toy,), {hook: thaw}))()
     said = (tmp_path / "run/console.log").read_text()
-    assert said.count("No optimizer has module.backbone.0.weight") == 1
+    assert said.count("No optimizer of the run has module.backbone.0.weight") == 1
     assert said.count("module.backbone.0.bias") == 1
     assert "add_param_group" in said
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -296,3 +297,22 @@ def test_keys_beside_the_trainer_are_attributes_of_the_resumed_run_too(tmp_path)
     trainer()
     again = instanciate_config(compose(str(tmp_path / "run" / "config.yaml")))
     assert (again.note.who, again.tag) == (trainer.note.who, trainer.tag) == ("me", 3)
+
+
+def test_a_function_of_the_users_own_makes_the_optimizer_from_parameters(make_toy):
+    def make(parameters, lr):
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        return torch.optim.SGD([{"params": trained[:1], "weight_decay": 0.1}, {"params": trained[1:]}], lr=lr)
+
+    trainer = make_toy(optimizer=functools.partial(make, lr=0.1), epochs=1)
+    trainer()
+    assert [group["weight_decay"] for group in trainer.optim["optimizer"].param_groups] == [0.1, 0]
+
+
+def test_eval_knows_a_few_functions_and_a_folder_may_name_the_job(tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "hydra: {run: {dir: 'runs/${hydra:job.name}/x'}}\ntrainer: {_target_: stable_ssl.SupervisedTrainer, logger: {}, "
+        "n: \"${eval:'max(int(0.5 * 7), round(2.6), 1)'}\"}\n"
+    )
+    composed = compose(str(tmp_path / "mine.yaml"))["trainer"]
+    assert (composed["n"], composed["logger"]["dump_path"]) == (3, "runs/mine/x")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 from stable_ssl import ConfigError
 from stable_ssl.cli import main
 from stable_ssl.compose import RECIPES, compose, composer, recipe_names, resolved
+from stable_ssl.data import HuggingFaceDataset
 
 METHODS, DATA, BACKBONES = (recipe_names(kind) for kind in ("method", "data", "backbone"))
 NAMED = [name for name in recipe_names() if name not in METHODS]
@@ -180,3 +182,46 @@ def test_the_docs_say_whose_every_recipe_is():
     rows = {line.split("`")[1] for line in docs.splitlines() if line.startswith("| `")}
     missing = [name for name in [*METHODS, *NAMED] if name not in rows and not name.endswith("_digits")]
     assert not missing
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        (
+            "optimzer=adamw",
+            "there is no key 'optimzer'. Did you mean 'optimizer'? For an attribute of the trainer, write +",
+        ),
+        ("sizee=16", "there is no key 'sizee'. Did you mean 'size'?"),
+        ("neighbors=5", "there is no key 'neighbors'. Did you mean 'neighbours'?"),
+    ],
+)
+def test_a_misspelt_key_of_a_recipe_is_refused(override, said):
+    with pytest.raises(ConfigError) as caught:
+        compose("simclr", [override])
+    assert said in str(caught.value)
+    assert compose("simclr", ["lamb=0.5", f"+{override}"])["trainer"]["lamb"] == 0.5
+
+
+def test_a_runs_own_configuration_has_no_keys_of_recipes(tmp_path):
+    train("supervised_digits", "optim.max_steps=1", folder=tmp_path / "run")
+    with pytest.raises(ConfigError, match="this run has no key 'size'.*such as data.train.dataset.root"):
+        compose(str(tmp_path / "run" / "config.yaml"), ["size=32"])
+
+
+def test_classes_that_are_numbered_otherwise_are_named(roots, tmp_path, caplog):
+    folder = Path(roots["folder"][0].removeprefix("root="))
+    for name, kept in (("train", range(3)), ("val", (1, 2))):
+        for label in kept:
+            shutil.copytree(folder / name / f"class_{label}", tmp_path / "data" / name / f"class_{label}")
+    few = ["backbone=resnet9", "size=16", "optim.max_steps=1", "logger.eval_every_epoch=0", "data.train.batch_size=4"]
+    train("supervised", "data=folder", f"root={tmp_path / 'data'}", *few, folder=tmp_path / "run")
+    said = (tmp_path / "run" / "console.log").read_text()
+    assert "data.test: its classes are not those of data.train" in said
+    assert "They differ in ['class_0']" in said
+
+
+def test_a_saved_data_set_without_splits_has_no_other_split(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_list([{"image": 1, "label": 0}]).save_to_disk(tmp_path)
+    with pytest.raises(ConfigError, match="split: 'test' is unknown; '.*' holds one data set, of the split 'train'"):
+        HuggingFaceDataset(str(tmp_path), split="test")

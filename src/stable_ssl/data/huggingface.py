@@ -166,6 +166,12 @@ def _load(path: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         loaded = path
     elif any((Path(path) / name).exists() for name in ("dataset_info.json", "dataset_dict.json")):
         loaded = datasets.load_from_disk(str(path))
+        own = str(getattr(loaded, "split", None) or "train")
+        if isinstance(loaded, datasets.Dataset) and kwargs.get("split", own) != own:
+            raise ConfigError(
+                f"split: '{kwargs['split']}' is unknown; '{path}' holds one data set, of the split '{own}'. Save a "
+                "DatasetDict of all splits instead."
+            )
     else:
         loaded = datasets.load_dataset(str(path), *args, **kwargs)
     if isinstance(loaded, dict) and kwargs.get("split") in loaded:

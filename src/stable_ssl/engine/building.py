@@ -106,6 +106,7 @@ class Builder:
             if isinstance(loader, Loader):
                 loader.leave_out(self._ranks.from_main(loader.find_unreadable))
                 loader.prepare(self._device)
+        _compare_classes({name: data[name] for name in data_sets(data)})
         return data
 
     def first_values(
@@ -236,6 +237,22 @@ def of_sets(nodes: Mapping[str, Any], kind: str, sets: Iterable[str]) -> dict[st
             "logger.%s.%s: there is no such set in data, so it has no effect.%s", kind, name, nearest(name, sets)
         )
     return {name: node for name, node in nodes.items() if name in sets}
+
+
+def _compare_classes(loaders: Mapping[str, Any]) -> None:
+    """Warn if an evaluation set numbers its classes otherwise than the training set does, as folders may."""
+    named = {name: getattr(getattr(loader, "dataset", None), "classes", None) for name, loader in loaders.items()}
+    if not (trained := named.pop("train", None)):
+        return
+    for name, classes in named.items():
+        if classes and list(classes) != list(trained):
+            odd = sorted({str(one) for one in classes} ^ {str(one) for one in trained})[:5]
+            log.warning(
+                "data.%s: its classes are not those of data.train, so a label means another class there. They differ "
+                "in %s.",
+                name,
+                odd or "their order",
+            )
 
 
 def data_sets(data: Mapping[str, Any], but: str = "") -> list[str]:

@@ -76,6 +76,9 @@ def _build_optimizer(
             "optim.groups: all parameters are frozen in the first epoch (frozen_epochs), so there would be nothing to "
             "train. Leave some out."
         )
+    function = made.func if isinstance(made, functools.partial) else made
+    if not isinstance(function, type) and parameters[0].keys() == {"params"} and len(parameters) == 1:
+        parameters = parameters[0]["params"]  # a function of the user's own divides them itself, as in early 2025
     optimizer: torch.optim.Optimizer = _called(made, "optim.optimizer", parameters)
     if not hasattr(optimizer, "param_groups"):
         raise ConfigError(f"optim.optimizer: makes a {type(optimizer).__name__}, not an optimizer.")

@@ -84,9 +84,10 @@ class TrainedParameters:
             self._find_others()
             if found:
                 log.warning(
-                    "No optimizer has %s, so their gradients change nothing: they were frozen, or not there, when the "
-                    "optimizer was made. To train them later, freeze them by optim.groups.<pattern>.frozen_epochs, or "
-                    "in before_fit_epoch; or give them to self.optim['optimizer'] by add_param_group.",
+                    "No optimizer of the run has %s, so that only your own code trains them: they were frozen, or not "
+                    "there, when the optimizer was made. To train them later, freeze them by "
+                    "optim.groups.<pattern>.frozen_epochs, or in before_fit_epoch; or give them to "
+                    "self.optim['optimizer'] by add_param_group.",
                     ", ".join(found),
                 )
 
