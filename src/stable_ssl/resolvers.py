@@ -119,12 +119,14 @@ def _classes(key: str, node: str) -> int:
     dataset = build(json.loads(node), key)
     if named := getattr(dataset, "classes", None):
         return len(named)
-    labels = _labels(dataset)
-    number = 1 + max((int(label) for label in labels if label is not None), default=-1)
+    labels = [label for label in _labels(dataset) if label is not None]
+    if text := next((label for label in labels if isinstance(label, str)), None):
+        raise ConfigError(f"{key}: its labels are texts, such as '{text}'. Number them from 0.")
+    number = 1 + max(map(int, labels), default=-1)
     if number < 1:
         raise ConfigError(
-            f"{key}: it has no labels, so that the number of classes is not known. Set num_classes to any number for "
-            "the probe, which then learns nothing; or take the probe and the metrics out in a file of your own."
+            f"{key}: it has no labels, so nothing can be measured. Leave that out: num_classes=2 ~logger.metric "
+            "~logger.monitor.test"
         )
     return number
 
@@ -142,4 +144,6 @@ def _content(root: Any, key: str) -> str:
     from omegaconf import OmegaConf
 
     node = OmegaConf.select(root, key)
-    return json.dumps(OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node)
+    return json.dumps(
+        OmegaConf.to_container(node, resolve=True, throw_on_missing=True) if OmegaConf.is_config(node) else node
+    )
