@@ -197,10 +197,14 @@ def wandb_start(folder):
 
 
 def test_the_values_of_a_sweep_replace_those_of_the_file(old_file, offline, monkeypatch, capsys):
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
+    wandb.teardown()  # it reads the environment once per process
     dotted = {"trainer.optim.optimizer.lr": 0.25, "hardware.seed": 3, "data.train.batch_size": 32}
     nested = {"trainer": {"optim": {"epochs": 2, "scheduler": {"total_steps": 22}}}}
     sweep(old_file, monkeypatch, **dotted, **nested)
+    monkeypatch.chdir(old_file.parent)  # the process of W&B begins in another folder than the run
+    wandb.init(mode="offline", dir=str(old_file / "before")).finish()
+    monkeypatch.chdir(old_file)
     assert main([*OLD_FORM, "logger.wandb={}", "hydra.run.dir=run"]) == 0
     config = OmegaConf.to_container(OmegaConf.load(old_file / "run" / "config.yaml"))["trainer"]
     assert (config["optim"]["optimizer"]["lr"], config["optim"]["epochs"], config["hardware"]["seed"]) == (0.25, 2, 3)

@@ -241,7 +241,9 @@ class WandbTracker:
             log.warning("logger.wandb: there is no login, so the run is logged offline. `wandb sync` uploads it later.")
         if not {"resume", "resume_from", "fork_from"} & options.keys():
             options["resume"] = "allow"
-        options = {"name": folder.name, **options, "dir": os.path.expanduser(options.get("dir") or folder)}
+        # W&B writes in a process of its own, which may have been started in another working folder.
+        place = Path(options.get("dir") or folder).expanduser().absolute()
+        options = {"name": folder.name, **options, "dir": str(place)}
         own = options.pop("config", {})
         options["config"] = {**config, **own} if isinstance(own, Mapping) else own
         self._wandb, self._run = wandb, wandb.init(**options)
