@@ -18,7 +18,6 @@ from .engine.evaluation import in_evaluation_mode
 from .exceptions import BreakAllEpochs, BreakEpoch, BreakStep, ConfigError
 from .nodes import describe
 from .runtime.batches import images_of
-from .runtime.device import to_device
 from .runtime.preemption import StopWaiting
 
 
@@ -208,8 +207,6 @@ class BaseTrainer(EarlyTrainer, nn.Module):
 
     def before_eval_step(self) -> None:
         """Run before each evaluation step, with the mini-batch on the device."""
-        if self.device.type != "cpu":  # for an `_evaluate` of a subclass's own
-            self.batch = to_device(self.batch, self.device)
 
     def after_eval_step(self) -> None:
         """Run after each evaluation step."""

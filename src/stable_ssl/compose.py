@@ -104,11 +104,12 @@ def compose(source: str, overrides: Iterable[str] = (), folder: str | None = Non
 def compose_with_hydra(source: str, overrides: Iterable[str], folder: str | None = None) -> tuple[dict[str, Any], Any]:
     """Return what `compose` returns, and Hydra's part of the configuration."""
     with composer(*find(source, folder)) as (composed, complete):
-        config = composed([*complete(overrides := list(overrides))])
+        given = list(overrides)
+        config = composed(complete(given))
         run = resolved(config)
-        check_watched_sets(overrides, run["trainer"])
-        is_there = config.hydra.job.chdir or "${hydra:runtime.output_dir}" in str(config.trainer)
-        chosen = config.hydra.runtime.output_dir if is_there else hydra_folder(config, "run.dir")
+        check_watched_sets(given, run["trainer"])
+        needs_hydras = config.hydra.job.chdir or "${hydra:runtime.output_dir}" in str(config.trainer)
+        chosen = config.hydra.runtime.output_dir if needs_hydras else hydra_folder(config, "run.dir")
         return in_folder(run, chosen), config.hydra
 
 

@@ -320,3 +320,9 @@ def test_eval_knows_a_few_functions_and_a_folder_may_name_the_job(tmp_path):
     )
     composed = compose(str(tmp_path / "mine.yaml"))["trainer"]
     assert (composed["n"], composed["logger"]["dump_path"]) == (3, "runs/mine/x")
+
+
+def test_options_that_belong_to_another_are_refused_without_it(capsys):
+    for option in (["--package", "trainer.optim"], ["--resolve"]):
+        assert main(["train", "supervised_digits", *option]) == 2
+        assert "--package and --resolve belong to --cfg, as in --cfg job --resolve." in capsys.readouterr().err

@@ -247,6 +247,10 @@ def test_an_evaluation_of_ones_own_is_in_evaluation_mode_and_counts(make_sup):
     plain()
     assert logged(own, "test/acc1") == logged(plain, "test/acc1")
     assert "left out the last evaluation" not in said(own)
+    own._feed.on_device = lambda batch: [part.to("meta") for part in batch]  # as on a GPU
+    own.batch = [torch.zeros(2)]
+    own.before_eval_step()
+    assert own.batch[0].device.type == "meta"
 
 
 def test_break_epoch_in_an_evaluation_ends_that_set_only(make_sup):

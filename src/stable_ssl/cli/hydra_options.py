@@ -6,11 +6,20 @@ import argparse
 import sys
 
 from ..compose import composer, find, search_path_of
+from ..exceptions import ConfigError
 
 
 def asks_to_show(args: argparse.Namespace) -> bool:
-    """Return whether the options ask to show something."""
-    return bool(args.cfg or args.info or args.hydra_help or args.package or args.resolve)
+    """Return whether the options ask to show something.
+
+    Raises
+    ------
+    ConfigError
+        They belong to `--cfg`, which is not given.
+    """
+    if (args.package or args.resolve) and not args.cfg:
+        raise ConfigError("train: --package and --resolve belong to --cfg, as in --cfg job --resolve.")
+    return bool(args.cfg or args.info or args.hydra_help)
 
 
 def show(args: argparse.Namespace, source: str | None, folder: str | None, overrides: list[str]) -> int:

@@ -1,50 +1,7 @@
 """Names of early 2025: objects of other modules, and small functions."""
 
+from . import utils
 from .exceptions import BreakAllEpochs, BreakEpoch, BreakStep, NanError
-from .utils import (
-    GatherLayer,
-    all_gather,
-    all_reduce,
-    broadcast,
-    compute_global_mean,
-    find_module,
-    gather,
-    get_gpu_info,
-    get_open_port,
-    log_and_raise,
-    off_diagonal,
-    reduce,
-    replace_module,
-    rgetattr,
-    rsetattr,
-    seed_everything,
-    str_to_dtype,
-    to_device,
-    warn_once,
-)
+from .utils import *  # noqa: F403
 
-__all__ = [
-    "BreakAllEpochs",
-    "BreakEpoch",
-    "BreakStep",
-    "GatherLayer",
-    "NanError",
-    "all_gather",
-    "all_reduce",
-    "broadcast",
-    "compute_global_mean",
-    "find_module",
-    "gather",
-    "get_gpu_info",
-    "get_open_port",
-    "log_and_raise",
-    "off_diagonal",
-    "reduce",
-    "replace_module",
-    "rgetattr",
-    "rsetattr",
-    "seed_everything",
-    "str_to_dtype",
-    "to_device",
-    "warn_once",
-]
+__all__ = ["BreakAllEpochs", "BreakEpoch", "BreakStep", "NanError", *utils.__all__]

@@ -1,0 +1,199 @@
+"""What the self-supervised trainers had in early 2025: lists of views, and losses of probes in `compute_loss`."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .trainer import PACKAGE
+
+log = logging.getLogger("stable_ssl")
+
+
+class ViewList(list):
+    """The tensors of several views, (batch, dim) each, as a list. In all else it is their rows in one tensor.
+
+    A whole number is the place of a view in it, as in early 2025. Any other index is one of rows.
+
+    Examples
+    --------
+    >>> views = ViewList([torch.zeros(4, 2), torch.ones(4, 2)])
+    >>> len(views), views[1].shape, views.shape, views[-6:].shape
+    (2, torch.Size([4, 2]), torch.Size([8, 2]), torch.Size([6, 2]))
+    >>> torch.cat(views).shape, views.mean(), (2 * views).max()
+    (torch.Size([8, 2]), tensor(0.5000), tensor(2.))
+    """
+
+    @functools.cached_property
+    def rows(self) -> Tensor:
+        """The rows of all views, (views × batch, dim)."""
+        return torch.cat(list(self))
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.rows, name)
+
+    def __getitem__(self, index: Any) -> Any:
+        return super().__getitem__(index) if isinstance(index, int) else self.rows[index]
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.rows.__array__(*args, **kwargs)
+
+    @classmethod
+    def __torch_function__(cls, function: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        plain = [arg.rows if isinstance(arg, ViewList) else arg for arg in args]
+        return function(*plain, **{k: v.rows if isinstance(v, ViewList) else v for k, v in (kwargs or {}).items()})
+
+    def detached(self) -> ViewList:
+        """Return the same tensors without gradients."""
+        return ViewList(view.detach() for view in self)
+
+
+def _operator(name: str) -> Callable:
+    def operate(self: ViewList, *others: Any) -> Any:
+        return getattr(self.rows, name)(*(each.rows if isinstance(each, ViewList) else each for each in others))
+
+    return operate
+
+
+_OPERATORS = "add radd sub rsub mul rmul truediv rtruediv pow rpow matmul rmatmul neg abs lt le gt ge eq ne"
+for _name in _OPERATORS.split(" "):
+    setattr(ViewList, f"__{_name}__", _operator(f"__{_name}__"))
+
+
+class LossesWithProbes(dict):
+    """What `compute_loss` returns: the method's losses, and those of the probes as soon as one of them is asked for.
+
+    Parameters
+    ----------
+    losses
+        The method's losses by name.
+    names
+        Names of the losses of the probes.
+    compute
+        Returns the losses of the probes by name.
+    """
+
+    def __init__(self, losses: Mapping[str, Tensor], names: Iterable[str], compute: Callable[[], Mapping[str, Any]]):
+        super().__init__(losses)
+        self._names, self._compute = set(names), compute
+
+    def _complete(self, name: Any) -> None:
+        """Add the losses of the probes, once, if a name is one of theirs."""
+        if name in self._names:
+            self._names.clear()
+            self.update(self._compute())
+
+    def __missing__(self, name: str) -> Any:
+        if name not in self._names:
+            raise KeyError(name)
+        self._complete(name)
+        return self[name]
+
+    def __contains__(self, name: object) -> bool:
+        self._complete(name)
+        return super().__contains__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return a loss, or `default` if there is none of this name."""
+        self._complete(name)
+        return super().get(name, default)
+
+    def pop(self, name: str, *default: Any) -> Any:
+        """Remove a loss, and return it."""
+        self._complete(name)
+        return super().pop(name, *default)
+
+    def __delitem__(self, name: str) -> None:
+        self._complete(name)
+        super().__delitem__(name)
+
+
+def _as_number(loss: Tensor) -> Tensor:
+    """Return the value of a loss. A sum of such values has a backward pass, which gives no parameter a gradient."""
+    return loss.detach() + torch.zeros_like(loss, requires_grad=True)
+
+
+def counted_only(compute: Callable) -> Callable:
+    """Return a `compute_loss_classifiers` whose caller gets numbers, while the losses themselves wait for the probes.
+
+    So the probes are trained by their own optimizer, whatever a trainer of early 2025 does with the numbers. Calls
+    within the method, as by `super()`, return the losses.
+    """
+
+    @functools.wraps(compute)
+    def compute_then(self: Any, representations: Any, embeddings: Any, labels: Any) -> dict[str, Any]:
+        if self._computes_probe_losses:
+            return compute(self, representations, embeddings, labels)  # type: ignore[no-any-return]
+        self._computes_probe_losses = True
+        try:
+            with torch.autocast(self.device.type, enabled=False):  # as where the probes are trained otherwise
+                losses = compute(self, representations, embeddings, labels)
+        finally:
+            self._computes_probe_losses = False
+        if not self._has_told_of_probes:
+            log.info(
+                "%s.compute_loss uses the losses of the probes. They are numbers there: the probes are trained by an "
+                "optimizer of their own, whatever becomes of the numbers.",
+                type(self).__name__,
+            )
+        vars(self)["_has_told_of_probes"] = True
+        vars(self)["_probe_losses"] = self.batch, losses
+        return {name: _as_number(loss) if isinstance(loss, Tensor) else loss for name, loss in losses.items()}
+
+    return compute_then
+
+
+def _latest(name: str) -> property:
+    """Return a property for the newest outputs of a network, which may be given as a list of views."""
+
+    def assign(self: Any, value: Any) -> None:
+        if isinstance(value, list | tuple):
+            value = ViewList(value)
+            vars(self)["num_views"] = len(value)
+        vars(self)[f"_newest_{name}"] = value
+
+    return property(lambda self: vars(self).get(f"_newest_{name}"), assign, doc=f"The newest {name}, or None.")
+
+
+class EarlySelfSupervised:
+    """What `SelfSupervisedTrainer` has of early 2025: lists of views, and losses of probes in `compute_loss`."""
+
+    latest_representations = _latest_representations = _latest("representations")
+    latest_embeddings = _latest_embeddings = _latest("embeddings")
+    _formats_views = _extends_loss = _computes_probe_losses = _has_told_of_probes = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.__module__.split(".")[0] == PACKAGE:
+            return
+        # What a subclass defines decides what its runs do, so nothing is asked per step.
+        cls._formats_views = cls._formats_views or "format_views_labels" in vars(cls)
+        cls._extends_loss = cls._extends_loss or "compute_loss" in vars(cls)
+        if "compute_loss_classifiers" in vars(cls):
+            cls.compute_loss_classifiers = counted_only(cls.compute_loss_classifiers)  # type: ignore[attr-defined]
+
+    def detach_latest(self) -> None:
+        """Drop the gradients of the newest outputs, which `compute_loss` may have used."""
+        own = vars(self)
+        for name in ("_newest_representations", "_newest_embeddings"):
+            if (value := own.get(name)) is not None:
+                own[name] = value.detached() if isinstance(value, ViewList) else value.detach()
+
+    def take_probe_losses(self, labels: Any) -> dict[str, Tensor]:
+        """Return the losses of the probes for the current batch: those that `compute_loss` computed, if it did."""
+        batch, losses = vars(self).pop("_probe_losses", (None, None))
+        if losses is None or batch is not self.batch:  # type: ignore[attr-defined]  # those of a batch that was left out
+            vars(self)["_computes_probe_losses"] = True
+            try:
+                latest = self.latest_representations, self.latest_embeddings
+                losses = self.compute_loss_classifiers(*latest, labels)  # type: ignore[attr-defined]
+            finally:
+                vars(self)["_computes_probe_losses"] = False
+        return {name: loss for name, loss in losses.items() if isinstance(loss, Tensor) and loss.requires_grad}
