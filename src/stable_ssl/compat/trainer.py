@@ -182,7 +182,7 @@ def _in_evaluation_mode(evaluate: Callable) -> Callable:
     @functools.wraps(evaluate)
     def evaluate_then(self: Any) -> Any:
         self.eval()
-        self._evaluation.made_by_hand()
+        self._evaluation.mark_done()
         return evaluate(self)
 
     return evaluate_then

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..data import length_of
 from ..exceptions import BreakEpoch, DataError
-from ..loggers.metrics import logged_names
+from ..loggers.metrics import watched
 from ..runtime.batches import labels_in
 from ..runtime.device import describe_batch
 from .best import Best
@@ -64,11 +64,9 @@ class Evaluation:
         self._begins_run: bool = options["eval_at_start"]
         self._evaluated = -1  # the newest step that was
         if options["best"]:
-            monitors = options["monitor"]
-            watched = {
-                name: {**metrics, **logged_names(monitors.get(name, {}))} for name, metrics in self._metrics.items()
-            }
-            self._best = Best(options["best"], watched, run, weights)
+            known = watched(self._metrics, options["monitor"])
+            known.pop("train", None)
+            self._best = Best(options["best"], known, run, weights)
 
     def parts(self) -> Iterator[Part]:
         """Yield what a checkpoint holds: which step was evaluated, the best evaluation, what waits for a snapshot."""
@@ -99,7 +97,7 @@ class Evaluation:
 
     def begin(self, hook: Callable[[], None]) -> None:
         """Begin an evaluation of all sets: run its first hook."""
-        self._evaluated = self._run.progress.global_step
+        self.mark_done()
         self._recorder.hook(hook, "eval")
 
     @contextmanager
@@ -157,8 +155,8 @@ class Evaluation:
         if self._best:
             self._best.stop_if_stale()
 
-    def made_by_hand(self) -> None:
-        """Take the evaluation that a trainer makes itself for one of the current step."""
+    def mark_done(self) -> None:
+        """Note that the model is evaluated after its newest optimizer step."""
         self._evaluated = self._run.progress.global_step
 
     def last(self, after_fit: Callable[[], None]) -> None:

@@ -82,6 +82,14 @@ def logged_names(monitors: Mapping[str, Any]) -> dict[str, Any]:
     return {named[key] if named.get(key) in is_alone else key: monitor for key, monitor in monitors.items()}
 
 
+def watched(
+    metrics: Mapping[str, Mapping[str, Any]], monitors: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Return what is logged of each set: `{set: {name: metric or monitor}}`."""
+    sets = dict.fromkeys([*metrics, *monitors])
+    return {name: {**metrics.get(name, {}), **logged_names(monitors.get(name, {}))} for name in sets}
+
+
 def is_users(part: Any) -> bool:
     """Return whether the class of an object is not of this package."""
     return type(part).__module__.split(".")[0] != __name__.split(".")[0]

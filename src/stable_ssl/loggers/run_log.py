@@ -10,7 +10,7 @@ from typing import Any
 from .console import Console
 from .jsonl import MetricsFile, iterate_metrics
 from .media import Media
-from .metrics import logged_names
+from .metrics import watched
 from .snapshots import cut_back
 from .summary import Summary
 from .tracking import Tracker, open_trackers
@@ -56,11 +56,7 @@ class RunLog:
         rank: int = 0,
     ):
         self.console = Console(folder, options["level"], num_epochs, rank)
-        metrics, monitors = options["metric"], options["monitor"]
-        watched = {
-            name: {**metrics.get(name, {}), **logged_names(monitors.get(name, {}))} for name in {*metrics, *monitors}
-        }
-        self.summary = Summary(watched, options["best"])
+        self.summary = Summary(watched(options["metric"], options["monitor"]), options["best"])
         self._file = None
         self._trackers: list[Tracker] = []
         if rank > 0:
