@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -165,3 +166,14 @@ def test_without_a_folder_for_its_cache_numba_uses_a_temporary_one(tmp_path, cle
     assert (Path(folder).parent == shared) == (not is_open_to_others)
     assert Path(folder).is_relative_to(shared.parent)
     assert not is_open_to_others or not list(shared.iterdir())
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the flags that tell are those of x86")
+def test_bf16_on_a_cpu_without_instructions_for_it_is_kept_and_said(caplog):
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    assert resolve_precision("bf16", torch.device("cpu")) == "bf16"
+    said = "hardware.precision is bf16, for which this CPU has no instructions" in caplog.text
+    assert said == (not {"avx512f", "avx512bw", "avx512vl", "avx512dq"} <= flags and "avx_ne_convert" not in flags)
+    caplog.clear()
+    resolve_precision("fp32", torch.device("cpu"))
+    assert not caplog.records

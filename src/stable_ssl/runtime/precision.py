@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -10,9 +11,13 @@ from torch import Tensor, nn
 
 from .device import do_without
 
+log = logging.getLogger("stable_ssl")
+
 
 def resolve_precision(precision: str, device: torch.device, world_size: int = 1) -> str:
     """Return the precision that the device trains in: fp16 becomes fp32 on devices other than CUDA.
+
+    bf16 on a CPU that has no instructions for it stays bf16, but a warning says that fp32 is faster.
 
     Raises
     ------
@@ -22,7 +27,17 @@ def resolve_precision(precision: str, device: torch.device, world_size: int = 1)
     if precision == "fp16" and device.type != "cuda":
         do_without("Precision fp16 needs a CUDA device", f"using fp32 on {device.type}", world_size)
         return "fp32"
+    if precision == "bf16" and device.type == "cpu" and not _computes_bf16():
+        log.warning(
+            "hardware.precision is bf16, for which this CPU has no instructions: a step may take ten times as long as in "
+            "fp32."
+        )
     return precision
+
+
+def _computes_bf16() -> bool:
+    """Return whether the CPU has instructions that oneDNN, torch's library for convolutions, can use for bf16."""
+    return not torch.backends.mkldnn.is_available() or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class Precision:
