@@ -219,8 +219,8 @@ MESSAGES: dict[str, list[Message]] = {
             "Nothing needs to be done. In Slurm, ask for more CPUs by `slurm.cpus` or `--cpus-per-task`.",
         ),
         Message(
-            "hardware.precision is bf16, for which this CPU has no instructions: a step may take ten times as long as in "
-            "fp32.",
+            "hardware.precision is bf16, for which this CPU has no instructions: a step may take ten times as long as "
+            "in fp32.",
             "The CPU computes bf16 in software. The recipes on photographs have bf16, for GPUs.",
             "Begin anew with `hardware.precision=fp32`.",
         ),

@@ -29,8 +29,8 @@ def resolve_precision(precision: str, device: torch.device, world_size: int = 1)
         return "fp32"
     if precision == "bf16" and device.type == "cpu" and not _computes_bf16():
         log.warning(
-            "hardware.precision is bf16, for which this CPU has no instructions: a step may take ten times as long as in "
-            "fp32."
+            "hardware.precision is bf16, for which this CPU has no instructions: a step may take ten times as long as "
+            "in fp32."
         )
     return precision
 
