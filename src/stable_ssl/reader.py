@@ -22,15 +22,22 @@ def natural_sort(values: Iterable[str]) -> list[str]:
 
 
 def jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """Return the records of the `metrics.jsonl` of a run's folder. Rank 0 has written them."""
-    return [{**record, "rank": 0} for record in read_metrics(_folder(path) / "metrics.jsonl")]
+    """Return the records of a run's folder, each with the rank that wrote it.
+
+    They are those of `metrics.jsonl`, which rank 0 writes, or those of the files `logs_rank_*.jsonl` of early 2025.
+    """
+    folder = _folder(path)
+    files = {int(file.stem.removeprefix("logs_rank_")): file for file in folder.glob("logs_rank_*.jsonl")}
+    ranks = sorted(files.items()) or [(0, folder / "metrics.jsonl")]
+    return [{**record, "rank": rank} for rank, file in ranks for record in read_metrics(file)]
 
 
 def config(path: str | Path) -> Any:
     """Return the configuration of a run's folder, as a DictConfig of OmegaConf."""
     from omegaconf import OmegaConf
 
-    return OmegaConf.load(_folder(path) / "config.yaml")
+    files = [_folder(path) / name for name in ("config.yaml", ".hydra/config.yaml")]  # the latter is early 2025's
+    return OmegaConf.load(next((file for file in files if file.exists()), files[0]))
 
 
 def _folder(path: str | Path) -> Path:

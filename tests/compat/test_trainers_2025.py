@@ -191,6 +191,16 @@ def test_a_trainer_reads_its_logs_configuration_and_settings_as_it_did(make_sup)
     assert reader.config(trainer.folder).trainer == trainer.get_config().trainer
 
 
+def test_the_reader_reads_folders_of_early_2025(tmp_path):
+    (tmp_path / "logs_rank_0.jsonl").write_text('{"train/loss": 2.0}\n{"train/loss": 1.0}\n')
+    (tmp_path / "logs_rank_10.jsonl").write_text('{"train/loss": 3.0}\n{"train/lo')
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "config.yaml").write_text("trainer: {optim: {epochs: 3}}\n")
+    losses = [(record["rank"], record["train/loss"]) for record in reader.jsonl(tmp_path)]
+    assert losses == [(0, 2.0), (0, 1.0), (10, 3.0)]
+    assert reader.config(tmp_path).trainer.optim.epochs == 3
+
+
 # The loop --------------------------------------------------------------------------------------------------------------
 
 
