@@ -184,11 +184,20 @@ def test_an_embedding_of_another_width_is_named_at_the_first_step(tmp_path, name
         trainer()
 
 
-def test_labels_that_are_missing_where_they_are_needed_are_named_at_the_first_step(tmp_path):
-    trainer = make("simclr", tmp_path / "run")
-    trainer.data["train"] = Loader(images().tensors[0], 16, views=TWO)
-    with pytest.raises(DataError, match=r"\['backbone_classifier'\] need labels.*or leave the probes out"):
-        trainer()
+@pytest.mark.parametrize("name", ["simclr", "mae"])
+def test_a_probe_is_not_trained_without_labels_and_the_log_says_so(tmp_path, name, capsys):
+    trainer = make(name, tmp_path / "run", optim={"epochs": 1})
+    trainer.logger["level"] = 30
+    trainer.data["train"] = Loader(images().tensors[0], 16, views=trainer.data["train"].views)
+    trainer.setup()
+    before = [p.clone() for p in trainer.module["backbone_classifier"].parameters()]
+    trainer.launch()
+    assert capsys.readouterr().err.count("is not trained: the batches of data.train have no labels.") == 1
+    assert all(map(torch.equal, trainer.module["backbone_classifier"].parameters(), before))
+    assert "train/loss" in trainer.get_logs()[-1]
+
+
+def test_labels_that_are_missing_where_a_loss_needs_them_are_named_at_the_first_step(tmp_path):
     optim = {"optimizer": functools.partial(torch.optim.SGD, lr=0.1), "epochs": 1}
     logger = {"dump_path": tmp_path / "supervised", "level": 50}
     data = {"train": Loader(images().tensors[0].float(), 16)}

@@ -97,6 +97,13 @@ def labels_in(batch: Any) -> Any:
     return batch[1] if isinstance(batch, list | tuple) and len(batch) > 1 else None
 
 
+def has_labels(batch: Any, num_masks: int = 0) -> bool:
+    """Return whether a batch has labels, of whatever kind, beside its views and the masks that follow them."""
+    if isinstance(batch, list | tuple) and batch and isinstance(batch[0], Tensor):
+        return len(batch) > len(views_of(batch, num_masks))
+    return labels_in(batch) is not None
+
+
 def labels_of(batch: Any) -> Tensor | None:
     """Return the numbers of the classes in a batch, (batch,), or None if its labels are anything else."""
     labels = labels_in(batch)

@@ -15,7 +15,7 @@ from ..compat import EarlySelfSupervised, LossesWithProbes, counted_only
 from ..config import build
 from ..exceptions import ConfigError, DataError
 from ..modules.multi_crop import forward_views, has_batch_norm
-from ..runtime.batches import images_of, labels_of, views_of
+from ..runtime.batches import has_labels, images_of, labels_of, views_of
 from ..runtime.device import describe_batch
 
 log = logging.getLogger("stable_ssl")
@@ -218,13 +218,17 @@ class SelfSupervisedTrainer(EarlySelfSupervised, BaseTrainer):
         if not self.probes:
             return {}
         labels = self.format_views_labels()[1] if self._formats_views else labels_of(self.batch)
-        if labels is None:
+        if labels is not None:
+            return self.take_probe_losses(labels)
+        if not self._formats_views and has_labels(self.batch, self.num_masks):
             raise DataError(
                 f"{list(self.probes)} need labels, int64 (batch,), but the batch is {describe_batch(self.batch)}. "
                 "Give [views, labels] or a dict with 'image' and 'label', with -1 for images without a label, or leave "
                 "the probes out of module."
             )
-        return self.take_probe_losses(labels)
+        for name in self.probes:
+            self._say_untrained(name, "the batches of data.train have no labels.")
+        return {}
 
     @counted_only
     def compute_loss_classifiers(self, representations: Any, embeddings: Any, labels: Any) -> dict[str, Any]:
@@ -242,13 +246,15 @@ class SelfSupervisedTrainer(EarlySelfSupervised, BaseTrainer):
         for name, probe in self.probes.items():
             if features[name] is not None:
                 losses[f"loss_{name}"] = 0 if labels is None else self._probe_loss(name, probe, features[name], labels)
-            elif name not in self._untrained:
-                vars(self)["_untrained"] = {*self._untrained, name}
-                log.warning(
-                    "module.%s has nothing to learn from and is not trained: compute_loss must call self.watch(…).",
-                    name,
-                )
+            else:
+                self._say_untrained(name, "compute_loss must call self.watch(…).")
         return losses
+
+    def _say_untrained(self, name: str, reason: str) -> None:
+        """Log once that a probe is not trained."""
+        if name not in self._untrained:
+            vars(self)["_untrained"] = {*self._untrained, name}
+            log.warning("module.%s has nothing to learn from and is not trained: %s", name, reason)
 
     def with_probes(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return losses as `compute_loss` returns them to a subclass, which may ask them for those of the probes."""
