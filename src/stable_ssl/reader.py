@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +29,27 @@ def jsonl(path: str | Path) -> list[dict[str, Any]]:
     They are those of `metrics.jsonl`, which rank 0 writes, or those of the files `logs_rank_*.jsonl` of early 2025.
     """
     folder = _folder(path)
-    files = {int(file.stem.removeprefix("logs_rank_")): file for file in folder.glob("logs_rank_*.jsonl")}
-    ranks = sorted(files.items()) or [(0, folder / "metrics.jsonl")]
-    return [{**record, "rank": rank} for rank, file in ranks for record in read_metrics(file)]
+    found = [(re.fullmatch(r"logs_rank_(\d+)\.jsonl", file.name), file) for file in folder.iterdir()]
+    early = sorted((int(match[1]), file) for match, file in found if match)
+    if not early:
+        return [{**record, "rank": 0} for record in read_metrics(folder / "metrics.jsonl")]
+    return [{**record, "rank": rank} for rank, file in early for record in _records_of(file)]
+
+
+def _records_of(file: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of a file of early 2025, without lines that were not written to their end."""
+    for line in file.read_text().splitlines():
+        with contextlib.suppress(ValueError):
+            yield json.loads(line)
 
 
 def config(path: str | Path) -> Any:
     """Return the configuration of a run's folder, as a DictConfig of OmegaConf."""
     from omegaconf import OmegaConf
 
-    files = [_folder(path) / name for name in ("config.yaml", ".hydra/config.yaml")]  # the latter is early 2025's
-    return OmegaConf.load(next((file for file in files if file.exists()), files[0]))
+    folder = _folder(path)
+    early = folder / ".hydra" / "config.yaml"
+    return OmegaConf.load(early if early.exists() and not (folder / "config.yaml").exists() else folder / "config.yaml")
 
 
 def _folder(path: str | Path) -> Path:
@@ -84,7 +96,10 @@ def wandb_project(
     num_workers: int = 1,
     state: Iterable[str] = ("finished",),
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Download the runs of a project that have one of the states: tables and configurations by run. See `wandb`."""
+    """Download the runs of a project that have one of the states: tables and configurations by run. See `wandb`.
+
+    `num_workers` does nothing: the runs are read one after another.
+    """
     import wandb as client
 
     runs = [run.id for run in client.Api().runs(f"{entity}/{project}") if run.state in state]

@@ -168,7 +168,7 @@ def test_without_a_folder_for_its_cache_numba_uses_a_temporary_one(tmp_path, cle
     assert not is_open_to_others or not list(shared.iterdir())
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="the flags that tell are those of x86")
+@pytest.mark.skipif(sys.platform + platform.machine() != "linuxx86_64", reason="Linux on x86 tells the flags of a CPU")
 def test_bf16_on_a_cpu_without_instructions_for_it_is_kept_and_said(caplog):
     flags = set(Path("/proc/cpuinfo").read_text().split())
     assert resolve_precision("bf16", torch.device("cpu")) == "bf16"

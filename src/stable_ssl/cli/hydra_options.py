@@ -15,7 +15,7 @@ def asks_to_show(args: argparse.Namespace) -> bool:
     Raises
     ------
     ConfigError
-        They belong to `--cfg`, which is not given.
+        `--package` or `--resolve` is given without `--cfg`.
     """
     if (args.package or args.resolve) and not args.cfg:
         raise ConfigError("train: --package and --resolve belong to --cfg, as in --cfg job --resolve.")

@@ -85,7 +85,7 @@ def logged_names(monitors: Mapping[str, Any]) -> dict[str, Any]:
 def watched(
     metrics: Mapping[str, Mapping[str, Any]], monitors: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """Return what is logged of each set: `{set: {name: metric or monitor}}`."""
+    """Return the metrics and monitors of each set by the names of their values: `{set: {name: metric or monitor}}`."""
     sets = dict.fromkeys([*metrics, *monitors])
     return {name: {**metrics.get(name, {}), **logged_names(monitors.get(name, {}))} for name in sets}
 

@@ -27,7 +27,7 @@ def resolve_precision(precision: str, device: torch.device, world_size: int = 1)
     if precision == "fp16" and device.type != "cuda":
         do_without("Precision fp16 needs a CUDA device", f"using fp32 on {device.type}", world_size)
         return "fp32"
-    if precision == "bf16" and device.type == "cpu" and not _computes_bf16():
+    if precision == "bf16" and device.type == "cpu" and not _is_bf16_fast():
         log.warning(
             "hardware.precision is bf16, for which this CPU has no instructions: a step may take ten times as long as "
             "in fp32."
@@ -35,8 +35,8 @@ def resolve_precision(precision: str, device: torch.device, world_size: int = 1)
     return precision
 
 
-def _computes_bf16() -> bool:
-    """Return whether the CPU has instructions that oneDNN, torch's library for convolutions, can use for bf16."""
+def _is_bf16_fast() -> bool:
+    """Return False if oneDNN, torch's library for convolutions, computes bf16 in software on this CPU."""
     return not torch.backends.mkldnn.is_available() or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
