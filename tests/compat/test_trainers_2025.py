@@ -193,7 +193,8 @@ def test_a_trainer_reads_its_logs_configuration_and_settings_as_it_did(make_sup)
 
 def test_the_reader_reads_folders_of_early_2025(tmp_path):
     (tmp_path / "logs_rank_0.jsonl").write_text('{"train/loss": 2.0}\n{"train/loss": 1.0}\n')
-    (tmp_path / "logs_rank_10.jsonl").write_text('{"train/loss": 3.0}\n{"train/lo')
+    (tmp_path / "logs_rank_10.jsonl").write_text('{"train/lo{"train/loss": 9.0}\n{"train/loss": 3.0}\n{"train/lo')
+    (tmp_path / "logs_rank_0_old.jsonl").write_text('{"train/loss": 8.0}\n')
     (tmp_path / ".hydra").mkdir()
     (tmp_path / ".hydra" / "config.yaml").write_text("trainer: {optim: {epochs: 3}}\n")
     losses = [(record["rank"], record["train/loss"]) for record in reader.jsonl(tmp_path)]
@@ -261,6 +262,18 @@ def test_an_evaluation_of_ones_own_is_in_evaluation_mode_and_counts(make_sup):
     own.batch = [torch.zeros(2)]
     own.before_eval_step()
     assert own.batch[0].device.type == "meta"
+
+    class Watching(SupervisedTrainer):
+        def before_eval_step(self):
+            super().before_eval_step()
+            watched.append(self.batch_idx)
+
+    class Both(OwnEvaluation, Watching):
+        pass
+
+    watched = []
+    make_sup(Both, logger={"metric": accuracy()})()
+    assert watched == [0, 1] * 2
 
 
 def test_break_epoch_in_an_evaluation_ends_that_set_only(make_sup):
@@ -378,9 +391,19 @@ def test_the_probes_are_trained_as_ever_whatever_is_made_of_their_losses(make_ss
             own = self.compute_loss_classifiers(representations, embeddings, labels)
             return {"loss_ssl": self.loss(*embeddings), **own}
 
-    plain, weighted, by_hand = make_ssl(), make_ssl(Weighted), make_ssl(ByHand)
-    for trainer in (plain, weighted, by_hand):
+    class Replaced(JointEmbeddingTrainer):
+        def compute_loss(self):
+            losses = super().compute_loss()
+            losses["loss_backbone_classifier"] = torch.tensor(0.25)
+            assert losses["loss_projector_classifier"] > 0
+            assert losses.get("loss_backbone_classifier") == 0.25
+            return losses
+
+    plain, weighted, by_hand, replaced = make_ssl(), make_ssl(Weighted), make_ssl(ByHand), make_ssl(Replaced)
+    for trainer in (plain, weighted, by_hand, replaced):
         trainer()
+    assert {*logged(replaced, "train/loss_backbone_classifier")} == {0.25}
+    assert torch.equal(values(replaced, *replaced.module), values(plain, *plain.module))
     alone = logged(plain, "train/loss_backbone_classifier")
     assert logged(weighted, "train/loss_backbone_classifier")[0] == pytest.approx(2 * alone[0])
     assert logged(by_hand, "train/loss_backbone_classifier") == pytest.approx(alone)
@@ -403,10 +426,26 @@ def test_a_loss_of_the_probes_alone_trains_nothing_else(make_ssl):
     assert not torch.equal(values(trainer, "backbone_classifier"), before[1])
 
 
-def test_a_subclass_formats_batches_and_trains_the_probes_its_own_way(make_ssl):
+def test_a_loss_finds_labels_that_the_batch_does_not_have(make_ssl):
+    class OfBatch(JointEmbeddingTrainer):
+        def compute_loss(self):
+            losses = super().compute_loss()
+            labels = (self.batch[0][:, 0] > 0).long()
+            return losses | self.compute_loss_classifiers(self.latest_representations, self.latest_embeddings, labels)
+
+    trainer, plain = make_ssl(OfBatch), make_ssl()
+    trainer.data["train"] = Loader([Pairs()[i][0] for i in range(24)], 8)
+    trainer()
+    plain()
+    assert logged(trainer, "train/loss_backbone_classifier") == logged(plain, "train/loss_backbone_classifier")
+    assert torch.equal(values(trainer, *trainer.module), values(plain, *plain.module))
+    assert "is not trained" not in said(trainer)
+
+
+def test_a_subclass_or_a_mixin_formats_batches_and_trains_the_probes_its_own_way(make_ssl):
     seen = []
 
-    class Own(JointEmbeddingTrainer):
+    class Mixin:
         def format_views_labels(self):
             views, labels = super().format_views_labels()
             return views[::-1], 1 - labels
@@ -421,6 +460,13 @@ def test_a_subclass_formats_batches_and_trains_the_probes_its_own_way(make_ssl):
             seen.append(sum(F.cross_entropy(s, labels, label_smoothing=0.1) for s in scores).item())
             assert torch.equal(labels, 1 - self.batch[1])
             return {"loss_backbone_classifier": sum(F.cross_entropy(s, labels, label_smoothing=0.1) for s in scores)}
+
+    class Own(Mixin, JointEmbeddingTrainer):
+        def compute_loss(self):
+            losses = super().compute_loss()
+            loss, weight = losses["loss_backbone_classifier"], self.module["backbone_classifier"].weight
+            assert torch.autograd.grad(loss, weight, retain_graph=True, allow_unused=True) == (None,)
+            return losses
 
     trainer = make_ssl(Own)
     probes = values(trainer, "backbone_classifier"), values(trainer, "projector_classifier")
@@ -437,6 +483,11 @@ def test_newest_outputs_are_lists_of_views_with_gradients_in_the_loss_and_withou
         def compute_loss(self):
             losses = super().compute_loss()
             first, second = self.latest_embeddings
+            assert torch.cat([self.latest_embeddings, torch.ones(5, 4)]).shape == (21, 4)
+            assert torch.stack([self.latest_embeddings] * 2).shape == (2, 16, 4)
+            moved = self.latest_embeddings
+            moved += 1
+            torch.testing.assert_close(moved[8:], second + 1)
             losses["loss_std"] = sum(F.relu(1 - z.std(0)).mean() for z in self.latest_embeddings)
             kept.append(torch.cat([first, second]).detach())
             assert losses["loss_std"].requires_grad
@@ -505,12 +556,14 @@ def test_a_predictive_trainer_calls_its_networks_as_their_signatures_say(make_to
     ):
         torch.manual_seed(0)
         modules = {"context_encoder": encoder(8, 6), "target_encoder": encoder(8, 6), "predictor": predictor(7, 6)}
+        modules["backbone_classifier"] = nn.Linear(6, 2)  # the pairs have no labels
         logger = {"dump_path": tmp_path / str(number), "level": 20}
         trainer = make_toy(cls, {"train": Loader(Pairs(True), 8)}, modules, loss=F.mse_loss, logger=logger)
         trainer()
         ends.append(torch.cat([logged_loss := torch.tensor(logged(trainer, "train/loss")), values(trainer, *modules)]))
         assert logged_loss[-1] < logged_loss[0]
         assert ("Called as in early 2025" in said(trainer)) == (number < 2)
+        assert "module.backbone_classifier has nothing to learn from" in said(trainer)
     torch.testing.assert_close(ends[1], ends[0])
     torch.testing.assert_close(ends[2], ends[0])
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .trainer import PACKAGE
+from .trainer import is_users, wrap
 
 log = logging.getLogger("stable_ssl")
 
@@ -47,24 +48,32 @@ class ViewList(list):
 
     @classmethod
     def __torch_function__(cls, function: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        plain = [arg.rows if isinstance(arg, ViewList) else arg for arg in args]
-        return function(*plain, **{k: v.rows if isinstance(v, ViewList) else v for k, v in (kwargs or {}).items()})
+        return function(*_rows_of(list(args)), **{name: _rows_of(value) for name, value in (kwargs or {}).items()})
 
     def detached(self) -> ViewList:
         """Return the same tensors without gradients."""
         return ViewList(view.detach() for view in self)
 
 
+def _rows_of(value: Any) -> Any:
+    """Return a value with each `ViewList` in it, and in lists and tuples in it, as one tensor of rows."""
+    if isinstance(value, ViewList):
+        return value.rows
+    return type(value)(map(_rows_of, value)) if type(value) in (list, tuple) else value
+
+
 def _operator(name: str) -> Callable:
-    def operate(self: ViewList, *others: Any) -> Any:
-        return getattr(self.rows, name)(*(each.rows if isinstance(each, ViewList) else each for each in others))
-
-    return operate
+    return lambda self, *others: getattr(self.rows, name)(*map(_rows_of, others))
 
 
-_OPERATORS = "add radd sub rsub mul rmul truediv rtruediv pow rpow matmul rmatmul neg abs lt le gt ge eq ne"
+_OPERATORS = (
+    "add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod rmod pow rpow matmul rmatmul neg abs lt le gt "
+    "ge eq ne"
+)
 for _name in _OPERATORS.split(" "):
     setattr(ViewList, f"__{_name}__", _operator(f"__{_name}__"))
+for _name in ("add", "mul"):  # a list has these of its own
+    setattr(ViewList, f"__i{_name}__", _operator(f"__{_name}__"))
 
 
 class LossesWithProbes(dict):
@@ -88,7 +97,8 @@ class LossesWithProbes(dict):
         """Add the losses of the probes, once, if a name is one of theirs."""
         if name in self._names:
             self._names.clear()
-            self.update(self._compute())
+            for key, loss in self._compute().items():
+                self.setdefault(key, loss)  # one that was set stays
 
     def __missing__(self, name: str) -> Any:
         if name not in self._names:
@@ -121,7 +131,7 @@ def _as_number(loss: Tensor) -> Tensor:
 
 
 def counted_only(compute: Callable) -> Callable:
-    """Return a `compute_loss_classifiers` whose caller gets numbers, while the losses themselves wait for the probes.
+    """Return a `compute_loss_classifiers` that gives its caller numbers, and keeps the losses for `side_losses`.
 
     So the probes are trained by their own optimizer, whatever a trainer of early 2025 does with the numbers. Calls
     within the method, as by `super()`, return the losses.
@@ -131,12 +141,9 @@ def counted_only(compute: Callable) -> Callable:
     def compute_then(self: Any, representations: Any, embeddings: Any, labels: Any) -> dict[str, Any]:
         if self._computes_probe_losses:
             return compute(self, representations, embeddings, labels)  # type: ignore[no-any-return]
-        self._computes_probe_losses = True
-        try:
-            with torch.autocast(self.device.type, enabled=False):  # as where the probes are trained otherwise
-                losses = compute(self, representations, embeddings, labels)
-        finally:
-            self._computes_probe_losses = False
+        # `side_losses` runs outside of autocast too.
+        with self._computing_probe_losses(), torch.autocast(self.device.type, enabled=False):
+            losses = compute(self, representations, embeddings, labels)
         if not self._has_told_of_probes:
             log.info(
                 "%s.compute_loss uses the losses of the probes. They are numbers there: the probes are trained by an "
@@ -171,13 +178,10 @@ class EarlySelfSupervised:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if cls.__module__.split(".")[0] == PACKAGE:
-            return
-        # What a subclass defines decides what its runs do, so nothing is asked per step.
-        cls._formats_views = cls._formats_views or "format_views_labels" in vars(cls)
-        cls._extends_loss = cls._extends_loss or "compute_loss" in vars(cls)
-        if "compute_loss_classifiers" in vars(cls):
-            cls.compute_loss_classifiers = counted_only(cls.compute_loss_classifiers)  # type: ignore[attr-defined]
+        # What a user's classes define decides what a run does, so nothing is asked per step.
+        cls._formats_views = is_users(cls.format_views_labels)  # type: ignore[attr-defined]
+        cls._extends_loss = is_users(cls.compute_loss)  # type: ignore[attr-defined]
+        wrap(cls, "compute_loss_classifiers", counted_only)
 
     def detach_latest(self) -> None:
         """Drop the gradients of the newest outputs, which `compute_loss` may have used."""
@@ -186,14 +190,25 @@ class EarlySelfSupervised:
             if (value := own.get(name)) is not None:
                 own[name] = value.detached() if isinstance(value, ViewList) else value.detach()
 
+    @property
+    def has_probe_losses(self) -> bool:
+        """Whether `compute_loss` computed the losses of the probes for the current batch."""
+        return vars(self).get("_probe_losses", (None,))[0] is self.batch  # type: ignore[attr-defined]
+
     def take_probe_losses(self, labels: Any) -> dict[str, Tensor]:
         """Return the losses of the probes for the current batch: those that `compute_loss` computed, if it did."""
         batch, losses = vars(self).pop("_probe_losses", (None, None))
         if losses is None or batch is not self.batch:  # type: ignore[attr-defined]  # those of a batch that was left out
-            vars(self)["_computes_probe_losses"] = True
-            try:
-                latest = self.latest_representations, self.latest_embeddings
+            latest = self.latest_representations, self.latest_embeddings
+            with self._computing_probe_losses():
                 losses = self.compute_loss_classifiers(*latest, labels)  # type: ignore[attr-defined]
-            finally:
-                vars(self)["_computes_probe_losses"] = False
         return {name: loss for name, loss in losses.items() if isinstance(loss, Tensor) and loss.requires_grad}
+
+    @contextmanager
+    def _computing_probe_losses(self) -> Iterator[None]:
+        """Let `compute_loss_classifiers` return losses with gradients."""
+        vars(self)["_computes_probe_losses"] = True
+        try:
+            yield
+        finally:
+            vars(self)["_computes_probe_losses"] = False

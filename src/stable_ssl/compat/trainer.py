@@ -16,7 +16,11 @@ from ..exceptions import ConfigError
 
 log = logging.getLogger("stable_ssl")
 
-PACKAGE = __name__.split(".")[0]  # the classes of this package are not those of a user
+
+def is_users(part: Any) -> bool:
+    """Return whether a class or a method is a user's, and not one of this package."""
+    return str(part.__module__).split(".")[0] != __name__.split(".")[0]
+
 
 # Methods of early 2025 that no run calls, and what to define or set instead.
 _NEVER_CALLED = {
@@ -60,9 +64,8 @@ class EarlyTrainer:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "_evaluate" in vars(cls) and cls.__module__.split(".")[0] != PACKAGE:
-            cls._evaluate = _in_evaluation_mode(cls._evaluate)  # type: ignore[attr-defined]
-            cls.before_eval_step = _after_moving(cls.before_eval_step)  # type: ignore[attr-defined]
+        if wrap(cls, "_evaluate", _in_evaluation_mode):
+            wrap(cls, "before_eval_step", _after_moving, always=True)
 
     @property
     def _device(self) -> str:
@@ -173,6 +176,25 @@ class EarlyTrainer:
         return [SimpleNamespace(close=self._cleanup)] if own else []
 
 
+def wrap(cls: Any, name: str, wrapper: Callable[[Callable], Callable], always: bool = False) -> bool:
+    """Put something around a method of a class, if the method is a user's. Return whether that was done.
+
+    A method of another base class that comes later stays what `super()` makes of it, in each class that derives from
+    this one. A wrapped method is not wrapped again.
+    """
+    method = getattr(cls, name)
+    if getattr(method, "is_wrapped", False) or not (always or is_users(method)):
+        return False
+
+    def inherited(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return getattr(super(cls, self), name)(*args, **kwargs)
+
+    wrapped: Any = wrapper(vars(cls).get(name, functools.update_wrapper(inherited, method)))
+    wrapped.is_wrapped = True
+    setattr(cls, name, wrapped)
+    return True
+
+
 def _in_evaluation_mode(evaluate: Callable) -> Callable:
     """Return an `_evaluate` of a user's own, before which all modules are put into evaluation mode.
 
@@ -206,7 +228,7 @@ def check_own_step(cls: Any, world_size: int) -> None:
     """
     step = inspect.unwrap(cls._fit_step)
     calls = getattr(getattr(step, "__code__", None), "co_names", ("_fit_step",))
-    if world_size > 1 and step.__module__.split(".")[0] != PACKAGE and "_fit_step" not in calls:
+    if world_size > 1 and is_users(step) and "_fit_step" not in calls:
         raise ConfigError(
             f"{cls.__name__}._fit_step: gradients are not averaged over the {world_size} processes. Call "
             "super()._fit_step() in it, which computes, averages and steps, or use one process."
@@ -214,7 +236,7 @@ def check_own_step(cls: Any, world_size: int) -> None:
 
 
 def set_epoch(trainer: Any, value: int) -> None:
-    """Refuse to set `trainer.epoch`, except to 0 or what it is, as `before_fit` did in early 2025."""
+    """Allow `trainer.epoch = value` if the value is the current epoch or 0, which `before_fit` set in early 2025."""
     if value == trainer.epoch:
         return
     if value != 0:

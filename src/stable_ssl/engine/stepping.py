@@ -206,7 +206,8 @@ class Stepper:
             return False
         self.trained.warn()
         if self._progress.global_step == 0:
-            _warn_of_unused(self._modules)
+            aside = {id(p) for optimizer in self._side for group in optimizer.param_groups for p in group["params"]}
+            _warn_of_unused(self._modules, aside)
         if self._without_rate != []:
             groups = self._optimizer.param_groups if self._without_rate is None else self._without_rate
             self._without_rate = [group for group in groups if not group["lr"]]
@@ -357,10 +358,10 @@ class Stepper:
             )
 
 
-def _warn_of_unused(modules: Mapping[str, nn.Module]) -> None:
-    """Warn of modules that no gradient has reached."""
+def _warn_of_unused(modules: Mapping[str, nn.Module], aside: Collection[int]) -> None:
+    """Warn of modules that no gradient has reached. Those whose ids are `aside` have an optimizer of their own."""
     for name, module in modules.items():
-        trainable = [p for p in module.parameters() if p.requires_grad]
+        trainable = [p for p in module.parameters() if p.requires_grad and id(p) not in aside]
         if trainable and all(p.grad is None for p in trainable):
             log.warning("module.%s: no gradient reaches it in the first step. Does compute_loss use it?", name)
 

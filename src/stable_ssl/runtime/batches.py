@@ -105,6 +105,6 @@ def has_labels(batch: Any, num_masks: int = 0) -> bool:
 
 
 def labels_of(batch: Any) -> Tensor | None:
-    """Return the numbers of the classes in a batch, (batch,), or None if its labels are anything else."""
+    """Return the class indices in a batch, (batch,), or None if its labels are anything else."""
     labels = labels_in(batch)
     return labels if isinstance(labels, Tensor) and labels.ndim == 1 and not labels.is_floating_point() else None

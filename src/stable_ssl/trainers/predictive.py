@@ -144,6 +144,9 @@ class JointEmbeddingPredictiveTrainer(SelfSupervisedTrainer):
             ) from error
         return (context, context_params), (target, target_params)
 
+    def _has_labels(self) -> bool:
+        return isinstance(self.batch[0][0], list | tuple)
+
     def forward_target(self, *args: Any) -> Any:
         """Return the output of the target encoder."""
         return self.module["target_encoder"](*args)

@@ -68,7 +68,7 @@ class SelfSupervisedTrainer(EarlySelfSupervised, BaseTrainer):
     _untrained: frozenset[str] | set[str] = frozenset()  # probes of which the log says that nothing trains them
     probe_optimizer: Any = functools.partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.0)
 
-    _FEATURES = {"backbone_classifier": "latest_representations", "projector_classifier": "latest_embeddings"}
+    _PROBES = ("backbone_classifier", "projector_classifier")
 
     @property
     def probes(self) -> dict[str, nn.Module]:
@@ -82,11 +82,11 @@ class SelfSupervisedTrainer(EarlySelfSupervised, BaseTrainer):
 
     def side_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """Return the optimizer of the probes, if there are any."""
-        unknown = [name for name in self.probes if name not in self._FEATURES]
+        unknown = [name for name in self.probes if name not in self._PROBES]
         if unknown:
             raise ConfigError(
                 f"module: {unknown}: a name that ends in _classifier is for a probe, and the probes are "
-                f"{list(self._FEATURES)}. Rename the module."
+                f"{list(self._PROBES)}. Rename the module."
             )
         parameters = [p for probe in self.probes.values() for p in probe.parameters()]
         return {"probe_optimizer": build(self.probe_optimizer, "probe_optimizer")(parameters)} if parameters else {}
@@ -218,17 +218,21 @@ class SelfSupervisedTrainer(EarlySelfSupervised, BaseTrainer):
         if not self.probes:
             return {}
         labels = self.format_views_labels()[1] if self._formats_views else labels_of(self.batch)
-        if labels is not None:
+        if labels is not None or self.has_probe_losses:
             return self.take_probe_losses(labels)
-        if not self._formats_views and has_labels(self.batch, self.num_masks):
+        if not self._formats_views and self._has_labels():
             raise DataError(
                 f"{list(self.probes)} need labels, int64 (batch,), but the batch is {describe_batch(self.batch)}. "
                 "Give [views, labels] or a dict with 'image' and 'label', with -1 for images without a label, or leave "
                 "the probes out of module."
             )
         for name in self.probes:
-            self._say_untrained(name, "the batches of data.train have no labels.")
+            self._say_untrained(name, "the batch has no labels.")
         return {}
+
+    def _has_labels(self) -> bool:
+        """Return whether the current batch has labels, of whatever kind, beside its views and masks."""
+        return has_labels(self.batch, self.num_masks)
 
     @counted_only
     def compute_loss_classifiers(self, representations: Any, embeddings: Any, labels: Any) -> dict[str, Any]:
@@ -241,7 +245,7 @@ class SelfSupervisedTrainer(EarlySelfSupervised, BaseTrainer):
         labels
             The labels, (batch,). None: there are none, and all losses are 0.
         """
-        features = {"backbone_classifier": representations, "projector_classifier": embeddings}
+        features = dict(zip(self._PROBES, (representations, embeddings), strict=True))
         losses: dict[str, Any] = {}
         for name, probe in self.probes.items():
             if features[name] is not None:
