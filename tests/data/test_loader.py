@@ -15,7 +15,15 @@ import time
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Subset, WeightedRandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    WeightedRandomSampler,
+)  # fmt: skip
 from torchvision.transforms import v2
 
 from stable_ssl import ConfigError, DataError
@@ -148,6 +156,13 @@ def test_any_sampler_is_a_function_of_seed_and_epoch(make):
 
     assert batches(0) == batches(0)
     assert batches(0) != batches(1)
+
+
+@pytest.mark.parametrize("sampler", [SequentialSampler, RandomSampler])
+def test_a_sampler_of_some_of_the_samples_gives_no_others(sampler):
+    made = as_loader(DataLoader(Noise(), 6, sampler=sampler(range(12))), "train")
+    made.bind(seed=3)
+    assert sorted(index for indices, _ in made.batches(0) for index in indices) == list(range(12))
 
 
 def test_drawing_leaves_the_callers_generators_alone():

@@ -113,8 +113,14 @@ def count_dealt(num_batches: int, share: Share) -> int:
     return (num_batches + left_over) // share.world_size
 
 
-def is_plain_order(sampler: Any) -> bool | None:
-    """Return whether a sampler of torch's shuffles (True) or goes in order (False); None if it does anything else."""
+def is_plain_order(sampler: Any, dataset: Any) -> bool | None:
+    """Return whether a sampler of torch's shuffles a data set (True) or goes in order (False).
+
+    None: it does anything else, such as leaving out samples.
+    """
+    source = getattr(sampler, "data_source", ())
+    if source is not dataset and len(source) != len(dataset):
+        return None
     if type(sampler) is SequentialSampler:
         return False
     if type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == len(sampler.data_source):

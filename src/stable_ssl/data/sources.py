@@ -86,7 +86,7 @@ def _order_of(loader: DataLoader) -> tuple[dict[str, Any], str]:
         return {"batch_sampler": loader.batch_sampler}, _drawn_from(loader.batch_sampler)
     if isinstance(sampler, DistributedSampler):
         return {"shuffle": bool(sampler.shuffle)}, "a DistributedSampler's, whose samples the trainer shares out itself"
-    shuffles = is_plain_order(sampler)
+    shuffles = is_plain_order(sampler, loader.dataset)
     if shuffles is None:
         return {"sampler": sampler}, _drawn_from(sampler)
     return {"shuffle": shuffles}, "a function of the seed and the epoch" if shuffles else "that of the data set"
