@@ -257,14 +257,15 @@ class BaseTrainer(EarlyTrainer, nn.Module):
             self._evaluation = engine.Evaluation(run, self._recorder, feed, self.logger, saver.weights)
             saver.parts.add_all([*self._monitors.parts(), *self._evaluation.parts()])
             if "train" in self.data:
-                train, optim = self.data["train"], self.optim
-                build.optimization(optim, self.optimized_modules(), train, saver.schedule_begin)
-                side, parts = self.side_optimizers(), [*self.modules(), self.loss]  # the trainer is its first module
-                trained = engine.TrainedParameters(optim["optimizer"], side, self.named_parameters)
-                self._steps = engine.Stepper(run, self._recorder, optim, seed, self.module, parts, trained)
-                saver.add_training(self._steps, optim, train)
+                build.optimization(self.optim, self.optimized_modules(), self.data["train"], saver.schedule_begin)
             self._begin_early()
             self._instanciate()
+            build.late_data(self.data)
+            if "train" in self.data:
+                side, parts = self.side_optimizers(), [*self.modules(), self.loss]  # the trainer is its first module
+                trained = engine.TrainedParameters(self.optim["optimizer"], side, self.named_parameters)
+                self._steps = engine.Stepper(run, self._recorder, self.optim, seed, self.module, parts, trained)
+                saver.add_training(self._steps, self.optim, self.data["train"])
             self.check_setup()
             saver.register(self._registered)
             saver.restore(self.optim["epochs"], self.data)
@@ -281,7 +282,8 @@ class BaseTrainer(EarlyTrainer, nn.Module):
         NanError
             The loss or a weight is not finite.
         """
-        self.setup()
+        if not self._is_set_up:  # a `setup` of a user's own runs once
+            self.setup()
         if not self._run.may_begin():
             return
         parts = [*(self.data[name] for name in data_sets(self.data)), self._evaluation, self._saver, *self._closers()]

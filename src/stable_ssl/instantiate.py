@@ -75,7 +75,7 @@ def _make(config: Any) -> Any:
     arguments = {
         key: {} if value is None and key in _SECTIONS else value
         for key, value in node.items()
-        if not key.startswith("_")
+        if not (key.startswith("_") and key.endswith("_"))  # those are Hydra's, as _target_
     }
     if isinstance(target, type) and issubclass(target, BaseTrainer) and target.__init__ is BaseTrainer.__init__:
         return target(**{**{name: {} for name in _SECTIONS}, **arguments})

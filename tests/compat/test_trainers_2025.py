@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import math
 
 import pytest
 import torch
@@ -202,6 +203,77 @@ def test_the_reader_reads_folders_of_early_2025(tmp_path):
     assert reader.config(tmp_path).trainer.optim.epochs == 3
 
 
+# The set-up ------------------------------------------------------------------------------------------------------------
+
+
+def test_an_optimizer_and_a_schedule_that_instanciate_makes_are_those_of_the_run(make_sup):
+    class Own(SupervisedTrainer):
+        def _instanciate(self):
+            super()._instanciate()
+            self.optim["optimizer"] = torch.optim.SGD(self.module.parameters(), lr=0.8)
+            self.optim["scheduler"] = torch.optim.lr_scheduler.StepLR(self.optim["optimizer"], 2, 0.5)
+
+        def after_fit_step(self):
+            if self.global_step == dies_at:
+                raise InterruptedError
+
+    class TooLate(SupervisedTrainer):
+        def before_fit(self):
+            self.optim["scheduler"] = torch.optim.lr_scheduler.StepLR(self.optim["optimizer"], 2, 0.5)
+
+    whole, part = (make_sup(Own, logger={"checkpoint_every_step": 1}) for _ in range(2))
+    dies_at = None
+    whole()
+    dies_at = 4
+    with pytest.raises(InterruptedError):
+        part()
+    rest, dies_at = make_sup(Own, logger={"checkpoint_every_step": 1, "dump_path": part.folder}), None
+    rest()
+    assert logged(whole, "train/lr") == [0.8 * 0.5 ** (step // 2) for step in range(len(whole.get_logs()))]
+    assert torch.equal(values(rest, "backbone"), values(whole, "backbone"))
+    with pytest.raises(ConfigError, match=r"optim.scheduler: a hook replaced it .* Do it in _instanciate\(\)"):
+        make_sup(TooLate)()
+
+
+def test_loaders_that_instanciate_makes_are_used_and_later_ones_are_refused(make_sup):
+    from torch.utils.data import DataLoader
+
+    class Own(SupervisedTrainer):
+        def _instanciate(self):
+            self.data["more"] = DataLoader(toy_dataset(8, seed=2), 8)
+            self.logger["metric"]["more"] = accuracy()["test"]
+
+    class TooLate(SupervisedTrainer):
+        def before_fit_epoch(self):
+            self.data["train"] = DataLoader(toy_dataset(8, seed=2), 8)
+
+    trainer = make_sup(Own, logger={"metric": accuracy()})
+    trainer()
+    assert len(logged(trainer, "more/acc1")) == 2
+    with pytest.raises(ConfigError, match="a hook put a DataLoader into it after the set-up"):
+        make_sup(TooLate)()
+
+
+def test_what_early_trainers_do_around_the_set_up(make_sup):
+    calls = []
+
+    class Own(SupervisedTrainer):
+        def setup(self):
+            calls.append("setup")
+            super().setup()
+
+        def after_fit_epoch(self):
+            calls.append(self.epoch)
+            raise BreakEpoch
+
+    trainer = make_sup(Own)
+    trainer()
+    assert calls == ["setup", 0, 1]
+    trainer.load_state_dict(trainer.state_dict() | {"global_step": torch.tensor([7])})
+    with pytest.raises(RuntimeError, match=r"not going on: launch\(\) trains, evaluates and logs"):
+        trainer._evaluate()
+
+
 # The loop --------------------------------------------------------------------------------------------------------------
 
 
@@ -358,11 +430,12 @@ def test_keys_beside_the_trainer_become_attributes_that_a_requeued_run_has_too(t
             "data": {"test": {"_target_": "stable_ssl.data.Loader", "dataset": {"_target_": "toys.toy_dataset"}}},
             "module": {"backbone": {"_target_": "torch.nn.Flatten"}},
             "logger": {"dump_path": str(tmp_path), "level": 50},
+            "_num_classes": 10,
         },
     })  # fmt: skip
     trainer = instanciate_config(config)
     trainer()
-    assert trainer.alpha.beta == 3
+    assert (trainer.alpha.beta, trainer._num_classes) == (3, 10)
     assert trainer.optim["epochs"] == 1000
     requeued = trainer.checkpoint().function.checkpoint().function  # preempted twice
     assert requeued.alpha.beta == 3
@@ -566,6 +639,30 @@ def test_a_predictive_trainer_calls_its_networks_as_their_signatures_say(make_to
         assert "module.backbone_classifier has nothing to learn from" in said(trainer)
     torch.testing.assert_close(ends[1], ends[0])
     torch.testing.assert_close(ends[2], ends[0])
+
+
+def test_a_teacher_follows_the_schedule_that_a_subclass_has(make_ssl):
+    class Halving(TeacherStudentModule):
+        def update_ema_coefficient(self, epoch, total_epochs):
+            self.ema_coefficient = torch.tensor(1.0 if epoch == 0 else 0.5 / total_epochs)
+
+    class Watching(SelfDistillationTrainer):
+        def after_fit_step(self):
+            seen.append((float(self.module["backbone"].ema_coefficient), values(self, "backbone")))
+
+    ends = []
+    for module in (Halving, TeacherStudentModule):
+        torch.manual_seed(0)
+        seen = []
+        networks = {
+            "backbone": module(nn.Linear(8, 6), base_ema_coefficient=0.5),
+            "projector": TeacherStudentModule(nn.Linear(6, 4)),
+        }
+        trainer = make_ssl(Watching, modules=networks, loss=NegativeCosineSimilarity())
+        trainer()
+        ends.append([momentum for momentum, _ in seen])
+    assert ends[0] == [1.0] * 3 + [0.25] * 3
+    assert ends[1] == pytest.approx([1 - 0.5 * (1 + math.cos(math.pi * step / 6)) / 2 for step in range(6)])
 
 
 def test_teachers_follow_once_per_step_although_a_hook_updates_them_too(make_ssl):

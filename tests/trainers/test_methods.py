@@ -157,7 +157,6 @@ def test_a_loss_that_is_missing_or_not_wanted_is_an_error_at_set_up(tmp_path):
     for name, loss, message in (
         ("byol", None, "such as NegativeCosineSimilarity"),
         ("swav", losses.NTXEntLoss(), "needs a SwAVLoss"),
-        ("dino", losses.NTXEntLoss(), "makes its own"),
         ("simclr", losses.MoCoLoss(8, 40), "use a SelfDistillationTrainer"),
     ):
         trainer = make(name, tmp_path / name)

@@ -122,6 +122,10 @@ class EarlyTrainer:
             raise RuntimeError("No W&B run is going on: logger.wandb is not set, or this is not rank 0.")
         return wandb.Api().run(wandb.run.path)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        state_dict.pop(f"{prefix}global_step", None)  # a buffer in early 2025; today the run counts
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc]
+
     def _log(self, packet: Mapping[str, Any] | None = None, commit: bool = True) -> None:
         """Write values under their whole names, such as "train/accuracy"; `log` waits for no device.
 
@@ -157,6 +161,9 @@ class EarlyTrainer:
         check_own_step(cls, self.world_size)  # type: ignore[attr-defined]
         vars(self)["start_time"] = time.time()
         self.logger["dump_path"] = self.folder  # type: ignore[attr-defined]
+        for module in self.modules():  # type: ignore[attr-defined]
+            if hasattr(module, "update_ema_coefficient"):
+                module.total_epochs = self.optim["epochs"]  # type: ignore[attr-defined]
         if cls._save_checkpoint is not EarlyTrainer._save_checkpoint:
             self._saver.weights.on_save = self._save_named  # type: ignore[attr-defined]
         if cls._log is not EarlyTrainer._log:

@@ -109,6 +109,10 @@ class Builder:
         _compare_classes({name: data[name] for name in data_sets(data)})
         return data
 
+    def late_data(self, data: dict[str, Any]) -> None:
+        """Build the loaders that a hook has put into `data` since."""
+        data.update(self.data({name: data[name] for name in data_sets(data) if not hasattr(data[name], "bind")}))
+
     def first_values(
         self, trained: nn.Module, modules: Mapping[str, nn.Module], sources: Mapping[str, Any], hook: Callable[[], None]
     ) -> None:

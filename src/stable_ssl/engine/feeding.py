@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from ..exceptions import DataError
+from ..exceptions import ConfigError, DataError
 from ..runtime.device import count_images, to_device
 from ..runtime.preemption import StopWaiting
 from ..runtime.seeding import Stream, seed_generators
@@ -50,7 +50,7 @@ class Feed:
             The epoch has no batch.
         """
         run, clock = self._run, time.perf_counter
-        run.loader = loader
+        run.loader = _checked(loader)
         progress, stop, ranks, console = run.progress, run.stop, run.ranks, run.log.console
         begin, size = progress.batches, ranks.size
         console.begin_epoch(progress.epoch, num_batches, begin)
@@ -97,7 +97,7 @@ class Feed:
         Other processes may have more batches, so this one waits for them at the end. A request to stop ends the run
         without a save, because the checkpoint from before the evaluation is enough.
         """
-        run, stop, batches = self._run, self._run.stop, loader.batches(0)
+        run, stop, batches = self._run, self._run.stop, _checked(loader).batches(0)
         run.loader = loader
         while True:
             stop.is_idle = run.ranks.can_drop_a_wait
@@ -133,3 +133,13 @@ class Feed:
         """Return the seconds that training waited for data since the last call."""
         waited, self._data_wait = self._data_wait, 0.0
         return waited
+
+
+def _checked(loader: Any) -> Any:
+    """Return a loader, or raise a ConfigError if a hook has put it into `data` after the set-up."""
+    if not hasattr(loader, "bind"):
+        raise ConfigError(
+            f"data: a hook put a {type(loader).__name__} into it after the set-up, which a resumed run would not have. "
+            "Do it in _instanciate(), or change the transform of the data set."
+        )
+    return loader

@@ -344,7 +344,11 @@ class Session:
     @property
     def log(self) -> RunLog:
         """Console, `metrics.jsonl` and trackers, while the run lasts."""
-        assert self._log is not None, "The run is not going on."
+        if self._log is None:
+            raise RuntimeError(
+                "The run is not going on: launch() trains, evaluates and logs. To evaluate only, leave train out of "
+                "data."
+            )
         return self._log
 
     def records(self) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..exceptions import BreakAllEpochs, BreakEpoch, BreakStep, NanError
+from ..exceptions import BreakAllEpochs, BreakEpoch, BreakStep, ConfigError, NanError
 from ..runtime.device import describe_batch
 from ..runtime.precision import FiniteWatch, multiply_gradients, running_statistics
 from ..runtime.seeding import Stream, derive_seed, seed_generators_in_turn
@@ -60,7 +60,7 @@ class Stepper:
         trained: TrainedParameters,
     ):
         self._run, self._recorder, self._precision, self._modules = run, recorder, run.precision, modules
-        self._progress, self._ranks = run.progress, run.ranks
+        self._progress, self._ranks, self._options = run.progress, run.ranks, options
         self.num_batches: int = options["num_batches"]
         self.accumulation: int = options["accumulation_steps"]
         self._optimizer, self._scheduler = options["optimizer"], options["scheduler"]
@@ -91,8 +91,19 @@ class Stepper:
         """Begin an epoch: call `begin_epoch` of all parts, freeze or thaw groups with `frozen_epochs`, run the hook.
 
         The hook runs again if a run goes on within the epoch.
+
+        Raises
+        ------
+        ConfigError
+            A hook has put another optimizer or schedule into `optim` since the set-up.
         """
         epoch = self._progress.epoch
+        for name, own in {"optimizer": self._optimizer, "scheduler": self._scheduler}.items():
+            if self._options[name] is not own:
+                raise ConfigError(
+                    f"optim.{name}: a hook replaced it after the set-up, when the run can't take another one. Do it in "
+                    "_instanciate(), or configure it."
+                )
         self.trained.begin_epoch(epoch)
         self._without_rate = [] if self._progress.batches else None  # None: all groups, before the first step
         set_trained(self._optimizer, self._frozen, True)
@@ -319,6 +330,8 @@ class Stepper:
         self.trained.end_epoch()
         try:
             self._recorder.hook(hook)
+        except BreakEpoch:
+            pass  # the epoch is over
         except BreakAllEpochs as request:
             stop = request
         self._run.log.console.end_epoch(batches)

@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 log = logging.getLogger("stable_ssl")
 
@@ -61,7 +61,9 @@ class TeacherStudentModule(nn.Module):
     (False, True)
     """
 
+    total_epochs: int | None = None  # set by a run
     _progress = 0.0
+    _given_coefficient: float | None = None
     _is_in_run = _has_told = False
 
     def __init__(
@@ -97,8 +99,11 @@ class TeacherStudentModule(nn.Module):
         return self.teacher(*args, **kwargs)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Note that a run updates the teacher from here on."""
+        """Note that a run updates the teacher from here on, and set the momentum if a subclass has its own schedule."""
         self._is_in_run = True
+        is_own = type(self).update_ema_coefficient is not TeacherStudentModule.update_ema_coefficient
+        if is_own and self.total_epochs is not None:
+            self.update_ema_coefficient(epoch, self.total_epochs)
 
     def update_teacher(self, progress: float | None = None) -> None:
         """Move the teacher's weights towards the student's.
@@ -110,9 +115,9 @@ class TeacherStudentModule(nn.Module):
             as `update_ema_coefficient` says. In a run, which has updated the teacher already, nothing is done.
         """
         if progress is not None:
-            follow(self.teacher, self.student, ema_coefficient(self, progress))
-        elif not self._is_in_run:
-            follow(self.teacher, self.student, ema_coefficient(self, self._progress))
+            self._progress = progress
+        if progress is not None or not self._is_in_run:
+            follow(self.teacher, self.student, self.ema_coefficient)
         elif not self._has_told:
             self._has_told = True
             log.info("update_teacher() does nothing in a hook: a run updates teachers after each optimizer step.")
@@ -123,8 +128,16 @@ class TeacherStudentModule(nn.Module):
 
     @property
     def ema_coefficient(self) -> float:
-        """The momentum that `update_ema_coefficient` has set."""
-        return ema_coefficient(self, self._progress)
+        """The momentum of the newest update in a run, or that `update_ema_coefficient` has set.
+
+        A value that is assigned holds from then on, whatever the schedule. At the beginning of each epoch, a run calls
+        the `update_ema_coefficient` of a subclass, which may assign one.
+        """
+        return ema_coefficient(self, self._progress) if self._given_coefficient is None else self._given_coefficient
+
+    @ema_coefficient.setter
+    def ema_coefficient(self, value: float | Tensor) -> None:
+        self._given_coefficient = float(value)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile student and teacher in place, with the arguments of `torch.compile`."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..exceptions import ConfigError
 from ..losses import DINOLoss
 from ..modules.heads import DINOHead
 from ..modules.teacher_student import TeacherStudentModule
 from .self_distillation import SelfDistillationTrainer
+
+log = logging.getLogger("stable_ssl")
 
 
 class DINOTrainer(SelfDistillationTrainer):
@@ -69,12 +72,16 @@ class DINOTrainer(SelfDistillationTrainer):
         """Make the loss. Its centre has one value per score that the projector gives."""
         super().prepare_modules(modules)
         if self.loss is not None:
-            raise ConfigError(
-                "loss: DINOTrainer makes its own, from temperature_student and center_momentum; leave it out."
-            )
+            log.warning("loss is unused: DINOTrainer makes its own, from temperature_student and center_momentum.")
         projector: Any = modules["projector"]
         num_scores = _count_scores(projector.student)
         self.loss = DINOLoss(num_scores, self.temperature_student, self.temperature_teacher, self.center_momentum)
+
+    @property
+    def center(self) -> Tensor:
+        """The centre of the teacher's scores, which early 2025 kept in the trainer."""
+        center: Tensor = self.loss.center
+        return center
 
     def begin_epoch(self, epoch: int) -> None:
         """Set the teacher's temperature for this epoch.

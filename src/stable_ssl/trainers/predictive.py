@@ -115,10 +115,10 @@ class JointEmbeddingPredictiveTrainer(SelfSupervisedTrainer):
         """
         follow(self.module["target_encoder"], self.module["context_encoder"], ema_coefficient(self, progress))
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, *params: Any) -> Tensor:
         """Return the representations, (batch, dim), of the encoder that `evaluate_with` names."""
         encoder = "context_encoder" if self.evaluate_with == "student" else "target_encoder"
-        representations: Tensor = self.module[encoder](images)
+        representations: Tensor = self.module[encoder](images, *params)
         return representations
 
     @functools.cached_property
