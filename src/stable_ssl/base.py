@@ -37,7 +37,7 @@ class BaseTrainer(EarlyTrainer, nn.Module):
         after_fit            (evaluates, if the last epoch was not)
 
     Without a set named `train`, the run only evaluates. Raise `BreakStep` in a step hook, `BreakEpoch` there or in
-    `before_fit_epoch`, `BreakAllEpochs` in any hook. One process is enough, except in `compute_loss`,
+    the hooks around an epoch, `BreakAllEpochs` in any hook. One process is enough, except in `compute_loss`,
     `side_losses`, `after_fit` and evaluation steps: there every process must raise it. An overridden hook need not call
     the one of this class; only that of `after_fit` does anything.
 
@@ -260,7 +260,8 @@ class BaseTrainer(EarlyTrainer, nn.Module):
                 build.optimization(self.optim, self.optimized_modules(), self.data["train"], saver.schedule_begin)
             self._begin_early()
             self._instanciate()
-            build.late_data(self.data)
+            feed.loaders = build.late_data(self.data)
+            self.logger["metric"] |= {name: {} for name in self.eval_sets if name not in self.logger["metric"]}
             if "train" in self.data:
                 side, parts = self.side_optimizers(), [*self.modules(), self.loss]  # the trainer is its first module
                 trained = engine.TrainedParameters(self.optim["optimizer"], side, self.named_parameters)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import itertools
 import math
 
 import pytest
@@ -231,26 +232,31 @@ def test_an_optimizer_and_a_schedule_that_instanciate_makes_are_those_of_the_run
     rest()
     assert logged(whole, "train/lr") == [0.8 * 0.5 ** (step // 2) for step in range(len(whole.get_logs()))]
     assert torch.equal(values(rest, "backbone"), values(whole, "backbone"))
-    with pytest.raises(ConfigError, match=r"optim.scheduler: a hook replaced it .* Do it in _instanciate\(\)"):
+    with pytest.raises(ConfigError, match=r"optim.scheduler: a hook replaced it .* Make it in _instanciate\(\)"):
         make_sup(TooLate)()
 
 
-def test_loaders_that_instanciate_makes_are_used_and_later_ones_are_refused(make_sup):
-    from torch.utils.data import DataLoader
-
+@pytest.mark.parametrize("loader", [torch.utils.data.DataLoader, Loader])
+def test_evaluation_sets_that_instanciate_makes_are_used_and_later_loaders_are_refused(make_sup, loader):
     class Own(SupervisedTrainer):
         def _instanciate(self):
-            self.data["more"] = DataLoader(toy_dataset(8, seed=2), 8)
+            self.data["more"], self.data["unmeasured"] = (loader(toy_dataset(8, seed=2), 8) for _ in range(2))
             self.logger["metric"]["more"] = accuracy()["test"]
+
+    class OtherTrain(SupervisedTrainer):
+        def _instanciate(self):
+            self.data["train"] = loader(toy_dataset(8, seed=2), 8)
 
     class TooLate(SupervisedTrainer):
         def before_fit_epoch(self):
-            self.data["train"] = DataLoader(toy_dataset(8, seed=2), 8)
+            self.data["train"] = loader(toy_dataset(8, seed=2), 8)
 
     trainer = make_sup(Own, logger={"metric": accuracy()})
     trainer()
     assert len(logged(trainer, "more/acc1")) == 2
-    with pytest.raises(ConfigError, match="a hook put a DataLoader into it after the set-up"):
+    with pytest.raises(ConfigError, match=r"data.train: _instanciate\(\) replaced it"):
+        make_sup(OtherTrain)()
+    with pytest.raises(ConfigError, match=f"a hook put a {loader.__name__} there after the set-up"):
         make_sup(TooLate)()
 
 
@@ -648,7 +654,10 @@ def test_a_teacher_follows_the_schedule_that_a_subclass_has(make_ssl):
 
     class Watching(SelfDistillationTrainer):
         def after_fit_step(self):
-            seen.append((float(self.module["backbone"].ema_coefficient), values(self, "backbone")))
+            pair = self.module["backbone"]
+            seen.append(
+                (float(pair.ema_coefficient), pair.teacher.weight.clone(), pair.student.weight.detach().clone())
+            )
 
     ends = []
     for module in (Halving, TeacherStudentModule):
@@ -660,7 +669,9 @@ def test_a_teacher_follows_the_schedule_that_a_subclass_has(make_ssl):
         }
         trainer = make_ssl(Watching, modules=networks, loss=NegativeCosineSimilarity())
         trainer()
-        ends.append([momentum for momentum, _ in seen])
+        ends.append([momentum for momentum, _, _ in seen])
+        for (_, before, _), (momentum, after, student) in itertools.pairwise(seen):
+            torch.testing.assert_close(after, momentum * before + (1 - momentum) * student)
     assert ends[0] == [1.0] * 3 + [0.25] * 3
     assert ends[1] == pytest.approx([1 - 0.5 * (1 + math.cos(math.pi * step / 6)) / 2 for step in range(6)])
 

@@ -150,8 +150,10 @@ def test_a_recipe_with_another_data_set_or_backbone_keeps_the_rest(roots):
     assert (own["loss"], own["optim"]) == (other["loss"], other["optim"])
 
 
-@pytest.mark.parametrize(("sizes", "local"), [("size=16", 8), ("size=28 patch_size=7", 7), ("size=224", 96)])
-def test_small_views_are_three_sevenths_of_the_large_ones_at_least_8_pixels_and_whole_patches(sizes, local, roots):
+@pytest.mark.parametrize(
+    ("sizes", "local"), [("size=16", 8), ("size=28 patch_size=7", 7), ("size=32 patch_size=16", 16)]
+)
+def test_small_views_have_at_least_8_pixels_rounded_down_to_whole_patches(sizes, local, roots):
     views = compose("dino", ["data=folder", *roots["folder"], *sizes.split()])["trainer"]["data"]["train"]["views"]
     assert views["local_size"] == local
 

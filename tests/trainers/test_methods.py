@@ -215,6 +215,16 @@ def test_labels_that_are_no_class_indices_stop_probes_at_the_first_step(tmp_path
         trainer()
 
 
+def test_dino_leaves_a_loss_unused_and_says_so(tmp_path, capsys):
+    trainer = make("dino", tmp_path / "run")
+    trainer.logger["level"] = 30
+    trainer.loss = losses.NTXEntLoss()
+    trainer.setup()
+    assert isinstance(trainer.loss, losses.DINOLoss)
+    assert trainer.center is trainer.loss.center
+    assert "loss is unused: DINOTrainer makes its own" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("probe", [nn.Linear(7, 4), nn.Linear(8, 1)], ids=["width", "classes"])
 def test_a_probe_that_does_not_suit_is_named(tmp_path, probe):
     trainer = make("simclr", tmp_path / "run")

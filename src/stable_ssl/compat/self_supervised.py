@@ -130,6 +130,11 @@ def _as_number(loss: Tensor) -> Tensor:
     return loss.detach() + torch.zeros_like(loss, requires_grad=True)
 
 
+def _trainable(losses: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the losses that have gradients."""
+    return {name: loss for name, loss in losses.items() if isinstance(loss, Tensor) and loss.requires_grad}
+
+
 def counted_only(compute: Callable) -> Callable:
     """Return a `compute_loss_classifiers` that gives its caller numbers, and keeps the losses for `side_losses`.
 
@@ -192,8 +197,9 @@ class EarlySelfSupervised:
 
     @property
     def has_probe_losses(self) -> bool:
-        """Whether `compute_loss` computed the losses of the probes for the current batch."""
-        return vars(self).get("_probe_losses", (None,))[0] is self.batch  # type: ignore[attr-defined]
+        """Whether `compute_loss` computed losses of the probes for the current batch."""
+        batch, losses = vars(self).get("_probe_losses", (None, {}))
+        return batch is self.batch and bool(_trainable(losses))  # type: ignore[attr-defined]
 
     def take_probe_losses(self, labels: Any) -> dict[str, Tensor]:
         """Return the losses of the probes for the current batch: those that `compute_loss` computed, if it did."""
@@ -202,7 +208,7 @@ class EarlySelfSupervised:
             latest = self.latest_representations, self.latest_embeddings
             with self._computing_probe_losses():
                 losses = self.compute_loss_classifiers(*latest, labels)  # type: ignore[attr-defined]
-        return {name: loss for name, loss in losses.items() if isinstance(loss, Tensor) and loss.requires_grad}
+        return _trainable(losses)
 
     @contextmanager
     def _computing_probe_losses(self) -> Iterator[None]:

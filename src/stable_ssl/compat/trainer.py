@@ -147,7 +147,10 @@ class EarlyTrainer:
             torch.save(state, self.folder / name)  # type: ignore[attr-defined]
 
     def _instanciate(self) -> None:
-        """Run when everything is built and on the device, before a checkpoint is restored."""
+        """Run when all but the side optimizers is built and on the device, before a checkpoint is restored.
+
+        The run uses the optimizer, the schedule and the evaluation sets that it puts into `optim` and `data`.
+        """
 
     def _load_checkpoint(self) -> None:
         """Run when the newest checkpoint of the run's folder is restored, if there is one."""
@@ -161,9 +164,6 @@ class EarlyTrainer:
         check_own_step(cls, self.world_size)  # type: ignore[attr-defined]
         vars(self)["start_time"] = time.time()
         self.logger["dump_path"] = self.folder  # type: ignore[attr-defined]
-        for module in self.modules():  # type: ignore[attr-defined]
-            if hasattr(module, "update_ema_coefficient"):
-                module.total_epochs = self.optim["epochs"]  # type: ignore[attr-defined]
         if cls._save_checkpoint is not EarlyTrainer._save_checkpoint:
             self._saver.weights.on_save = self._save_named  # type: ignore[attr-defined]
         if cls._log is not EarlyTrainer._log:

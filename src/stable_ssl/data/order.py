@@ -118,7 +118,9 @@ def is_plain_order(sampler: Any, dataset: Any) -> bool | None:
 
     None: it does anything else, such as leaving out samples.
     """
-    source = getattr(sampler, "data_source", ())
+    if type(sampler) not in (SequentialSampler, RandomSampler):
+        return None
+    source = sampler.data_source
     if source is not dataset and len(source) != len(dataset):
         return None
     if type(sampler) is SequentialSampler:

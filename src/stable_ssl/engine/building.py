@@ -39,6 +39,7 @@ class Builder:
 
     def __init__(self, seed: int, ranks: Alone | Together, device: torch.device):
         self._seed, self._ranks, self._device = seed, ranks, device
+        self._loaders: list[Any] = []  # those that know the run
 
     def seeded(self, node: Any, path: str) -> Any:
         """Build a node under a seed of its own, so that its weights do not depend on the rest of the configuration.
@@ -107,11 +108,22 @@ class Builder:
                 loader.leave_out(self._ranks.from_main(loader.find_unreadable))
                 loader.prepare(self._device)
         _compare_classes({name: data[name] for name in data_sets(data)})
+        self._loaders += [data[name] for name in data_sets(data)]
         return data
 
-    def late_data(self, data: dict[str, Any]) -> None:
-        """Build the loaders that a hook has put into `data` since."""
-        data.update(self.data({name: data[name] for name in data_sets(data) if not hasattr(data[name], "bind")}))
+    def late_data(self, data: dict[str, Any]) -> list[Any]:
+        """Build the evaluation sets that a hook has put into `data` since, and return the loaders of all sets.
+
+        Raises
+        ------
+        ConfigError
+            The hook has put another training set there.
+        """
+        late = {name: data[name] for name in data_sets(data) if not any(data[name] is one for one in self._loaders)}
+        if "train" in late:
+            raise ConfigError("data.train: _instanciate() replaced it, but the schedule is made. Configure it in data.")
+        data.update(self.data(late))
+        return [data[name] for name in data_sets(data)]
 
     def first_values(
         self, trained: nn.Module, modules: Mapping[str, nn.Module], sources: Mapping[str, Any], hook: Callable[[], None]

@@ -25,12 +25,18 @@ class Feed:
         The session, with its device.
     hardware
         The run's `HardwareConfig`, with the seed in use.
+
+    Attributes
+    ----------
+    loaders
+        The loaders of the run, which know its seed and their share of the samples.
     """
 
     def __init__(self, run: Session, hardware: Any):
         self._run, self._seed, self._channels_last = run, hardware["seed"], hardware["channels_last"]
         self._must_move = run.device.type != "cpu" or hardware["channels_last"]
         self._data_wait, self._has_warned = 0.0, False
+        self.loaders: list[Any] = []
 
     def training(self, loader: Any, num_batches: int, group: int) -> Iterator[tuple[int, Any, Any]]:
         """Yield (place in the epoch, sample indices, batch on the device) for each batch that the epoch has left.
@@ -50,7 +56,7 @@ class Feed:
             The epoch has no batch.
         """
         run, clock = self._run, time.perf_counter
-        run.loader = _checked(loader)
+        run.loader = self._checked(loader)
         progress, stop, ranks, console = run.progress, run.stop, run.ranks, run.log.console
         begin, size = progress.batches, ranks.size
         console.begin_epoch(progress.epoch, num_batches, begin)
@@ -97,7 +103,7 @@ class Feed:
         Other processes may have more batches, so this one waits for them at the end. A request to stop ends the run
         without a save, because the checkpoint from before the evaluation is enough.
         """
-        run, stop, batches = self._run, self._run.stop, _checked(loader).batches(0)
+        run, stop, batches = self._run, self._run.stop, self._checked(loader).batches(0)
         run.loader = loader
         while True:
             stop.is_idle = run.ranks.can_drop_a_wait
@@ -125,6 +131,15 @@ class Feed:
                 console.show(batch_idx, count_images(indices, batch) * ranks.size)
             yield batch_idx, indices, batch
 
+    def _checked(self, loader: Any) -> Any:
+        """Return a loader, or raise a ConfigError if a hook has put it into `data` after the set-up."""
+        if not any(loader is one for one in self.loaders):
+            raise ConfigError(
+                f"data: a hook put a {type(loader).__name__} there after the set-up, when it can't get the run's seed "
+                "and its share of the samples. Put it there in _instanciate(), or change the transform of the data set."
+            )
+        return loader
+
     def on_device(self, batch: Any) -> Any:
         """Return a batch on the run's device, in the configured memory format."""
         return to_device(batch, self._run.device, self._channels_last) if self._must_move else batch
@@ -133,13 +148,3 @@ class Feed:
         """Return the seconds that training waited for data since the last call."""
         waited, self._data_wait = self._data_wait, 0.0
         return waited
-
-
-def _checked(loader: Any) -> Any:
-    """Return a loader, or raise a ConfigError if a hook has put it into `data` after the set-up."""
-    if not hasattr(loader, "bind"):
-        raise ConfigError(
-            f"data: a hook put a {type(loader).__name__} into it after the set-up, which a resumed run would not have. "
-            "Do it in _instanciate(), or change the transform of the data set."
-        )
-    return loader

@@ -248,7 +248,7 @@ def check_optimized(
         if not isinstance(other, torch.optim.Optimizer):
             raise ConfigError(f"side_optimizers(): '{name}' is a {type(other).__name__}, not an optimizer.")
     trainable = {name: id(p) for name, p in parameters if p.requires_grad}
-    own, others = _parameter_ids([optimizer]), _parameter_ids(side.values())
+    own, others = parameter_ids([optimizer]), parameter_ids(side.values())
     if not (own - others) & set(trainable.values()):
         raise ConfigError("optim.optimizer: has none of the parameters of module and loss.")
     if twice := [name for name, key in trainable.items() if key in own & others]:
@@ -261,5 +261,6 @@ def check_optimized(
     return left_out
 
 
-def _parameter_ids(optimizers: Iterable[torch.optim.Optimizer]) -> set[int]:
+def parameter_ids(optimizers: Iterable[torch.optim.Optimizer]) -> set[int]:
+    """Return the ids of the parameters of some optimizers."""
     return {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}

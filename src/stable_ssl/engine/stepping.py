@@ -16,7 +16,7 @@ from ..runtime.device import describe_batch
 from ..runtime.precision import FiniteWatch, multiply_gradients, running_statistics
 from ..runtime.seeding import Stream, derive_seed, seed_generators_in_turn
 from .agreement import is_idle
-from .optimizing import constant_rates, set_trained, unscheduled
+from .optimizing import constant_rates, parameter_ids, set_trained, unscheduled
 from .recording import Recorder
 from .session import Session
 from .trained import TrainedParameters
@@ -71,6 +71,11 @@ class Stepper:
         once = list({id(part): part for part in parts}.values())
         self._calls = {name: _methods(once, name) for name in ("begin_epoch", "begin_step", "update_teacher")}
         self._total_steps: int = options["total_steps"]
+        if getattr(self._scheduler, "optimizer", self._optimizer) is not self._optimizer:
+            raise ConfigError("optim.scheduler: _instanciate() made an optimizer without a schedule. Make one there.")
+        for part in once:
+            if hasattr(type(part), "total_epochs"):
+                part.total_epochs = options["epochs"]
         self.trained, self._side = trained, list(trained.side.values())
         self._optimizers = [self._optimizer, *self._side]
         self._num_groups = len(self._optimizer.param_groups)
@@ -97,13 +102,8 @@ class Stepper:
         ConfigError
             A hook has put another optimizer or schedule into `optim` since the set-up.
         """
+        self._check_optim()
         epoch = self._progress.epoch
-        for name, own in {"optimizer": self._optimizer, "scheduler": self._scheduler}.items():
-            if self._options[name] is not own:
-                raise ConfigError(
-                    f"optim.{name}: a hook replaced it after the set-up, when the run can't take another one. Do it in "
-                    "_instanciate(), or configure it."
-                )
         self.trained.begin_epoch(epoch)
         self._without_rate = [] if self._progress.batches else None  # None: all groups, before the first step
         set_trained(self._optimizer, self._frozen, True)
@@ -117,6 +117,13 @@ class Stepper:
             self._recorder.hook(hook, is_new=not self._progress.has_begun, runs_again=True, own_seed=False)
         finally:
             self._progress.has_begun = True
+
+    def _check_optim(self) -> None:
+        for name, own in {"optimizer": self._optimizer, "scheduler": self._scheduler}.items():
+            if self._options[name] is not own:
+                raise ConfigError(
+                    f"optim.{name}: a hook replaced it after the set-up. Make it in _instanciate(), or configure it."
+                )
 
     def begin(self, batch_idx: int) -> None:
         """Begin a mini-batch: find its place in its group, and seed the default generators."""
@@ -217,8 +224,7 @@ class Stepper:
             return False
         self.trained.warn()
         if self._progress.global_step == 0:
-            aside = {id(p) for optimizer in self._side for group in optimizer.param_groups for p in group["params"]}
-            _warn_of_unused(self._modules, aside)
+            _warn_of_unused(self._modules, parameter_ids(self._side))
         if self._without_rate != []:
             groups = self._optimizer.param_groups if self._without_rate is None else self._without_rate
             self._without_rate = [group for group in groups if not group["lr"]]
@@ -315,7 +321,7 @@ class Stepper:
             self._recorder.write_step(is_over)
 
     def end_epoch(self, hook: Callable[[], None], trained: nn.Module) -> None:
-        """Run the hook, and end an epoch's training, also if the hook raises `BreakAllEpochs`.
+        """Run the hook, and end an epoch's training, also if the hook raises `BreakEpoch` or `BreakAllEpochs`.
 
         Parameters
         ----------
@@ -324,6 +330,7 @@ class Stepper:
         trained
             All modules. Their running statistics are averaged over the processes, so that all have the same model.
         """
+        self._check_optim()
         stop: BreakAllEpochs | None = None
         batches, self._group_start = self._progress.batches, None
         self._progress.end_training()  # a run that goes on from a checkpoint made in the hook does not run it again

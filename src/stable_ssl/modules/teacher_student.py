@@ -130,8 +130,8 @@ class TeacherStudentModule(nn.Module):
     def ema_coefficient(self) -> float:
         """The momentum of the newest update in a run, or that `update_ema_coefficient` has set.
 
-        A value that is assigned holds from then on, whatever the schedule. At the beginning of each epoch, a run calls
-        the `update_ema_coefficient` of a subclass, which may assign one.
+        A value that is assigned holds from then on, whatever the schedule, and is in no checkpoint. At the beginning of
+        each epoch, a run calls the `update_ema_coefficient` of a subclass, which may assign one.
         """
         return ema_coefficient(self, self._progress) if self._given_coefficient is None else self._given_coefficient
 

@@ -116,8 +116,11 @@ class JointEmbeddingPredictiveTrainer(SelfSupervisedTrainer):
         follow(self.module["target_encoder"], self.module["context_encoder"], ema_coefficient(self, progress))
 
     def forward(self, images: Tensor, *params: Any) -> Tensor:
-        """Return the representations, (batch, dim), of the encoder that `evaluate_with` names."""
-        encoder = "context_encoder" if self.evaluate_with == "student" else "target_encoder"
+        """Return the representations, (batch, dim), of the encoder that `evaluate_with` names.
+
+        With parameters, as in early 2025, they are the context encoder's, which is trained by them.
+        """
+        encoder = "context_encoder" if params or self.evaluate_with == "student" else "target_encoder"
         representations: Tensor = self.module[encoder](images, *params)
         return representations
 
@@ -145,7 +148,7 @@ class JointEmbeddingPredictiveTrainer(SelfSupervisedTrainer):
         return (context, context_params), (target, target_params)
 
     def _has_labels(self) -> bool:
-        return isinstance(self.batch[0][0], list | tuple)
+        return super()._has_labels() if self.num_masks else isinstance(self.batch[0][0], list | tuple)
 
     def forward_target(self, *args: Any) -> Any:
         """Return the output of the target encoder."""
