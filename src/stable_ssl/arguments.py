@@ -23,6 +23,22 @@ if TYPE_CHECKING:
 log = logging.getLogger("stable_ssl")
 
 _OWN = ("data", "module", "hardware", "optim", "logger", "loss", "module_init", "branch_from")
+# What the constructor and the set-up of a trainer write.
+_WRITTEN = [
+    "_attributes",
+    "_captured",
+    "_configured",
+    "_dump_path",
+    "_evaluation",
+    "_feed",
+    "_is_set_up",
+    "_monitors",
+    "_progress",
+    "_registered",
+    "_run",
+    "_saver",
+    "_steps",
+]
 _OTHER_NAMES = {"optimizer": "optim.optimizer", "dataset": "data"}
 _INTERNAL = "It was internal and can no longer be overridden."
 # Private methods of trainers that are gone: what to do instead, and the methods' names. An override of one of them
@@ -223,7 +239,7 @@ def _check_attributes(
     declared = _declared(base, cls)
     known = [*_OWN, *declared, *(name for name in inspect.get_annotations(base) if not name.startswith("_"))]
     for name, value in attributes.items():
-        if hasattr(base, name) or name in _OWN:
+        if hasattr(base, name) or name in (*_OWN, *_WRITTEN):
             problems.append(f"{name}: BaseTrainer uses this name itself; choose another.")
             continue
         check_nodes(value, name, problems)

@@ -29,10 +29,10 @@ def jsonl(path: str | Path) -> list[dict[str, Any]]:
     They are those of `metrics.jsonl`, which rank 0 writes, or those of the files `logs_rank_*.jsonl` of early 2025.
     """
     folder = _folder(path)
+    if (folder / "metrics.jsonl").exists():
+        return [{**record, "rank": 0} for record in read_metrics(folder / "metrics.jsonl")]
     found = [(re.fullmatch(r"logs_rank_(\d+)\.jsonl", file.name), file) for file in folder.iterdir()]
     early = sorted((int(match[1]), file) for match, file in found if match)
-    if not early:
-        return [{**record, "rank": 0} for record in read_metrics(folder / "metrics.jsonl")]
     return [{**record, "rank": rank} for rank, file in early for record in _records_of(file)]
 
 

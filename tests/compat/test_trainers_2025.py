@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from toys import Toy, toy_dataset
 
 from stable_ssl import (
+    BaseTrainer,
     BreakEpoch,
     ConfigError,
     JointEmbeddingPredictiveTrainer,
@@ -442,6 +443,12 @@ def test_keys_beside_the_trainer_become_attributes_that_a_requeued_run_has_too(t
     trainer = instanciate_config(config)
     trainer()
     assert (trainer.alpha.beta, trainer._num_classes) == (3, 10)
+    written = vars(trainer).keys() - vars(nn.Module()).keys() - vars(BaseTrainer).keys() - {"_num_classes"}
+    for name in sorted(name for name in written if name.startswith("_") and not hasattr(BaseTrainer, name)):
+        config.trainer = {**config.trainer, name: 1}
+        with pytest.raises(ConfigError, match=f"{name}: BaseTrainer uses this name itself"):
+            instanciate_config(config)
+        del config.trainer[name]
     assert trainer.optim["epochs"] == 1000
     requeued = trainer.checkpoint().function.checkpoint().function  # preempted twice
     assert requeued.alpha.beta == 3

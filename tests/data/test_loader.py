@@ -19,6 +19,7 @@ from torch.utils.data import (
     BatchSampler,
     DataLoader,
     Dataset,
+    DistributedSampler,
     RandomSampler,
     SequentialSampler,
     Subset,
@@ -158,7 +159,9 @@ def test_any_sampler_is_a_function_of_seed_and_epoch(make):
     assert batches(0) != batches(1)
 
 
-@pytest.mark.parametrize("sampler", [SequentialSampler, RandomSampler])
+@pytest.mark.parametrize(
+    "sampler", [SequentialSampler, RandomSampler, functools.partial(DistributedSampler, num_replicas=2, rank=0)]
+)
 def test_a_sampler_of_some_of_the_samples_gives_no_others(sampler):
     made = as_loader(DataLoader(Noise(), 6, sampler=sampler(range(12))), "train")
     made.bind(seed=3)

@@ -186,8 +186,8 @@ class EarlyTrainer:
 def wrap(cls: Any, name: str, wrapper: Callable[[Callable], Callable], always: bool = False) -> bool:
     """Put something around a method of a class, if the method is a user's. Return whether that was done.
 
-    A method of another base class that comes later stays what `super()` makes of it, in each class that derives from
-    this one. A wrapped method is not wrapped again.
+    If the class inherits the method, `super()` finds it in each call, so that a class with several bases calls the one
+    that comes first in Python's order. A wrapped method is not wrapped again.
     """
     method = getattr(cls, name)
     if getattr(method, "is_wrapped", False) or not (always or is_users(method)):

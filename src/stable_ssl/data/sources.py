@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
 from ..exceptions import ConfigError
@@ -84,6 +84,10 @@ def _order_of(loader: DataLoader) -> tuple[dict[str, Any], str]:
     # DataLoader makes a batch sampler itself if it has a batch size.
     if loader.batch_sampler is not None and loader.batch_size is None:
         return {"batch_sampler": loader.batch_sampler}, _drawn_from(loader.batch_sampler)
+    whole: Any = loader.dataset
+    sampled: Any = getattr(sampler, "dataset", None)
+    if isinstance(sampler, DistributedSampler) and len(sampled) != len(whole):
+        sampler = (RandomSampler if sampler.shuffle else SequentialSampler)(sampled)
     if isinstance(sampler, DistributedSampler):
         return {"shuffle": bool(sampler.shuffle)}, "a DistributedSampler's, whose samples the trainer shares out itself"
     shuffles = is_plain_order(sampler, loader.dataset)

@@ -74,8 +74,8 @@ class Stepper:
         if getattr(self._scheduler, "optimizer", self._optimizer) is not self._optimizer:
             raise ConfigError("optim.scheduler: _instanciate() made an optimizer without a schedule. Make one there.")
         for part in once:
-            if hasattr(type(part), "total_epochs"):
-                part.total_epochs = options["epochs"]
+            if hasattr(type(part), "epochs_of_run"):
+                part.epochs_of_run = options["epochs"]
         self.trained, self._side = trained, list(trained.side.values())
         self._optimizers = [self._optimizer, *self._side]
         self._num_groups = len(self._optimizer.param_groups)

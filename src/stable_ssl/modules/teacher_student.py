@@ -61,7 +61,7 @@ class TeacherStudentModule(nn.Module):
     (False, True)
     """
 
-    total_epochs: int | None = None  # set by a run
+    epochs_of_run: int | None = None  # set by a run
     _progress = 0.0
     _given_coefficient: float | None = None
     _is_in_run = _has_told = False
@@ -102,8 +102,8 @@ class TeacherStudentModule(nn.Module):
         """Note that a run updates the teacher from here on, and set the momentum if a subclass has its own schedule."""
         self._is_in_run = True
         is_own = type(self).update_ema_coefficient is not TeacherStudentModule.update_ema_coefficient
-        if is_own and self.total_epochs is not None:
-            self.update_ema_coefficient(epoch, self.total_epochs)
+        if is_own and self.epochs_of_run is not None:
+            self.update_ema_coefficient(epoch, self.epochs_of_run)
 
     def update_teacher(self, progress: float | None = None) -> None:
         """Move the teacher's weights towards the student's.

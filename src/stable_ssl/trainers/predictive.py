@@ -118,7 +118,7 @@ class JointEmbeddingPredictiveTrainer(SelfSupervisedTrainer):
     def forward(self, images: Tensor, *params: Any) -> Tensor:
         """Return the representations, (batch, dim), of the encoder that `evaluate_with` names.
 
-        With parameters, as in early 2025, they are the context encoder's, which is trained by them.
+        If parameters follow the images, as in early 2025, the context encoder gives them, with gradients.
         """
         encoder = "context_encoder" if params or self.evaluate_with == "student" else "target_encoder"
         representations: Tensor = self.module[encoder](images, *params)
