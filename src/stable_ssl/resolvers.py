@@ -82,8 +82,23 @@ def _feature_dim(key: str, *, _root_: Any) -> int:
 
     The node at KEY is built, and sees empty images of `channels` channels and `size` × `size` pixels.
     """
-    images = (2, int(_root_.channels), int(_root_.size), int(_root_.size))
+    size = _integer(_root_, "size")
+    images = (2, _integer(_root_, "channels"), size, size)
     return _width(key, _content(_root_, key), images)
+
+
+def _integer(root: Any, key: str) -> int:
+    """Return a positive integer of a configuration.
+
+    Raises
+    ------
+    ConfigError
+        The value is anything else.
+    """
+    value = root[key]
+    if type(value) is not int or value < 1:
+        raise ConfigError(f"{key}: {value!r} is not an integer from 1.")
+    return value
 
 
 @functools.lru_cache(maxsize=64)
@@ -118,14 +133,19 @@ def _num_classes(key: str, *, _root_: Any) -> int:
 def _classes(key: str, node: str) -> int:
     dataset = build(json.loads(node), key)
     if named := getattr(dataset, "classes", None):
-        return len(named)
+        return _checked(len(named), key)
     labels = [label for label in _labels(dataset) if label is not None]
     if text := next((label for label in labels if isinstance(label, str)), None):
         raise ConfigError(f"{key}: its labels are texts, such as '{text}'. Number them from 0.")
-    number = 1 + max(map(int, labels), default=-1)
-    if number < 1:
+    return _checked(1 + max(map(int, labels), default=-1), key)
+
+
+def _checked(number: int, key: str) -> int:
+    """Return a number of classes, or raise a ConfigError if there is nothing to tell apart."""
+    if number < 2:
+        has = "has no labels" if number < 1 else "has one class only"
         raise ConfigError(
-            f"{key}: it has no labels, so nothing can be measured. Leave that out: num_classes=2 ~logger.metric "
+            f"{key}: it {has}, so nothing can be measured. Leave that out: num_classes=2 ~logger.metric "
             "~logger.monitor.test"
         )
     return number

@@ -158,7 +158,7 @@ def test_small_views_have_at_least_8_pixels_rounded_down_to_whole_patches(sizes,
     assert views["local_size"] == local
 
 
-def test_what_a_recipe_needs_is_said_by_name():
+def test_what_a_recipe_needs_is_said_by_name(tmp_path):
     def refusal(*overrides):
         with pytest.raises(ConfigError) as caught:
             compose("dino", overrides)
@@ -168,6 +168,13 @@ def test_what_a_recipe_needs_is_said_by_name():
     assert "there is no 'data/cifar11'. Did you mean 'cifar10'?" in refusal("data=cifar11")
     assert "timm has no 'vit_tinny'." in refusal("backbone=timm/vit_tinny")
     assert "'/nowhere/train' is no folder of classes" in refusal("data=folder", "root=/nowhere")
+    assert "size: 'abc' is not an integer from 1." in refusal("size=abc")
+    assert "size: 0 is not an integer from 1." in refusal("size=0")
+    picture = Image.new("RGB", (8, 8))
+    for split in ("train", "test"):
+        (tmp_path / split / "only").mkdir(parents=True)
+        picture.save(tmp_path / split / "only" / "1.png")
+    assert "dataset: it has one class only, so nothing can be" in refusal("data=folder", f"root={tmp_path}")
 
 
 def test_the_command_lists_all_four_kinds_a_line_each_and_shows_options(capsys):
