@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -17,59 +16,133 @@ from .draw import Drawn
 from .operations.base import Operation, ToFloats
 
 # All operations are done to as many images as fit into a core's cache together.
-_PIECE_BYTES = 4 << 20
-_NUM_BUFFERS = 16
+PIECE_BYTES = 4 << 20
+_NUM_BUFFERS = 32
 
 
-def make_view(operations: Sequence[Operation], drawn: Sequence[Drawn], images: Any) -> torch.Tensor:
-    """Return a view of each image, float32 (batch, channels, height, width).
+class BatchOnCpu:
+    """The views of a batch, made of some of its images at a time. Several threads may do that at once.
 
     Parameters
     ----------
-    operations, drawn
-        The operations of the view, and what was drawn for each.
-    images
-        uint8 (batch, height, width, channels); or a list of images (height, width, channels).
-
-    Raises
-    ------
-    ValueError
-        The views of the images are not of one size.
+    views
+        The operations of each view.
+    drawn
+        What was drawn for each operation of each view, for all images.
+    num_images
+        Size of the batch.
     """
-    place = next((i for i, operation in enumerate(operations) if isinstance(operation, ToFloats)), len(operations))
-    on_levels, (to_floats, *on_floats) = operations[:place], operations[place:] or [ToFloats()]
-    batch: np.ndarray | None = None
-    for first, last, piece in _pieces(images):
-        parts = [{name: values[first:last] for name, values in parameters.items()} for parameters in drawn]
-        pixels = _change(on_levels, parts[:place], piece)
-        if batch is None:
-            batch = _buffer((len(images), *pixels.shape[1:]))
-        if batch.shape[1:] != pixels.shape[1:]:
-            raise ValueError(
-                f"views of {_size(batch)} and of {_size(pixels)} pixels make no batch: images of different sizes need "
-                "an operation that gives them one, such as RandomResizedCrop or CenterCrop."
-            )
-        floats = batch[first:last]
-        to_floats.write(pixels, floats)  # type: ignore[attr-defined]
-        for operation, part in zip(on_floats, parts[place + 1 :], strict=True):
+
+    def __init__(self, views: Sequence[Sequence[Operation]], drawn: Sequence[Sequence[Drawn]], num_images: int):
+        self._views = [_OnCpu(operations, own, num_images) for operations, own in zip(views, drawn, strict=True)]
+
+    def fill_all(self, images: np.ndarray | list[np.ndarray]) -> None:
+        """Make the views of all images, a piece at a time."""
+        first = num_bytes = 0
+        for number, image in enumerate(images):
+            if number > first and num_bytes + image.nbytes > PIECE_BYTES:
+                self.fill(first, images[first:number])
+                first, num_bytes = number, 0
+            num_bytes += image.nbytes
+        self.fill(first, images[first:])
+
+    def fill(self, first: int, images: np.ndarray | list[np.ndarray]) -> None:
+        """Make the views of some images.
+
+        Parameters
+        ----------
+        first
+            The place of the first of them in the batch; the others follow it.
+        images
+            uint8 (images, height, width, channels), or a list of images (height, width, channels).
+
+        Raises
+        ------
+        ValueError
+            The views of the images are not of the size that those before have.
+        """
+        for view in self._views:
+            view.fill(first, images)
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Return the views, float32 (batch, channels, height, width) each, once all images are filled in."""
+        return [view.tensor() for view in self._views]
+
+
+class _OnCpu:
+    """One view of a batch."""
+
+    def __init__(self, operations: Sequence[Operation], drawn: Sequence[Drawn], num_images: int):
+        place = next((i for i, operation in enumerate(operations) if isinstance(operation, ToFloats)), len(operations))
+        self._on_levels = operations[:place]
+        self._to_floats, *self._on_floats = operations[place:] or [ToFloats()]
+        self._drawn, self._place, self._num_images = drawn, place, num_images
+        self._batch: np.ndarray | None = None
+        self._lock = threading.Lock()
+
+    def fill(self, first: int, images: np.ndarray | list[np.ndarray]) -> None:
+        last = first + len(images)
+        parts = [{name: values[first:last] for name, values in parameters.items()} for parameters in self._drawn]
+        pixels = _change(self._on_levels, parts[: self._place], images)
+        floats = self._memory(pixels)[first:last]
+        self._to_floats.write(pixels, floats)  # type: ignore[attr-defined]
+        for operation, part in zip(self._on_floats, parts[self._place + 1 :], strict=True):
             changed = operation.on_cpu(part, floats)
             if changed is not floats:
                 floats[:] = changed
-    assert batch is not None
-    return torch.from_numpy(batch)
+
+    def _memory(self, pixels: np.ndarray) -> np.ndarray:
+        """Return the memory of the batch; its shape is known once the first images are."""
+        with self._lock:
+            if self._batch is None:
+                self._batch = _buffer((self._num_images, *pixels.shape[1:]))
+        _check_alike(self._batch, pixels)
+        return self._batch
+
+    def tensor(self) -> torch.Tensor:
+        assert self._batch is not None
+        return torch.from_numpy(self._batch)
 
 
-def _change(operations: Sequence[Operation], drawn: Sequence[Drawn], images: np.ndarray) -> np.ndarray:
+def _change(
+    operations: Sequence[Operation], drawn: Sequence[Drawn], images: np.ndarray | list[np.ndarray]
+) -> np.ndarray:
     """Return uint8 images (batch, channels, height, width) of those (batch, height, width, channels), changed."""
-    pixels = images.transpose(0, 3, 1, 2)
-    if not (operations and operations[0].resizes):
-        pixels = pixels.copy()  # an operation that keeps the size may work in place
-    for operation, parameters in zip(operations, drawn, strict=True):
+    place = 0
+    if isinstance(images, list):
+        # Images of different sizes are changed one by one, until an operation gives them one.
+        fixed = (number for number, operation in enumerate(operations, start=1) if operation.fixed_size)
+        place = next(fixed, len(operations))
+        alone = [
+            _change(
+                operations[:place],
+                [{name: values[i : i + 1] for name, values in parameters.items()} for parameters in drawn[:place]],
+                image[None],
+            )
+            for i, image in enumerate(images)
+        ]
+        for other in alone[1:]:
+            _check_alike(alone[0], other)
+        pixels = np.concatenate(alone) if len(alone) > 1 else alone[0]
+    else:
+        pixels = images.transpose(0, 3, 1, 2)
+        if not (operations and operations[0].resizes):
+            pixels = pixels.copy()  # an operation that keeps the size may work in place
+    for operation, parameters in zip(operations[place:], drawn[place:], strict=True):
         pixels = operation.on_cpu(parameters, pixels)
     return pixels
 
 
-_buffers = threading.local()
+def _check_alike(one: np.ndarray, other: np.ndarray) -> None:
+    if one.shape[1:] != other.shape[1:]:
+        raise ValueError(
+            f"views of {_size(one)} and of {_size(other)} pixels make no batch: images of different sizes need "
+            "an operation that gives them one, such as RandomResizedCrop or CenterCrop."
+        )
+
+
+_known: list[tuple[np.ndarray, weakref.ref]] = []
+_lock = threading.Lock()
 
 
 def _buffer(shape: tuple[int, ...]) -> np.ndarray:
@@ -77,24 +150,13 @@ def _buffer(shape: tuple[int, ...]) -> np.ndarray:
 
     Touching new pages of memory would take as long as the work.
     """
-    known: list[tuple[np.ndarray, weakref.ref]] = _buffers.__dict__.setdefault("known", [])
-    free = [i for i, (memory, user) in enumerate(known) if memory.shape == shape and user() is None]
-    memory = known.pop(free[0])[0] if free else np.empty(shape, np.float32)
-    batch = memory.view()  # a tensor of it, and all that is made of that tensor, keep this object alive
-    known.append((memory, weakref.ref(batch)))
-    del known[:-_NUM_BUFFERS]
-    return batch
-
-
-def _pieces(images: Any) -> Iterator[tuple[int, int, np.ndarray]]:
-    """Yield (first, last, images of one size) until there are no more."""
-    if isinstance(images, list):
-        for i, image in enumerate(images):
-            yield i, i + 1, image[None]
-        return
-    length = max(1, _PIECE_BYTES // images[0].nbytes)
-    for first in range(0, len(images), length):
-        yield first, min(first + length, len(images)), images[first : first + length]
+    with _lock:
+        free = [i for i, (memory, user) in enumerate(_known) if memory.shape == shape and user() is None]
+        memory = _known.pop(free[0])[0] if free else np.empty(shape, np.float32)
+        batch = memory.view()  # a tensor of it, and all that is made of that tensor, keep this object alive
+        _known.append((memory, weakref.ref(batch)))
+        del _known[:-_NUM_BUFFERS]
+        return batch
 
 
 def _size(pixels: np.ndarray) -> str:

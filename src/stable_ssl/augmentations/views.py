@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .cpu import make_view as make_on_cpu
+from .cpu import BatchOnCpu
 from .device import make_view as make_on_device
 from .device import send
-from .draw import any_key, draw
+from .draw import Drawn, any_key, draw
 from .images import as_array, look_over
 from .masks import Mask
 from .operations import Operation
@@ -70,16 +70,43 @@ class Views:
         ValueError
             An image has another type or shape, is too small, or has a wrong number of channels.
         """
-        make_view = make_on_device if isinstance(images, Tensor) else make_on_cpu
         images, sizes, channels = look_over(images, indices)
         self.check(channels)
-        made = [
-            make_view(view.operations, draw(view.operations, number, seed, epoch, indices, sizes), images)
-            for number, view in enumerate(self.views)
-        ]
-        for number, mask in enumerate(self.masks, start=len(made)):
-            made += [send(drawn, made[0].device) for drawn in mask.make(number, seed, epoch, indices)]
-        return made
+        if isinstance(images, Tensor):
+            drawn = self._drawn(seed, epoch, indices, sizes)
+            made = [make_on_device(view.operations, own, images) for view, own in zip(self.views, drawn, strict=True)]
+        else:
+            batch = self.begin(seed, epoch, indices, sizes)
+            batch.fill_all(images)
+            made = batch.tensors()
+        return made + [send(mask, made[0].device) for mask in self.make_masks(seed, epoch, indices)]
+
+    def begin(self, seed: int, epoch: int, indices: Sequence[int], sizes: np.ndarray) -> BatchOnCpu:
+        """Return a batch that gets its images piece by piece, and makes the views that `make` makes, without masks.
+
+        Parameters
+        ----------
+        seed, epoch, indices
+            As for `make`.
+        sizes
+            (batch, 2): height and width of each image.
+
+        Raises
+        ------
+        ValueError
+            An image is too small.
+        """
+        drawn = self._drawn(seed, epoch, indices, sizes)
+        return BatchOnCpu([view.operations for view in self.views], drawn, len(indices))
+
+    def make_masks(self, seed: int, epoch: int, indices: Sequence[int]) -> list[Any]:
+        """Return the masks that follow the views of `make`."""
+        numbered = enumerate(self.masks, start=len(self.views))
+        return [drawn for number, mask in numbered for drawn in mask.make(number, seed, epoch, indices)]
+
+    def _drawn(self, seed: int, epoch: int, indices: Sequence[int], sizes: np.ndarray) -> list[list[Drawn]]:
+        """Return what is drawn for each view: the parameters of each of its operations."""
+        return [draw(view.operations, number, seed, epoch, indices, sizes) for number, view in enumerate(self.views)]
 
     def parameters(self, seed: int, epoch: int, indices: Sequence[int], shape: Any) -> list[dict[str, np.ndarray]]:
         """Return what `make` draws for each view: arrays (batch, …) by names such as "0.RandomResizedCrop.top".
@@ -90,12 +117,10 @@ class Views:
         return [
             {
                 f"{place}.{type(operation).__name__}.{name}": values
-                for place, (operation, drawn) in enumerate(
-                    zip(view.operations, draw(view.operations, number, seed, epoch, indices, sizes), strict=True)
-                )
+                for place, (operation, drawn) in enumerate(zip(view.operations, own, strict=True))
                 for name, values in drawn.items()
             }
-            for number, view in enumerate(self.views)
+            for view, own in zip(self.views, self._drawn(seed, epoch, indices, sizes), strict=True)
         ]
 
 
