@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Sequence
@@ -143,6 +144,8 @@ def _check_alike(one: np.ndarray, other: np.ndarray) -> None:
 
 _known: list[tuple[np.ndarray, weakref.ref]] = []
 _lock = threading.Lock()
+# A process may be forked while another thread of its parent holds the lock.
+os.register_at_fork(after_in_child=lambda: globals().update(_lock=threading.Lock()))
 
 
 def _buffer(shape: tuple[int, ...]) -> np.ndarray:

@@ -30,8 +30,7 @@ def as_plain(image: Any) -> Any:
     Transparency is left out: pixels have the colours that are stored. Grey images of more than 8 bits stay as they are.
     """
     image.load()
-    if not HOLDERS.isdisjoint(image.info):
-        image = _upright(image)
+    image = _upright(image)
     if image.mode == "RGB" or is_grey(image):
         return image
     if "transparency" in image.info:
@@ -44,17 +43,34 @@ def is_grey(image: Any) -> bool:
     return image.mode == "L" or image.mode[0] in "IF"
 
 
-def _upright(image: Any) -> Any:
-    from PIL.Image import Transpose as To
-
+def orientation_of(image: Any) -> int:
+    """Return the EXIF orientation of a PIL image, from 1 (upright) to 8."""
+    if HOLDERS.isdisjoint(image.info):
+        return 1
     try:
         orientation = image.getexif().get(ORIENTATION)
     except Exception:  # a damaged EXIF says nothing, and the pixels may be good
+        return 1
+    return orientation if orientation in range(1, 9) else 1
+
+
+def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Return an image (height, width, channels) of an EXIF orientation upright."""
+    if orientation >= 5:  # rows and columns change places
+        pixels = pixels.swapaxes(0, 1)
+    steps = {2: (1, -1), 3: (-1, -1), 4: (-1, 1), 6: (1, -1), 7: (-1, -1), 8: (-1, 1)}
+    down, right = steps.get(orientation, (1, 1))
+    return pixels[::down, ::right]
+
+
+def _upright(image: Any) -> Any:
+    from PIL.Image import Transpose as To
+
+    orientation = orientation_of(image)
+    if orientation == 1:
         return image
     turns = {2: To.FLIP_LEFT_RIGHT, 3: To.ROTATE_180, 4: To.FLIP_TOP_BOTTOM, 5: To.TRANSPOSE, 6: To.ROTATE_270}
     turns |= {7: To.TRANSVERSE, 8: To.ROTATE_90}
-    if orientation not in turns:
-        return image
     # PIL's exif_transpose would write the EXIF anew, which fails for some files.
     image = image.transpose(turns[orientation])
     image.info = {name: value for name, value in image.info.items() if name not in HOLDERS}

@@ -253,18 +253,23 @@ class Parquet(Dataset):
         self._open()
 
     @functools.cached_property
-    def _decode(self) -> ImageDecoder:
-        return ImageDecoder(self.levels, self.channels or find_channels(self._source, len(self)))
+    def decoder(self) -> ImageDecoder:
+        """Decodes the images."""
+        return ImageDecoder(self.levels, self.channels or find_channels(self.source, len(self)))
 
-    def _source(self, index: int) -> Any:
+    def source(self, index: int) -> Any:
+        """Return the file of an image, as `decoder` takes it."""
         return self._images[index].as_py()
+
+    def name_of(self, index: int) -> str:
+        """Return what errors call an image."""
+        return f"image {index} of '{self.files[bisect.bisect_right(self._ends, index % len(self))]}'"
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        file = self.files[bisect.bisect_right(self._ends, index % len(self))]
-        image = self._decode(self._source(index), f"image {index} of '{file}'")
+        image = self.decoder(self.source(index), self.name_of(index))
         return self.transform(image), self.targets[index]
 
 

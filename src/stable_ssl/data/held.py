@@ -6,7 +6,8 @@ import contextlib
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
-from torchvision.datasets import VisionDataset
-from torchvision.datasets.folder import default_loader
-from torchvision.datasets.vision import StandardTransform
 
 from ..augmentations.views import send
+from ..runtime.preemption import StopWaiting
 from .ahead import one_ahead
-from .collating import collate_rests, split
-from .datasets import Digits, Parquet
-from .images import ImageDecoder
-from .views import BatchViews, to_array
+from .collating import collate_rests
+from .encoded import is_plain
+from .threads import Threads
+from .views import BatchViews
 
 log = logging.getLogger("stable_ssl")
 
 SHARE_OF_MEMORY = 0.25  # of the free memory, that the images of one data set may take
+_TOGETHER = 32  # images that a thread reads before it hands them over
 
 
 class HeldImages:
@@ -72,7 +72,9 @@ class HeldImages:
         return make.batch(images, collate_rests([self.rests[index] for index in indices]), seed, epoch, indices)
 
 
-def hold(dataset: Any, name: str, read: Callable[[int], Any], share: float, channels: int) -> HeldImages | None:
+def hold(
+    dataset: Any, name: str, read: Callable[[int], tuple[np.ndarray, Any]], share: float, num_threads: int
+) -> HeldImages | None:
     """Read a data set into memory. Return None if its images may change, or would take too much; the log says which.
 
     Parameters
@@ -80,22 +82,23 @@ def hold(dataset: Any, name: str, read: Callable[[int], Any], share: float, chan
     dataset, name
         The data set, and its name in messages.
     read
-        Returns the sample of an index. It is called in this process: workers would have to be ended when the run is,
-        and would send each tensor through a file of its own.
+        Returns the image of an index, as `HeldImages` takes it, and the rest of the sample.
     share
         The fraction of the free memory that belongs to this process.
-    channels
-        Of the images, as `find_shape` tells.
+    num_threads
+        How many threads read. 0: this one does, if the data set may run code of the user's. There are no workers: they
+        would have to be ended when the run is, and would send each image through a file of its own.
     """
     read_instead = f"data.{name}: views are made where samples are read"
     if not _is_constant(dataset):
         log.info("%s, since a %s may give other images each time.", read_instead, type(dataset).__name__)
         return None
     limit = int(SHARE_OF_MEMORY * share * _free_memory())
-    first = to_array(split(read(0))[0], 0, channels)
+    first, _ = read(0)
     held, expected = None, first.nbytes * len(dataset)
     if expected <= limit:
-        held, expected = _read_all(len(dataset), first.shape, read, limit)
+        with contextlib.closing(_samples(len(dataset), read, num_threads)) as samples:
+            held, expected = _read_all(len(dataset), first.shape, samples, limit)
     if held is None:
         log.info("%s: the images would take about %.1f GB of memory.", read_instead, expected / 1e9)
         return None
@@ -108,8 +111,24 @@ def hold(dataset: Any, name: str, read: Callable[[int], Any], share: float, chan
     return held
 
 
+def _samples(
+    num_samples: int, read: Callable[[int], tuple[np.ndarray, Any]], num_threads: int
+) -> Generator[tuple[np.ndarray, Any]]:
+    """Yield all samples in order."""
+    if not num_threads:
+        yield from map(read, range(num_samples))
+        return
+    threads = Threads(num_threads, "hold")
+    try:
+        parts = (range(first, min(first + _TOGETHER, num_samples)) for first in range(0, num_samples, _TOGETHER))
+        for part in threads.map(lambda indices: [read(index) for index in indices], parts, ahead=2 * num_threads):
+            yield from part
+    finally:
+        threads.close(wait=not isinstance(sys.exception(), StopWaiting))
+
+
 def _read_all(
-    num_samples: int, shape: tuple[int, ...], read: Callable[[int], Any], limit: int
+    num_samples: int, shape: tuple[int, ...], samples: Iterable[tuple[np.ndarray, Any]], limit: int
 ) -> tuple[HeldImages | None, int]:
     """Return the samples and the bytes of their images; None and an estimate once they take more bytes than `limit`.
 
@@ -118,17 +137,15 @@ def _read_all(
     images: np.ndarray | list[np.ndarray] = np.empty((num_samples, *shape), np.uint8)
     rests: list[Any] = []
     num_bytes = 0
-    for index in range(num_samples):
-        image, rest = split(read(index))
-        array = to_array(image, index, shape[2])
-        if isinstance(images, np.ndarray) and array.shape != shape:
+    for index, (image, rest) in enumerate(samples):
+        if isinstance(images, np.ndarray) and image.shape != shape:
             images = list(images[:index])
         if isinstance(images, list):
-            images.append(array)
+            images.append(image)
         else:
-            images[index] = array
+            images[index] = image
         rests.append(rest)
-        num_bytes += array.nbytes
+        num_bytes += image.nbytes
         if num_bytes > limit:
             return None, num_bytes // (index + 1) * num_samples
     return HeldImages(images, rests), num_bytes
@@ -190,13 +207,4 @@ def _is_constant(dataset: Any) -> bool:
         return _is_constant(dataset.dataset)
     if type(dataset) in (TensorDataset, list, tuple):
         return True
-    if not isinstance(dataset, Digits | Parquet | VisionDataset):
-        return False
-    if not type(dataset).__module__.startswith(("torchvision.datasets.", "stable_ssl.data.")):
-        return False
-    loader = getattr(dataset, "loader", default_loader)
-    if loader is not default_loader and not isinstance(loader, ImageDecoder):
-        return False
-    if type(getattr(dataset, "transforms", None)) not in (type(None), StandardTransform):  # of image and label together
-        return False
-    return dataset.transform in (None, np.asarray) and getattr(dataset, "target_transform", None) is None
+    return is_plain(dataset)

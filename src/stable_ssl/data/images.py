@@ -48,9 +48,9 @@ class ImageDecoder:
         DataError
             The image has more than 8 bits, or floats, and they can't be scaled; the error names the file.
         """
-        content, path = _content(source)
+        content, path = content_of(source)
         name = f"'{path}'" if path else name
-        with _open(content, name) as file:
+        with open_content(content, name) as file:
             image: Image.Image = Image.open(file)
             highest = _highest_level(image)
             if _has_deep_colours(image):
@@ -104,8 +104,8 @@ def find_channels(source: Callable[[int], Any], num_images: int) -> int | None:
     """
     for index in spread(num_images):
         with contextlib.suppress(Exception):  # if the file is damaged, the error comes when the image is read
-            content, path = _content(source(index))
-            with _open(content, path or "") as file:
+            content, path = content_of(source(index))
+            with open_content(content, path or "") as file:
                 if not is_grey(Image.open(file)):
                     return 3
     return None
@@ -117,14 +117,15 @@ def spread(num_samples: int) -> list[int]:
     return [number * num_samples // count for number in range(count)]
 
 
-def _content(source: Any) -> tuple[bytes | str | Path | None, str | None]:
+def content_of(source: Any) -> tuple[bytes | str | Path | None, str | None]:
     """Return the bytes of a file, or its path if there are none; and its path if it is known."""
     if isinstance(source, dict):
         return source["bytes"] or source.get("path"), source.get("path")
     return source, None if isinstance(source, bytes) else source
 
 
-def _open(content: bytes | str | Path | None, name: str) -> BinaryIO:
+def open_content(content: bytes | str | Path | None, name: str) -> BinaryIO:
+    """Open the bytes or the path of a file, or raise a DataError that says that it is missing."""
     if content is None:
         raise DataError(f"{name} is missing.")
     return io.BytesIO(content) if isinstance(content, bytes) else open(content, "rb")

@@ -7,20 +7,24 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Subset
 from torch.utils.data.dataloader import default_collate, default_convert
 
 from ..augmentations import MultiView
 from ..exceptions import ConfigError, DataError
+from ..runtime.launchers import threads_of_process
 from ..runtime.seeding import preserved_generators
 from .checks import check_loader
-from .collating import collate
+from .collating import collate, split
+from .decoding import DecodedBatches
+from .encoded import as_encoded
 from .held import HeldImages, choose_device, hold
 from .order import Share, count_cut, count_dealt, cut, deal, draw, epoch_order
 from .reading import CollateSamples, CollateViews, Reader, UnreadableError
 from .unreadable import NONE_READ, described, find_unreadable, name_all
-from .views import BatchViews, WithViews, as_declared, as_read, find_shape
+from .views import BatchViews, WithViews, as_declared, as_read, find_shape, to_array
 from .workers import WorkerBatches, WorkerInit
 
 log = logging.getLogger("stable_ssl")
@@ -48,7 +52,9 @@ class Loader:
         - A declared view: a `View`, a `MultiView` or an operation of `stable_ssl.augmentations`, or a list of views and
           operations. The views of a batch are made together, as a function of (seed, epoch, index, view). If the images
           fit into memory and never change, they are held there: then no worker is needed, and a batch is made while the
-          one before it is used. Otherwise the workers that read the images make the views.
+          one before it is used. If they do not fit, and are those of `ImageFolder`, `Parquet`, or torchvision's
+          `ImageFolder` and `ImageNet` without a transform, threads of this process decode them and make the views: as
+          many as this process has CPUs, or `num_workers`. Otherwise the workers that read the images make the views.
         - Any other transform, or a list of them: applied to each sample when it is read. A pipeline of albumentations
           gets an array (height, width, channels), and its image is the view.
     on
@@ -136,6 +142,7 @@ class Loader:
             "prefetch_factor": prefetch_factor,
             "worker_init_fn": WorkerInit(worker_init_fn),
         }
+        self._has_own_init = worker_init_fn is not None
         self.unreadable = unreadable
         self.left_out: list[int] = []  # the indices of samples that can't be read
         self._has_warned = self._is_complete = False
@@ -143,6 +150,7 @@ class Loader:
         self._channels: int | None = None  # of the images, once it is known
         self._make: BatchViews | None = None  # declared views, once it is decided where they are made
         self._held: HeldImages | None = None
+        self._decoded: DecodedBatches | None = None
         self._workers: WorkerBatches | None = None
         self.bind(seed=0)
 
@@ -176,7 +184,7 @@ class Loader:
         """
         self.close()
         self.leave_out(self.find_unreadable())
-        self.device, self._make, self._held = device, None, None
+        self.device, self._make, self._held, self._decoded = device, None, None, None
         if self.views is None:
             return
         with self._naming_all():
@@ -259,6 +267,8 @@ class Loader:
             self._decide(self.views, epoch)
         if self._make is not None and self._held is not None:
             yield from self._held.batches(self._make, self.seed, epoch, wanted)
+        elif self._decoded is not None:
+            yield from self._decoded.batches(self.seed, epoch, wanted)
         else:
             self._workers = self._workers or self._make_workers()
             yield from self._workers.batches(epoch, wanted)
@@ -283,9 +293,25 @@ class Loader:
         """Read the images into memory if they fit, and choose where views of them are made."""
         reader = self._reader()
         share_of_memory, channels = 1 / self._share.world_size, self._channels or self._find_shape()[2]
-        self._held = hold(self.dataset, self.name, lambda index: reader[(epoch, index)], share_of_memory, channels)
+        images, count = None if self._has_own_init else as_encoded(self.dataset, channels), 0
+
+        def read(index: int) -> tuple[np.ndarray, Any]:
+            if images is None:
+                image, rest = split(reader[(epoch, index)])
+                return to_array(image, index, channels), rest
+            try:
+                return images.read(index), images.rest(index)
+            except Exception as error:
+                raise reader.explained(error, index) from error
+
+        if images is not None:
+            count = self.num_workers or threads_of_process(self._share.world_size)
+        self._held = hold(self.dataset, self.name, read, share_of_memory, count)
         device = choose_device(self.on, self._held, self.device, self.name)
         self._make = BatchViews(views, device, channels)
+        if images is not None and self._held is None:
+            log.info("data.%s: images are decoded and views made in threads of this process: %d.", self.name, count)
+            self._decoded = DecodedBatches(images, self._make, reader.explained, count)
 
     def _find_shape(self) -> tuple[int, ...]:
         reader = self._reader()

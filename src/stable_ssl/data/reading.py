@@ -75,12 +75,12 @@ class Reader(Dataset):
         except Exception as error:
             if is_of_worker(error):  # of another set, whose death torch's signal handler raised here
                 raise
-            raise self._explained(error, index) from error
+            raise self.explained(error, index) from error
         finally:
             torch.set_num_threads(threads)
         return (epoch, index, sample) if self.keeps_entries else sample
 
-    def _explained(self, error: Exception, index: int) -> Exception:
+    def explained(self, error: Exception, index: int) -> Exception:
         """Return the error that names a sample that can't be read; `UnreadableError` only if the sample is to blame."""
         path = path_of(self.dataset, index)
         sample = f"sample {index}" + (f" ('{path}')" if path else "")

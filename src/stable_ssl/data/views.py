@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, Subset
 from torchvision.datasets.folder import default_loader
 
 from ..augmentations import MultiView, View
+from ..augmentations.cpu import BatchOnCpu
 from ..augmentations.operations import Operation
 from ..augmentations.views import as_array, send
 from ..exceptions import DataError
@@ -114,7 +115,21 @@ class BatchViews:
         """Return the batch of images, as arrays or a tensor, and of what `collate_rests` returned."""
         if self.device is not None:
             images = send(images if isinstance(images, Tensor) else stack(images, indices), self.device)
-        made: Any = self.views.make(images, seed, epoch, indices)
+        return self._join(self.views.make(images, seed, epoch, indices), rest)
+
+    def begin(self, seed: int, epoch: int, indices: Sequence[int], sizes: np.ndarray) -> BatchOnCpu:
+        """Return a batch that gets its images piece by piece, of which `end` makes what `batch` returns.
+
+        `sizes` is (batch, 2): height and width of each image.
+        """
+        return self.views.begin(seed, epoch, indices, sizes)
+
+    def end(self, batch: BatchOnCpu, rest: Any, seed: int, epoch: int, indices: Sequence[int]) -> Any:
+        """Return the batch, once it has all images."""
+        masks = self.views.make_masks(seed, epoch, indices)
+        return self._join([*batch.tensors(), *masks], rest)
+
+    def _join(self, made: list[Tensor], rest: Any) -> Any:
         return join(made[0] if isinstance(self.views, SingleView) else made, rest)
 
 

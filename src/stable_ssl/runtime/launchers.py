@@ -132,6 +132,19 @@ def start_others(size: int) -> Place:
     return started
 
 
+def threads_of_process(world_size: int) -> int:
+    """Return how many CPUs this process has for itself, if all processes of its run on this machine share evenly.
+
+    Parameters
+    ----------
+    world_size
+        How many processes the run has.
+    """
+    is_shared = _PARENT in os.environ or children  # this process started the others, or one of them this one
+    here = world_size if is_shared else int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(1, min(cpus_here() // here, cpus_of_process()))
+
+
 def _end_with_parent(parent: int) -> None:
     """End this process as soon as the one that started it has ended, even if the main thread waits for something."""
     while os.getppid() == parent:
