@@ -44,13 +44,19 @@ def is_grey(image: Any) -> bool:
     return image.mode == "L" or image.mode[0] in "IF"
 
 
+def orientation_of(image: Any) -> int | None:
+    """Return the orientation that a PIL image's EXIF says, 1 to 8; None if there is none."""
+    try:
+        orientation: int | None = image.getexif().get(ORIENTATION)
+    except Exception:  # a damaged EXIF says nothing, and the pixels may be good
+        return None
+    return orientation
+
+
 def _upright(image: Any) -> Any:
     from PIL.Image import Transpose as To
 
-    try:
-        orientation = image.getexif().get(ORIENTATION)
-    except Exception:  # a damaged EXIF says nothing, and the pixels may be good
-        return image
+    orientation = orientation_of(image)
     turns = {2: To.FLIP_LEFT_RIGHT, 3: To.ROTATE_180, 4: To.FLIP_TOP_BOTTOM, 5: To.TRANSPOSE, 6: To.ROTATE_270}
     turns |= {7: To.TRANSVERSE, 8: To.ROTATE_90}
     if orientation not in turns:

@@ -188,7 +188,7 @@ def _is_constant(dataset: Any) -> bool:
     """Say whether a data set is known to give the same images each time; a class of the user's may do anything."""
     if type(dataset) is Subset:
         return _is_constant(dataset.dataset)
-    if type(dataset) in (TensorDataset, list, tuple):
+    if type(dataset) in (TensorDataset, list, tuple) or getattr(dataset, "constant", False) is True:
         return True
     if not isinstance(dataset, Digits | Parquet | VisionDataset):
         return False

@@ -164,6 +164,8 @@ def path_of(dataset: Any, index: int) -> str | None:
     while hasattr(dataset, "dataset"):
         index = dataset.indices[index] if hasattr(dataset, "indices") else index
         dataset = dataset.dataset
+    if hasattr(dataset, "path_of"):
+        return str(dataset.path_of(index))
     for name in ("samples", "imgs", "paths"):
         entries = getattr(dataset, name, None)
         if isinstance(entries, list | tuple) and isinstance(index, int | np.integer) and index < len(entries):
