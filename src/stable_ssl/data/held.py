@@ -19,6 +19,7 @@ from torchvision.datasets.folder import default_loader
 from torchvision.datasets.vision import StandardTransform
 
 from ..augmentations.views import send
+from ..exceptions import ConfigError
 from .ahead import one_ahead
 from .collating import collate_rests, split
 from .datasets import Digits, Parquet
@@ -75,6 +76,8 @@ class HeldImages:
 def hold(dataset: Any, name: str, read: Callable[[int], Any], share: float, channels: int) -> HeldImages | None:
     """Read a data set into memory. Return None if its images may change, or would take too much; the log says which.
 
+    A data set may have `in_memory`: True holds it if it fits into all of the free memory, and False never.
+
     Parameters
     ----------
     dataset, name
@@ -86,16 +89,30 @@ def hold(dataset: Any, name: str, read: Callable[[int], Any], share: float, chan
         The fraction of the free memory that belongs to this process.
     channels
         Of the images, as `find_shape` tells.
+
+    Raises
+    ------
+    ConfigError
+        `in_memory` is True, and the images don't fit.
     """
     read_instead = f"data.{name}: views are made where samples are read"
     if not _is_constant(dataset):
         log.info("%s, since a %s may give other images each time.", read_instead, type(dataset).__name__)
         return None
-    limit = int(SHARE_OF_MEMORY * share * _free_memory())
+    wish = _of_whole(dataset, "in_memory")
+    if wish is False:
+        log.info("%s, since in_memory is false.", read_instead)
+        return None
+    limit = int((1 if wish is True else SHARE_OF_MEMORY) * share * _free_memory())
     first = to_array(split(read(0))[0], 0, channels)
-    held, expected = None, first.nbytes * len(dataset)
+    held, expected = None, getattr(dataset, "num_bytes", first.nbytes * len(dataset))
     if expected <= limit:
         held, expected = _read_all(len(dataset), first.shape, read, limit)
+    if held is None and wish is True:
+        raise ConfigError(
+            f"data.{name}: in_memory is true, but the images take about {expected / 1e9:.1f} GB, and this process may "
+            f"take {limit / 1e9:.1f} GB of the free memory. Ask for more memory, or set in_memory to auto."
+        )
     if held is None:
         log.info("%s: the images would take about %.1f GB of memory.", read_instead, expected / 1e9)
         return None
@@ -184,8 +201,13 @@ def _free_memory() -> int:
     return free
 
 
+def _of_whole(dataset: Any, name: str) -> Any:
+    """Return an attribute of a data set, or of the one that it is a part of; None if there is none."""
+    return _of_whole(dataset.dataset, name) if type(dataset) is Subset else getattr(dataset, name, None)
+
+
 def _is_constant(dataset: Any) -> bool:
-    """Say whether a data set is known to give the same images each time; a class of the user's may do anything."""
+    """Say whether a data set is known to give the same images each time; a user's class says so by `constant`."""
     if type(dataset) is Subset:
         return _is_constant(dataset.dataset)
     if type(dataset) in (TensorDataset, list, tuple) or getattr(dataset, "constant", False) is True:

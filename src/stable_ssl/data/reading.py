@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from ..exceptions import DataError
 from ..runtime.device import describe_batch
+from ..runtime.files import printable
 from ..runtime.seeding import Stream, derive_seed, seed_generators
 from .collating import collate_rests
 from .faults import is_of_machine, is_of_worker, is_out_of_memory
@@ -84,7 +85,7 @@ class Reader(Dataset):
         """Return the error that names a sample that can't be read; `UnreadableError` only if the sample is to blame."""
         path = path_of(self.dataset, index)
         sample = f"sample {index}" + (f" ('{path}')" if path else "")
-        said = f"{type(error).__name__}: {error}".rstrip(": ")
+        sample, said = printable(sample), printable(f"{type(error).__name__}: {error}").rstrip(": ")
         if is_out_of_memory(error):
             return MemoryError(
                 f"memory ran out as {sample} of data.{self.name} was read: {said}. Lower num_workers or batch_size of "

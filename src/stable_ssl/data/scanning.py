@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import logging
 import os
 import stat
@@ -18,6 +19,7 @@ from PIL import UnidentifiedImageError
 
 from ..augmentations.images import HOLDERS, is_grey, orientation_of
 from ..exceptions import DataError
+from ..runtime.files import printable
 from .faults import is_of_machine, is_out_of_memory
 from .images import has_deep_colours, open_image
 from .scan_cache import COLUMNS, read_scan, write_scan
@@ -63,12 +65,9 @@ def list_images(root: Path) -> Listing:
     """
     listing, progress = Listing(), _Progress(root, "{} images were found so far.")
     known: set[tuple[int, int]] = set()
-    folders, links = [""], list[str]()
+    folders, links = [""], list[bytes]()  # links come last, in the order of their bytes
     while folders or links:
-        if not folders:  # links come last, in their own order
-            links.sort(key=os.fsencode, reverse=True)
-            folders.append(links.pop())
-        folder = folders.pop()
+        folder = folders.pop() if folders else os.fsdecode(heapq.heappop(links))
         try:
             status = os.stat(root / folder)
             if (status.st_dev, status.st_ino) in known:
@@ -77,35 +76,51 @@ def list_images(root: Path) -> Listing:
             known.add((status.st_dev, status.st_ino))
             _list_folder(root, folder, listing, folders, links)
         except OSError as error:
-            listing.unreadable[folder or "."] = _why(error)
+            if is_of_machine(error):
+                raise _machine_failed(root, error) from error
+            listing.unreadable[folder] = _why(error)
         progress(len(listing.files))
     listing.files.sort(key=os.fsencode)
     return listing
 
 
-def _list_folder(root: Path, folder: str, listing: Listing, folders: list[str], links: list[str]) -> None:
+def _list_folder(root: Path, folder: str, listing: Listing, folders: list[str], links: list[bytes]) -> None:
+    """Add to a listing what a folder holds, and to `folders` and `links` the folders in it."""
+    below = []
     with os.scandir(root / folder) as entries:
         for entry in entries:
             if entry.name.startswith(".") or entry.name == "__MACOSX":
                 continue
             path = f"{folder}/{entry.name}" if folder else entry.name
-            if entry.is_dir():
-                (links if entry.is_symlink() else folders).append(path)
-                continue
             ending = os.path.splitext(entry.name)[1].lower()
-            if ending in ENDINGS:
+            if _is_folder(entry):
+                if entry.is_symlink():
+                    heapq.heappush(links, os.fsencode(path))
+                else:
+                    below.append(path)
+            elif ending in ENDINGS:
                 listing.files.append(path)
             elif entry.name.lower() not in ("thumbs.db", "desktop.ini"):
                 listing.others[ending or "no ending"] += 1
+    folders += sorted(below, key=os.fsencode, reverse=True)
 
 
-def scan(root: Path, files: list[str]) -> tuple[np.ndarray, dict[int, str]]:
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself, for example
+        return False
+
+
+def scan(root: Path, files: list[str], all_files: list[str]) -> tuple[np.ndarray, dict[int, str]]:
     """Look at the header and the end of each file in threads, unless an earlier scan saw the file as it is now.
 
     Parameters
     ----------
     root, files
         The folder, and the paths of the files relative to it.
+    all_files
+        All images in the folder, of which what is known is kept too.
 
     Returns
     -------
@@ -116,19 +131,22 @@ def scan(root: Path, files: list[str]) -> tuple[np.ndarray, dict[int, str]]:
     DataError
         The machine, a disk or the network failed, so that the files may be good.
     """
-    table, known = np.zeros(len(files), COLUMNS), read_scan(root, files)
+    saved = read_scan(root)
+    known = saved.of(files)
+    table = np.zeros(len(files), COLUMNS)
     reasons: dict[int, str] = {}
-    progress = _Progress(root, f"{{}} of {len(files)} files were looked at.")
+    progress = _Progress(root, f"{{}} of {len(files):,} images were looked at.")
 
     def look_at(start: int) -> int:
-        for row in range(start, min(start + FILES_PER_JOB, len(files))):
+        end = min(start + FILES_PER_JOB, len(files))
+        for row in range(start, end):
             try:
                 table[row] = _row(f"{root}/{files[row]}", known[row])
             except Exception as error:
                 if is_of_machine(error) or is_out_of_memory(error):
                     raise
                 reasons[row] = _why(error)
-        return start + FILES_PER_JOB
+        return end
 
     with ThreadPoolExecutor(NUM_THREADS) as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, of damaged files: they do not say which
@@ -138,14 +156,19 @@ def scan(root: Path, files: list[str]) -> tuple[np.ndarray, dict[int, str]]:
         except Exception as error:
             if not is_of_machine(error):
                 raise
-            raise DataError(
-                f"The images in '{printable(root)}' can't be looked at: {_why(error)}. The machine, its disks or its "
-                "network failed, so the files may be good. Mend that, and start again."
-            ) from error
+            raise _machine_failed(root, error) from error
         finally:  # what was seen before an interruption is not looked at again
             if (table != known).any():
-                write_scan(root, files, table)
+                saved.replace(files, table, all_files)
+                write_scan(root, saved)
     return table, dict(sorted(reasons.items()))
+
+
+def _machine_failed(root: Path, error: Exception) -> DataError:
+    return DataError(
+        f"The images in '{printable(root)}' can't be looked at: {_why(error)}. The machine, its disks or its network "
+        "failed, so the files may be good. Mend that, and start again."
+    )
 
 
 def _row(path: str, known: np.void) -> Any:
@@ -154,7 +177,7 @@ def _row(path: str, known: np.void) -> Any:
     if (known["size"], known["mtime"]) == (status.st_size, status.st_mtime_ns) and known["height"]:
         return known
     if not stat.S_ISREG(status.st_mode):
-        raise DataError("it is no file")
+        raise DataError("it is not a regular file")
     if not status.st_size:
         raise DataError("it is empty")
     with open(path, "rb") as file:
@@ -183,14 +206,13 @@ def _has_end(image: Any, file: BinaryIO, size: int) -> bool:
     if image.format in ("WEBP", "BMP"):
         file.seek(0)
         start = file.read(8)
-        said = (
-            int.from_bytes(start[4:8], "little") + 8 if image.format == "WEBP" else int.from_bytes(start[2:6], "little")
-        )
-        return 8 < said <= size
+        said = start[4:8] if image.format == "WEBP" else start[2:6]
+        return 8 < int.from_bytes(said, "little") <= size - (8 if image.format == "WEBP" else 0)
     if image.format == "TIFF":
         tags = image.tag_v2
-        starts, lengths = next((tags.get(a, ()), tags.get(b, ())) for a, b in ((324, 325), (273, 279)) if a in tags)
-        return len(starts) == len(lengths) and all(a + b <= size for a, b in zip(starts, lengths, strict=True))
+        starts, lengths = (273, 279) if 273 in tags else (324, 325)  # of strips, or of tiles
+        ends = np.add(tags.get(starts, ()), tags.get(lengths, ()))
+        return ends.size > 0 and bool((ends <= size).all())
     return False
 
 
@@ -201,11 +223,6 @@ def _why(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error).rstrip(".") or type(error).__name__
-
-
-def printable(path: str | os.PathLike) -> str:
-    """Return a path as text that every terminal and file can take, also if the path's bytes are no UTF-8."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 class _Progress:
