@@ -1,6 +1,7 @@
 """Data sets, and loaders that give the same batches on every run."""
 
 from .datasets import Digits, ImageFolder, Parquet
+from .folder import Images
 from .huggingface import HuggingFaceDataset
 from .loader import Loader
 from .multi_view import MultiViewSampler
@@ -10,6 +11,7 @@ __all__ = [
     "Digits",
     "HuggingFaceDataset",
     "ImageFolder",
+    "Images",
     "IterableLoader",
     "Loader",
     "MultiViewSampler",

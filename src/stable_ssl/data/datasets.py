@@ -142,7 +142,7 @@ class ImageFolder(datasets.ImageFolder):
         except FileNotFoundError as error:
             advice = " For all images below it, without labels, set labels to false." if labels else ""
             raise ConfigError(
-                f"root: '{root}' is no folder of classes with images: {str(error).strip()}{_listed(left_out)}{advice}"
+                f"root: '{root}' is no folder of classes with images: {str(error).strip()}{listed(left_out)}{advice}"
             ) from error
         if left_out:
             is_known = left_out.keys() & Image.registered_extensions().keys()
@@ -150,7 +150,7 @@ class ImageFolder(datasets.ImageFolder):
                 logging.WARNING if is_known else logging.INFO,
                 "'%s':%s To take such files, give is_valid_file, a function of a path.",
                 root,
-                _listed(left_out),
+                listed(left_out),
             )
         if channels is None and isinstance(self.loader, ImageDecoder):
             self.loader.channels = find_channels(lambda index: self.samples[index][0], len(self))
@@ -169,7 +169,7 @@ def _is_image(left_out: Counter[str], path: str) -> bool:
     return is_image
 
 
-def _listed(left_out: Counter[str]) -> str:
+def listed(left_out: Counter[str]) -> str:
     """Return the sentence that names the endings of files that are left out; nothing if there are none."""
     if not left_out:
         return ""

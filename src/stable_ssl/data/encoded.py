@@ -15,7 +15,8 @@ from torchvision.datasets.vision import StandardTransform
 
 from ..augmentations.images import orientation_of, turn
 from .datasets import Digits, Parquet
-from .images import ImageDecoder, content_of, open_content
+from .folder import Images
+from .images import ImageDecoder, content_of, open_content, open_image
 from .views import to_array
 
 _SWAPS_SIDES = (5, 6, 7, 8)  # orientations
@@ -71,7 +72,7 @@ class EncodedImages:
         if self._headers[index, 3] == _UNKNOWN:
             content, name = self._content(index)
             with open_content(content, name) as file:
-                image = Image.open(file)
+                image = open_image(file)
                 orientation = orientation_of(image)
                 width, height = image.size[::-1] if orientation in _SWAPS_SIDES else image.size
                 self._headers[index] = height, width, orientation, self._who_decodes(image)
@@ -156,9 +157,9 @@ def as_encoded(dataset: Any, channels: int) -> EncodedImages | None:
         dataset, indices = dataset.dataset, np.asarray(dataset.indices)[indices]
     if not is_plain(dataset):
         return None
-    if hasattr(dataset, "source"):
-        source, name, rest = dataset.source, dataset.name_of, lambda index: [dataset.targets[index]]
-        return EncodedImages(source, name, rest, dataset.decoder, indices, channels)
+    if isinstance(dataset, Images | Parquet):
+        source, name, decoder = dataset.source, dataset.name_of, dataset.decoder
+        return EncodedImages(source, name, lambda index: [dataset.targets[index]], decoder, indices, channels)
     samples, decoder = getattr(dataset, "samples", None), getattr(dataset, "loader", None)
     if isinstance(samples, list) and isinstance(decoder, ImageDecoder):
         source, rest = lambda index: samples[index][0], lambda index: [samples[index][1]]
@@ -168,7 +169,7 @@ def as_encoded(dataset: Any, channels: int) -> EncodedImages | None:
 
 def is_plain(dataset: Any) -> bool:
     """Say whether a data set is of this package or torchvision's, and gives images as they are, without a transform."""
-    if not isinstance(dataset, Digits | Parquet | VisionDataset):
+    if not isinstance(dataset, Digits | Images | Parquet | VisionDataset):
         return False
     if not type(dataset).__module__.startswith(("torchvision.datasets.", "stable_ssl.data.")):
         return False

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 
 from ..augmentations.views import send
+from ..exceptions import ConfigError
 from ..runtime.preemption import StopWaiting
 from .ahead import one_ahead
 from .collating import collate_rests
@@ -77,6 +78,8 @@ def hold(
 ) -> HeldImages | None:
     """Read a data set into memory. Return None if its images may change, or would take too much; the log says which.
 
+    A data set may have `in_memory`: True holds it if it fits into all of the free memory, and False never.
+
     Parameters
     ----------
     dataset, name
@@ -88,17 +91,31 @@ def hold(
     num_threads
         How many threads read. 0: this one does, if the data set may run code of the user's. There are no workers: they
         would have to be ended when the run is, and would send each image through a file of its own.
+
+    Raises
+    ------
+    ConfigError
+        `in_memory` is True, and the images don't fit.
     """
     read_instead = f"data.{name}: views are made where samples are read"
     if not _is_constant(dataset):
         log.info("%s, since a %s may give other images each time.", read_instead, type(dataset).__name__)
         return None
-    limit = int(SHARE_OF_MEMORY * share * _free_memory())
+    wish = _of_whole(dataset, "in_memory")
+    if wish is False:
+        log.info("%s, since in_memory is false.", read_instead)
+        return None
+    limit = int((1 if wish is True else SHARE_OF_MEMORY) * share * _free_memory())
     first, _ = read(0)
-    held, expected = None, first.nbytes * len(dataset)
+    held, expected = None, getattr(dataset, "num_bytes", first.nbytes * len(dataset))
     if expected <= limit:
         with contextlib.closing(_samples(len(dataset), read, num_threads)) as samples:
             held, expected = _read_all(len(dataset), first.shape, samples, limit)
+    if held is None and wish is True:
+        raise ConfigError(
+            f"data.{name}: in_memory is true, but the images take about {expected / 1e9:.1f} GB, and this process may "
+            f"take {limit / 1e9:.1f} GB of the free memory. Ask for more memory, or set in_memory to auto."
+        )
     if held is None:
         log.info("%s: the images would take about %.1f GB of memory.", read_instead, expected / 1e9)
         return None
@@ -201,10 +218,15 @@ def _free_memory() -> int:
     return free
 
 
+def _of_whole(dataset: Any, name: str) -> Any:
+    """Return an attribute of a data set, or of the one that it is a part of; None if there is none."""
+    return _of_whole(dataset.dataset, name) if type(dataset) is Subset else getattr(dataset, name, None)
+
+
 def _is_constant(dataset: Any) -> bool:
-    """Say whether a data set is known to give the same images each time; a class of the user's may do anything."""
+    """Say whether a data set is known to give the same images each time; a user's class says so by `constant`."""
     if type(dataset) is Subset:
         return _is_constant(dataset.dataset)
-    if type(dataset) in (TensorDataset, list, tuple):
+    if type(dataset) in (TensorDataset, list, tuple) or getattr(dataset, "constant", False) is True:
         return True
     return is_plain(dataset)

@@ -51,9 +51,9 @@ class ImageDecoder:
         content, path = content_of(source)
         name = f"'{path}'" if path else name
         with open_content(content, name) as file:
-            image: Image.Image = Image.open(file)
+            image = open_image(file)
             highest = _highest_level(image)
-            if _has_deep_colours(image):
+            if has_deep_colours(image):
                 deep = image
                 image = self._scaled(_deep_colours(deep, file, name), name)
                 image.info = deep.info  # it holds the orientation
@@ -131,7 +131,31 @@ def open_content(content: bytes | str | Path | None, name: str) -> BinaryIO:
     return io.BytesIO(content) if isinstance(content, bytes) else open(content, "rb")
 
 
-def _has_deep_colours(image: Any) -> bool:
+def open_image(file: BinaryIO) -> Image.Image:
+    """Read the header of an image. If it has more pixels than Pillow takes, the error says what to do."""
+    try:
+        return Image.open(file)
+    except Image.DecompressionBombError as error:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise DataError(
+            f"it has {_size_in_words(file)}, and Pillow's limit is {limit:,} pixels. Make it smaller or cut it into "
+            "pieces, or raise PIL.Image.MAX_IMAGE_PIXELS in a script"
+        ) from error
+
+
+def _size_in_words(file: BinaryIO) -> str:
+    """Return the size of an image that Pillow refuses to open, because of its size."""
+    for read, is_it in Image.OPEN.values():
+        with contextlib.suppress(Exception):
+            file.seek(0)
+            if is_it is None or is_it(file.read(16)):
+                file.seek(0)
+                width, height = read(file, "").size
+                return f"{width:,} × {height:,} = {width * height:,} pixels"
+    return "too many pixels"
+
+
+def has_deep_colours(image: Any) -> bool:
     """Say whether an image that was not loaded yet has colours of 16 bits. PIL would keep the upper 8 in silence."""
     is_deep = any(";16" in str(tile[3]) for tile in image.tile) or _highest_level(image) > 255
     return image.format in ("PNG", "TIFF", "PPM") and not is_grey(image) and is_deep

@@ -42,7 +42,8 @@ class Loader:
     Parameters
     ----------
     dataset
-        Has `__len__` and `__getitem__`.
+        Has `__len__` and `__getitem__`. If a sample is the same whenever it is read, a class of your own says so by
+        `constant = True`; its images are then held in memory too.
     batch_size
         Samples per batch on each rank. None: each item of the data set is a batch.
     views

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from ..exceptions import DataError
 from ..runtime.device import describe_batch
+from ..runtime.files import printable
 from ..runtime.seeding import Stream, derive_seed, seed_generators
 from .collating import collate_rests
 from .faults import is_of_machine, is_of_worker, is_out_of_memory
@@ -84,7 +85,7 @@ class Reader(Dataset):
         """Return the error that names a sample that can't be read; `UnreadableError` only if the sample is to blame."""
         path = path_of(self.dataset, index)
         sample = f"sample {index}" + (f" ('{path}')" if path else "")
-        said = f"{type(error).__name__}: {error}".rstrip(": ")
+        sample, said = printable(sample), printable(f"{type(error).__name__}: {error}").rstrip(": ")
         if is_out_of_memory(error):
             return MemoryError(
                 f"memory ran out as {sample} of data.{self.name} was read: {said}. Lower num_workers or batch_size of "
@@ -164,6 +165,8 @@ def path_of(dataset: Any, index: int) -> str | None:
     while hasattr(dataset, "dataset"):
         index = dataset.indices[index] if hasattr(dataset, "indices") else index
         dataset = dataset.dataset
+    if hasattr(dataset, "path_of"):
+        return str(dataset.path_of(index))
     for name in ("samples", "imgs", "paths"):
         entries = getattr(dataset, name, None)
         if isinstance(entries, list | tuple) and isinstance(index, int | np.integer) and index < len(entries):

@@ -210,7 +210,7 @@ class _File(logging.FileHandler):
     _has_complained = False
 
     def __init__(self, path: Path):
-        super().__init__(path, delay=True)
+        super().__init__(path, encoding="utf-8", errors="backslashreplace", delay=True)
 
     def emit(self, record: logging.LogRecord) -> None:
         try:

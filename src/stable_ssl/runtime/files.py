@@ -33,3 +33,12 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def printable(text: str | os.PathLike) -> str:
+    """Return a path, or a text with paths, as every terminal and file takes it.
+
+    Names of files are bytes, and some are no UTF-8. Python keeps such bytes as characters that can't be written; here
+    they become "\\xe9", for example.
+    """
+    return os.fspath(text).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

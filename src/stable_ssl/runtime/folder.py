@@ -44,6 +44,7 @@ _FREE = (
     "data.*.pin_memory",
     "data.*.timeout",
     "data.*.multiprocessing_context",
+    "data.**.in_memory",
 )
 # An exception from these: `logger.best` decides where a run ends.
 _DECISIVE = ("logger.best", "logger.best.**")

@@ -1,0 +1,139 @@
+"""Labels of images: from the names of folders, or from a CSV file."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+from pathlib import Path
+
+from ..exceptions import ConfigError
+from ..runtime.files import printable
+
+log = logging.getLogger("stable_ssl")
+
+MOST_CLASSES = 1_000_000
+MOST_NAMED = 5  # rows that an error names
+
+Labelled = tuple[list[str], list[int], list[str]]  # files, their labels, the names of the classes
+
+
+def by_folder(root: Path, files: list[str]) -> Labelled:
+    """Return the class of each file: the folder in `root` that it is in, or is below.
+
+    Parameters
+    ----------
+    root, files
+        The folder, and the paths of its images relative to it.
+
+    Raises
+    ------
+    ConfigError
+        An image is in `root` itself.
+    """
+    loose = [file for file in files if "/" not in file]
+    if loose:
+        raise ConfigError(
+            f"labels: '{printable(loose[0])}' has no class, because it is in '{printable(root)}' itself, as "
+            f"{len(loose)} of {len(files)} images. Move them into folders of classes, or set labels to none."
+        )
+    return files, *_numbered([file.partition("/")[0] for file in files])
+
+
+def read_labels(path: Path, root: Path, files: list[str]) -> Labelled:
+    """Return the files that have a row in a CSV file, with their labels.
+
+    Parameters
+    ----------
+    path
+        The CSV file, with the columns `path` and `label`.
+    root, files
+        The folder, and the paths of its images relative to it.
+
+    Raises
+    ------
+    ConfigError
+        The file can't be read, or rows are wrong.
+    """
+    path = path.expanduser()
+    path = root / path if not path.exists() and (root / path).exists() else path
+    name, known = printable(path), set(files)
+    label_of: dict[str, str] = {}
+    wrong: dict[str, list[str]] = {}
+    for line, file, label in _rows(path, name):
+        relative = os.path.normpath(file)
+        if not file or not label:
+            what = "must have a path and a label"
+        elif os.path.isabs(file):
+            what = "must have a path that is relative to root"
+        elif relative not in known:
+            what = f"must have the path of an image in '{printable(root)}'"
+        elif relative in label_of:
+            what = "must not repeat a path"
+        else:
+            label_of[relative] = label
+            continue
+        wrong.setdefault(what, []).append(f"line {line} ('{printable(file)}')")
+    if wrong:
+        raise ConfigError([f"labels: '{name}': {_some(rows)} {what}." for what, rows in wrong.items()])
+    if len(label_of) < len(files):
+        num_others = len(files) - len(label_of)
+        log.info("%d of %d images have no row in '%s', and are left out.", num_others, len(files), name)
+    kept = [file for file in files if file in label_of]
+    labels = [label_of[file] for file in kept]
+    return kept, *(_counted(labels, name) if all(map(_is_number, labels)) else _numbered(labels))
+
+
+def _rows(path: Path, name: str) -> list[tuple[int, str, str]]:
+    """Return the line, the path and the label of each row."""
+    try:
+        # Names of files may be no UTF-8, and some programs write a mark of the encoding first.
+        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+            reader = csv.DictReader(file)
+            columns = reader.fieldnames or []
+            rows = [
+                (reader.line_num, (row.get("path") or "").strip(), (row.get("label") or "").strip()) for row in reader
+            ]
+    except (OSError, csv.Error) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(
+            f"labels: '{name}' can't be read: {why}. labels must be 'none', 'folder' or the path of a CSV file."
+        ) from error
+    if "path" not in columns or "label" not in columns:
+        found = printable(", ".join(map(str, columns))) if columns else "nothing"
+        raise ConfigError(f"labels: the first line of '{name}' must be path,label; it has {found}.")
+    if not rows:
+        raise ConfigError(f"labels: '{name}' has no rows below its first line.")
+    return rows
+
+
+def _some(rows: list[str]) -> str:
+    more = f", and {len(rows) - MOST_NAMED} more" if len(rows) > MOST_NAMED else ""
+    return ", ".join(rows[:MOST_NAMED]) + more
+
+
+def _numbered(names: list[str]) -> tuple[list[int], list[str]]:
+    """Return the number of each name in the order of all names' bytes, which no locale changes; and these names."""
+    classes = sorted(set(names), key=os.fsencode)
+    number = {name: index for index, name in enumerate(classes)}
+    return [number[name] for name in names], classes
+
+
+def _counted(labels: list[str], name: str) -> tuple[list[int], list[str]]:
+    """Return labels that count classes from 0 as numbers, and a name per class."""
+    for label in labels:
+        if not (label.isascii() and label.isdigit() and int(label) < MOST_CLASSES):
+            raise ConfigError(
+                f"labels: '{name}' has the label {label}. Labels that are numbers count the classes from 0 to at most "
+                f"{MOST_CLASSES - 1}; others must be names."
+            )
+    numbers = [int(label) for label in labels]
+    return numbers, [str(number) for number in range(max(numbers) + 1)]
+
+
+def _is_number(label: str) -> bool:
+    try:
+        float(label)
+    except ValueError:
+        return False
+    return True

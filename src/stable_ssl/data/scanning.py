@@ -1,0 +1,237 @@
+"""Finds the images below a folder, and looks at the header and the end of each file without decoding it."""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import os
+import stat
+import time
+import warnings
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import UnidentifiedImageError
+
+from ..augmentations.images import is_grey, orientation_of
+from ..exceptions import DataError
+from ..runtime.files import printable
+from .faults import is_of_machine, is_out_of_memory
+from .images import has_deep_colours, open_image
+from .scan_cache import COLUMNS, read_scan, write_scan
+
+log = logging.getLogger("stable_ssl")
+
+ENDINGS = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".webp", ".bmp"))
+NUM_THREADS = 16  # more than cores, because a network's file system answers late
+FILES_PER_JOB = 64
+TAIL = 4096  # bytes: some cameras and programs write more after the end of a JPEG
+SECONDS = 5.0  # between two lines on progress
+SIDEWAYS = (5, 6, 7, 8)  # orientations that swap height and width
+END_OF_JPEG, END_OF_PNG = b"\xff\xd9", b"\0\0\0\0IEND\xaeB`\x82"
+
+
+@dataclass
+class Listing:
+    """What is below a folder.
+
+    Attributes
+    ----------
+    files
+        Paths of the images relative to the folder, in the order of their bytes, which no locale changes.
+    others
+        How many files have which other ending.
+    unreadable
+        Why a folder can't be listed, by its relative path.
+    num_repeated
+        How many links lead to folders that were listed already.
+    """
+
+    files: list[str] = field(default_factory=list)
+    others: Counter[str] = field(default_factory=Counter)
+    unreadable: dict[str, str] = field(default_factory=dict)
+    num_repeated: int = 0
+
+
+def list_images(root: Path) -> Listing:
+    """Find the files below a folder whose endings are those of images; hidden files and folders are left out.
+
+    Links are followed. Each folder is listed once, by its own path rather than by a link's, so that a circle of links
+    ends.
+    """
+    listing, progress = Listing(), _Progress(root, "{} images were found so far.")
+    known: set[tuple[int, int]] = set()
+    folders, links = [""], list[bytes]()  # links come last, in the order of their bytes
+    while folders or links:
+        folder = folders.pop() if folders else os.fsdecode(heapq.heappop(links))
+        try:
+            status = os.stat(root / folder)
+            if (status.st_dev, status.st_ino) in known:
+                listing.num_repeated += 1
+                continue
+            known.add((status.st_dev, status.st_ino))
+            _list_folder(root, folder, listing, folders, links)
+        except OSError as error:
+            if is_of_machine(error):
+                raise _machine_failed(root, error) from error
+            listing.unreadable[folder] = _why(error)
+        progress(len(listing.files))
+    listing.files.sort(key=os.fsencode)
+    return listing
+
+
+def _list_folder(root: Path, folder: str, listing: Listing, folders: list[str], links: list[bytes]) -> None:
+    """Add to a listing what a folder holds, and to `folders` and `links` the folders in it."""
+    below = []
+    with os.scandir(root / folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name == "__MACOSX":
+                continue
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            ending = os.path.splitext(entry.name)[1].lower()
+            if _is_folder(entry):
+                if entry.is_symlink():
+                    heapq.heappush(links, os.fsencode(path))
+                else:
+                    below.append(path)
+            elif ending in ENDINGS:
+                listing.files.append(path)
+            elif entry.name.lower() not in ("thumbs.db", "desktop.ini"):
+                listing.others[ending or "no ending"] += 1
+    folders += sorted(below, key=os.fsencode, reverse=True)
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself, for example
+        return False
+
+
+def scan(root: Path, files: list[str], all_files: list[str]) -> tuple[np.ndarray, dict[int, str]]:
+    """Look at the header and the end of each file in threads, unless an earlier scan saw the file as it is now.
+
+    Parameters
+    ----------
+    root, files
+        The folder, and the paths of the files relative to it.
+    all_files
+        All images in the folder, of which what is known is kept too.
+
+    Returns
+    -------
+    A row of `COLUMNS` per file; and why a file can't be read, by its number.
+
+    Raises
+    ------
+    DataError
+        The machine, a disk or the network failed, so that the files may be good.
+    """
+    saved = read_scan(root)
+    known = saved.of(files)
+    table = np.zeros(len(files), COLUMNS)
+    reasons: dict[int, str] = {}
+    progress = _Progress(root, f"{{}} of {len(files):,} images were looked at.")
+
+    def look_at(start: int) -> int:
+        end = min(start + FILES_PER_JOB, len(files))
+        for row in range(start, end):
+            try:
+                table[row] = _row(f"{root}/{files[row]}", known[row])
+            except Exception as error:
+                if is_of_machine(error) or is_out_of_memory(error):
+                    raise
+                reasons[row] = _why(error)
+        return end
+
+    with ThreadPoolExecutor(NUM_THREADS) as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, of damaged files: they do not say which
+        try:
+            for done in pool.map(look_at, range(0, len(files), FILES_PER_JOB)):
+                progress(done)
+        except Exception as error:
+            if not is_of_machine(error):
+                raise
+            raise _machine_failed(root, error) from error
+        finally:  # what was seen before an interruption is not looked at again
+            if (table != known).any():
+                saved.replace(files, table, all_files)
+                write_scan(root, saved)
+    return table, dict(sorted(reasons.items()))
+
+
+def _machine_failed(root: Path, error: Exception) -> DataError:
+    return DataError(
+        f"The images in '{printable(root)}' can't be looked at: {_why(error)}. The machine, its disks or its network "
+        "failed, so the files may be good. Mend that, and start again."
+    )
+
+
+def _row(path: str, known: np.void) -> Any:
+    """Return the row of a file: what is known of it if its size and its time of change are those of the known row."""
+    status = os.stat(path)
+    if (known["size"], known["mtime"]) == (status.st_size, status.st_mtime_ns) and known["height"]:
+        return known
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError("it is not a regular file")
+    if not status.st_size:
+        raise DataError("it is empty")
+    with open(path, "rb") as file:
+        image = open_image(file)
+        width, height = image.size
+        is_turned = orientation_of(image) in SIDEWAYS
+        is_deep, is_grey_one = has_deep_colours(image), is_grey(image)
+        if is_deep and image.format != "PNG":
+            raise DataError("it has colours of 16 bits, which are read from PNG files only: convert it to PNG")
+        if not _has_end(image, file, status.st_size):
+            file.seek(0)
+            open_image(file).load()  # only that tells whether it is damaged
+    size = (width, height) if is_turned else (height, width)
+    return (status.st_size, status.st_mtime_ns, *size, is_grey_one, is_deep or (is_grey_one and image.mode != "L"))
+
+
+def _has_end(image: Any, file: BinaryIO, size: int) -> bool:
+    """Return whether a file surely ends where its format says. False: it may be cut, or be of another format."""
+    if image.format in ("JPEG", "MPO"):
+        after_header = file.tell()
+        file.seek(max(size - TAIL, after_header))
+        return END_OF_JPEG in file.read()
+    if image.format == "PNG":
+        file.seek(max(size - len(END_OF_PNG), 0))
+        return file.read() == END_OF_PNG
+    if image.format in ("WEBP", "BMP"):
+        file.seek(0)
+        start = file.read(8)
+        said = start[4:8] if image.format == "WEBP" else start[2:6]
+        return 8 < int.from_bytes(said, "little") <= size - (8 if image.format == "WEBP" else 0)
+    if image.format == "TIFF":
+        tags = image.tag_v2
+        starts, lengths = (273, 279) if 273 in tags else (324, 325)  # of strips, or of tiles
+        ends = np.add(tags.get(starts, ()), tags.get(lengths, ()))
+        return ends.size > 0 and bool((ends <= size).all())
+    return False
+
+
+def _why(error: Exception) -> str:
+    """Return the reason of an error without the path, which the caller names."""
+    if isinstance(error, UnidentifiedImageError):
+        return "it is no image, or its header is damaged"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).rstrip(".") or type(error).__name__
+
+
+class _Progress:
+    """Writes a line into the log every few seconds."""
+
+    def __init__(self, root: Path, line: str):
+        self.root, self.line, self.last = root, line, time.monotonic()
+
+    def __call__(self, count: int) -> None:
+        if time.monotonic() > self.last + SECONDS:
+            self.last = time.monotonic()
+            log.info(f"'%s': {self.line}", printable(self.root), f"{count:,}")
