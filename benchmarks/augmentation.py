@@ -83,12 +83,12 @@ def lightly(size: int, strength: float, blur: float, images: np.ndarray) -> Call
     return lambda: [transform(image) for image in pil]
 
 
-def albumentations(size: int, strength: float, blur: float, images: np.ndarray) -> Callable:
+def albumentations_pipeline(size: int, strength: float, blur: float) -> Callable:
     import albumentations as A
     from albumentations.pytorch import ToTensorV2
 
     strong, hue = (max(0.0, 1 - 0.8 * strength), 1 + 0.8 * strength), (-0.2 * strength, 0.2 * strength)
-    transform = A.Compose(
+    return A.Compose(
         [
             A.RandomResizedCrop((size, size)),
             A.HorizontalFlip(p=0.5),
@@ -99,6 +99,10 @@ def albumentations(size: int, strength: float, blur: float, images: np.ndarray) 
             ToTensorV2(),
         ]
     )
+
+
+def albumentations(size: int, strength: float, blur: float, images: np.ndarray) -> Callable:
+    transform = albumentations_pipeline(size, strength, blur)
     return lambda: [[transform(image=image)["image"] for _ in range(2)] for image in images]
 
 

@@ -1,6 +1,6 @@
 """The cost of the training loop: the same tiny model trained by a plain PyTorch loop, by this library and by Lightning.
 
-    python benchmarks/overhead.py [--rounds 80] [--steps 250] [--write README.md]
+    python benchmarks/overhead.py [--rounds 80] [--steps 250] [--write docs/overhead.md]
 
 All read a torch DataLoader over a stream of ready batches, step a schedule after each optimizer step, log one key every
 50 steps, and clip no gradients. They run alternately. The figures are medians over the rounds, and the last column is

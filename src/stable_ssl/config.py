@@ -105,8 +105,10 @@ class GroupConfig(_Config):
 
     Parameters
     ----------
-    lr, lr_scale
-        Their learning rate, or a factor on the optimizer's.
+    lr
+        Their learning rate.
+    lr_scale
+        A factor on the optimizer's learning rate, instead of `lr`.
     weight_decay
         Their weight decay. `exclude_bias_norm` still applies.
     schedule
@@ -211,8 +213,10 @@ class LoggerConfig(_Config):
         a `BestConfig`.
     log_every_step
         Optimizer steps from one record of training values to the next.
-    checkpoint_every_minutes, checkpoint_every_step
-        Minutes, and optimizer steps, from one resumable checkpoint to the next.
+    checkpoint_every_minutes
+        Minutes from one resumable checkpoint to the next.
+    checkpoint_every_step
+        Optimizer steps from one resumable checkpoint to the next, beside those by the clock. None: no others.
     checkpoint_keep
         Number of resumable checkpoints that are kept.
     checkpoint_frequency

@@ -31,7 +31,7 @@ MESSAGES: dict[str, list[Message]] = {
         Message(
             "…: unknown key (value …).…",
             "A setting is misspelt, or stands in another section.",
-            "Use the key that the message suggests. The tables in the README list all keys.",
+            "Use the key that the message suggests. The page configuration.md lists all keys.",
         ),
         Message(
             "'…' holds a run with another configuration; nothing was done.",

@@ -158,12 +158,14 @@ def as_encoded(dataset: Any, channels: int) -> EncodedImages | None:
     if not is_plain(dataset):
         return None
     if isinstance(dataset, Images | Parquet):
-        source, name, decoder = dataset.source, dataset.name_of, dataset.decoder
-        return EncodedImages(source, name, lambda index: [dataset.targets[index]], decoder, indices, channels)
+        source, name = dataset.source, dataset.name_of
+        return EncodedImages(source, name, lambda index: [dataset.targets[index]], dataset.decoder, indices, channels)
     samples, decoder = getattr(dataset, "samples", None), getattr(dataset, "loader", None)
     if isinstance(samples, list) and isinstance(decoder, ImageDecoder):
-        source, rest = lambda index: samples[index][0], lambda index: [samples[index][1]]
-        return EncodedImages(source, source, rest, decoder, indices, channels)
+        paths, labels = zip(*samples, strict=True)
+        return EncodedImages(
+            paths.__getitem__, paths.__getitem__, lambda index: [labels[index]], decoder, indices, channels
+        )
     return None
 
 
