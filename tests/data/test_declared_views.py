@@ -12,7 +12,7 @@ from toys import Toy
 
 from stable_ssl import ConfigError, DataError
 from stable_ssl.augmentations import EvalView, HorizontalFlip, MultiView, SimCLRViews, View
-from stable_ssl.data import Digits, Loader
+from stable_ssl.data import Digits, Images, Loader
 
 VIEWS = SimCLRViews(12, mean=[0.5], std=[0.5])
 
@@ -174,19 +174,38 @@ def test_ranks_make_together_what_one_makes(digits):
         assert_same(found, whole)
 
 
+def digits_in_a_folder(folder):
+    """Return digits as JPEG files, which are decoded for each batch."""
+    digits = Digits("test", size=14)
+    for number, (image, label) in enumerate(zip(digits.images, digits.targets, strict=True)):
+        path = folder / str(label) / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+    return Images(folder, labels="folder", in_memory=False)
+
+
 @pytest.mark.parametrize(
-    "options", [{}, {"on": "device"}, {"num_workers": 2}, {"num_workers": 2, "on": "device"}], ids=str
+    ("options", "said"),
+    [
+        ({}, "355 images are held in memory (0.1 MB)"),
+        ({"on": "device"}, "355 images are held in memory (0.1 MB)"),
+        ({"num_workers": 2}, "since a Read may give"),
+        ({"num_workers": 2, "on": "device"}, "since a Read may give"),
+        ({"files": True}, "images are decoded and views made in threads"),
+    ],
+    ids=str,
 )
-def test_a_run_with_declared_views_says_where_they_are_made_and_resumes_exactly(make_toy, tmp_path, options):
+def test_a_run_with_declared_views_says_where_they_are_made_and_resumes_exactly(make_toy, tmp_path, options, said):
     class TwoViews(Toy):
         def compute_loss(self):
             (one, two), labels = self.batch
             return torch.nn.functional.cross_entropy(self.forward(one.flatten(1) - two.flatten(1)), labels)
 
     def make(folder, cls=TwoViews):
-        digits = Digits("test", size=14)
-        dataset = Read(digits) if options.get("num_workers") else digits
-        data = {"train": Loader(dataset, 64, views=VIEWS, shuffle=True, **options)}
+        dataset = Read(Digits("test", size=14)) if "num_workers" in options else Digits("test", size=14)
+        dataset = files if "files" in options else dataset
+        loaded = {key: value for key, value in options.items() if key != "files"}
+        data = {"train": Loader(dataset, 64, views=VIEWS, shuffle=True, **loaded)}
         torch.manual_seed(0)
         module = {"backbone": torch.nn.Linear(144, 10)}
         return make_toy(cls, data, module, logger={"dump_path": tmp_path / folder, "level": 20})
@@ -196,9 +215,9 @@ def test_a_run_with_declared_views_says_where_they_are_made_and_resumes_exactly(
             if self.global_step == 8:
                 raise KeyboardInterrupt
 
+    files = digits_in_a_folder(tmp_path / "digits") if "files" in options else None
     alone = make("alone")
     alone()
-    said = "since a Read may give" if options.get("num_workers") else "355 images are held in memory (0.1 MB)"
     assert said in (tmp_path / "alone" / "console.log").read_text()
     Stopped.__name__ = "TwoViews"
     Stopped.__qualname__ = TwoViews.__qualname__

@@ -18,7 +18,7 @@ from .encoded import EncodedImages, OtherSizeError
 from .threads import Threads
 from .views import BatchViews
 
-_AHEAD = 2  # batches that are made while one is used
+_AHEAD = 1  # batches that are made while one is used; a further one is begun before a batch is waited for
 
 
 class DecodedBatches:
