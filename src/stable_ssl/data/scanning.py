@@ -9,6 +9,7 @@ import stat
 import time
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ log = logging.getLogger("stable_ssl")
 ENDINGS = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".webp", ".bmp"))
 NUM_THREADS = 16  # more than cores, because a network's file system answers late
 FILES_PER_JOB = 64
+BUFFER = 65_536  # bytes that are read at once: most headers are shorter
 TAIL = 4096  # bytes: some cameras and programs write more after the end of a JPEG
 SECONDS = 5.0  # between two lines on progress
 SIDEWAYS = (5, 6, 7, 8)  # orientations that swap height and width
@@ -132,36 +134,57 @@ def scan(root: Path, files: list[str], all_files: list[str]) -> tuple[np.ndarray
         The machine, a disk or the network failed, so that the files may be good.
     """
     saved = read_scan(root)
-    known = saved.of(files)
-    table = np.zeros(len(files), COLUMNS)
+    known, table = saved.of(files), np.zeros(len(files), COLUMNS)
     reasons: dict[int, str] = {}
-    progress = _Progress(root, f"{{}} of {len(files):,} images were looked at.")
 
-    def look_at(start: int) -> int:
-        end = min(start + FILES_PER_JOB, len(files))
-        for row in range(start, end):
+    sizes, mtimes = table["size"], table["mtime"]
+
+    def state_of(row: int) -> None:
+        status = os.stat(f"{root}/{files[row]}")
+        if not stat.S_ISREG(status.st_mode):
+            raise DataError("it is not a regular file")
+        sizes[row], mtimes[row] = status.st_size, status.st_mtime_ns
+
+    def look_at(row: int) -> None:
+        table[row] = (sizes[row], mtimes[row], *_header(f"{root}/{files[row]}"))
+
+    _in_threads(root, state_of, np.arange(len(files)), reasons, "{} of {} images were found again.")
+    is_known = (known["height"] > 0) & (known["size"] == sizes) & (known["mtime"] == mtimes)
+    table[is_known] = known[is_known]
+    is_known[list(reasons)] = True
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, of damaged files: they do not say which
+        try:
+            _in_threads(root, look_at, np.flatnonzero(~is_known), reasons, "{} of {} images were looked at.")
+        finally:  # what was seen before an interruption is not looked at again
+            if not is_known.all():
+                saved.replace(files, table, all_files)
+                write_scan(root, saved)
+    return table, dict(sorted(reasons.items()))
+
+
+def _in_threads(root: Path, act: Callable[[int], None], rows: np.ndarray, reasons: dict[int, str], line: str) -> None:
+    """Call a function with each number of a file; say in `reasons` why it fails, unless the machine does."""
+    progress = _Progress(root, line)
+
+    def several(start: int) -> None:
+        for row in rows[start : start + FILES_PER_JOB].tolist():
             try:
-                table[row] = _row(f"{root}/{files[row]}", known[row])
+                act(row)
             except Exception as error:
                 if is_of_machine(error) or is_out_of_memory(error):
                     raise
                 reasons[row] = _why(error)
-        return end
 
-    with ThreadPoolExecutor(NUM_THREADS) as pool, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, of damaged files: they do not say which
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        starts = range(0, len(rows), FILES_PER_JOB)
         try:
-            for done in pool.map(look_at, range(0, len(files), FILES_PER_JOB)):
-                progress(done)
+            for start, _ in zip(starts, pool.map(several, starts), strict=True):
+                progress(start, len(rows))
         except Exception as error:
             if not is_of_machine(error):
                 raise
             raise _machine_failed(root, error) from error
-        finally:  # what was seen before an interruption is not looked at again
-            if (table != known).any():
-                saved.replace(files, table, all_files)
-                write_scan(root, saved)
-    return table, dict(sorted(reasons.items()))
 
 
 def _machine_failed(root: Path, error: Exception) -> DataError:
@@ -171,27 +194,24 @@ def _machine_failed(root: Path, error: Exception) -> DataError:
     )
 
 
-def _row(path: str, known: np.void) -> Any:
-    """Return the row of a file: what is known of it if its size and its time of change are those of the known row."""
-    status = os.stat(path)
-    if (known["size"], known["mtime"]) == (status.st_size, status.st_mtime_ns) and known["height"]:
-        return known
-    if not stat.S_ISREG(status.st_mode):
-        raise DataError("it is not a regular file")
-    if not status.st_size:
-        raise DataError("it is empty")
-    with open(path, "rb") as file:
+def _header(path: str) -> tuple[int, int, bool, bool]:
+    """Return the height and width of an image as displayed, whether it is grey, and whether it has more than 8 bits."""
+    with open(path, "rb", buffering=BUFFER) as file:
+        size = os.fstat(file.fileno()).st_size
+        if not size:
+            raise DataError("it is empty")
         image = open_image(file)
-        width, height = image.size
-        is_turned = orientation_of(image) in SIDEWAYS
-        is_deep, is_grey_one = has_deep_colours(image), is_grey(image)
+        is_deep, has_no_colours = has_deep_colours(image), is_grey(image)
         if is_deep and image.format != "PNG":
             raise DataError("it has colours of 16 bits, which are read from PNG files only: convert it to PNG")
-        if not _has_end(image, file, status.st_size):
+        width, height = image.size
+        if orientation_of(image) in SIDEWAYS:
+            width, height = height, width
+        is_deep = is_deep or (has_no_colours and image.mode != "L")
+        if not _has_end(image, file, size):
             file.seek(0)
             open_image(file).load()  # only that tells whether it is damaged
-    size = (width, height) if is_turned else (height, width)
-    return (status.st_size, status.st_mtime_ns, *size, is_grey_one, is_deep or (is_grey_one and image.mode != "L"))
+    return height, width, has_no_colours, is_deep
 
 
 def _has_end(image: Any, file: BinaryIO, size: int) -> bool:
@@ -199,10 +219,10 @@ def _has_end(image: Any, file: BinaryIO, size: int) -> bool:
     if image.format in ("JPEG", "MPO"):
         after_header = file.tell()
         file.seek(max(size - TAIL, after_header))
-        return END_OF_JPEG in file.read()
+        return END_OF_JPEG in file.read(TAIL)
     if image.format == "PNG":
         file.seek(max(size - len(END_OF_PNG), 0))
-        return file.read() == END_OF_PNG
+        return file.read(len(END_OF_PNG)) == END_OF_PNG
     if image.format in ("WEBP", "BMP"):
         file.seek(0)
         start = file.read(8)
@@ -231,7 +251,7 @@ class _Progress:
     def __init__(self, root: Path, line: str):
         self.root, self.line, self.last = root, line, time.monotonic()
 
-    def __call__(self, count: int) -> None:
+    def __call__(self, *counts: int) -> None:
         if time.monotonic() > self.last + SECONDS:
             self.last = time.monotonic()
-            log.info(f"'%s': {self.line}", printable(self.root), f"{count:,}")
+            log.info("'%s': %s", printable(self.root), self.line.format(*(f"{count:,}" for count in counts)))
