@@ -45,7 +45,7 @@ def is_grey(image: Any) -> bool:
 
 def orientation_of(image: Any) -> int:
     """Return the EXIF orientation of a PIL image, from 1 (upright) to 8."""
-    if HOLDERS.isdisjoint(image.info):
+    if image.format == "TIFF" or HOLDERS.isdisjoint(image.info):  # Pillow turns a TIFF itself, and gives that size
         return 1
     try:
         orientation = image.getexif().get(ORIENTATION)
