@@ -244,10 +244,6 @@ def test_evaluation_sets_that_instanciate_makes_are_used_and_later_loaders_are_r
             self.data["more"], self.data["unmeasured"] = (loader(toy_dataset(8, seed=2), 8) for _ in range(2))
             self.logger["metric"]["more"] = accuracy()["test"]
 
-    class OtherTrain(SupervisedTrainer):
-        def _instanciate(self):
-            self.data["train"] = loader(toy_dataset(8, seed=2), 8)
-
     class TooLate(SupervisedTrainer):
         def before_fit_epoch(self):
             self.data["train"] = loader(toy_dataset(8, seed=2), 8)
@@ -255,10 +251,35 @@ def test_evaluation_sets_that_instanciate_makes_are_used_and_later_loaders_are_r
     trainer = make_sup(Own, logger={"metric": accuracy()})
     trainer()
     assert len(logged(trainer, "more/acc1")) == 2
-    with pytest.raises(ConfigError, match=r"data.train: _instanciate\(\) replaced it"):
-        make_sup(OtherTrain)()
-    with pytest.raises(ConfigError, match=f"a hook put a {loader.__name__} there after the set-up"):
+    with pytest.raises(ConfigError, match=f"data.train: a hook put this {loader.__name__} there"):
         make_sup(TooLate)()
+
+
+def test_a_training_set_that_is_another_loader_of_the_run_is_refused_and_copied_as_an_evaluation_set(make_sup):
+    def swap(self):
+        self.data["train"] = self.data["test"]
+
+    class Again(SupervisedTrainer):
+        def _instanciate(self):
+            self.data["again"] = self.data["train"]
+
+    trainer = make_sup(Again)
+    trainer()
+    assert trainer.data["again"].name == "again"
+    assert trainer.data["train"].name == "train"
+    for hook, words in {"_instanciate": r"_instanciate\(\) put", "before_fit_epoch": "a hook put"}.items():
+        with pytest.raises(ConfigError, match=f"data.train: {words} this .* Configure it in data"):
+            make_sup(type("Swap", (SupervisedTrainer,), {hook: swap}))()
+
+
+def test_instanciate_may_look_at_the_configured_sets(make_sup):
+    class Looking(SupervisedTrainer):
+        def _instanciate(self):
+            self.seen = [len(labels) for _, (_, labels) in self.representations("test")]
+
+    trainer = make_sup(Looking)
+    trainer.setup()
+    assert trainer.seen == [8, 8]
 
 
 def test_what_early_trainers_do_around_the_set_up(make_sup):

@@ -35,11 +35,16 @@ class Builder:
         The processes of the run.
     device
         Where this process computes.
+
+    Attributes
+    ----------
+    loaders
+        The loaders that are bound to this run, each by the name that it is bound to.
     """
 
     def __init__(self, seed: int, ranks: Alone | Together, device: torch.device):
         self._seed, self._ranks, self._device = seed, ranks, device
-        self._loaders: list[Any] = []  # those that know the run
+        self.loaders: dict[str, Any] = {}
 
     def seeded(self, node: Any, path: str) -> Any:
         """Build a node under a seed of its own, so that its weights do not depend on the rest of the configuration.
@@ -95,7 +100,7 @@ class Builder:
     def data(self, nodes: Any) -> dict[str, Any]:
         """Build the loaders, and bind them to the run. Names with a leading underscore are plain values."""
         data: dict[str, Any] = build(nodes, "data")
-        bound: set[int] = set()
+        bound = {id(loader) for loader in self.loaders.values()}
         for name in data_sets(data):
             source = data[name]
             # A loader is bound to one name. If a second name has the same one, it gets a copy.
@@ -108,22 +113,24 @@ class Builder:
                 loader.leave_out(self._ranks.from_main(loader.find_unreadable))
                 loader.prepare(self._device)
         _compare_classes({name: data[name] for name in data_sets(data)})
-        self._loaders += [data[name] for name in data_sets(data)]
+        self.loaders.update((name, data[name]) for name in data_sets(data))
         return data
 
-    def late_data(self, data: dict[str, Any]) -> list[Any]:
-        """Build the evaluation sets that a hook has put into `data` since, and return the loaders of all sets.
+    def late_data(self, data: dict[str, Any]) -> None:
+        """Build the evaluation sets that `_instanciate` has put into `data`.
 
         Raises
         ------
         ConfigError
-            The hook has put another training set there.
+            It has put a training set there.
         """
-        late = {name: data[name] for name in data_sets(data) if not any(data[name] is one for one in self._loaders)}
+        late = {name: data[name] for name in data_sets(data) if data[name] is not self.loaders.get(name)}
         if "train" in late:
-            raise ConfigError("data.train: _instanciate() replaced it, but the schedule is made. Configure it in data.")
+            raise ConfigError(
+                "data.train: _instanciate() put this training set there, but the run's number of steps was known "
+                "before. Configure it in data."
+            )
         data.update(self.data(late))
-        return [data[name] for name in data_sets(data)]
 
     def first_values(
         self, trained: nn.Module, modules: Mapping[str, nn.Module], sources: Mapping[str, Any], hook: Callable[[], None]
