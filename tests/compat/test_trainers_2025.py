@@ -244,15 +244,23 @@ def test_evaluation_sets_that_instanciate_makes_are_used_and_later_loaders_are_r
             self.data["more"], self.data["unmeasured"] = (loader(toy_dataset(8, seed=2), 8) for _ in range(2))
             self.logger["metric"]["more"] = accuracy()["test"]
 
-    class TooLate(SupervisedTrainer):
-        def before_fit_epoch(self):
-            self.data["train"] = loader(toy_dataset(8, seed=2), 8)
-
     trainer = make_sup(Own, logger={"metric": accuracy()})
     trainer()
     assert len(logged(trainer, "more/acc1")) == 2
-    with pytest.raises(ConfigError, match=f"data.train: a hook put this {loader.__name__} there"):
-        make_sup(TooLate)()
+    for hook, name, step in [
+        ("before_fit_epoch", "train", 0),
+        ("before_fit", "test", 0),
+        ("before_fit", "late", 0),
+        ("after_fit_epoch", "late", 3),
+    ]:
+
+        def put(self, name=name):
+            self.data[name] = loader(toy_dataset(8, seed=2), 8)
+
+        late = make_sup(type("TooLate", (SupervisedTrainer,), {hook: put}))
+        with pytest.raises(ConfigError, match=f"data.{name}: a hook put this {loader.__name__} there"):
+            late()
+        assert late.global_step == step
 
 
 def test_a_training_set_that_is_another_loader_of_the_run_is_refused_and_copied_as_an_evaluation_set(make_sup):

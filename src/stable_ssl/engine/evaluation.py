@@ -120,6 +120,7 @@ class Evaluation:
         Iterator
             (place in the set, sample indices, batch on the device).
         """
+        self._feed.check(data)
         metrics = self._metrics[set_name]
         for metric in metrics.values():
             metric.reset()

@@ -11,6 +11,7 @@ from ..exceptions import ConfigError, DataError
 from ..runtime.device import count_images, to_device
 from ..runtime.preemption import StopWaiting
 from ..runtime.seeding import Stream, seed_generators
+from .building import data_sets
 from .session import Session
 
 log = logging.getLogger("stable_ssl")
@@ -50,12 +51,13 @@ class Feed:
         Raises
         ------
         ConfigError
-            A hook has put another training set into `data`.
+            A hook has put another loader into `data`, of any set.
         DataError
             The epoch has no batch.
         """
         run, clock = self._run, time.perf_counter
-        run.loader = loader = self._checked(data, "train")
+        self.check(data)
+        run.loader = loader = data["train"]
         progress, stop, ranks, console = run.progress, run.stop, run.ranks, run.log.console
         begin, size = progress.batches, ranks.size
         console.begin_epoch(progress.epoch, num_batches, begin)
@@ -103,7 +105,8 @@ class Feed:
         without a save, because the checkpoint from before the evaluation is enough.
         """
         run, stop = self._run, self._run.stop
-        run.loader = self._checked(data, set_name)
+        run.loader = data[set_name]
+        self.check({set_name: run.loader})
         batches = run.loader.batches(0)
         while True:
             stop.is_idle = run.ranks.can_drop_a_wait
@@ -131,17 +134,16 @@ class Feed:
                 console.show(batch_idx, count_images(indices, batch) * ranks.size)
             yield batch_idx, indices, batch
 
-    def _checked(self, data: Mapping[str, Any], name: str) -> Any:
-        """Return the loader of a set, or raise a ConfigError if it is not the one that is bound to the run."""
-        loader = data[name]
-        if loader is not self.loaders.get(name):
-            place = "Configure it in data" if name == "train" else "Put it there in _instanciate()"
-            raise ConfigError(
-                f"data.{name}: a hook put this {type(loader).__name__} there. It lacks the run's seed and its share of "
-                "the samples, which the set-up gives to the loaders that it builds and, when _instanciate() is over, "
-                f"to the evaluation sets there. {place}, or change the transform of the data set."
-            )
-        return loader
+    def check(self, data: Mapping[str, Any]) -> None:
+        """Raise a ConfigError if a hook has put a loader into `data` that is not bound to the run by that name."""
+        for name in data_sets(data):
+            if data[name] is not self.loaders.get(name):
+                place = "Configure it in data" if name == "train" else "Put it there in _instanciate()"
+                raise ConfigError(
+                    f"data.{name}: a hook put this {type(data[name]).__name__} there. Only the set-up can give it the "
+                    "run's seed and its share of the samples, when _instanciate() is over. "
+                    f"{place}, or change the transform of the data set."
+                )
 
     def on_device(self, batch: Any) -> Any:
         """Return a batch on the run's device, in the configured memory format."""
