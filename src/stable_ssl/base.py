@@ -260,7 +260,7 @@ class BaseTrainer(EarlyTrainer, nn.Module):
                 build.optimization(self.optim, self.optimized_modules(), self.data["train"], saver.schedule_begin)
             self._begin_early()
             self._instanciate()
-            build.late_data(self.data)
+            build.after_hook(self.data, self.optim)
             self.logger["metric"] |= {name: {} for name in self.eval_sets if name not in self.logger["metric"]}
             if "train" in self.data:
                 side, parts = self.side_optimizers(), [*self.modules(), self.loss]  # the trainer is its first module

@@ -237,6 +237,28 @@ def test_an_optimizer_and_a_schedule_that_instanciate_makes_are_those_of_the_run
         make_sup(TooLate)()
 
 
+def half_every_two(optimizer):
+    return torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)
+
+
+class Lookahead(torch.optim.Optimizer):
+    """As SAM: it lets an inner optimizer step."""
+
+    def __init__(self, params):
+        super().__init__(params, {"lr": 0.8})
+        self.inner = torch.optim.SGD(self.param_groups, lr=0.8)
+        self.param_groups = self.inner.param_groups
+
+    def step(self, closure=None):
+        self.inner.step()
+
+
+def test_a_configured_schedule_may_be_one_of_an_inner_optimizer(make_sup):
+    trainer = make_sup(optimizer=Lookahead, scheduler=lambda optimizer: half_every_two(optimizer.inner))
+    trainer()
+    assert logged(trainer, "train/lr") == [0.8, 0.8, 0.4, 0.4, 0.2, 0.2]
+
+
 @pytest.mark.parametrize("loader", [torch.utils.data.DataLoader, Loader])
 def test_evaluation_sets_that_instanciate_makes_are_used_and_later_loaders_are_refused(make_sup, loader):
     class Own(SupervisedTrainer):

@@ -18,7 +18,7 @@ from ..loggers.metrics import check_metrics
 from ..runtime.seeding import Stream, seed_generators
 from ..runtime.weights import load_weights
 from .agreement import Alone, Together
-from .optimizing import build_optimization
+from .optimizing import build_optimization, check_replaced
 from .parts import MAKE_IT_EARLIER
 
 log = logging.getLogger("stable_ssl")
@@ -45,6 +45,7 @@ class Builder:
     def __init__(self, seed: int, ranks: Alone | Together, device: torch.device):
         self._seed, self._ranks, self._device = seed, ranks, device
         self.loaders: dict[str, Any] = {}
+        self._made: tuple[Any, Any] | None = None  # optimizer and schedule
 
     def seeded(self, node: Any, path: str) -> Any:
         """Build a node under a seed of its own, so that its weights do not depend on the rest of the configuration.
@@ -116,13 +117,13 @@ class Builder:
         self.loaders.update((name, data[name]) for name in data_sets(data))
         return data
 
-    def late_data(self, data: dict[str, Any]) -> None:
-        """Build the evaluation sets that `_instanciate` has put into `data`.
+    def after_hook(self, data: dict[str, Any], optim: Any) -> None:
+        """Build the evaluation sets that `_instanciate` has put into `data`, and check what it has put into `optim`.
 
         Raises
         ------
         ConfigError
-            It has put a training set there.
+            It has put a training set into `data`, or something into `optim` that a run can't use.
         """
         late = {name: data[name] for name in data_sets(data) if data[name] is not self.loaders.get(name)}
         if "train" in late:
@@ -131,6 +132,8 @@ class Builder:
                 "before. Configure it in data."
             )
         data.update(self.data(late))
+        if self._made:
+            check_replaced(optim, *self._made)
 
     def first_values(
         self, trained: nn.Module, modules: Mapping[str, nn.Module], sources: Mapping[str, Any], hook: Callable[[], None]
@@ -214,6 +217,7 @@ class Builder:
         optim["num_batches"] = self._count_batches(loader, optim["max_steps"])
         begin = schedule_begin(optim, loader)
         build_optimization(optim, modules, batch_size and batch_size * self._ranks.size, begin)
+        self._made = optim["optimizer"], optim["scheduler"]
 
     def _count_batches(self, loader: Any, limit: int | float) -> int:
         """Return the number of mini-batches per epoch; for a stream without a length, its largest number.

@@ -56,6 +56,30 @@ def build_optimization(
             optim["scheduler"] = _build_scheduler(optim["scheduler"], optimizer, optim["total_steps"])
 
 
+def check_replaced(optim: Any, optimizer: Any, schedule: Any) -> None:
+    """Check the optimizer and the schedule in `optim`, if `_instanciate` has replaced those that were built.
+
+    Parameters
+    ----------
+    optim
+        The run's `OptimConfig`.
+    optimizer, schedule
+        Those that `build_optimization` made.
+
+    Raises
+    ------
+    ConfigError
+        A run can't use what is there.
+    """
+    now = optim["scheduler"]
+    is_of_old = now is schedule or getattr(now, "optimizer", None) is optimizer
+    if optim["optimizer"] is not optimizer and now is not None and is_of_old:
+        raise ConfigError(
+            "optim.scheduler: it belongs to another optimizer than optim.optimizer. Make a schedule of the new one in "
+            "_instanciate()."
+        )
+
+
 def _build_optimizer(
     node: Any, modules: Mapping[str, nn.Module], exclude_bias_norm: bool, groups: Mapping[str, Mapping[str, Any]]
 ) -> torch.optim.Optimizer:
