@@ -253,6 +253,51 @@ class Lookahead(torch.optim.Optimizer):
         self.inner.step()
 
 
+class Unsaved:
+    def __init__(self, optimizer):
+        self.step = optimizer.step
+
+
+SCHEDULES = torch.optim.lr_scheduler
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "words"),
+    [
+        (
+            {"optimizer": torch.optim.SGD},
+            {"groups": {"backbone": {"lr": 0.1}}},
+            "optim.groups: optim.optimizer",
+        ),
+        ({"optimizer": torch.optim.SGD}, {"lr_batch_size": 4}, "optim.lr_batch_size: it does not scale"),
+        ({"optimizer": torch.optim.SGD}, {"scheduler": half_every_two}, "optim.scheduler: it belongs to another"),
+        ({"optimizer": torch.optim.LBFGS}, {}, r"optim.optimizer: LBFGS.step\(\) needs 'closure'"),
+        (
+            {"optimizer": functools.partial(functools.partial, torch.optim.SGD)},
+            {},
+            r"optim.optimizer: _instanciate\(\) made a partial, not an optimizer",
+        ),
+        ({"scheduler": SCHEDULES.ReduceLROnPlateau}, {}, r"ReduceLROnPlateau.step\(\) needs 'metrics'"),
+        ({"scheduler": lambda _: 0.1}, {}, r"optim.scheduler: _instanciate\(\) made a float, not a schedule"),
+        ({"scheduler": Unsaved}, {}, r"optim.scheduler: a Unsaved has no state_dict\(\)"),
+        (
+            {"scheduler": functools.partial(SCHEDULES.OneCycleLR, max_lr=1.0, total_steps=3)},
+            {},
+            "OneCycleLR ends after 3 steps, but the run has 6",
+        ),
+    ],
+)
+def test_what_instanciate_puts_into_optim_is_checked_as_what_is_configured(make_sup, make, options, words):
+    class Own(SupervisedTrainer):
+        def _instanciate(self):
+            for name, function in make.items():
+                given = {"optimizer": self.module.parameters(), "scheduler": self.optim["optimizer"]}[name]
+                self.optim[name] = function(given)
+
+    with pytest.raises(ConfigError, match=words):
+        make_sup(Own, **options).setup()
+
+
 def test_a_configured_schedule_may_be_one_of_an_inner_optimizer(make_sup):
     trainer = make_sup(optimizer=Lookahead, scheduler=lambda optimizer: half_every_two(optimizer.inner))
     trainer()
