@@ -250,18 +250,16 @@ class BaseTrainer(EarlyTrainer, nn.Module):
             build.settle(self, self.module, self.hardware["compile"])
             self._feed = feed = engine.Feed(run, self.hardware, build.loaders)
             self._recorder = engine.Recorder(run, feed, self.logger["log_every_step"])
-            self.logger["metric"] = build.metrics(self.logger["metric"], self.eval_sets)
-            self._monitors = engine.Monitors(self.logger["monitor"], data_sets(self.data), self._recorder)
-            self.logger["monitor"] = self._monitors.built
-            self._monitors.check(self)
-            self._evaluation = engine.Evaluation(run, self._recorder, feed, self.logger, saver.weights)
-            saver.parts.add_all([*self._monitors.parts(), *self._evaluation.parts()])
+            build.watched(self.logger, self.data)
             if "train" in self.data:
                 build.optimization(self.optim, self.optimized_modules(), self.data["train"], saver.schedule_begin)
             self._begin_early()
             self._instanciate()
-            build.after_hook(self.data, self.optim)
-            self.logger["metric"] |= {name: {} for name in self.eval_sets if name not in self.logger["metric"]}
+            build.after_hook(self.data, self.optim, self.logger)
+            self._monitors = engine.Monitors(self.logger["monitor"], self._recorder)
+            self._monitors.check(self)
+            self._evaluation = engine.Evaluation(run, self._recorder, feed, self.logger, saver.weights)
+            saver.parts.add_all([*self._monitors.parts(), *self._evaluation.parts()])
             if "train" in self.data:
                 side, parts = self.side_optimizers(), [*self.modules(), self.loss]  # the trainer is its first module
                 trained = engine.TrainedParameters(self.optim["optimizer"], side, self.named_parameters)

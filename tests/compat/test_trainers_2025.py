@@ -335,6 +335,51 @@ def test_a_training_set_that_is_another_loader_of_the_run_is_refused_and_copied_
         self.data["train"] = self.data["test"]
 
     class Again(SupervisedTrainer):
+class Named(list):
+    """Two samples with names of classes."""
+
+    def __init__(self, *classes):
+        super().__init__((torch.ones(8) * label, label) for label in (0, 1))
+        self.classes = classes
+
+
+def test_all_that_is_configured_for_a_set_of_instanciate_is_used(make_sup):
+    class Later(SupervisedTrainer):
+        def _instanciate(self):
+            assert isinstance(self.logger["metric"]["test"]["acc1"], Accuracy)
+            self.data["more"] = Loader(Named("dog", "cat"), 2)
+            self.logger["metric"] = {
+                **self.logger["metric"],
+                "more": {**self.logger["metric"]["more"], "of_hook": hits},
+            }
+
+    hits = {"_target_": "torchmetrics.classification.MulticlassAccuracy", "num_classes": 2}
+    node = {**hits, "average": "micro"}
+    logger = {
+        "metric": {**accuracy(), "more": {"of_file": node}, "absent": {"acc": node}},
+        "monitor": {"more": {"steps": GlobalStep()}},
+        "best": {"metric": "more/of_file"},
+    }
+    trainer = make_sup(Later, logger=logger)
+    trainer.data["train"] = Loader(Named("cat", "dog"), 2)
+    trainer()
+    assert set().union(*trainer.get_logs()) >= {"test/acc1", "more/of_file", "more/of_hook", "more/steps"}
+    assert (trainer.folder / "weights" / "best.safetensors").exists()
+    assert "logger.metric.absent: there is no such set in data" in said(trainer)
+    assert "more: there is no such set" not in said(trainer)
+    assert said(trainer).count("data.more: its classes are not those of data.train") == 1
+    assert "data.test: its classes" not in said(trainer)
+
+
+def test_a_metric_that_instanciate_puts_in_place_of_a_dict_is_named(make_sup):
+    class Alone(SupervisedTrainer):
+        def _instanciate(self):
+            self.logger["metric"]["test"] = accuracy()["test"]["acc1"]
+
+    with pytest.raises(ConfigError, match=r"logger.metric.test: <.*Accuracy.*> is not a dict of names"):
+        make_sup(Alone).setup()
+
+
         def _instanciate(self):
             self.data["again"] = self.data["train"]
 

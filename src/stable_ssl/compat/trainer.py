@@ -149,7 +149,8 @@ class EarlyTrainer:
     def _instanciate(self) -> None:
         """Run when all but the side optimizers is built and on the device, before a checkpoint is restored.
 
-        The run uses the optimizer, the schedule and the evaluation sets that it puts into `optim` and `data`.
+        The run uses the optimizer, the schedule, the evaluation sets, and the metrics and monitors that it puts into
+        `optim`, `data` and `logger`.
         """
 
     def _load_checkpoint(self) -> None:

@@ -113,12 +113,12 @@ class Builder:
             if isinstance(loader, Loader):
                 loader.leave_out(self._ranks.from_main(loader.find_unreadable))
                 loader.prepare(self._device)
-        _compare_classes({name: data[name] for name in data_sets(data)})
         self.loaders.update((name, data[name]) for name in data_sets(data))
+        _compare_classes(self.loaders.get("train"), {name: data[name] for name in data_sets(data)})
         return data
 
-    def after_hook(self, data: dict[str, Any], optim: Any) -> None:
-        """Build the evaluation sets that `_instanciate` has put into `data`, and check what it has put into `optim`.
+    def after_hook(self, data: dict[str, Any], optim: Any, logger: Any) -> None:
+        """Build or check what `_instanciate` has put into `data`, `optim` and `logger`.
 
         Raises
         ------
@@ -132,6 +132,9 @@ class Builder:
                 "before. Configure it in data."
             )
         data.update(self.data(late))
+        for kind in ("metric", "monitor"):
+            logger[kind] = _of_sets(logger[kind], kind, data_sets(data, but="train" if kind == "metric" else ""))
+        self.watched(logger, data)
         if self._made:
             check_replaced(optim, *self._made)
 
@@ -183,22 +186,25 @@ class Builder:
             for module in modules.values():
                 module.compile(mode=compile_mode if isinstance(compile_mode, str) else None)
 
-    def metrics(self, nodes: Mapping[str, Any], sets: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """Build the metrics of `logger.metric` on the device, as `{set: {name: metric}}`.
+    def watched(self, logger: Any, data: Mapping[str, Any]) -> None:
+        """Build the metrics, on the device, and the monitors of the sets in `data`, in the run's `LoggerConfig`.
 
-        Parameters
-        ----------
-        sets
-            The sets to evaluate on.
+        Those of other sets are left as they are, because `_instanciate` may put these sets into `data`.
         """
-        built: dict[str, dict[str, Any]] = {}
-        nodes = of_sets(nodes, "metric", sets)
-        for name in sets:
-            path = f"logger.metric.{name}"
-            metrics = build(nodes.get(name, {}), path)
-            check_metrics(metrics, path, self._ranks.size)
-            built[name] = {key: m.to(self._device) if hasattr(m, "to") else m for key, m in metrics.items()}
-        return built
+        metrics = {name: {} for name in data_sets(data, but="train")} | logger["metric"]
+        logger["metric"] = {
+            name: self._metrics(named, name) if name in data else named for name, named in metrics.items()
+        }
+        logger["monitor"] = {
+            name: build(named, f"logger.monitor.{name}") if name in data else named
+            for name, named in logger["monitor"].items()
+        }
+
+    def _metrics(self, nodes: Any, set_name: str) -> dict[str, Any]:
+        path = f"logger.metric.{set_name}"
+        metrics = build(nodes, path)
+        check_metrics(metrics, path, self._ranks.size)
+        return {key: m.to(self._device) if hasattr(m, "to") else m for key, m in metrics.items()}
 
     def optimization(
         self, optim: Any, modules: Mapping[str, nn.Module], loader: Any, schedule_begin: Callable[[Any, Any], float]
@@ -247,7 +253,7 @@ class Builder:
         return available if limit < 0 else min(limit, available)
 
 
-def of_sets(nodes: Mapping[str, Any], kind: str, sets: Iterable[str]) -> dict[str, Any]:
+def _of_sets(nodes: Mapping[str, Any], kind: str, sets: Iterable[str]) -> dict[str, Any]:
     """Return the metrics or monitors of sets that there are, and warn of those of other sets.
 
     Parameters
@@ -266,12 +272,10 @@ def of_sets(nodes: Mapping[str, Any], kind: str, sets: Iterable[str]) -> dict[st
     return {name: node for name, node in nodes.items() if name in sets}
 
 
-def _compare_classes(loaders: Mapping[str, Any]) -> None:
+def _compare_classes(train: Any, loaders: Mapping[str, Any]) -> None:
     """Warn if an evaluation set numbers its classes otherwise than the training set does, as folders may."""
-    named = {name: getattr(getattr(loader, "dataset", None), "classes", None) for name, loader in loaders.items()}
-    if not (trained := named.pop("train", None)):
-        return
-    for name, classes in named.items():
+    trained, *others = (getattr(getattr(one, "dataset", None), "classes", None) for one in (train, *loaders.values()))
+    for name, classes in zip(loaders, others, strict=True) if trained else ():
         if classes and list(classes) != list(trained):
             odd = sorted({str(one) for one in classes} ^ {str(one) for one in trained})[:5]
             log.warning(
