@@ -69,11 +69,12 @@ def make_ssl(make_toy, tmp_path):
     """Return a function that makes a joint-embedding trainer with probes."""
     numbers = iter(range(10))
 
-    def make(cls=JointEmbeddingTrainer, monitor=None, modules=None, loss=None, **options):
+    def make(cls=JointEmbeddingTrainer, monitor=None, modules=None, loss=None, logger=None, **options):
         torch.manual_seed(0)
         names = {"backbone": (8, 6), "projector": (6, 4), "backbone_classifier": (6, 2), "projector_classifier": (4, 2)}
         modules = modules or {name: nn.Linear(*sizes) for name, sizes in names.items()}
-        logger = {"dump_path": tmp_path / f"ssl{next(numbers)}", "level": 20, "monitor": monitor or {}}
+        dump_path = tmp_path / f"ssl{next(numbers)}"
+        logger = {"dump_path": dump_path, "level": 20, "monitor": monitor or {}, **(logger or {})}
         return make_toy(
             cls, {"train": Loader(Pairs(), 8)}, modules, loss=loss or NTXEntLoss(), logger=logger, **options
         )
@@ -847,6 +848,47 @@ def test_teachers_follow_once_per_step_although_a_hook_updates_them_too(make_ssl
     for trainer in ends:
         trainer()
     assert torch.equal(values(ends[0], *ends[0].module), values(ends[1], *ends[1].module))
+def test_an_assigned_momentum_is_that_of_the_run_when_it_is_resumed(make_ssl):
+    class Falling(TeacherStudentModule):
+        def update_ema_coefficient(self, epoch, total_epochs):
+            self.ema_coefficient = 0.9 * self.ema_coefficient
+
+    class Assigning(SelfDistillationTrainer):
+        dies_at = None
+
+        def before_fit_epoch(self):
+            if self.epoch == 1:
+                self.module["projector"].ema_coefficient = 0.5
+
+        def after_fit_step(self):
+            seen[int(self.global_step)] = [self.module[name].ema_coefficient for name in ("backbone", "projector")]
+            if self.global_step == self.dies_at:
+                raise InterruptedError
+
+    def make(**logger):
+        torch.manual_seed(0)
+        networks = {"backbone": Falling(nn.Linear(8, 6)), "projector": TeacherStudentModule(nn.Linear(6, 4))}
+        logger = {"checkpoint_every_step": 1, **logger}
+        return make_ssl(Assigning, modules=networks, loss=NegativeCosineSimilarity(), epochs=3, logger=logger)
+
+    seen = {}
+    whole, part = make(), make()
+    whole()
+    expected, seen = seen, {}
+    assert [expected[step][1] for step in range(4, 10)] == [0.5] * 6
+    assert [expected[step][0] / expected[1][0] for step in (1, 4, 7)] == pytest.approx([1, 0.9, 0.81])
+    for part.dies_at in (5, 7):  # the newest checkpoint is from within the second epoch, and from its end
+        with pytest.raises(InterruptedError):
+            part()
+        part = make(dump_path=part.folder)
+    part()
+    assert seen == expected
+    assert torch.equal(values(part, *part.module), values(whole, *whole.module))
+    assert part.module["backbone"].state_dict().keys() == {
+        f"{network}.{name}" for network in ("student", "teacher") for name in ("weight", "bias")
+    }
+
+
     assert said(ends[0]).count("update_teacher() does nothing in a hook") == 2  # backbone and projector
     assert said(ends[0]).count("Idle.update_teacher() is not called by the run") == 1
     alone = TeacherStudentModule(nn.Linear(2, 2), base_ema_coefficient=0.5, final_ema_coefficient=1.0)
