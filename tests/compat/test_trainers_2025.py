@@ -775,7 +775,8 @@ def test_a_predictive_trainer_calls_its_networks_as_their_signatures_say(make_to
             return [(torch.cat(pair, 1), pair[1]) for pair in self.batch]
 
     ends = []
-    for number, (cls, encoder, predictor) in enumerate(
+    dicts = [dict(zip(("context", "target"), Pairs(True)[i], strict=True)) for i in range(24)]
+    for number, (cls, encoder, predictor, *samples) in enumerate(
         [
             (JointEmbeddingPredictiveTrainer, Encoder, EarlyPredictor),
             (Overriding, ShiftEncoder, Predictor),
@@ -786,7 +787,8 @@ def test_a_predictive_trainer_calls_its_networks_as_their_signatures_say(make_to
         modules = {"context_encoder": encoder(8, 6), "target_encoder": encoder(8, 6), "predictor": predictor(7, 6)}
         modules["backbone_classifier"] = nn.Linear(6, 2)  # the pairs have no labels
         logger = {"dump_path": tmp_path / str(number), "level": 20}
-        trainer = make_toy(cls, {"train": Loader(Pairs(True), 8)}, modules, loss=F.mse_loss, logger=logger)
+        data = {"train": Loader(*samples or [Pairs(True)], 8)}
+        trainer = make_toy(cls, data, modules, loss=F.mse_loss, logger=logger)
         trainer()
         ends.append(torch.cat([logged_loss := torch.tensor(logged(trainer, "train/loss")), values(trainer, *modules)]))
         assert logged_loss[-1] < logged_loss[0]
@@ -799,6 +801,7 @@ def test_a_predictive_trainer_calls_its_networks_as_their_signatures_say(make_to
 def test_a_teacher_follows_the_schedule_that_a_subclass_has(make_ssl):
     class Halving(TeacherStudentModule):
         def update_ema_coefficient(self, epoch, total_epochs):
+            (Together, ShiftEncoder, Predictor, dicts),
             self.ema_coefficient = torch.tensor(1.0 if epoch == 0 else 0.5 / total_epochs)
 
     class Watching(SelfDistillationTrainer):
@@ -813,6 +816,7 @@ def test_a_teacher_follows_the_schedule_that_a_subclass_has(make_ssl):
         torch.manual_seed(0)
         seen = []
         networks = {
+    assert torch.equal(ends[3], ends[2])
             "backbone": module(nn.Linear(8, 6), base_ema_coefficient=0.5),
             "projector": TeacherStudentModule(nn.Linear(6, 4)),
         }
