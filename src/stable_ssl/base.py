@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from . import config as cfg
 from . import engine
-from .arguments import check_arguments, parse_branch, resolved_config
+from .arguments import check_arguments, check_own_names, parse_branch, resolved_config
 from .compat import CountedSteps, EarlyTrainer, set_epoch
 from .engine.building import data_sets
 from .engine.evaluation import in_evaluation_mode
@@ -225,6 +225,7 @@ class BaseTrainer(EarlyTrainer, nn.Module):
         """
         if self._is_set_up:
             return
+        check_own_names(self)
         if "_saver" in vars(self):
             raise RuntimeError("The set-up of this trainer failed before; make a new trainer.")
         configs = self.hardware, self.optim, self.logger

@@ -586,7 +586,8 @@ def test_keys_beside_the_trainer_become_attributes_that_a_requeued_run_has_too(t
     trainer()
     assert (trainer.alpha.beta, trainer._num_classes) == (3, 10)
     written = vars(trainer).keys() - vars(nn.Module()).keys() - vars(BaseTrainer).keys() - {"_num_classes"}
-    for name in sorted(name for name in written if name.startswith("_") and not hasattr(BaseTrainer, name)):
+    private = {name for name in written if name.startswith("_") and not hasattr(BaseTrainer, name)}
+    for name in sorted(private | {"start_time"}):
         config.trainer = {**config.trainer, name: 1}
         with pytest.raises(ConfigError, match=f"{name}: BaseTrainer uses this name itself"):
             instanciate_config(config)
@@ -604,6 +605,19 @@ def test_keys_beside_the_trainer_become_attributes_that_a_requeued_run_has_too(t
 
 
 def test_the_probes_are_trained_as_ever_whatever_is_made_of_their_losses(make_ssl):
+def test_names_of_a_run_are_refused_in_a_class_and_its_constructor(make_sup):
+    class Constructed(SupervisedTrainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self._steps = []
+
+    for own in ({"_monitors": 7}, {"_run": lambda self: 5}):
+        with pytest.raises(ConfigError, match=f"Own.{next(iter(own))}: BaseTrainer uses this name itself"):
+            make_sup(type("Own", (SupervisedTrainer,), own))
+    with pytest.raises(ConfigError, match="Constructed: its constructor sets _steps"):
+        make_sup(Constructed).setup()
+
+
     class Weighted(JointEmbeddingTrainer):
         def compute_loss(self):
             losses = super().compute_loss()
