@@ -18,6 +18,7 @@ from stable_ssl import (
     BaseTrainer,
     BreakEpoch,
     ConfigError,
+    DataError,
     JointEmbeddingPredictiveTrainer,
     JointEmbeddingTrainer,
     NegativeCosineSimilarity,
@@ -204,6 +205,9 @@ def test_the_reader_reads_folders_of_early_2025(tmp_path):
     losses = [(record["rank"], record["train/loss"]) for record in reader.jsonl(tmp_path)]
     assert losses == [(0, 2.0), (0, 1.0), (10, 3.0)]
     assert reader.config(tmp_path).trainer.optim.epochs == 3
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty' holds no run"):
+        reader.jsonl(tmp_path / "empty")
 
 
 # The set-up ------------------------------------------------------------------------------------------------------------
