@@ -335,11 +335,6 @@ def test_evaluation_sets_that_instanciate_makes_are_used_and_later_loaders_are_r
         assert late.global_step == step
 
 
-def test_a_training_set_that_is_another_loader_of_the_run_is_refused_and_copied_as_an_evaluation_set(make_sup):
-    def swap(self):
-        self.data["train"] = self.data["test"]
-
-    class Again(SupervisedTrainer):
 class Named(list):
     """Two samples with names of classes."""
 
@@ -385,6 +380,11 @@ def test_a_metric_that_instanciate_puts_in_place_of_a_dict_is_named(make_sup):
         make_sup(Alone).setup()
 
 
+def test_a_training_set_that_is_another_loader_of_the_run_is_refused_and_copied_as_an_evaluation_set(make_sup):
+    def swap(self):
+        self.data["train"] = self.data["test"]
+
+    class Again(SupervisedTrainer):
         def _instanciate(self):
             self.data["again"] = self.data["train"]
 
@@ -605,10 +605,6 @@ def test_keys_beside_the_trainer_become_attributes_that_a_requeued_run_has_too(t
         instanciate_config(debug_hash=b"")
 
 
-# Self-supervised trainers -----------------------------------------------------------------------------------------------
-
-
-def test_the_probes_are_trained_as_ever_whatever_is_made_of_their_losses(make_ssl):
 def test_names_of_a_run_are_refused_in_a_class_and_its_constructor(make_sup):
     class Constructed(SupervisedTrainer):
         def __init__(self, *args, **kwargs):
@@ -622,6 +618,10 @@ def test_names_of_a_run_are_refused_in_a_class_and_its_constructor(make_sup):
         make_sup(Constructed).setup()
 
 
+# Self-supervised trainers -----------------------------------------------------------------------------------------------
+
+
+def test_the_probes_are_trained_as_ever_whatever_is_made_of_their_losses(make_ssl):
     class Weighted(JointEmbeddingTrainer):
         def compute_loss(self):
             losses = super().compute_loss()
@@ -790,7 +790,8 @@ def test_a_predictive_trainer_calls_its_networks_as_their_signatures_say(make_to
 
     class Together(JointEmbeddingPredictiveTrainer):
         def format_context_target(self):
-            return [(torch.cat(pair, 1), pair[1]) for pair in self.batch]
+            pairs = self.batch.values() if isinstance(self.batch, dict) else self.batch
+            return [(torch.cat(pair, 1), pair[1]) for pair in pairs]
 
     ends = []
     dicts = [dict(zip(("context", "target"), Pairs(True)[i], strict=True)) for i in range(24)]
@@ -799,6 +800,7 @@ def test_a_predictive_trainer_calls_its_networks_as_their_signatures_say(make_to
             (JointEmbeddingPredictiveTrainer, Encoder, EarlyPredictor),
             (Overriding, ShiftEncoder, Predictor),
             (Together, ShiftEncoder, Predictor),
+            (Together, ShiftEncoder, Predictor, dicts),
         ]
     ):
         torch.manual_seed(0)
@@ -814,12 +816,12 @@ def test_a_predictive_trainer_calls_its_networks_as_their_signatures_say(make_to
         assert "module.backbone_classifier has nothing to learn from" in said(trainer)
     torch.testing.assert_close(ends[1], ends[0])
     torch.testing.assert_close(ends[2], ends[0])
+    assert torch.equal(ends[3], ends[2])
 
 
 def test_a_teacher_follows_the_schedule_that_a_subclass_has(make_ssl):
     class Halving(TeacherStudentModule):
         def update_ema_coefficient(self, epoch, total_epochs):
-            (Together, ShiftEncoder, Predictor, dicts),
             self.ema_coefficient = torch.tensor(1.0 if epoch == 0 else 0.5 / total_epochs)
 
     class Watching(SelfDistillationTrainer):
@@ -834,7 +836,6 @@ def test_a_teacher_follows_the_schedule_that_a_subclass_has(make_ssl):
         torch.manual_seed(0)
         seen = []
         networks = {
-    assert torch.equal(ends[3], ends[2])
             "backbone": module(nn.Linear(8, 6), base_ema_coefficient=0.5),
             "projector": TeacherStudentModule(nn.Linear(6, 4)),
         }
@@ -847,29 +848,6 @@ def test_a_teacher_follows_the_schedule_that_a_subclass_has(make_ssl):
     assert ends[1] == pytest.approx([1 - 0.5 * (1 + math.cos(math.pi * step / 6)) / 2 for step in range(6)])
 
 
-def test_teachers_follow_once_per_step_although_a_hook_updates_them_too(make_ssl):
-    class ByHand(SelfDistillationTrainer):
-        def before_fit_step(self):  # before the run has updated a teacher, as after a resume
-            for module in self.modules():
-                if isinstance(module, TeacherStudentModule):
-                    module.update_ema_coefficient(epoch=self.epoch, total_epochs=self.optim["epochs"])
-                    module.update_teacher()
-
-    class Idle(nn.Linear):
-        def update_teacher(self):
-            raise AssertionError
-
-    def networks():
-        torch.manual_seed(0)
-        pair = {"backbone": nn.Linear(8, 6), "projector": nn.Linear(6, 4)}
-        return {**{name: TeacherStudentModule(network) for name, network in pair.items()}, "predictor": Idle(4, 4)}
-
-    ends = [
-        make_ssl(cls, modules=networks(), loss=NegativeCosineSimilarity()) for cls in (ByHand, SelfDistillationTrainer)
-    ]
-    for trainer in ends:
-        trainer()
-    assert torch.equal(values(ends[0], *ends[0].module), values(ends[1], *ends[1].module))
 def test_an_assigned_momentum_is_that_of_the_run_when_it_is_resumed(make_ssl):
     class Falling(TeacherStudentModule):
         def update_ema_coefficient(self, epoch, total_epochs):
@@ -911,6 +889,29 @@ def test_an_assigned_momentum_is_that_of_the_run_when_it_is_resumed(make_ssl):
     }
 
 
+def test_teachers_follow_once_per_step_although_a_hook_updates_them_too(make_ssl):
+    class ByHand(SelfDistillationTrainer):
+        def before_fit_step(self):  # before the run has updated a teacher, as after a resume
+            for module in self.modules():
+                if isinstance(module, TeacherStudentModule):
+                    module.update_ema_coefficient(epoch=self.epoch, total_epochs=self.optim["epochs"])
+                    module.update_teacher()
+
+    class Idle(nn.Linear):
+        def update_teacher(self):
+            raise AssertionError
+
+    def networks():
+        torch.manual_seed(0)
+        pair = {"backbone": nn.Linear(8, 6), "projector": nn.Linear(6, 4)}
+        return {**{name: TeacherStudentModule(network) for name, network in pair.items()}, "predictor": Idle(4, 4)}
+
+    ends = [
+        make_ssl(cls, modules=networks(), loss=NegativeCosineSimilarity()) for cls in (ByHand, SelfDistillationTrainer)
+    ]
+    for trainer in ends:
+        trainer()
+    assert torch.equal(values(ends[0], *ends[0].module), values(ends[1], *ends[1].module))
     assert said(ends[0]).count("update_teacher() does nothing in a hook") == 2  # backbone and projector
     assert said(ends[0]).count("Idle.update_teacher() is not called by the run") == 1
     alone = TeacherStudentModule(nn.Linear(2, 2), base_ema_coefficient=0.5, final_ema_coefficient=1.0)

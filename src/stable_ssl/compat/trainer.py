@@ -187,8 +187,8 @@ class EarlyTrainer:
 def wrap(cls: Any, name: str, wrapper: Callable[[Callable], Callable], always: bool = False) -> bool:
     """Put something around a method of a class, if the method is a user's. Return whether that was done.
 
-    If the class inherits the method, `super()` finds it in each call, so that a class with several bases calls the one
-    that comes first in Python's order. A wrapped method is not wrapped again.
+    An inherited method is looked up by `super()` at each call. So if there are several bases, Python's order decides. A
+    wrapped method is not wrapped again.
     """
     method = getattr(cls, name)
     if getattr(method, "is_wrapped", False) or not (always or is_users(method)):
