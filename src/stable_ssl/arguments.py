@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .config import full_key
-from .exceptions import nearest
+from .exceptions import ConfigError, nearest
 from .nodes import check_nodes, describe, plain
 from .signatures import evaluated, wrong_kind
 
@@ -23,22 +23,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("stable_ssl")
 
 _OWN = ("data", "module", "hardware", "optim", "logger", "loss", "module_init", "branch_from")
-# What the constructor and the set-up of a trainer write.
-_WRITTEN = [
-    "_attributes",
-    "_captured",
-    "_configured",
-    "_dump_path",
-    "_evaluation",
-    "_feed",
-    "_is_set_up",
-    "_monitors",
-    "_progress",
-    "_registered",
-    "_run",
-    "_saver",
-    "_steps",
-]
+# What the set-up of a trainer writes, and before it the constructor.
+_BUILT = ("_evaluation", "_feed", "_monitors", "_run", "_saver", "_steps")
+_WRITTEN = ("_attributes", "_captured", "_configured", "_dump_path", "_is_set_up", "_progress", "_registered", *_BUILT)
+_TAKEN = "BaseTrainer uses this name itself; choose another."
 _OTHER_NAMES = {"optimizer": "optim.optimizer", "dataset": "data"}
 _INTERNAL = "It was internal and can no longer be overridden."
 # Private methods of trainers that are gone: what to do instead, and the methods' names. An override of one of them
@@ -134,6 +122,14 @@ def check_arguments(
     problems += list(_unknown_sets(trainer, sets, problems))
 
 
+def check_own_names(trainer: BaseTrainer) -> None:
+    """Raise a ConfigError if a subclass's constructor has written what the set-up is to write."""
+    cls = type(trainer)
+    own = [name for name in _BUILT if hasattr(trainer, name) and _is_users(cls, type(getattr(trainer, name)))]
+    if own:
+        raise ConfigError([f"{cls.__name__}: its constructor sets {name}. {_TAKEN}" for name in own])
+
+
 def parse_branch(source: Any, problems: list[str]) -> dict[str, Any]:
     """Check `branch_from`, and return it as a dict.
 
@@ -171,7 +167,7 @@ def parse_branch(source: Any, problems: list[str]) -> dict[str, Any]:
 
 
 def _gone_methods(base: type, cls: type) -> Iterator[str]:
-    """Yield a sentence per method of a user's classes that overrides a private method which is gone."""
+    """Yield a sentence per name in a user's classes that is a run's, or of a private method which is gone."""
     families = {ancestor.__name__ for ancestor in cls.__mro__ if not _is_users(base, ancestor)}
     instead = {
         name: advice
@@ -184,6 +180,8 @@ def _gone_methods(base: type, cls: type) -> Iterator[str]:
             is_method = callable(value) or isinstance(value, property | classmethod | staticmethod)
             if is_method and name in instead:
                 yield f"{ancestor.__name__}.{name}: this method of a base class is gone. {instead[name]}"
+            elif name in (*_WRITTEN, "_notes", "_recorder"):
+                yield f"{ancestor.__name__}.{name}: {_TAKEN}"
 
 
 def _is_users(base: type, cls: type) -> bool:
@@ -239,8 +237,8 @@ def _check_attributes(
     declared = _declared(base, cls)
     known = [*_OWN, *declared, *(name for name in inspect.get_annotations(base) if not name.startswith("_"))]
     for name, value in attributes.items():
-        if hasattr(base, name) or name in (*_OWN, *_WRITTEN):
-            problems.append(f"{name}: BaseTrainer uses this name itself; choose another.")
+        if hasattr(base, name) or name in (*_OWN, *_WRITTEN, "start_time"):
+            problems.append(f"{name}: {_TAKEN}")
             continue
         check_nodes(value, name, problems)
         if name in declared:

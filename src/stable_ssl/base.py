@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from . import config as cfg
 from . import engine
-from .arguments import check_arguments, parse_branch, resolved_config
+from .arguments import check_arguments, check_own_names, parse_branch, resolved_config
 from .compat import CountedSteps, EarlyTrainer, set_epoch
 from .engine.building import data_sets
 from .engine.evaluation import in_evaluation_mode
@@ -225,6 +225,7 @@ class BaseTrainer(EarlyTrainer, nn.Module):
         """
         if self._is_set_up:
             return
+        check_own_names(self)
         if "_saver" in vars(self):
             raise RuntimeError("The set-up of this trainer failed before; make a new trainer.")
         configs = self.hardware, self.optim, self.logger
@@ -248,20 +249,18 @@ class BaseTrainer(EarlyTrainer, nn.Module):
             if saver.lacks_values():
                 build.first_values(self, self.module, self.module_init, self.initialize_modules)
             build.settle(self, self.module, self.hardware["compile"])
-            self._feed = feed = engine.Feed(run, self.hardware)
+            self._feed = feed = engine.Feed(run, self.hardware, build.loaders)
             self._recorder = engine.Recorder(run, feed, self.logger["log_every_step"])
-            self.logger["metric"] = build.metrics(self.logger["metric"], self.eval_sets)
-            self._monitors = engine.Monitors(self.logger["monitor"], data_sets(self.data), self._recorder)
-            self.logger["monitor"] = self._monitors.built
-            self._monitors.check(self)
-            self._evaluation = engine.Evaluation(run, self._recorder, feed, self.logger, saver.weights)
-            saver.parts.add_all([*self._monitors.parts(), *self._evaluation.parts()])
+            build.watched(self.logger, self.data)
             if "train" in self.data:
                 build.optimization(self.optim, self.optimized_modules(), self.data["train"], saver.schedule_begin)
             self._begin_early()
             self._instanciate()
-            feed.loaders = build.late_data(self.data)
-            self.logger["metric"] |= {name: {} for name in self.eval_sets if name not in self.logger["metric"]}
+            build.after_hook(self.data, self.optim, self.logger)
+            self._monitors = engine.Monitors(self.logger["monitor"], self._recorder)
+            self._monitors.check(self)
+            self._evaluation = engine.Evaluation(run, self._recorder, feed, self.logger, saver.weights)
+            saver.parts.add_all([*self._monitors.parts(), *self._evaluation.parts()])
             if "train" in self.data:
                 side, parts = self.side_optimizers(), [*self.modules(), self.loss]  # the trainer is its first module
                 trained = engine.TrainedParameters(self.optim["optimizer"], side, self.named_parameters)
@@ -287,7 +286,7 @@ class BaseTrainer(EarlyTrainer, nn.Module):
             self.setup()
         if not self._run.may_begin():
             return
-        parts = [*(self.data[name] for name in data_sets(self.data)), self._evaluation, self._saver, *self._closers()]
+        parts = [*self._feed.loaders.values(), self._evaluation, self._saver, *self._closers()]
         with self._run.running(self._resolved(), self._saver.log_position, parts, self._saver.stop):
             if "train" not in self.data:
                 self._evaluate()
@@ -323,8 +322,8 @@ class BaseTrainer(EarlyTrainer, nn.Module):
 
     def _fit_epoch(self) -> None:
         """Train on one epoch's mini-batches; `accumulation_steps` of them make an optimizer step."""
-        train, steps, ranks = self.data["train"], self._steps, self._run.ranks
-        for batch_idx, indices, batch in self._feed.training(train, steps.num_batches, steps.accumulation):
+        steps, ranks = self._steps, self._run.ranks
+        for batch_idx, indices, batch in self._feed.training(self.data, steps.num_batches, steps.accumulation):
             # `nn.Module.__setattr__` costs more than a microsecond per name; writing here does not.
             vars(self).update(batch_idx=batch_idx, indices=indices, batch=batch, stepped=False)
             try:
@@ -375,7 +374,7 @@ class BaseTrainer(EarlyTrainer, nn.Module):
         self._evaluation.begin(self.before_eval)
         for name_loader in self.eval_sets:
             values = self._monitors.values(name_loader, self)
-            with self._evaluation.over(name_loader, self.data[name_loader], values) as batches:
+            with self._evaluation.over(name_loader, self.data, values) as batches:
                 for batch_idx, indices, batch in batches:
                     self.batch_idx, self.indices, self.batch = batch_idx, indices, batch
                     with contextlib.suppress(BreakStep):
@@ -424,7 +423,7 @@ class BaseTrainer(EarlyTrainer, nn.Module):
 
     def representations(self, set_name: str) -> Iterator[tuple[Tensor, Any]]:
         """Yield (`embed(batch)`, batch) for each of this process's batches of an evaluation set, on the device."""
-        return ((self.embed(batch), batch) for _, batch in self._feed.evaluation(self.data[set_name]))
+        return ((self.embed(batch), batch) for _, batch in self._feed.evaluation(self.data, set_name))
 
     def _resolved(self) -> dict[str, Any]:
         """Return what `get_config` returns, as plain dicts."""

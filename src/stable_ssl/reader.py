@@ -27,12 +27,21 @@ def jsonl(path: str | Path) -> list[dict[str, Any]]:
     """Return the records of a run's folder, each with the rank that wrote it.
 
     They are those of `metrics.jsonl`, which rank 0 writes, or those of the files `logs_rank_*.jsonl` of early 2025.
+
+    Raises
+    ------
+    DataError
+        The path is not a folder of a run.
     """
     folder = _folder(path)
     if (folder / "metrics.jsonl").exists():
         return [{**record, "rank": 0} for record in read_metrics(folder / "metrics.jsonl")]
     found = [(re.fullmatch(r"logs_rank_(\d+)\.jsonl", file.name), file) for file in folder.iterdir()]
     early = sorted((int(match[1]), file) for match, file in found if match)
+    if not (early or (folder / "config.yaml").exists() or (folder / ".hydra").exists()):
+        raise DataError(
+            f"'{path}' holds no run: it has neither metrics.jsonl nor logs_rank_0.jsonl, nor a config.yaml."
+        )
     return [{**record, "rank": rank} for rank, file in early for record in _records_of(file)]
 
 

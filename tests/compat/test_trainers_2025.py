@@ -18,6 +18,7 @@ from stable_ssl import (
     BaseTrainer,
     BreakEpoch,
     ConfigError,
+    DataError,
     JointEmbeddingPredictiveTrainer,
     JointEmbeddingTrainer,
     NegativeCosineSimilarity,
@@ -69,11 +70,12 @@ def make_ssl(make_toy, tmp_path):
     """Return a function that makes a joint-embedding trainer with probes."""
     numbers = iter(range(10))
 
-    def make(cls=JointEmbeddingTrainer, monitor=None, modules=None, loss=None, **options):
+    def make(cls=JointEmbeddingTrainer, monitor=None, modules=None, loss=None, logger=None, **options):
         torch.manual_seed(0)
         names = {"backbone": (8, 6), "projector": (6, 4), "backbone_classifier": (6, 2), "projector_classifier": (4, 2)}
         modules = modules or {name: nn.Linear(*sizes) for name, sizes in names.items()}
-        logger = {"dump_path": tmp_path / f"ssl{next(numbers)}", "level": 20, "monitor": monitor or {}}
+        dump_path = tmp_path / f"ssl{next(numbers)}"
+        logger = {"dump_path": dump_path, "level": 20, "monitor": monitor or {}, **(logger or {})}
         return make_toy(
             cls, {"train": Loader(Pairs(), 8)}, modules, loss=loss or NTXEntLoss(), logger=logger, **options
         )
@@ -203,6 +205,9 @@ def test_the_reader_reads_folders_of_early_2025(tmp_path):
     losses = [(record["rank"], record["train/loss"]) for record in reader.jsonl(tmp_path)]
     assert losses == [(0, 2.0), (0, 1.0), (10, 3.0)]
     assert reader.config(tmp_path).trainer.optim.epochs == 3
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty' holds no run"):
+        reader.jsonl(tmp_path / "empty")
 
 
 # The set-up ------------------------------------------------------------------------------------------------------------
@@ -237,6 +242,73 @@ def test_an_optimizer_and_a_schedule_that_instanciate_makes_are_those_of_the_run
         make_sup(TooLate)()
 
 
+def half_every_two(optimizer):
+    return torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)
+
+
+class Lookahead(torch.optim.Optimizer):
+    """As SAM: it lets an inner optimizer step."""
+
+    def __init__(self, params):
+        super().__init__(params, {"lr": 0.8})
+        self.inner = torch.optim.SGD(self.param_groups, lr=0.8)
+        self.param_groups = self.inner.param_groups
+
+    def step(self, closure=None):
+        self.inner.step()
+
+
+class Unsaved:
+    def __init__(self, optimizer):
+        self.step = optimizer.step
+
+
+SCHEDULES = torch.optim.lr_scheduler
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "words"),
+    [
+        (
+            {"optimizer": torch.optim.SGD},
+            {"groups": {"backbone": {"lr": 0.1}}},
+            "optim.groups: optim.optimizer",
+        ),
+        ({"optimizer": torch.optim.SGD}, {"lr_batch_size": 4}, "optim.lr_batch_size: it does not scale"),
+        ({"optimizer": torch.optim.SGD}, {"scheduler": half_every_two}, "optim.scheduler: it belongs to another"),
+        ({"optimizer": torch.optim.LBFGS}, {}, r"optim.optimizer: LBFGS.step\(\) needs 'closure'"),
+        (
+            {"optimizer": functools.partial(functools.partial, torch.optim.SGD)},
+            {},
+            r"optim.optimizer: _instanciate\(\) made a partial, not an optimizer",
+        ),
+        ({"scheduler": SCHEDULES.ReduceLROnPlateau}, {}, r"ReduceLROnPlateau.step\(\) needs 'metrics'"),
+        ({"scheduler": lambda _: 0.1}, {}, r"optim.scheduler: _instanciate\(\) made a float, not a schedule"),
+        ({"scheduler": Unsaved}, {}, r"optim.scheduler: a Unsaved has no state_dict\(\)"),
+        (
+            {"scheduler": functools.partial(SCHEDULES.OneCycleLR, max_lr=1.0, total_steps=3)},
+            {},
+            "OneCycleLR ends after 3 steps, but the run has 6",
+        ),
+    ],
+)
+def test_what_instanciate_puts_into_optim_is_checked_as_what_is_configured(make_sup, make, options, words):
+    class Own(SupervisedTrainer):
+        def _instanciate(self):
+            for name, function in make.items():
+                given = {"optimizer": self.module.parameters(), "scheduler": self.optim["optimizer"]}[name]
+                self.optim[name] = function(given)
+
+    with pytest.raises(ConfigError, match=words):
+        make_sup(Own, **options).setup()
+
+
+def test_a_configured_schedule_may_be_one_of_an_inner_optimizer(make_sup):
+    trainer = make_sup(optimizer=Lookahead, scheduler=lambda optimizer: half_every_two(optimizer.inner))
+    trainer()
+    assert logged(trainer, "train/lr") == [0.8, 0.8, 0.4, 0.4, 0.2, 0.2]
+
+
 @pytest.mark.parametrize("loader", [torch.utils.data.DataLoader, Loader])
 def test_evaluation_sets_that_instanciate_makes_are_used_and_later_loaders_are_refused(make_sup, loader):
     class Own(SupervisedTrainer):
@@ -244,21 +316,95 @@ def test_evaluation_sets_that_instanciate_makes_are_used_and_later_loaders_are_r
             self.data["more"], self.data["unmeasured"] = (loader(toy_dataset(8, seed=2), 8) for _ in range(2))
             self.logger["metric"]["more"] = accuracy()["test"]
 
-    class OtherTrain(SupervisedTrainer):
-        def _instanciate(self):
-            self.data["train"] = loader(toy_dataset(8, seed=2), 8)
-
-    class TooLate(SupervisedTrainer):
-        def before_fit_epoch(self):
-            self.data["train"] = loader(toy_dataset(8, seed=2), 8)
-
     trainer = make_sup(Own, logger={"metric": accuracy()})
     trainer()
     assert len(logged(trainer, "more/acc1")) == 2
-    with pytest.raises(ConfigError, match=r"data.train: _instanciate\(\) replaced it"):
-        make_sup(OtherTrain)()
-    with pytest.raises(ConfigError, match=f"a hook put a {loader.__name__} there after the set-up"):
-        make_sup(TooLate)()
+    for hook, name, step in [
+        ("before_fit_epoch", "train", 0),
+        ("before_fit", "test", 0),
+        ("before_fit", "late", 0),
+        ("after_fit_epoch", "late", 3),
+    ]:
+
+        def put(self, name=name):
+            self.data[name] = loader(toy_dataset(8, seed=2), 8)
+
+        late = make_sup(type("TooLate", (SupervisedTrainer,), {hook: put}))
+        with pytest.raises(ConfigError, match=f"data.{name}: a hook put this {loader.__name__} there"):
+            late()
+        assert late.global_step == step
+
+
+class Named(list):
+    """Two samples with names of classes."""
+
+    def __init__(self, *classes):
+        super().__init__((torch.ones(8) * label, label) for label in (0, 1))
+        self.classes = classes
+
+
+def test_all_that_is_configured_for_a_set_of_instanciate_is_used(make_sup):
+    class Later(SupervisedTrainer):
+        def _instanciate(self):
+            assert isinstance(self.logger["metric"]["test"]["acc1"], Accuracy)
+            self.data["more"] = Loader(Named("dog", "cat"), 2)
+            self.logger["metric"] = {
+                **self.logger["metric"],
+                "more": {**self.logger["metric"]["more"], "of_hook": hits},
+            }
+
+    hits = {"_target_": "torchmetrics.classification.MulticlassAccuracy", "num_classes": 2}
+    node = {**hits, "average": "micro"}
+    logger = {
+        "metric": {**accuracy(), "more": {"of_file": node}, "absent": {"acc": node}},
+        "monitor": {"more": {"steps": GlobalStep()}},
+        "best": {"metric": "more/of_file"},
+    }
+    trainer = make_sup(Later, logger=logger)
+    trainer.data["train"] = Loader(Named("cat", "dog"), 2)
+    trainer()
+    assert set().union(*trainer.get_logs()) >= {"test/acc1", "more/of_file", "more/of_hook", "more/steps"}
+    assert (trainer.folder / "weights" / "best.safetensors").exists()
+    assert "logger.metric.absent: there is no such set in data" in said(trainer)
+    assert "more: there is no such set" not in said(trainer)
+    assert said(trainer).count("data.more: its classes are not those of data.train") == 1
+    assert "data.test: its classes" not in said(trainer)
+
+
+def test_a_metric_that_instanciate_puts_in_place_of_a_dict_is_named(make_sup):
+    class Alone(SupervisedTrainer):
+        def _instanciate(self):
+            self.logger["metric"]["test"] = accuracy()["test"]["acc1"]
+
+    with pytest.raises(ConfigError, match=r"logger.metric.test: <.*Accuracy.*> is not a dict of names"):
+        make_sup(Alone).setup()
+
+
+def test_a_training_set_that_is_another_loader_of_the_run_is_refused_and_copied_as_an_evaluation_set(make_sup):
+    def swap(self):
+        self.data["train"] = self.data["test"]
+
+    class Again(SupervisedTrainer):
+        def _instanciate(self):
+            self.data["again"] = self.data["train"]
+
+    trainer = make_sup(Again)
+    trainer()
+    assert trainer.data["again"].name == "again"
+    assert trainer.data["train"].name == "train"
+    for hook, words in {"_instanciate": r"_instanciate\(\) put", "before_fit_epoch": "a hook put"}.items():
+        with pytest.raises(ConfigError, match=f"data.train: {words} this .* Configure it in data"):
+            make_sup(type("Swap", (SupervisedTrainer,), {hook: swap}))()
+
+
+def test_instanciate_may_look_at_the_configured_sets(make_sup):
+    class Looking(SupervisedTrainer):
+        def _instanciate(self):
+            self.seen = [len(labels) for _, (_, labels) in self.representations("test")]
+
+    trainer = make_sup(Looking)
+    trainer.setup()
+    assert trainer.seen == [8, 8]
 
 
 def test_what_early_trainers_do_around_the_set_up(make_sup):
@@ -444,7 +590,8 @@ def test_keys_beside_the_trainer_become_attributes_that_a_requeued_run_has_too(t
     trainer()
     assert (trainer.alpha.beta, trainer._num_classes) == (3, 10)
     written = vars(trainer).keys() - vars(nn.Module()).keys() - vars(BaseTrainer).keys() - {"_num_classes"}
-    for name in sorted(name for name in written if name.startswith("_") and not hasattr(BaseTrainer, name)):
+    private = {name for name in written if name.startswith("_") and not hasattr(BaseTrainer, name)}
+    for name in sorted(private | {"start_time"}):
         config.trainer = {**config.trainer, name: 1}
         with pytest.raises(ConfigError, match=f"{name}: BaseTrainer uses this name itself"):
             instanciate_config(config)
@@ -456,6 +603,19 @@ def test_keys_beside_the_trainer_become_attributes_that_a_requeued_run_has_too(t
     assert instanciate_config(reader.config(tmp_path)).alpha.beta == 3
     with pytest.raises(ConfigError, match="debug_hash"):
         instanciate_config(debug_hash=b"")
+
+
+def test_names_of_a_run_are_refused_in_a_class_and_its_constructor(make_sup):
+    class Constructed(SupervisedTrainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self._steps = []
+
+    for own in ({"_monitors": 7}, {"_run": lambda self: 5}):
+        with pytest.raises(ConfigError, match=f"Own.{next(iter(own))}: BaseTrainer uses this name itself"):
+            make_sup(type("Own", (SupervisedTrainer,), own))
+    with pytest.raises(ConfigError, match="Constructed: its constructor sets _steps"):
+        make_sup(Constructed).setup()
 
 
 # Self-supervised trainers -----------------------------------------------------------------------------------------------
@@ -630,21 +790,25 @@ def test_a_predictive_trainer_calls_its_networks_as_their_signatures_say(make_to
 
     class Together(JointEmbeddingPredictiveTrainer):
         def format_context_target(self):
-            return [(torch.cat(pair, 1), pair[1]) for pair in self.batch]
+            pairs = self.batch.values() if isinstance(self.batch, dict) else self.batch
+            return [(torch.cat(pair, 1), pair[1]) for pair in pairs]
 
     ends = []
-    for number, (cls, encoder, predictor) in enumerate(
+    dicts = [dict(zip(("context", "target"), Pairs(True)[i], strict=True)) for i in range(24)]
+    for number, (cls, encoder, predictor, *samples) in enumerate(
         [
             (JointEmbeddingPredictiveTrainer, Encoder, EarlyPredictor),
             (Overriding, ShiftEncoder, Predictor),
             (Together, ShiftEncoder, Predictor),
+            (Together, ShiftEncoder, Predictor, dicts),
         ]
     ):
         torch.manual_seed(0)
         modules = {"context_encoder": encoder(8, 6), "target_encoder": encoder(8, 6), "predictor": predictor(7, 6)}
         modules["backbone_classifier"] = nn.Linear(6, 2)  # the pairs have no labels
         logger = {"dump_path": tmp_path / str(number), "level": 20}
-        trainer = make_toy(cls, {"train": Loader(Pairs(True), 8)}, modules, loss=F.mse_loss, logger=logger)
+        data = {"train": Loader(*samples or [Pairs(True)], 8)}
+        trainer = make_toy(cls, data, modules, loss=F.mse_loss, logger=logger)
         trainer()
         ends.append(torch.cat([logged_loss := torch.tensor(logged(trainer, "train/loss")), values(trainer, *modules)]))
         assert logged_loss[-1] < logged_loss[0]
@@ -652,6 +816,7 @@ def test_a_predictive_trainer_calls_its_networks_as_their_signatures_say(make_to
         assert "module.backbone_classifier has nothing to learn from" in said(trainer)
     torch.testing.assert_close(ends[1], ends[0])
     torch.testing.assert_close(ends[2], ends[0])
+    assert torch.equal(ends[3], ends[2])
 
 
 def test_a_teacher_follows_the_schedule_that_a_subclass_has(make_ssl):
@@ -681,6 +846,47 @@ def test_a_teacher_follows_the_schedule_that_a_subclass_has(make_ssl):
             torch.testing.assert_close(after, momentum * before + (1 - momentum) * student)
     assert ends[0] == [1.0] * 3 + [0.25] * 3
     assert ends[1] == pytest.approx([1 - 0.5 * (1 + math.cos(math.pi * step / 6)) / 2 for step in range(6)])
+
+
+def test_an_assigned_momentum_is_that_of_the_run_when_it_is_resumed(make_ssl):
+    class Falling(TeacherStudentModule):
+        def update_ema_coefficient(self, epoch, total_epochs):
+            self.ema_coefficient = 0.9 * self.ema_coefficient
+
+    class Assigning(SelfDistillationTrainer):
+        dies_at = None
+
+        def before_fit_epoch(self):
+            if self.epoch == 1:
+                self.module["projector"].ema_coefficient = 0.5
+
+        def after_fit_step(self):
+            seen[int(self.global_step)] = [self.module[name].ema_coefficient for name in ("backbone", "projector")]
+            if self.global_step == self.dies_at:
+                raise InterruptedError
+
+    def make(**logger):
+        torch.manual_seed(0)
+        networks = {"backbone": Falling(nn.Linear(8, 6)), "projector": TeacherStudentModule(nn.Linear(6, 4))}
+        logger = {"checkpoint_every_step": 1, **logger}
+        return make_ssl(Assigning, modules=networks, loss=NegativeCosineSimilarity(), epochs=3, logger=logger)
+
+    seen = {}
+    whole, part = make(), make()
+    whole()
+    expected, seen = seen, {}
+    assert [expected[step][1] for step in range(4, 10)] == [0.5] * 6
+    assert [expected[step][0] / expected[1][0] for step in (1, 4, 7)] == pytest.approx([1, 0.9, 0.81])
+    for part.dies_at in (5, 7):  # the newest checkpoint is from within the second epoch, and from its end
+        with pytest.raises(InterruptedError):
+            part()
+        part = make(dump_path=part.folder)
+    part()
+    assert seen == expected
+    assert torch.equal(values(part, *part.module), values(whole, *whole.module))
+    assert part.module["backbone"].state_dict().keys() == {
+        f"{network}.{name}" for network in ("student", "teacher") for name in ("weight", "bias")
+    }
 
 
 def test_teachers_follow_once_per_step_although_a_hook_updates_them_too(make_ssl):

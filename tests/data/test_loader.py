@@ -168,6 +168,31 @@ def test_a_sampler_of_some_of_the_samples_gives_no_others(sampler):
     assert sorted(index for indices, _ in made.batches(0) for index in indices) == list(range(12))
 
 
+class Wrapped(DistributedSampler):
+    """As that of catalyst, it shares out what another sampler gives."""
+
+    def __init__(self, sampler, num_replicas=1):
+        super().__init__(list(sampler), num_replicas, rank=0)
+
+    def __iter__(self):
+        return (self.dataset[place] for place in super().__iter__())
+
+
+def test_a_sampler_of_a_kind_of_its_own_keeps_its_samples():
+    made = as_loader(DataLoader(Noise(), 6, sampler=Wrapped(range(8, 20))), "train")
+    made.bind(seed=3)
+    assert sorted(index for indices, _ in made.batches(0) for index in indices) == list(range(8, 20))
+
+
+@pytest.mark.parametrize("make", [Loader, lambda *args, **options: as_loader(DataLoader(*args, **options), "train")])
+@pytest.mark.parametrize("name", ["sampler", "batch_sampler"])
+def test_a_sampler_that_shares_samples_out_is_refused_where_they_would_be_shared_out_twice(make, name):
+    sampler = Wrapped(range(8, 20), num_replicas=2)
+    sampler = BatchSampler(sampler, 6, False) if name == "batch_sampler" else sampler
+    with pytest.raises(ConfigError, match=f"{name}: a Wrapped shares the samples out over 2 processes"):
+        make(Noise(), **{name: sampler})
+
+
 def test_drawing_leaves_the_callers_generators_alone():
     before = torch.get_rng_state()
     draw(WeightedRandomSampler([1.0] * 20, 20), seed=3, epoch=0)

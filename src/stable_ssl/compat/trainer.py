@@ -149,7 +149,8 @@ class EarlyTrainer:
     def _instanciate(self) -> None:
         """Run when all but the side optimizers is built and on the device, before a checkpoint is restored.
 
-        The run uses the optimizer, the schedule and the evaluation sets that it puts into `optim` and `data`.
+        The run uses the optimizer, the schedule, the evaluation sets, and the metrics and monitors that it puts into
+        `optim`, `data` and `logger`.
         """
 
     def _load_checkpoint(self) -> None:
@@ -186,8 +187,8 @@ class EarlyTrainer:
 def wrap(cls: Any, name: str, wrapper: Callable[[Callable], Callable], always: bool = False) -> bool:
     """Put something around a method of a class, if the method is a user's. Return whether that was done.
 
-    If the class inherits the method, `super()` finds it in each call, so that a class with several bases calls the one
-    that comes first in Python's order. A wrapped method is not wrapped again.
+    An inherited method is looked up by `super()` at each call. So if there are several bases, Python's order decides. A
+    wrapped method is not wrapped again.
     """
     method = getattr(cls, name)
     if getattr(method, "is_wrapped", False) or not (always or is_users(method)):

@@ -55,6 +55,7 @@ def check_loader(given: Mapping[str, Any], is_declared: bool) -> None:
         Has a sentence for each problem.
     """
     problems = [*_wrong_data(given["dataset"]), *_wrong_values(given), *_contradictions(given, is_declared)]
+    problems += _shared_out_twice(given)
     if problems:
         raise ConfigError(problems)
 
@@ -96,6 +97,18 @@ def _wrong_values(given: Mapping[str, Any]) -> list[str]:
         "unreadable": (lambda value: value in ("raise", "skip"), "'raise' or 'skip'"),
     }
     return wrong(*((name, given[name], is_right(given[name]), what) for name, (is_right, what) in expected.items()))
+
+
+def _shared_out_twice(given: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each sampler that gives a process its share of the samples, as a `Loader` does itself."""
+    samplers = [(name, given[name]) for name in ("sampler", "batch_sampler")]
+    samplers += [(name, getattr(sampler, "sampler", None)) for name, sampler in samplers]
+    return [
+        f"{name}: a {type(sampler).__name__} shares the samples out over {sampler.num_replicas} processes, and a "
+        "Loader would share out that share again. Give the sampler inside it, or set shuffle."
+        for name, sampler in samplers
+        if is_count(getattr(sampler, "num_replicas", None), 2)
+    ]
 
 
 def _is_flag(value: Any) -> bool:

@@ -84,16 +84,15 @@ def _order_of(loader: DataLoader) -> tuple[dict[str, Any], str]:
     # DataLoader makes a batch sampler itself if it has a batch size.
     if loader.batch_sampler is not None and loader.batch_size is None:
         return {"batch_sampler": loader.batch_sampler}, _drawn_from(loader.batch_sampler)
-    whole: Any = loader.dataset
-    sampled: Any = getattr(sampler, "dataset", None)
-    if isinstance(sampler, DistributedSampler) and len(sampled) != len(whole):
-        sampler = (RandomSampler if sampler.shuffle else SequentialSampler)(sampled)
-    if isinstance(sampler, DistributedSampler):
-        return {"shuffle": bool(sampler.shuffle)}, "a DistributedSampler's, whose samples the trainer shares out itself"
+    described = ""
+    if type(sampler) is DistributedSampler:  # a subclass may give any samples
+        sampler = (RandomSampler if sampler.shuffle else SequentialSampler)(sampler.dataset)  # type: ignore[arg-type]
+        described = "a DistributedSampler's, whose samples the trainer shares out itself"
     shuffles = is_plain_order(sampler, loader.dataset)
     if shuffles is None:
-        return {"sampler": sampler}, _drawn_from(sampler)
-    return {"shuffle": shuffles}, "a function of the seed and the epoch" if shuffles else "that of the data set"
+        return {"sampler": sampler}, described or _drawn_from(sampler)
+    plain = "a function of the seed and the epoch" if shuffles else "that of the data set"
+    return {"shuffle": shuffles}, described or plain
 
 
 def _drawn_from(sampler: Any) -> str:

@@ -18,7 +18,7 @@ from ..loggers.metrics import check_metrics
 from ..runtime.seeding import Stream, seed_generators
 from ..runtime.weights import load_weights
 from .agreement import Alone, Together
-from .optimizing import build_optimization
+from .optimizing import build_optimization, check_replaced
 from .parts import MAKE_IT_EARLIER
 
 log = logging.getLogger("stable_ssl")
@@ -35,11 +35,17 @@ class Builder:
         The processes of the run.
     device
         Where this process computes.
+
+    Attributes
+    ----------
+    loaders
+        The loaders that are bound to this run, each by the name that it is bound to.
     """
 
     def __init__(self, seed: int, ranks: Alone | Together, device: torch.device):
         self._seed, self._ranks, self._device = seed, ranks, device
-        self._loaders: list[Any] = []  # those that know the run
+        self.loaders: dict[str, Any] = {}
+        self._made: tuple[Any, Any] | None = None  # optimizer and schedule
 
     def seeded(self, node: Any, path: str) -> Any:
         """Build a node under a seed of its own, so that its weights do not depend on the rest of the configuration.
@@ -95,7 +101,7 @@ class Builder:
     def data(self, nodes: Any) -> dict[str, Any]:
         """Build the loaders, and bind them to the run. Names with a leading underscore are plain values."""
         data: dict[str, Any] = build(nodes, "data")
-        bound: set[int] = set()
+        bound = {id(loader) for loader in self.loaders.values()}
         for name in data_sets(data):
             source = data[name]
             # A loader is bound to one name. If a second name has the same one, it gets a copy.
@@ -107,23 +113,30 @@ class Builder:
             if isinstance(loader, Loader):
                 loader.leave_out(self._ranks.from_main(loader.find_unreadable))
                 loader.prepare(self._device)
-        _compare_classes({name: data[name] for name in data_sets(data)})
-        self._loaders += [data[name] for name in data_sets(data)]
+        self.loaders.update((name, data[name]) for name in data_sets(data))
+        _compare_classes(self.loaders.get("train"), {name: data[name] for name in data_sets(data)})
         return data
 
-    def late_data(self, data: dict[str, Any]) -> list[Any]:
-        """Build the evaluation sets that a hook has put into `data` since, and return the loaders of all sets.
+    def after_hook(self, data: dict[str, Any], optim: Any, logger: Any) -> None:
+        """Build or check what `_instanciate` has put into `data`, `optim` and `logger`.
 
         Raises
         ------
         ConfigError
-            The hook has put another training set there.
+            It has put a training set into `data`, or something into `optim` that a run can't use.
         """
-        late = {name: data[name] for name in data_sets(data) if not any(data[name] is one for one in self._loaders)}
+        late = {name: data[name] for name in data_sets(data) if data[name] is not self.loaders.get(name)}
         if "train" in late:
-            raise ConfigError("data.train: _instanciate() replaced it, but the schedule is made. Configure it in data.")
+            raise ConfigError(
+                "data.train: _instanciate() put this training set there, but the run's number of steps was known "
+                "before. Configure it in data."
+            )
         data.update(self.data(late))
-        return [data[name] for name in data_sets(data)]
+        for kind in ("metric", "monitor"):
+            logger[kind] = _of_sets(logger[kind], kind, data_sets(data, but="train" if kind == "metric" else ""))
+        self.watched(logger, data)
+        if self._made:
+            check_replaced(optim, *self._made)
 
     def first_values(
         self, trained: nn.Module, modules: Mapping[str, nn.Module], sources: Mapping[str, Any], hook: Callable[[], None]
@@ -173,22 +186,25 @@ class Builder:
             for module in modules.values():
                 module.compile(mode=compile_mode if isinstance(compile_mode, str) else None)
 
-    def metrics(self, nodes: Mapping[str, Any], sets: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """Build the metrics of `logger.metric` on the device, as `{set: {name: metric}}`.
+    def watched(self, logger: Any, data: Mapping[str, Any]) -> None:
+        """Build the metrics, on the device, and the monitors of the sets in `data`, in the run's `LoggerConfig`.
 
-        Parameters
-        ----------
-        sets
-            The sets to evaluate on.
+        Those of other sets are left as they are, because `_instanciate` may put these sets into `data`.
         """
-        built: dict[str, dict[str, Any]] = {}
-        nodes = of_sets(nodes, "metric", sets)
-        for name in sets:
-            path = f"logger.metric.{name}"
-            metrics = build(nodes.get(name, {}), path)
-            check_metrics(metrics, path, self._ranks.size)
-            built[name] = {key: m.to(self._device) if hasattr(m, "to") else m for key, m in metrics.items()}
-        return built
+        metrics = {name: {} for name in data_sets(data, but="train")} | logger["metric"]
+        logger["metric"] = {
+            name: self._metrics(named, name) if name in data else named for name, named in metrics.items()
+        }
+        logger["monitor"] = {
+            name: build(named, f"logger.monitor.{name}") if name in data else named
+            for name, named in logger["monitor"].items()
+        }
+
+    def _metrics(self, nodes: Any, set_name: str) -> dict[str, Any]:
+        path = f"logger.metric.{set_name}"
+        metrics = build(nodes, path)
+        check_metrics(metrics, path, self._ranks.size)
+        return {key: m.to(self._device) if hasattr(m, "to") else m for key, m in metrics.items()}
 
     def optimization(
         self, optim: Any, modules: Mapping[str, nn.Module], loader: Any, schedule_begin: Callable[[Any, Any], float]
@@ -207,6 +223,7 @@ class Builder:
         optim["num_batches"] = self._count_batches(loader, optim["max_steps"])
         begin = schedule_begin(optim, loader)
         build_optimization(optim, modules, batch_size and batch_size * self._ranks.size, begin)
+        self._made = optim["optimizer"], optim["scheduler"]
 
     def _count_batches(self, loader: Any, limit: int | float) -> int:
         """Return the number of mini-batches per epoch; for a stream without a length, its largest number.
@@ -236,7 +253,7 @@ class Builder:
         return available if limit < 0 else min(limit, available)
 
 
-def of_sets(nodes: Mapping[str, Any], kind: str, sets: Iterable[str]) -> dict[str, Any]:
+def _of_sets(nodes: Mapping[str, Any], kind: str, sets: Iterable[str]) -> dict[str, Any]:
     """Return the metrics or monitors of sets that there are, and warn of those of other sets.
 
     Parameters
@@ -255,12 +272,10 @@ def of_sets(nodes: Mapping[str, Any], kind: str, sets: Iterable[str]) -> dict[st
     return {name: node for name, node in nodes.items() if name in sets}
 
 
-def _compare_classes(loaders: Mapping[str, Any]) -> None:
+def _compare_classes(train: Any, loaders: Mapping[str, Any]) -> None:
     """Warn if an evaluation set numbers its classes otherwise than the training set does, as folders may."""
-    named = {name: getattr(getattr(loader, "dataset", None), "classes", None) for name, loader in loaders.items()}
-    if not (trained := named.pop("train", None)):
-        return
-    for name, classes in named.items():
+    trained, *others = (getattr(getattr(one, "dataset", None), "classes", None) for one in (train, *loaders.values()))
+    for name, classes in zip(loaders, others, strict=True) if trained else ():
         if classes and list(classes) != list(trained):
             odd = sorted({str(one) for one in classes} ^ {str(one) for one in trained})[:5]
             log.warning(

@@ -102,7 +102,7 @@ class Evaluation:
 
     @contextmanager
     def over(
-        self, set_name: str, loader: Any, monitors: Mapping[str, Callable[[], Any]]
+        self, set_name: str, data: Mapping[str, Any], monitors: Mapping[str, Callable[[], Any]]
     ) -> Iterator[Iterator[tuple[int, Any, Any]]]:
         """Yield the batches of a set for the `with` block to evaluate. After the block, log metrics and monitors.
 
@@ -110,8 +110,8 @@ class Evaluation:
 
         Parameters
         ----------
-        set_name, loader
-            The set's name in `data`, and its loader.
+        set_name, data
+            The set's name in the trainer's `data`.
         monitors
             Functions by the monitor's name. Each returns the value of its monitor after all batches.
 
@@ -120,12 +120,13 @@ class Evaluation:
         Iterator
             (place in the set, sample indices, batch on the device).
         """
+        self._feed.check(data)
         metrics = self._metrics[set_name]
         for metric in metrics.values():
             metric.reset()
-        with self._recorder.evaluation(set_name, length_of(loader)):
+        with self._recorder.evaluation(set_name, length_of(data[set_name])):
             try:
-                yield self._feed.seeded_evaluation(loader)
+                yield self._feed.seeded_evaluation(data, set_name)
             except BreakEpoch as request:
                 self._run.ranks.broke_off(request)
                 log.info(

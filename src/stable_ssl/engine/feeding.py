@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..exceptions import ConfigError, DataError
 from ..runtime.device import count_images, to_device
 from ..runtime.preemption import StopWaiting
 from ..runtime.seeding import Stream, seed_generators
+from .building import data_sets
 from .session import Session
 
 log = logging.getLogger("stable_ssl")
@@ -25,26 +26,23 @@ class Feed:
         The session, with its device.
     hardware
         The run's `HardwareConfig`, with the seed in use.
-
-    Attributes
-    ----------
     loaders
-        The loaders of the run, which know its seed and their share of the samples.
+        The loaders that are bound to the run, by name.
     """
 
-    def __init__(self, run: Session, hardware: Any):
+    def __init__(self, run: Session, hardware: Any, loaders: Mapping[str, Any]):
         self._run, self._seed, self._channels_last = run, hardware["seed"], hardware["channels_last"]
         self._must_move = run.device.type != "cpu" or hardware["channels_last"]
         self._data_wait, self._has_warned = 0.0, False
-        self.loaders: list[Any] = []
+        self.loaders = loaders
 
-    def training(self, loader: Any, num_batches: int, group: int) -> Iterator[tuple[int, Any, Any]]:
+    def training(self, data: Mapping[str, Any], num_batches: int, group: int) -> Iterator[tuple[int, Any, Any]]:
         """Yield (place in the epoch, sample indices, batch on the device) for each batch that the epoch has left.
 
         Parameters
         ----------
-        loader
-            The training set's. Its `batches(epoch, start)` yields (sample indices, batch).
+        data
+            The trainer's `data`. The loader's `batches(epoch, start)` yields (sample indices, batch).
         num_batches
             Mini-batches per epoch.
         group
@@ -52,11 +50,14 @@ class Feed:
 
         Raises
         ------
+        ConfigError
+            A hook has put another loader into `data`, of any set.
         DataError
             The epoch has no batch.
         """
         run, clock = self._run, time.perf_counter
-        run.loader = self._checked(loader)
+        self.check(data)
+        run.loader = loader = data["train"]
         progress, stop, ranks, console = run.progress, run.stop, run.ranks, run.log.console
         begin, size = progress.batches, ranks.size
         console.begin_epoch(progress.epoch, num_batches, begin)
@@ -97,14 +98,16 @@ class Feed:
                 expected,
             )
 
-    def evaluation(self, loader: Any) -> Iterator[tuple[Any, Any]]:
+    def evaluation(self, data: Mapping[str, Any], set_name: str) -> Iterator[tuple[Any, Any]]:
         """Yield (sample indices, batch on the device) for each batch of this process's share of a set.
 
         Other processes may have more batches, so this one waits for them at the end. A request to stop ends the run
         without a save, because the checkpoint from before the evaluation is enough.
         """
-        run, stop, batches = self._run, self._run.stop, self._checked(loader).batches(0)
-        run.loader = loader
+        run, stop = self._run, self._run.stop
+        run.loader = data[set_name]
+        self.check({set_name: run.loader})
+        batches = run.loader.batches(0)
         while True:
             stop.is_idle = run.ranks.can_drop_a_wait
             try:
@@ -119,26 +122,28 @@ class Feed:
             elif not has_more:
                 return
 
-    def seeded_evaluation(self, loader: Any) -> Iterator[tuple[int, Any, Any]]:
+    def seeded_evaluation(self, data: Mapping[str, Any], set_name: str) -> Iterator[tuple[int, Any, Any]]:
         """Yield (place in the set, sample indices, batch on the device) for each batch of an evaluation set.
 
         Before each batch, the default generators are seeded and the progress is shown if due.
         """
         console, ranks = self._run.log.console, self._run.ranks
-        for batch_idx, (indices, batch) in enumerate(self.evaluation(loader)):
+        for batch_idx, (indices, batch) in enumerate(self.evaluation(data, set_name)):
             seed_generators(self._seed, Stream.EVAL, batch_idx, ranks.rank)
             if time.perf_counter() >= console.due:
                 console.show(batch_idx, count_images(indices, batch) * ranks.size)
             yield batch_idx, indices, batch
 
-    def _checked(self, loader: Any) -> Any:
-        """Return a loader, or raise a ConfigError if a hook has put it into `data` after the set-up."""
-        if not any(loader is one for one in self.loaders):
-            raise ConfigError(
-                f"data: a hook put a {type(loader).__name__} there after the set-up, when it can't get the run's seed "
-                "and its share of the samples. Put it there in _instanciate(), or change the transform of the data set."
-            )
-        return loader
+    def check(self, data: Mapping[str, Any]) -> None:
+        """Raise a ConfigError if a hook has put a loader into `data` that is not bound to the run by that name."""
+        for name in data_sets(data):
+            if data[name] is not self.loaders.get(name):
+                place = "Configure it in data" if name == "train" else "Put it there in _instanciate()"
+                raise ConfigError(
+                    f"data.{name}: a hook put this {type(data[name]).__name__} there. Only the set-up can give it the "
+                    "run's seed and its share of the samples, when _instanciate() is over. "
+                    f"{place}, or change the transform of the data set."
+                )
 
     def on_device(self, batch: Any) -> Any:
         """Return a batch on the run's device, in the configured memory format."""

@@ -13,9 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from ..config import build
 from ..loggers.metrics import logged_names, require_methods
-from .building import of_sets
 from .parts import Part
 from .recording import Recorder
 
@@ -27,25 +25,17 @@ class Monitors:
 
     Parameters
     ----------
-    nodes
-        `logger.monitor`: `{set: {name: monitor or its node}}`.
-    sets
-        The sets in `data`. Monitors of other sets are left out, with a warning.
+    built
+        `logger.monitor`: `{set: {name: monitor}}`.
     recorder
         Where their values are logged.
-
-    Attributes
-    ----------
-    built
-        `{set: {name: monitor}}`.
     """
 
-    def __init__(self, nodes: Mapping[str, Any], sets: list[str], recorder: Recorder):
-        self.built: dict[str, dict[str, Any]] = build(of_sets(nodes, "monitor", sets), "logger.monitor")
-        for set_name, monitors in self.built.items():
+    def __init__(self, built: Mapping[str, Mapping[str, Any]], recorder: Recorder):
+        for set_name, monitors in built.items():
             require_methods(monitors, ("compute",), f"logger.monitor.{set_name}")
-        self._recorder = recorder
-        named = {set_name: logged_names(monitors) for set_name, monitors in self.built.items()}
+        self._built, self._recorder = built, recorder
+        named = {set_name: logged_names(monitors) for set_name, monitors in built.items()}
         self._training = [
             (name, monitor, hasattr(monitor, "on_step")) for name, monitor in named.pop("train", {}).items()
         ]
@@ -69,7 +59,7 @@ class Monitors:
                 log.info("logger.monitor.%s: a %s has no state_dict(), so a resumed run begins it anew.", path, kind)
 
     def _by_path(self) -> Iterator[tuple[str, Any]]:
-        return ((f"{group}.{name}", monitor) for group, named in self.built.items() for name, monitor in named.items())
+        return ((f"{group}.{name}", monitor) for group, named in self._built.items() for name, monitor in named.items())
 
     def after_step(self, trainer: nn.Module) -> None:
         """Let the monitors of `train` look at an optimizer step, and log their values at logging steps.

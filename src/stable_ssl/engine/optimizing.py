@@ -56,14 +56,45 @@ def build_optimization(
             optim["scheduler"] = _build_scheduler(optim["scheduler"], optimizer, optim["total_steps"])
 
 
+def check_replaced(optim: Any, optimizer: Any, schedule: Any) -> None:
+    """Check the optimizer and the schedule in `optim`, if `_instanciate` has replaced those that were built.
+
+    Parameters
+    ----------
+    optim
+        The run's `OptimConfig`.
+    optimizer, schedule
+        Those that `build_optimization` made.
+
+    Raises
+    ------
+    ConfigError
+        A run can't use what is there.
+    """
+    now, maker = optim["scheduler"], "_instanciate() made"
+    if optim["optimizer"] is not optimizer:
+        _check_optimizer(optim["optimizer"], optim["groups"], maker)
+        if optim["lr_batch_size"]:
+            raise ConfigError(
+                "optim.lr_batch_size: it does not scale the rate of an optimizer that _instanciate() made. Leave it "
+                "out, and scale the rate there."
+            )
+        if now is not None and (now is schedule or getattr(now, "optimizer", None) is optimizer):
+            raise ConfigError(
+                "optim.scheduler: it belongs to another optimizer than optim.optimizer. Make a schedule of the new "
+                "one in _instanciate()."
+            )
+    if now is not None and now is not schedule:
+        _check_schedule(now, optim["total_steps"], maker)
+
+
 def _build_optimizer(
     node: Any, modules: Mapping[str, nn.Module], exclude_bias_norm: bool, groups: Mapping[str, Mapping[str, Any]]
 ) -> torch.optim.Optimizer:
     """Build the optimizer from a node or a callable. Return an existing optimizer unchanged."""
     made = build(_partial(node), "optim.optimizer")
     if isinstance(made, torch.optim.Optimizer) or hasattr(made, "param_groups"):
-        if groups:
-            raise ConfigError("optim.groups: optim.optimizer has its parameters already; give a node or a callable.")
+        _check_optimizer(made, groups)
         existing: torch.optim.Optimizer = made
         return existing
     parameters = param_groups(modules, exclude_bias_norm, groups)
@@ -80,14 +111,29 @@ def _build_optimizer(
     if not isinstance(function, type) and parameters[0].keys() == {"params"} and len(parameters) == 1:
         parameters = parameters[0]["params"]  # a function of the user's own divides them itself, as in early 2025
     optimizer: torch.optim.Optimizer = _called(made, "optim.optimizer", parameters)
+    _check_optimizer(optimizer)
+    return optimizer
+
+
+def _check_optimizer(optimizer: Any, groups: Any = None, maker: str = "makes") -> None:
+    """Raise a ConfigError if a run can't use an optimizer.
+
+    Parameters
+    ----------
+    groups
+        `optim.groups`, which an optimizer that was not made of them does not have.
+    maker
+        Who made it, for the error.
+    """
     if not hasattr(optimizer, "param_groups"):
-        raise ConfigError(f"optim.optimizer: makes a {type(optimizer).__name__}, not an optimizer.")
+        raise ConfigError(f"optim.optimizer: {maker} a {type(optimizer).__name__}, not an optimizer.")
+    if groups:
+        raise ConfigError("optim.groups: optim.optimizer has its parameters already; give a node or a callable.")
     if needed := _needed(optimizer.step):
         raise ConfigError(
             f"optim.optimizer: {type(optimizer).__name__}.step() needs '{needed[0]}', but a run calls it without, when "
             "the gradients are there. Take another optimizer."
         )
-    return optimizer
 
 
 def _build_scheduler(node: Any, optimizer: torch.optim.Optimizer, total_steps: int) -> Any:
@@ -100,11 +146,11 @@ def _build_scheduler(node: Any, optimizer: torch.optim.Optimizer, total_steps: i
     return made
 
 
-def _check_schedule(schedule: Any, total_steps: int) -> None:
+def _check_schedule(schedule: Any, total_steps: int, maker: str = "makes") -> None:
     """Raise a ConfigError if a run can't call `step()` of a schedule after each of its optimizer steps."""
     name = type(schedule).__name__
     if not callable(getattr(schedule, "step", None)):
-        raise ConfigError(f"optim.scheduler: makes a {name}, not a schedule.")
+        raise ConfigError(f"optim.scheduler: {maker} a {name}, not a schedule.")
     for method in ("state_dict", "load_state_dict"):
         if not callable(getattr(schedule, method, None)):
             raise ConfigError(
@@ -125,8 +171,9 @@ def _check_schedule(schedule: Any, total_steps: int) -> None:
 
 
 def _needed(function: Callable) -> list[str]:
-    """Return the names of the arguments that a function can't be called without."""
-    parameters = inspect.signature(function).parameters.values()
+    """Return the names of the arguments that a method can't be called without."""
+    # A schedule of torch wraps the optimizer's step(), whose signature then has `self`.
+    parameters = [p for p in inspect.signature(function).parameters.values() if p.name != "self"]
     return [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 

@@ -71,8 +71,6 @@ class Stepper:
         once = list({id(part): part for part in parts}.values())
         self._calls = {name: _methods(once, name) for name in ("begin_epoch", "begin_step", "update_teacher")}
         self._total_steps: int = options["total_steps"]
-        if getattr(self._scheduler, "optimizer", self._optimizer) is not self._optimizer:
-            raise ConfigError("optim.scheduler: _instanciate() made an optimizer without a schedule. Make one there.")
         for part in once:
             if hasattr(type(part), "epochs_of_run"):
                 part.epochs_of_run = options["epochs"]

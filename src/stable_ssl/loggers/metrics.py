@@ -57,6 +57,8 @@ def require_methods(parts: Mapping[str, Any], methods: tuple[str, ...], path: st
     ConfigError
         Says for each object what is wrong with it.
     """
+    if not isinstance(parts, Mapping):
+        raise ConfigError(f"{path}: {parts!r} is not a dict of names.")
     problems = [
         f"{path}.{name}: {part!r} is a class. Give an object of it instead."
         if isinstance(part, type)

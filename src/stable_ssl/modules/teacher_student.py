@@ -62,8 +62,11 @@ class TeacherStudentModule(nn.Module):
     """
 
     epochs_of_run: int | None = None  # set by a run
+    _of_run: Tensor
     _progress = 0.0
-    _given_coefficient: float | None = None
+    # The momentum that was assigned, now and at the beginning of the epoch, or NaN; and the number of that epoch.
+    _assigned = _at_beginning = math.nan
+    _epoch = -1
     _is_in_run = _has_told = False
 
     def __init__(
@@ -80,6 +83,9 @@ class TeacherStudentModule(nn.Module):
         self.base_ema_coefficient, self.final_ema_coefficient = base_ema_coefficient, final_ema_coefficient
         self.ema_schedule = ema_schedule
         check_ema(self)
+        # For a run's checkpoints. It holds the bits of float64, which not all devices have.
+        self.register_buffer("_of_run", torch.zeros(3, dtype=torch.int64), persistent=False)
+        self._keep()
         if not warm_init:
             for layer in self.teacher.modules():
                 if callable(reset := getattr(layer, "reset_parameters", None)):
@@ -99,11 +105,20 @@ class TeacherStudentModule(nn.Module):
         return self.teacher(*args, **kwargs)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Note that a run updates the teacher from here on, and set the momentum if a subclass has its own schedule."""
+        """Note that a run updates the teacher from here on, and set the momentum if a subclass has its own schedule.
+
+        If a run goes on within the epoch, the schedule finds the momentum that it found before.
+        """
         self._is_in_run = True
+        now, at_beginning, of_epoch = self._of_run.cpu().view(torch.float64).tolist()
+        self._at_beginning, self._epoch = (at_beginning if epoch == of_epoch else now), epoch
+        self._assigned = self._at_beginning
         is_own = type(self).update_ema_coefficient is not TeacherStudentModule.update_ema_coefficient
         if is_own and self.epochs_of_run is not None:
             self.update_ema_coefficient(epoch, self.epochs_of_run)
+        if epoch == of_epoch:
+            self._assigned = now
+        self._keep()
 
     def update_teacher(self, progress: float | None = None) -> None:
         """Move the teacher's weights towards the student's.
@@ -130,14 +145,21 @@ class TeacherStudentModule(nn.Module):
     def ema_coefficient(self) -> float:
         """The momentum of the newest update in a run, or that `update_ema_coefficient` has set.
 
-        A value that is assigned holds from then on, whatever the schedule, and is in no checkpoint. At the beginning of
-        each epoch, a run calls the `update_ema_coefficient` of a subclass, which may assign one.
+        An assigned value holds from then on, instead of the schedule. A run that is resumed has it again. At the
+        beginning of each epoch, a run calls the `update_ema_coefficient` of a subclass, which may assign one.
         """
-        return ema_coefficient(self, self._progress) if self._given_coefficient is None else self._given_coefficient
+        return ema_coefficient(self, self._progress) if math.isnan(self._assigned) else self._assigned
 
     @ema_coefficient.setter
     def ema_coefficient(self, value: float | Tensor) -> None:
-        self._given_coefficient = float(value)
+        self._assigned = float(value)
+        self._keep()
+
+    @torch.no_grad()
+    def _keep(self) -> None:
+        """Write the assigned momentum to the buffer that checkpoints have."""
+        values = [self._assigned, self._at_beginning, self._epoch]
+        self._of_run.copy_(torch.tensor(values, dtype=torch.float64, device="cpu").view(torch.int64))
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile student and teacher in place, with the arguments of `torch.compile`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -118,7 +119,7 @@ class JointEmbeddingPredictiveTrainer(SelfSupervisedTrainer):
     def forward(self, images: Tensor, *params: Any) -> Tensor:
         """Return the representations, (batch, dim), of the encoder that `evaluate_with` names.
 
-        If parameters follow the images, as in early 2025, the context encoder gives them, with gradients.
+        With parameters, as in early 2025, the representations are the context encoder's, and have gradients.
         """
         encoder = "context_encoder" if params or self.evaluate_with == "student" else "target_encoder"
         representations: Tensor = self.module[encoder](images, *params)
@@ -148,7 +149,8 @@ class JointEmbeddingPredictiveTrainer(SelfSupervisedTrainer):
         return (context, context_params), (target, target_params)
 
     def _has_labels(self) -> bool:
-        return super()._has_labels() if self.num_masks else isinstance(self.batch[0][0], list | tuple)
+        is_early = not (self.num_masks or isinstance(self.batch, Mapping))
+        return isinstance(self.batch[0][0], list | tuple) if is_early else super()._has_labels()
 
     def forward_target(self, *args: Any) -> Any:
         """Return the output of the target encoder."""
