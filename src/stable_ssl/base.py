@@ -248,7 +248,7 @@ class BaseTrainer(EarlyTrainer, nn.Module):
             if saver.lacks_values():
                 build.first_values(self, self.module, self.module_init, self.initialize_modules)
             build.settle(self, self.module, self.hardware["compile"])
-            self._feed = feed = engine.Feed(run, self.hardware)
+            self._feed = feed = engine.Feed(run, self.hardware, saver.save)
             self._recorder = engine.Recorder(run, feed, self.logger["log_every_step"])
             self.logger["metric"] = build.metrics(self.logger["metric"], self.eval_sets)
             self._monitors = engine.Monitors(self.logger["monitor"], data_sets(self.data), self._recorder)
