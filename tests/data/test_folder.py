@@ -356,9 +356,10 @@ def test_a_full_disk_for_the_cache_costs_one_line(root, small_disk, monkeypatch,
 
 def test_a_cache_that_may_not_be_written_costs_one_line(root, cache, caplog):
     cache.write_text("no folder")
-    assert len(Images(root)) == 4
-    assert len(caplog.messages) == 2 - ("is not used" not in caplog.text)
-    assert "can't be kept" in caplog.text
+    with caplog.at_level(logging.INFO, logger="stable_ssl"):
+        assert len(Images(root)) == 4
+    (line,) = caplog.messages
+    assert "can't be kept" in line
 
 
 def scan_in_process(root, queue):
