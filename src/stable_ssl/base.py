@@ -249,7 +249,7 @@ class BaseTrainer(EarlyTrainer, nn.Module):
             if saver.lacks_values():
                 build.first_values(self, self.module, self.module_init, self.initialize_modules)
             build.settle(self, self.module, self.hardware["compile"])
-            self._feed = feed = engine.Feed(run, self.hardware, build.loaders)
+            self._feed = feed = engine.Feed(run, self.hardware, build.loaders, saver.save)
             self._recorder = engine.Recorder(run, feed, self.logger["log_every_step"])
             build.watched(self.logger, self.data)
             if "train" in self.data:

@@ -112,9 +112,9 @@ class _Batch:
     def __init__(self, source: DecodedBatches, threads: Threads, seed: int, epoch: int, indices: list[int]):
         self.indices = indices
         self._source, self._threads, self._key = source, threads, (seed, epoch, indices)
-        self._beginning = threads.submit(self._begin)
         self._target: Any = None  # what gets the decoded images
         self._pieces: list[Future] = []
+        self._beginning = threads.submit(self._begin)  # a thread may begin at once
 
     def _begin(self) -> None:
         """Draw the parameters of the views, which depend on the images' sizes, and give out the work."""

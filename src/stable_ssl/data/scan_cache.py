@@ -78,7 +78,7 @@ def read_scan(root: Path) -> Scan:
         if rows.dtype != COLUMNS or len(rows) != len(files):
             raise ValueError("it is damaged")
         return Scan(files, rows)
-    except FileNotFoundError:
+    except OSError:  # there is none, or it can't be read: then it can't be written either, which is said
         return nothing
     except Exception as error:  # damaged files raise errors of many kinds
         log.info("'%s', what is known of '%s', is not used: %s", printable(path), printable(root), error)

@@ -180,7 +180,7 @@ def _in_threads(root: Path, act: Callable[[int], None], rows: np.ndarray, reason
         starts = range(0, len(rows), FILES_PER_JOB)
         try:
             for start, _ in zip(starts, pool.map(several, starts), strict=True):
-                progress(start, len(rows))
+                progress(min(start + FILES_PER_JOB, len(rows)), len(rows))
         except Exception as error:
             if not is_of_machine(error):
                 raise
@@ -219,7 +219,11 @@ def _has_end(image: Any, file: BinaryIO, size: int) -> bool:
     if image.format in ("JPEG", "MPO"):
         after_header = file.tell()
         file.seek(max(size - TAIL, after_header))
-        return END_OF_JPEG in file.read(TAIL)
+        if END_OF_JPEG not in file.read(TAIL):
+            file.seek(after_header)
+            if END_OF_JPEG not in file.read():  # what is missing would become grey
+                raise DataError("its end is missing")
+        return True
     if image.format == "PNG":
         file.seek(max(size - len(END_OF_PNG), 0))
         return file.read(len(END_OF_PNG)) == END_OF_PNG

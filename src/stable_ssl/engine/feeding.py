@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
-from ..exceptions import ConfigError, DataError
+from ..exceptions import ConfigError, DataError, NanError
 from ..runtime.device import count_images, to_device
 from ..runtime.preemption import StopWaiting
 from ..runtime.seeding import Stream, seed_generators
@@ -28,9 +29,12 @@ class Feed:
         The run's `HardwareConfig`, with the seed in use.
     loaders
         The loaders that are bound to the run, by name.
+    save
+        Saves the state between two optimizer steps.
     """
 
-    def __init__(self, run: Session, hardware: Any, loaders: Mapping[str, Any]):
+    def __init__(self, run: Session, hardware: Any, loaders: Mapping[str, Any], save: Callable[[], None]):
+        self._save = save
         self._run, self._seed, self._channels_last = run, hardware["seed"], hardware["channels_last"]
         self._must_move = run.device.type != "cpu" or hardware["channels_last"]
         self._data_wait, self._has_warned = 0.0, False
@@ -46,14 +50,15 @@ class Feed:
         num_batches
             Mini-batches per epoch.
         group
-            Mini-batches per optimizer step. A signal interrupts the wait for the first of them.
+            Mini-batches per optimizer step. A signal interrupts the wait for the first of them. If its samples can't be
+            read, the state is saved before the run fails.
 
         Raises
         ------
         ConfigError
             A hook has put another loader into `data`, of any set.
         DataError
-            The epoch has no batch.
+            The epoch has no batch, or a sample can't be read.
         """
         run, clock = self._run, time.perf_counter
         self.check(data)
@@ -66,7 +71,11 @@ class Feed:
         for batch_idx in range(begin, num_batches):
             asked = clock()
             stop.is_idle = may_be_interrupted and batch_idx % group == 0
-            found = next(batches, None)
+            try:
+                found = next(batches, None)
+            except DataError:
+                self._save_before_failing()
+                raise
             stop.is_idle = False
             if loader.is_stream and ranks.any(found is None):
                 found = None  # the epoch ends for all processes if it ends for one
@@ -84,6 +93,13 @@ class Feed:
             if now >= console.due:
                 console.show(batch_idx, count_images(indices, batch) * size)
             yield batch_idx, indices, self.on_device(batch)
+
+    def _save_before_failing(self) -> None:
+        """Save what was trained before a batch could not be read, as a signal would in its place."""
+        if self._run.stop.is_idle and self._run.progress.global_step > 0:
+            self._run.stop.is_idle = False
+            with suppress(NanError):  # then the checkpoint before it is the last good one
+                self._save()
 
     def _warn_of_end(self, epoch: int, found: int, expected: int) -> None:
         """Warn, once, that an epoch of a stream is shorter than the schedule takes it to be."""
