@@ -500,6 +500,30 @@ def test_the_probes_are_trained_as_ever_whatever_is_made_of_their_losses(make_ss
     assert said(weighted).count("trained by an optimizer of their own") == 1
 
 
+def test_a_trainer_with_a_compute_loss_of_its_own_needs_no_loss(make_ssl):
+    class Own(JointEmbeddingTrainer):
+        def compute_loss(self):
+            (first, second), _ = self.format_views_labels()
+            return (self.module["projector"](self.module["backbone"](first - second))).square().mean()
+
+    class Deeper(Own):
+        def compute_loss(self):
+            return 2 * super().compute_loss()
+
+    class Extending(JointEmbeddingTrainer):
+        def compute_loss(self):
+            return super().compute_loss()
+
+    own, deeper, extending = map(make_ssl, (Own, Deeper, Extending))
+    for trainer in (own, deeper, extending):
+        trainer.loss = None
+    own()
+    deeper()
+    assert logged(deeper, "train/loss")[0] == pytest.approx(2 * logged(own, "train/loss")[0])
+    with pytest.raises(ConfigError, match="loss: Extending needs one, .* or a compute_loss of its own"):
+        extending()
+
+
 def test_a_loss_of_the_probes_alone_trains_nothing_else(make_ssl):
     class ProbeOnly(JointEmbeddingTrainer):
         def compute_loss(self):
