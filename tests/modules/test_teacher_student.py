@@ -78,10 +78,12 @@ def test_a_teacher_has_no_gradient_and_is_what_a_plain_call_runs():
     assert all(not p.requires_grad for p in pair.teacher.parameters())
 
 
-def test_a_warm_start_has_the_students_weights_and_a_cold_one_its_own():
+def test_a_warm_start_has_the_students_weights_and_a_cold_one_its_own(caplog):
+    caplog.set_level("INFO")
     warm, cold = TeacherStudentModule(network()), TeacherStudentModule(network(), warm_init=False)
     assert all(torch.equal(a, b) for a, b in zip(warm.teacher.parameters(), warm.student.parameters(), strict=True))
     assert not torch.equal(cold.teacher[0].weight, cold.student[0].weight)
+    assert caplog.text.count("the teacher begins with weights of its own") == 1
 
 
 def test_a_linear_momentum_is_on_the_line_between_both_coefficients():

@@ -81,6 +81,7 @@ class TeacherStudentModule(nn.Module):
         self.ema_schedule = ema_schedule
         check_ema(self)
         if not warm_init:
+            log.info("warm_init is false: the teacher begins with weights of its own. In early 2025 they were a copy.")
             for layer in self.teacher.modules():
                 if callable(reset := getattr(layer, "reset_parameters", None)):
                     reset()
