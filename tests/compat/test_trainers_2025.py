@@ -12,6 +12,8 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 from torch.nn import functional as F
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
 from toys import Toy, toy_dataset
 
 from stable_ssl import (
@@ -369,6 +371,20 @@ def test_break_epoch_in_an_evaluation_ends_that_set_only(make_sup):
         for name, data in (("test", toy_dataset(16, seed=1)[:8]), ("more", toy_dataset(8, seed=2)[:])):
             expected = (trainer.module["backbone"](data[0]).argmax(1) == data[1]).float().mean().item()
             assert logged(trainer, f"{name}/acc1")[-1] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("is_live", [False, True])
+def test_the_metrics_of_a_set_may_be_a_collection(make_sup, is_live):
+    parts = {"a": accuracy()["test"]["acc1"], "b": MulticlassAccuracy(2, average="micro")}
+    whole = MetricCollection({"b": parts["b"]}, prefix="of_")
+    node = {"_target_": "torchmetrics.MetricCollection", "metrics": {"b": parts["b"]}, "prefix": "of_"}
+    trainer = make_sup(logger={"metric": {"test": whole if is_live else node}})
+    plain = make_sup(logger={"metric": {"test": parts}})
+    trainer()
+    plain()
+    assert logged(trainer, "test/of_b") == logged(plain, "test/b") == pytest.approx(logged(plain, "test/a"))
+    with pytest.raises(ConfigError, match="logger.metric.test: .* is not a dict of names"):
+        make_sup(logger={"metric": {"test": MulticlassAccuracy(2) if is_live else {"_target_": "torch.nn.Linear"}}})
 
 
 def test_the_private_hooks_of_a_run_are_called(make_sup):

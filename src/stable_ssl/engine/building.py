@@ -14,7 +14,7 @@ from torch import nn
 from ..config import build
 from ..data import Loader, as_loader, length_of
 from ..exceptions import ConfigError, nearest
-from ..loggers.metrics import check_metrics
+from ..loggers.metrics import by_name, check_metrics
 from ..runtime.seeding import Stream, seed_generators
 from ..runtime.weights import load_weights
 from .agreement import Alone, Together
@@ -185,7 +185,7 @@ class Builder:
         nodes = of_sets(nodes, "metric", sets)
         for name in sets:
             path = f"logger.metric.{name}"
-            metrics = build(nodes.get(name, {}), path)
+            metrics = by_name(build(nodes.get(name, {}), path))
             check_metrics(metrics, path, self._ranks.size)
             built[name] = {key: m.to(self._device) if hasattr(m, "to") else m for key, m in metrics.items()}
         return built
