@@ -6,6 +6,7 @@ import functools
 import importlib
 import itertools
 import math
+import re
 
 import pytest
 import torch
@@ -237,6 +238,22 @@ def test_an_optimizer_and_a_schedule_that_instanciate_makes_are_those_of_the_run
     assert torch.equal(values(rest, "backbone"), values(whole, "backbone"))
     with pytest.raises(ConfigError, match=r"optim.scheduler: a hook replaced it .* Make it in _instanciate\(\)"):
         make_sup(TooLate)()
+
+
+def test_an_optimizer_of_ones_own_has_all_but_the_probes_as_the_error_says(make_ssl):
+    class Own(JointEmbeddingTrainer):
+        def _instanciate(self):
+            self.optim["optimizer"] = torch.optim.SGD(eval(parameters), lr=0.0)
+
+    parameters = "self.module.parameters()"
+    with pytest.raises(ConfigError, match="backbone_classifier.weight.* would train them twice") as refused:
+        make_ssl(Own)()
+    parameters = re.search(r"\[p for .*\]", str(refused.value))[0]
+    trainer = make_ssl(Own)
+    before = values(trainer, "backbone", "projector"), values(trainer, "backbone_classifier")
+    trainer()
+    assert torch.equal(values(trainer, "backbone", "projector"), before[0])
+    assert not torch.equal(values(trainer, "backbone_classifier"), before[1])
 
 
 @pytest.mark.parametrize("loader", [torch.utils.data.DataLoader, Loader])
