@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .config import full_key
 from .exceptions import ConfigError, nearest
-from .nodes import check_nodes, describe, plain
+from .nodes import check_nodes, describe, is_node, locate, plain
 from .signatures import evaluated, wrong_kind
 
 if TYPE_CHECKING:
@@ -214,8 +214,16 @@ def _check_watched_sets(base: type[BaseTrainer], trainer: BaseTrainer, sets: lis
                     "the training images to data under a second name, and metrics under that name; "
                     "self.log(name, value) in compute_loss() logs a value of training."
                 )
-            elif name in valid and (not isinstance(watched, Mapping) or "_target_" in watched):
+            elif name in valid and not _has_names(watched):
                 problems.append(f"logger.{field}.{name}: {watched!r} is not a dict of names.")
+
+
+def _has_names(watched: Any) -> bool:
+    """Return whether metrics or monitors are a dict of names, or a node that makes one, as of a MetricCollection."""
+    try:
+        return hasattr(locate(watched["_target_"], "") if is_node(watched) else watched, "items")
+    except ConfigError:  # which `check_nodes` reports
+        return True
 
 
 def _unknown_sets(trainer: BaseTrainer, sets: list[str], problems: list[str]) -> Iterator[str]:

@@ -78,6 +78,20 @@ def test_conv_mixer_is_the_network_of_early_2025():
     torch.testing.assert_close(network(images), plain.linear(x.amax((2, 3))), rtol=1e-6, atol=1e-6)
 
 
+def test_the_layers_of_an_mlp_may_be_read_and_replaced():
+    class Scaled(MLP):
+        def forward(self, x):
+            return 2 * self.layers(x)
+
+    network, x = Scaled([4, 8, 2], batch_norm=False), torch.rand(3, 4)
+    torch.testing.assert_close(network(x), 2 * network[2](network[0](x).relu()))
+    network.layers[1] = nn.Tanh()
+    torch.testing.assert_close(network(x), 2 * network[2](network[0](x).tanh()))
+    network.layers = nn.Sequential(*network.layers, nn.Sigmoid())
+    torch.testing.assert_close(network(x), 2 * network[2](network[0](x).tanh()).sigmoid())
+    assert [*network.state_dict()] == ["0.weight", "0.bias", "2.weight"]
+
+
 def test_an_mlp_takes_the_keys_of_early_2025_alone_and_inside_others():
     projector = MLP([4, 8, 2])
     weights = {key: torch.rand_like(value, dtype=torch.float32) for key, value in projector.state_dict().items()}

@@ -6,12 +6,15 @@ import functools
 import importlib
 import itertools
 import math
+import re
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 from torch import nn
 from torch.nn import functional as F
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
 from toys import Toy, toy_dataset
 
 from stable_ssl import (
@@ -309,6 +312,22 @@ def test_a_configured_schedule_may_be_one_of_an_inner_optimizer(make_sup):
     assert logged(trainer, "train/lr") == [0.8, 0.8, 0.4, 0.4, 0.2, 0.2]
 
 
+def test_an_optimizer_of_ones_own_has_all_but_the_probes_as_the_error_says(make_ssl):
+    class Own(JointEmbeddingTrainer):
+        def _instanciate(self):
+            self.optim["optimizer"] = torch.optim.SGD(eval(parameters), lr=0.0)
+
+    parameters = "self.module.parameters()"
+    with pytest.raises(ConfigError, match="backbone_classifier.weight.* would train them twice") as refused:
+        make_ssl(Own)()
+    parameters = re.search(r"\[p for .*\]", str(refused.value))[0]
+    trainer = make_ssl(Own)
+    before = values(trainer, "backbone", "projector"), values(trainer, "backbone_classifier")
+    trainer()
+    assert torch.equal(values(trainer, "backbone", "projector"), before[0])
+    assert not torch.equal(values(trainer, "backbone_classifier"), before[1])
+
+
 @pytest.mark.parametrize("loader", [torch.utils.data.DataLoader, Loader])
 def test_evaluation_sets_that_instanciate_makes_are_used_and_later_loaders_are_refused(make_sup, loader):
     class Own(SupervisedTrainer):
@@ -517,6 +536,20 @@ def test_break_epoch_in_an_evaluation_ends_that_set_only(make_sup):
             assert logged(trainer, f"{name}/acc1")[-1] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("is_live", [False, True])
+def test_the_metrics_of_a_set_may_be_a_collection(make_sup, is_live):
+    parts = {"a": accuracy()["test"]["acc1"], "b": MulticlassAccuracy(2, average="micro")}
+    whole = MetricCollection({"b": parts["b"]}, prefix="of_")
+    node = {"_target_": "torchmetrics.MetricCollection", "metrics": {"b": parts["b"]}, "prefix": "of_"}
+    trainer = make_sup(logger={"metric": {"test": whole if is_live else node}})
+    plain = make_sup(logger={"metric": {"test": parts}})
+    trainer()
+    plain()
+    assert logged(trainer, "test/of_b") == logged(plain, "test/b") == pytest.approx(logged(plain, "test/a"))
+    with pytest.raises(ConfigError, match="logger.metric.test: .* is not a dict of names"):
+        make_sup(logger={"metric": {"test": MulticlassAccuracy(2) if is_live else {"_target_": "torch.nn.Linear"}}})
+
+
 def test_the_private_hooks_of_a_run_are_called(make_sup):
     class Hooked(SupervisedTrainer):
         calls = ()
@@ -658,6 +691,30 @@ def test_the_probes_are_trained_as_ever_whatever_is_made_of_their_losses(make_ss
     assert torch.equal(values(weighted, *weighted.module), values(plain, *plain.module))
     torch.testing.assert_close(values(by_hand, *by_hand.module), values(plain, *plain.module))
     assert said(weighted).count("trained by an optimizer of their own") == 1
+
+
+def test_a_trainer_with_a_compute_loss_of_its_own_needs_no_loss(make_ssl):
+    class Own(JointEmbeddingTrainer):
+        def compute_loss(self):
+            (first, second), _ = self.format_views_labels()
+            return (self.module["projector"](self.module["backbone"](first - second))).square().mean()
+
+    class Deeper(Own):
+        def compute_loss(self):
+            return 2 * super().compute_loss()
+
+    class Extending(JointEmbeddingTrainer):
+        def compute_loss(self):
+            return super().compute_loss()
+
+    own, deeper, extending = map(make_ssl, (Own, Deeper, Extending))
+    for trainer in (own, deeper, extending):
+        trainer.loss = None
+    own()
+    deeper()
+    assert logged(deeper, "train/loss")[0] == pytest.approx(2 * logged(own, "train/loss")[0])
+    with pytest.raises(ConfigError, match="loss: Extending needs one, .* or a compute_loss of its own"):
+        extending()
 
 
 def test_a_loss_of_the_probes_alone_trains_nothing_else(make_ssl):

@@ -54,6 +54,19 @@ def test_a_teachers_statistics_are_those_of_its_own_forward_passes():
     assert norm.num_batches_tracked == 3
 
 
+def test_statistics_of_a_teacher_in_evaluation_mode_follow_the_students():
+    pair = TeacherStudentModule(network(), base_ema_coefficient=0.75, final_ema_coefficient=0.75)
+    pair.teacher.eval()
+    mean = torch.zeros(6)
+    for count in (1, 2, 3):
+        pair(torch.randn(5, 4))
+        pair.student(torch.randn(5, 4))
+        mean = 0.75 * mean + 0.25 * pair.student[1].running_mean
+        pair.update_teacher(0.5)
+        torch.testing.assert_close(pair.teacher[1].running_mean, mean)
+        assert pair.teacher[1].num_batches_tracked == count
+
+
 def test_a_teacher_has_no_gradient_and_is_what_a_plain_call_runs():
     pair = TeacherStudentModule(network())
     moved(pair.student)
@@ -65,10 +78,12 @@ def test_a_teacher_has_no_gradient_and_is_what_a_plain_call_runs():
     assert all(not p.requires_grad for p in pair.teacher.parameters())
 
 
-def test_a_warm_start_has_the_students_weights_and_a_cold_one_its_own():
+def test_a_warm_start_has_the_students_weights_and_a_cold_one_its_own(caplog):
+    caplog.set_level("INFO")
     warm, cold = TeacherStudentModule(network()), TeacherStudentModule(network(), warm_init=False)
     assert all(torch.equal(a, b) for a, b in zip(warm.teacher.parameters(), warm.student.parameters(), strict=True))
     assert not torch.equal(cold.teacher[0].weight, cold.student[0].weight)
+    assert caplog.text.count("the teacher begins with weights of its own") == 1
 
 
 def test_a_linear_momentum_is_on_the_line_between_both_coefficients():

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .trainer import is_users, wrap
+from .trainer import calls, is_users, wrap
 
 log = logging.getLogger("stable_ssl")
 
@@ -174,18 +174,31 @@ def _latest(name: str) -> property:
     return property(lambda self: vars(self).get(f"_newest_{name}"), assign, doc=f"The newest {name}, or None.")
 
 
+def _uses_ours(cls: type, name: str) -> bool:
+    """Return whether a method of a class is one of this package, or comes to one by `super()`."""
+    for ancestor in cls.__mro__:
+        method = vars(ancestor).get(name)
+        if method is not None and is_users(method) and not calls(method, name):
+            return False
+        if method is not None and not is_users(method):
+            break
+    return True
+
+
 class EarlySelfSupervised:
     """What `SelfSupervisedTrainer` has of early 2025: lists of views, and losses of probes in `compute_loss`."""
 
     latest_representations = _latest_representations = _latest("representations")
     latest_embeddings = _latest_embeddings = _latest("embeddings")
     _formats_views = _extends_loss = _computes_probe_losses = _has_told_of_probes = False
+    _needs_loss = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         # What a user's classes define decides what a run does, so nothing is asked per step.
         cls._formats_views = is_users(cls.format_views_labels)  # type: ignore[attr-defined]
         cls._extends_loss = is_users(cls.compute_loss)  # type: ignore[attr-defined]
+        cls._needs_loss = _uses_ours(cls, "compute_loss")
         wrap(cls, "compute_loss_classifiers", counted_only)
 
     def detach_latest(self) -> None:

@@ -22,6 +22,11 @@ def is_users(part: Any) -> bool:
     return str(part.__module__).split(".")[0] != __name__.split(".")[0]
 
 
+def calls(method: Any, name: str) -> bool:
+    """Return whether the code of a method has an attribute of this name, as `super().<name>()` does, or is unknown."""
+    return name in getattr(getattr(inspect.unwrap(method), "__code__", None), "co_names", (name,))
+
+
 # Methods of early 2025 that no run calls, and what to define or set instead.
 _NEVER_CALLED = {
     "_set_device": "Set hardware.device.",
@@ -234,9 +239,7 @@ def check_own_step(cls: Any, world_size: int) -> None:
 
     In early 2025 the modules did that. Today it is a part of `super()._fit_step()`.
     """
-    step = inspect.unwrap(cls._fit_step)
-    calls = getattr(getattr(step, "__code__", None), "co_names", ("_fit_step",))
-    if world_size > 1 and is_users(step) and "_fit_step" not in calls:
+    if world_size > 1 and is_users(inspect.unwrap(cls._fit_step)) and not calls(cls._fit_step, "_fit_step"):
         raise ConfigError(
             f"{cls.__name__}._fit_step: gradients are not averaged over the {world_size} processes. Call "
             "super()._fit_step() in it, which computes, averages and steps, or use one process."

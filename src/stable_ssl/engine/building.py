@@ -14,7 +14,7 @@ from torch import nn
 from ..config import build
 from ..data import Loader, as_loader, length_of
 from ..exceptions import ConfigError, nearest
-from ..loggers.metrics import check_metrics
+from ..loggers.metrics import by_name, check_metrics
 from ..runtime.seeding import Stream, seed_generators
 from ..runtime.weights import load_weights
 from .agreement import Alone, Together
@@ -202,7 +202,7 @@ class Builder:
 
     def _metrics(self, nodes: Any, set_name: str) -> dict[str, Any]:
         path = f"logger.metric.{set_name}"
-        metrics = build(nodes, path)
+        metrics = by_name(build(nodes, path))
         check_metrics(metrics, path, self._ranks.size)
         return {key: m.to(self._device) if hasattr(m, "to") else m for key, m in metrics.items()}
 

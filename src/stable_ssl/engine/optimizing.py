@@ -300,8 +300,9 @@ def check_optimized(
         raise ConfigError("optim.optimizer: has none of the parameters of module and loss.")
     if twice := [name for name, key in trainable.items() if key in own & others]:
         raise ConfigError(
-            f"side_optimizers(): optim.optimizer has {twice} too, and would train them twice; leave their modules out "
-            "of optimized_modules()."
+            f"side_optimizers(): optim.optimizer has {twice} too, and would train them twice. Leave their modules out "
+            "of optimized_modules(). If you make the optimizer yourself, give it only "
+            "[p for module in self.optimized_modules().values() for p in module.parameters()]."
         )
     if left_out := [name for name, key in trainable.items() if key not in own | others]:
         log.warning("No optimizer has %s: only those of module and loss are trained.", ", ".join(left_out))

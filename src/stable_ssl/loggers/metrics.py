@@ -11,6 +11,11 @@ from torch import nn
 from ..exceptions import ConfigError
 
 
+def by_name(metrics: Any) -> Any:
+    """Return a MetricCollection, or another `ModuleDict` of metrics, as a dict. Return anything else unchanged."""
+    return dict(metrics.items()) if isinstance(metrics, nn.ModuleDict) else metrics
+
+
 def check_metrics(metrics: Mapping[str, Any], path: str, world_size: int) -> None:
     """Raise a ConfigError if one of the objects can't be used as a metric.
 

@@ -54,6 +54,21 @@ class MLP(nn.Sequential):
             layers.append(getattr(nn, activation)())
         super().__init__(*layers, nn.Linear(sizes[-2], sizes[-1], bias=False))
 
+    @property
+    def layers(self) -> nn.Sequential:
+        """The layers, for subclasses of early 2025. A change of it changes this network."""
+        layers = nn.Sequential()
+        layers._modules, layers.training = self._modules, self.training
+        return layers
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; `layers` replaces all layers."""
+        if name != "layers":
+            return super().__setattr__(name, value)
+        new = list(value) if isinstance(value, nn.Sequential) else [value]
+        self._modules.clear()
+        self.extend(new)
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Take the weights of early 2025 too, whose keys are `layers.0.weight` and so on."""
         old = f"{prefix}layers."

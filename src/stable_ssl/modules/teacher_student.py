@@ -24,9 +24,9 @@ class TeacherStudentModule(nn.Module):
     ξ are the teacher's weights, θ the student's, k is the number of steps before this one, K the number of all steps.
     With a linear schedule, it is $m = m_{base} + (m_{final} - m_{base}) k / K$.
 
-    Only parameters follow. Buffers, such as the running statistics of batch normalisation, begin as the student's, and
-    are then the teacher's own: its forward passes in training mode change them, as in the code of BYOL, MoCo and DINO.
-    If the teacher is kept in evaluation mode, they stay as they are.
+    Buffers, such as the running statistics of batch normalisation, begin as the student's, and are then the teacher's
+    own: its forward passes in training mode change them, as in the code of BYOL, MoCo and DINO. If the teacher is in
+    evaluation mode, as after `teacher.eval()` in `before_fit_epoch`, they follow the student's like the parameters.
 
     Calling the module runs the teacher. A trainer's `evaluate_with` decides which of the two is evaluated.
 
@@ -87,6 +87,7 @@ class TeacherStudentModule(nn.Module):
         self.register_buffer("_of_run", torch.zeros(3, dtype=torch.int64), persistent=False)
         self._keep()
         if not warm_init:
+            log.info("warm_init is false: the teacher begins with weights of its own. In early 2025 they were a copy.")
             for layer in self.teacher.modules():
                 if callable(reset := getattr(layer, "reset_parameters", None)):
                     reset()
@@ -200,7 +201,7 @@ def ema_coefficient(owner: Any, progress: float) -> float:
 
 @torch.no_grad()
 def follow(teacher: nn.Module, student: nn.Module, coefficient: float) -> None:
-    """Move a teacher's parameters towards the student's. Buffers stay as they are.
+    """Move a teacher's parameters towards the student's; in evaluation mode, which keeps its buffers, those too.
 
     Parameters
     ----------
@@ -208,6 +209,8 @@ def follow(teacher: nn.Module, student: nn.Module, coefficient: float) -> None:
         The momentum: 1 leaves the teacher as it is, 0 makes its parameters equal to the student's.
     """
     pairs = list(zip(teacher.parameters(), student.parameters(), strict=True))
+    if not teacher.training:
+        pairs += zip(teacher.buffers(), student.buffers(), strict=True)  # type: ignore[arg-type]
     floating = [pair for pair in pairs if pair[0].is_floating_point()]
     if floating:
         values, targets = map(list, zip(*floating, strict=True))

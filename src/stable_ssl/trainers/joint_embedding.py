@@ -47,7 +47,9 @@ class JointEmbeddingTrainer(SelfSupervisedTrainer):
     min_batch_size = 2
 
     def view_counts(self) -> tuple[int, int | None]:
-        """Return (2, None) if the loss takes any number of embeddings, else (2, 2)."""
+        """Return (2, None) if the loss takes any number of embeddings, or if there is none, else (2, 2)."""
+        if self.loss is None:
+            return 2, None
         takes = inspect.signature(getattr(self.loss, "forward", self.loss)).parameters.values()
         return 2, None if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in takes) else 2
 

@@ -101,8 +101,10 @@ class SelfSupervisedTrainer(EarlySelfSupervised, BaseTrainer):
                 "Add it, or remove the metrics."
             )
         if "train" in self.data:
-            if self.usual_loss is not None and not callable(self.loss):
-                raise ConfigError(f"loss: {type(self).__name__} needs one, such as {self.usual_loss}.")
+            if self.usual_loss is not None and self._needs_loss and not callable(self.loss):
+                raise ConfigError(
+                    f"loss: {type(self).__name__} needs one, such as {self.usual_loss}, or a compute_loss of its own."
+                )
             self._check_views()
 
     def view_counts(self) -> tuple[int, int | None]:
