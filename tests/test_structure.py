@@ -39,7 +39,7 @@ MAY = {
     "monitors": {"base", "exceptions", "losses", "modules", "runtime"},
     "instantiate": {"base", "exceptions", "nodes"},
     "overrides": {"exceptions"},
-    "resolvers": {"exceptions", "nodes"},
+    "resolvers": {"exceptions", "modules", "nodes"},
     "explaining": {"exceptions"},
     "compose": {"exceptions", "explaining", "nodes", "overrides", "resolvers"},
     "api": {"base", "compose", "config", "data", "exceptions", "instantiate", "nodes", "runtime", "weights"},
