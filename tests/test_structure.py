@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "stable_ssl"
 FILES = sorted(SOURCE.rglob("*.py"))
 LEAF = {"exceptions", "runtime.distributed", "runtime.seeding"}
 ENGINE = {"arguments", "config", "data", "exceptions", "loggers", "nodes", "optimizers", "runtime"}
-# A room may import itself and these. `engine`, `api` and `weights` take effect once they exist.
+# A room may import itself and these.
 MAY = {
     "exceptions": set(),
     "augmentations": LEAF,
@@ -29,7 +29,7 @@ MAY = {
     "nodes": {"exceptions", "signatures"},
     "fields": {"exceptions"},
     "config": {"exceptions", "fields", "nodes"},
-    "arguments": {"config", "exceptions", "nodes", "signatures"},
+    "arguments": {"config", "exceptions", "nodes", "signatures", "weights"},
     "data": {"augmentations", "exceptions", "runtime"},
     "engine": {*ENGINE, "weights"},
     "compat": {"exceptions", "reader"},
@@ -39,7 +39,7 @@ MAY = {
     "monitors": {"base", "exceptions", "losses", "modules", "runtime"},
     "instantiate": {"base", "exceptions", "nodes"},
     "overrides": {"exceptions"},
-    "resolvers": {"exceptions", "nodes"},
+    "resolvers": {"exceptions", "modules", "nodes"},
     "explaining": {"exceptions"},
     "compose": {"exceptions", "explaining", "nodes", "overrides", "resolvers"},
     "api": {"base", "compose", "config", "data", "exceptions", "instantiate", "nodes", "runtime", "weights"},

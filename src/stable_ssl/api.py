@@ -22,7 +22,7 @@ from .runtime.checkpoint import CheckpointStore, read_checkpoint
 from .runtime.folder import read_config
 from .runtime.runs_of_2025 import run_of_2025
 from .runtime.seeding import Stream, preserved_generators, seed_generators
-from .runtime.weights import load_strictly, newest_weights, read_weights
+from .weights.files import load_strictly, newest_weights, read_weights
 
 log = logging.getLogger("stable_ssl")
 

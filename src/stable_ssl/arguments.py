@@ -16,6 +16,7 @@ from .config import full_key
 from .exceptions import ConfigError, nearest
 from .nodes import check_nodes, describe, is_node, locate, plain
 from .signatures import evaluated, wrong_kind
+from .weights.sources import parse_source
 
 if TYPE_CHECKING:
     from .base import BaseTrainer
@@ -112,9 +113,7 @@ def check_arguments(
         for name in trainer.required_modules
         if name not in module
     ]
-    problems += [
-        f"module_init.{name}: no such module.{nearest(name, module)}" for name in module_init if name not in module
-    ]
+    problems += list(_wrong_sources(module_init, module))
     nodes = {"data.train": data.get("train"), "loss": loss, **{f"module.{name}": node for name, node in module.items()}}
     if trainer.optim is not None:
         nodes |= {f"optim.{name}": trainer.optim[name] for name in ("optimizer", "scheduler")}
@@ -128,6 +127,20 @@ def check_own_names(trainer: BaseTrainer) -> None:
     own = [name for name in _BUILT if hasattr(trainer, name) and _is_users(cls, type(getattr(trainer, name)))]
     if own:
         raise ConfigError([f"{cls.__name__}: its constructor sets {name}. {_TAKEN}" for name in own])
+
+
+def _wrong_sources(module_init: Any, module: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with `module_init`, before the sources are read."""
+    if not isinstance(module_init, Mapping):
+        yield f"module_init: {module_init!r} is no dict of sources by module. Write {{backbone: {module_init!r}}}."
+        return
+    for name, source in module_init.items():
+        if name not in module:
+            yield f"module_init.{name}: no such module.{nearest(name, module)}"
+        try:
+            parse_source(source, f"module_init.{name}")
+        except ConfigError as error:
+            yield from error.problems
 
 
 def parse_branch(source: Any, problems: list[str]) -> dict[str, Any]:

@@ -53,7 +53,7 @@ class BaseTrainer(EarlyTrainer, nn.Module):
     loss
         Available to `compute_loss` as `self.loss`. Its parameters are trained too.
     module_init
-        Initial weights: `{module name: safetensors file, or a run's folder}`.
+        Initial weights: `{module name: source}`, with the sources of `load_backbone`. A resumed run does not read them.
     branch_from
         Begin from a checkpoint of another run: its folder, or a dict with `run`, `step` and `restart_schedule`.
     **kwargs

@@ -20,7 +20,13 @@ def register_resolvers() -> None:
     """Make the resolvers known to OmegaConf."""
     from omegaconf import OmegaConf
 
-    for name, resolver in (("eval", arithmetic), ("feature_dim", _feature_dim), ("num_classes", _num_classes)):
+    resolvers = {
+        "eval": arithmetic,
+        "feature_dim": _feature_dim,
+        "patch_side": _patch_side,
+        "num_classes": _num_classes,
+    }
+    for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
 
 
@@ -85,6 +91,24 @@ def _feature_dim(key: str, *, _root_: Any) -> int:
     size = _integer(_root_, "size")
     images = (2, _integer(_root_, "channels"), size, size)
     return _width(key, _content(_root_, key), images)
+
+
+def _patch_side(key: str, *, _root_: Any) -> int:
+    """Return the height and width of a vision transformer's patches. This is the resolver `${patch_side:KEY}`.
+
+    The node at KEY is built.
+    """
+    return _side(key, _content(_root_, key))
+
+
+@functools.lru_cache(maxsize=64)
+def _side(key: str, node: str) -> int:
+    import torch
+
+    from .modules.hiding import hiding
+
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        return int(hiding(build(json.loads(node), key), key).patch_size)
 
 
 def _integer(root: Any, key: str) -> int:

@@ -14,7 +14,8 @@ from stable_ssl.cli.sweep import Sweep
 from stable_ssl.compose import compose
 from stable_ssl.data import HuggingFaceDataset, ImageFolder, Parquet
 from stable_ssl.runtime.folder import RunFolder
-from stable_ssl.runtime.weights import load_weights, save_weights
+from stable_ssl.weights.files import save_weights
+from stable_ssl.weights.loading import load_weights
 
 
 @pytest.fixture(autouse=True)

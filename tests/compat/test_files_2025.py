@@ -18,7 +18,7 @@ from stable_ssl.cli import main
 from stable_ssl.compose import compose
 from stable_ssl.modules import MLP
 from stable_ssl.runtime.status import read_status
-from stable_ssl.runtime.weights import load_weights
+from stable_ssl.weights.loading import load_weights
 
 
 @pytest.fixture

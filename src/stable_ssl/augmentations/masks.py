@@ -170,14 +170,22 @@ class BlockMasks(Mask):
         return is_in
 
 
-def patch_grid(size: int, patch_size: int) -> tuple[int, int]:
-    """Return the numbers of patches along height and width of a square view.
+def patch_grid(size: int | Sequence[int], patch_size: int) -> tuple[int, int]:
+    """Return the numbers of patches along height and width of a view.
+
+    Parameters
+    ----------
+    size
+        Height and width of the view, or one number for a square.
+    patch_size
+        Height and width of a patch.
 
     Raises
     ------
     ValueError
         Patches of this size do not fill the view.
     """
-    if patch_size < 1 or size % patch_size:
+    height, width = size if isinstance(size, Sequence) else (size, size)
+    if patch_size < 1 or height % patch_size or width % patch_size:
         raise ValueError(f"patch_size: {patch_size} does not divide the view's size of {size} pixels.")
-    return size // patch_size, size // patch_size
+    return height // patch_size, width // patch_size

@@ -28,6 +28,7 @@ from .operations import (
     Resize,
     Solarize,
 )
+from .operations.base import Size
 from .views import MultiView, View
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -267,8 +268,10 @@ class MAEViews(MultiView):
 
     Parameters
     ----------
-    size, patch_size
-        Sides of the view and of a patch, in pixels.
+    size
+        Height and width of the view, in pixels, or one number for a square.
+    patch_size
+        Height and width of a patch, in pixels.
     ratio
         The fraction of hidden patches.
     mean, std
@@ -281,7 +284,7 @@ class MAEViews(MultiView):
 
     def __init__(
         self,
-        size: int = 224,
+        size: Size = 224,
         patch_size: int = 16,
         ratio: float = 0.75,
         mean: Sequence[float] = IMAGENET_MEAN,
@@ -302,8 +305,10 @@ class IJEPAViews(MultiView):
 
     Parameters
     ----------
-    size, patch_size
-        Sides of the view and of a patch, in pixels.
+    size
+        Height and width of the view, in pixels, or one number for a square.
+    patch_size
+        Height and width of a patch, in pixels.
     num_targets, min_context
         Target blocks per image, and patches that the context must keep.
     mean, std
@@ -314,7 +319,7 @@ class IJEPAViews(MultiView):
 
     def __init__(
         self,
-        size: int = 224,
+        size: Size = 224,
         patch_size: int = 14,
         num_targets: int = 4,
         min_context: int = 10,
@@ -333,10 +338,11 @@ class EvalView(View):
     Parameters
     ----------
     size
-        Height and width of the view, in pixels.
+        Height and width of the view, in pixels, or one number for a square.
     resize
         Length of the image's shorter side before the middle is cut out. None: 8 / 7 of `size`, as 256 is of 224, but
-        `size` itself below 64 pixels.
+        `size` itself below 64 pixels. Of views that are no squares, it is by default the image that is resized as a
+        whole, and nothing is cut off.
     mean, std
         Of values from 0 to 1, one number per channel.
     interpolation
@@ -345,11 +351,13 @@ class EvalView(View):
 
     def __init__(
         self,
-        size: int = 224,
+        size: Size = 224,
         resize: int | None = None,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
         interpolation: str = "bilinear",
     ):
-        resize = resize or (size if size < 64 else round(size * 256 / 224))
-        super().__init__([Resize(resize, interpolation), CenterCrop(size), Normalize(mean, std)])
+        shorter: Size = resize or size
+        if resize is None and isinstance(size, int):
+            shorter = size if size < 64 else round(size * 256 / 224)
+        super().__init__([Resize(shorter, interpolation), CenterCrop(size), Normalize(mean, std)])

@@ -16,7 +16,7 @@ from ..data import Loader, as_loader, length_of
 from ..exceptions import ConfigError, nearest
 from ..loggers.metrics import by_name, check_metrics
 from ..runtime.seeding import Stream, seed_generators
-from ..runtime.weights import load_weights
+from ..weights.loading import load_weights
 from .agreement import Alone, Together
 from .optimizing import build_optimization, check_replaced
 from .parts import MAKE_IT_EARLIER

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..runtime.weights import read_header, save_weights
+from ..weights.files import read_header, save_weights
 from .parts import Model
 from .session import Session
 

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import difflib
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
+from ..exceptions import ConfigError
+from ..weights.loading import load_weights
+from ..weights.resampling import adapt_channels
+from ..weights.sources import parse_source
 from .convmixer import ConvMixer
+from .hiding import VITS
 from .resnet9 import Resnet9
 
 log = logging.getLogger("stable_ssl")
@@ -25,7 +31,7 @@ def load_backbone(
     low_resolution: bool = False,
     return_feature_dim: bool = False,
     in_channels: int = 3,
-    image_size: int | None = None,
+    image_size: int | Sequence[int] | None = None,
     **kwargs: Any,
 ) -> nn.Module | tuple[nn.Module, int]:
     """Return the network of this name, by default without its last layer.
@@ -37,23 +43,34 @@ def load_backbone(
     num_classes
         Width of a new last layer. None: an Identity, so the output is the representation, (batch, dim).
     weights
-        Pre-trained weights. For a model of torchvision, their name there, such as "DEFAULT". For a model of timm, true.
+        Weights to begin with: a run's folder (its newest weights, else its newest checkpoint), a file of safetensors or
+        torch.save, a folder of Hugging Face, `timm/<name>`, or a dict `{source: …, strict: false}` if only a part of
+        the weights fits. For a model of torchvision also their name there, such as "DEFAULT". For a model of timm also
+        true. Heads that do not fit are left out; position embeddings and the first convolution are adapted; the log
+        says what was found.
     low_resolution
         Adapt a network to images of 64 pixels and less: its `conv1` becomes a 3 × 3 convolution with stride 1, and its
         `maxpool` is removed (SimCLR, ICML 2020, appendix B.9). One without `conv1` is left alone, with a warning.
     return_feature_dim
         Return (network, width of the representation) instead of the network alone.
     in_channels
-        Number of channels of the images.
+        Number of channels of the images. Weights of another number are summed for one channel, else repeated.
     image_size
-        Height and width of the images, for models of timm that need to know. Its ViTs then take other sizes, too.
+        Height and width of the images, or one number for a square, for models that need to know. Plain vision
+        transformers of timm and torchvision take other sizes, too.
     **kwargs
-        Arguments of the network's constructor.
+        Arguments of the network's constructor. A vision transformer of timm or torchvision also takes `norm_eps`, the
+        constant in its layer normalisations.
 
     Raises
     ------
     ValueError
         There is no network of this name, or it has no pre-trained weights.
+    ConfigError
+        `weights` is no source, `low_resolution` would throw pre-trained weights away, or an option of vision
+        transformers is given to another network.
+    CheckpointError
+        The source of the weights can't be read, or does not fit.
     ImportError
         timm is not installed.
 
@@ -65,32 +82,93 @@ def load_backbone(
     >>> backbone(torch.zeros(2, 3, 32, 32)).shape, dim
     (torch.Size([2, 512]), 512)
     """
+    is_library = _is_of_library(name, weights)
+    source = None if is_library or weights is None or weights is False else parse_source(weights, "weights")
+    if low_resolution and (is_library or (source and source.place.startswith("timm/"))):
+        raise ConfigError(
+            "low_resolution: it replaces the first convolution, so the pre-trained one would be thrown away. Leave out "
+            "weights, or set low_resolution to false and give images of a larger size."
+        )
     own = _OWN.get(name.lower())
+    named = weights if is_library else None
     if name.startswith("timm/"):
-        network, dim = _load_timm(name, num_classes, weights, low_resolution, in_channels, image_size, **kwargs)
+        network, dim = _load_timm(name, num_classes, named, low_resolution, in_channels, image_size, **kwargs)
     elif own is None:
-        network, dim = _load_torchvision(name, num_classes, weights, low_resolution, in_channels, **kwargs)
-    elif not weights:
+        network, dim = _load_torchvision(name, num_classes, named, low_resolution, in_channels, image_size, **kwargs)
+    else:
+        _refuse_options_of_vits(name, kwargs)
         network = own(num_classes=num_classes, in_channels=in_channels, **kwargs)
         dim = network.num_features
         if low_resolution and "widths" not in kwargs:
             _adapt_stem(network, name)
-    else:
-        raise ValueError(f"weights: {name} has no pre-trained weights; leave weights out.")
+    if source:
+        load_weights(source, network, "backbone", "weights")
     return (network, dim) if return_feature_dim else network
 
 
+def _is_of_library(name: str, weights: Any) -> bool:
+    """Return whether weights are those that the library of a network has of it, and no source.
+
+    Raises
+    ------
+    ValueError, ConfigError
+        The library has none of this name.
+    """
+    if name.startswith("timm/"):
+        return weights is True
+    if name.lower() in _OWN:
+        if weights is True:
+            raise ValueError(f"weights: {name} has no pre-trained weights; leave weights out, or name a file.")
+        return False
+    from torchvision import models
+
+    if isinstance(weights, models.WeightsEnum):
+        return True
+    if not isinstance(weights, str | bool) or weights is False or name not in models.list_models():
+        return False
+    known = list(models.get_model_weights(name).__members__)
+    if weights is True:
+        raise ConfigError(f"weights: true is for timm. torchvision has names of weights; of {name} these: {known}.")
+    return weights.rpartition("_Weights.")[2] in [*known, "DEFAULT"]
+
+
+def _refuse_options_of_vits(name: str, options: dict[str, Any]) -> None:
+    """Raise a ConfigError if a network that is no vision transformer gets options of one, as recipes of MAE have."""
+    if given := [key for key in ("class_token", "norm_eps") if key in options]:
+        raise ConfigError(
+            f"{name} has no {' and no '.join(given)}, because it is no vision transformer. Methods that hide patches, "
+            f"such as MAE and I-JEPA, need a ViT. {VITS}"
+        )
+
+
 def _load_torchvision(
-    name: str, num_classes: int | None, weights: Any, low_resolution: bool, in_channels: int, **kwargs: Any
+    name: str,
+    num_classes: int | None,
+    weights: Any,
+    low_resolution: bool,
+    in_channels: int,
+    image_size: int | Sequence[int] | None,
+    **kwargs: Any,
 ) -> tuple[nn.Module, int]:
     from torchvision import models
 
     if name not in models.list_models():
         near = difflib.get_close_matches(name, [*models.list_models(), "resnet9", "ConvMixer"], n=3)
         raise ValueError(f"name: there is no backbone '{name}'. Similar names: {near}.")
+    is_vit = name in models.list_models(models.vision_transformer)
+    norm_eps = kwargs.pop("norm_eps", None) if is_vit and kwargs.pop("class_token", True) else None
+    _refuse_options_of_vits(name, kwargs)
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size and (image_size[0], image_size[1])
+    if is_vit and size and size[0] == size[1] and not weights:
+        kwargs = {"image_size": size[0], **kwargs}
     network = models.get_model(name, weights=weights, **kwargs)
+    if is_vit:
+        from .torchvision_vit import AnySizeVisionTransformer
+
+        AnySizeVisionTransformer.of(network, size, is_pretrained=bool(weights))
+        _set_norm_eps(network, norm_eps)
     if in_channels != 3:
-        _replace_stem(network, in_channels)
+        _replace_stem(network, in_channels, is_pretrained=bool(weights))
     if low_resolution:
         _adapt_stem(network, name)
     return network, _replace_head(network, name, num_classes)
@@ -102,7 +180,7 @@ def _load_timm(
     weights: Any,
     low_resolution: bool,
     in_channels: int,
-    image_size: int | None,
+    image_size: int | Sequence[int] | None,
     **kwargs: Any,
 ) -> tuple[nn.Module, int]:
     try:
@@ -112,22 +190,39 @@ def _load_timm(
     if not timm.is_model(model := name.removeprefix("timm/")):
         near = [f"timm/{known}" for known in difflib.get_close_matches(model, timm.list_models(), n=3)]
         raise ValueError(f"name: timm has no '{model}'. Similar names: {near}.")
+    is_vit = timm.models.is_model_in_modules(model, ["vision_transformer", "deit"])
     if image_size is not None and getattr(timm.get_pretrained_cfg(model), "fixed_input_size", False):
-        kwargs["img_size"] = image_size
-        if timm.models.is_model_in_modules(model, ["vision_transformer"]):
-            kwargs = {"dynamic_img_size": True, "dynamic_img_pad": True, **kwargs}
+        kwargs["img_size"] = image_size if isinstance(image_size, int) else tuple(image_size)
+    if is_vit:
+        kwargs = {"dynamic_img_size": True, "dynamic_img_pad": True, **kwargs}
+    elif "norm_eps" in kwargs:
+        _refuse_options_of_vits(name, kwargs)
+    norm_eps = kwargs.pop("norm_eps", None)
     options = {"pretrained": bool(weights), "num_classes": num_classes or 0, "in_chans": in_channels, **kwargs}
     network: Any = timm.create_model(model, **options)
+    _set_norm_eps(network, norm_eps)
     if low_resolution:
         _adapt_stem(network, name)
     return network, network.num_features
 
 
-def _replace_stem(network: nn.Module, in_channels: int) -> None:
-    """Replace the first convolution by one for another number of channels."""
-    name, first = next((name, part) for name, part in network.named_modules() if isinstance(part, nn.Conv2d))
-    options: Any = {key: getattr(first, key) for key in ("kernel_size", "stride", "padding")}
-    network.set_submodule(name, nn.Conv2d(in_channels, first.out_channels, bias=first.bias is not None, **options))
+def _set_norm_eps(network: nn.Module, value: float | None) -> None:
+    """Set the constant in the layer normalisations of a network. None: they stay as they are."""
+    for part in network.modules() if value is not None else ():
+        if isinstance(part, nn.LayerNorm):
+            part.eps = float(value or 0)
+
+
+def _replace_stem(network: nn.Module, in_channels: int, is_pretrained: bool) -> None:
+    """Replace the first convolution by one for another number of channels, with adapted weights if it has some."""
+    name, old = next((name, part) for name, part in network.named_modules() if isinstance(part, nn.Conv2d))
+    options: Any = {key: getattr(old, key) for key in ("kernel_size", "stride", "padding")}
+    new = nn.Conv2d(in_channels, old.out_channels, bias=old.bias is not None, **options)
+    network.set_submodule(name, new)
+    if is_pretrained:
+        new.load_state_dict({**old.state_dict(), "weight": adapt_channels(old.weight.detach(), in_channels)})
+    if getattr(network, "transform_input", False):  # GoogLeNet and Inception change the range of three channels
+        network.transform_input = False
 
 
 def _adapt_stem(network: nn.Module, name: str) -> None:

@@ -7,10 +7,13 @@ left one. Images may have different numbers of them, so shorter rows are padded,
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+from .patches import patchify as patchify
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -26,7 +29,7 @@ class ViT(nn.Module):
     Parameters
     ----------
     image_size
-        Height and width of the images, in pixels.
+        Height and width of the images, in pixels, or one number for a square.
     patch_size
         Height and width of a patch, in pixels.
     dim
@@ -68,7 +71,7 @@ class ViT(nn.Module):
 
     def __init__(
         self,
-        image_size: int = 32,
+        image_size: int | Sequence[int] = 32,
         patch_size: int = 4,
         dim: int = 192,
         depth: int = 6,
@@ -81,12 +84,14 @@ class ViT(nn.Module):
         pooling: str | None = None,
     ):
         super().__init__()
-        if image_size % patch_size:
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        if height % patch_size or width % patch_size:
             raise ValueError(f"patch_size: {patch_size} does not divide the image size of {image_size} pixels.")
         self.pooling = pooling or ("class" if class_token else "mean")
         if self.pooling not in ("class", "mean") or (self.pooling == "class" and not class_token):
             raise ValueError(f"pooling: {self.pooling!r} must be 'mean', or 'class' together with class_token.")
-        self.patch_size, self.grid, self.num_features = patch_size, (image_size // patch_size,) * 2, dim
+        self.patch_size, self.num_features = patch_size, dim
+        self.grid = (height // patch_size, width // patch_size)
         self.embed = nn.Conv2d(in_channels, dim, patch_size, patch_size)
         self.blocks = _Blocks(dim, depth, num_heads, mlp_ratio, norm_eps)
         self.fc: nn.Module = nn.Identity() if num_classes is None else nn.Linear(dim, num_classes)
@@ -329,23 +334,6 @@ def take(
 ) -> Float[Tensor, "batch kept dim"]:
     """Return the tokens at some places of each row."""
     return tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[2]))
-
-
-def patchify(
-    images: Float[Tensor, "batch channels height width"], patch_size: int
-) -> Float[Tensor, "batch patches values"]:
-    """Return the pixels of each patch, (batch, patches, patch_size² × channels).
-
-    Patches come row by row. So do the pixels inside a patch, each with its channels side by side.
-
-    Examples
-    --------
-    >>> patchify(torch.zeros(2, 3, 32, 32), patch_size=8).shape
-    torch.Size([2, 16, 192])
-    """
-    batch, channels, height, width = images.shape
-    cut = images.reshape(batch, channels, height // patch_size, patch_size, width // patch_size, patch_size)
-    return cut.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, patch_size * patch_size * channels)
 
 
 def _table(grid: tuple[int, int], base: tuple[int, int], dim: int, tokens: Tensor) -> Float[Tensor, "patches dim"]:

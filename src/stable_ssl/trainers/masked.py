@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
+from ..base import BaseTrainer
 from ..exceptions import ConfigError
-from ..modules.vit import PatchPredictor, ViT, patchify, take
+from ..modules.hiding import hiding
+from ..modules.patches import patchify
+from ..modules.vit import PatchPredictor, take
 from .self_supervised import SelfSupervisedTrainer
 
 
 class MaskedTrainer(SelfSupervisedTrainer):
     """Trains `backbone` and `decoder` so that `loss(predicted, pixels, is_real)` of the hidden patches becomes small.
 
-    `backbone` is a `ViT`, `decoder` a `PatchPredictor`. With `MAELoss` the method is MAE. A batch is
-    `[[view, is_hidden], labels]`, or `[view, is_hidden]`, as `MAEViews` makes it. is_hidden is (batch, patches). In
-    training, probes get the representation of the visible patches. In evaluation, they get that of all patches.
+    `backbone` is a `ViT` or a vision transformer of timm or torchvision, `decoder` a `PatchPredictor`. With `MAELoss`
+    the method is MAE. A batch is `[[view, is_hidden], labels]`, or `[view, is_hidden]`, as `MAEViews` makes it.
+    is_hidden is (batch, patches). In training, probes get the representation of the visible patches. In evaluation,
+    they get that of all patches.
 
     See `SelfSupervisedTrainer` for the parameters.
 
@@ -48,14 +52,19 @@ class MaskedTrainer(SelfSupervisedTrainer):
     2
     """
 
-    required_modules = {"backbone": ViT, "decoder": PatchPredictor}
+    required_modules = {"backbone": nn.Module, "decoder": PatchPredictor}
     usual_loss = "MAELoss"
     num_masks = 1
 
     def prepare_modules(self, modules: dict[str, nn.Module]) -> None:
-        """Raise a ConfigError if backbone and decoder have different grids of patches."""
+        """Raise a ConfigError if the backbone can't hide patches."""
         super().prepare_modules(modules)
-        check_grid(modules, "backbone", "decoder")
+        hiding(modules["backbone"])
+
+    def check_setup(self) -> None:
+        """Raise a ConfigError if the decoder has another grid of patches than the masks."""
+        super().check_setup()
+        check_grid(self, "backbone", "decoder")
 
     def view_counts(self) -> tuple[int, int | None]:
         """Return (1, 1): the method takes one view. A mask follows it."""
@@ -68,8 +77,9 @@ class MaskedTrainer(SelfSupervisedTrainer):
 
     def compute_loss(self) -> dict[str, Tensor]:
         """Return the loss of the predicted pixels of the hidden patches."""
-        backbone, decoder = self.module["backbone"], self.module["decoder"]
+        backbone, decoder = hiding(self.module["backbone"]), self.module["decoder"]
         (images,), (is_hidden,) = self.views_and_masks()  # the mask is (batch, patches)
+        check_views(images, backbone, decoder, "decoder")
         places, is_real = backbone.places_of(~is_hidden, images)  # (batch, visible) each
         hidden, is_there = backbone.places_of(is_hidden, images)  # (batch, hidden) each
         tokens = backbone.forward_tokens(images, places, is_real)  # (batch, [1 +] visible, dim)
@@ -79,10 +89,30 @@ class MaskedTrainer(SelfSupervisedTrainer):
         return self.with_probes({"loss_ssl": self.loss(predicted, pixels, is_there)})
 
 
-def check_grid(modules: Mapping[str, nn.Module], encoder: str, predictor: str) -> None:
-    """Raise a ConfigError if a `ViT` and a `PatchPredictor` have different grids of patches."""
-    grids = [getattr(modules[name], "grid", None) for name in (encoder, predictor)]
-    if None not in grids and grids[0] != grids[1]:
+def check_grid(trainer: BaseTrainer, encoder: str, predictor: str) -> None:
+    """Raise a ConfigError if a predictor's grid is not that of the declared masks, or, without these, the encoder's.
+
+    Parameters
+    ----------
+    trainer
+        The trainer, with its modules and data.
+    encoder, predictor
+        Names of the two modules.
+    """
+    here = getattr(trainer.module[predictor], "grid", None)
+    views = getattr(trainer.data["train"], "views", None) if "train" in trainer.data else None
+    masks = [tuple(mask.grid) for mask in getattr(views, "masks", ()) if hasattr(mask, "grid")]
+    there = masks[0] if masks else getattr(trainer.module[encoder], "grid", None)
+    if None not in (here, there) and tuple(here) != there:  # type: ignore[arg-type]
+        what = "the masks of data.train have" if masks else f"module.{encoder} has"
+        raise ConfigError(f"module.{predictor}.grid: {here}, but {what} {there} patches. Make them equal.")
+
+
+def check_views(images: Tensor, encoder: Any, predictor: PatchPredictor, name: str) -> None:
+    """Raise a ConfigError if views, cut into the encoder's patches, have another grid than the predictor `name`."""
+    rows, columns = (size // encoder.patch_size for size in images.shape[2:])
+    if predictor.grid != (rows, columns):
         raise ConfigError(
-            f"module.{predictor}.grid: {grids[1]}, but module.{encoder} has {grids[0]} patches. Make them equal."
+            f"module.{name}.grid: {predictor.grid}, but the views have {rows} × {columns} patches of "
+            f"{encoder.patch_size} pixels. Make them equal."
         )

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ..exceptions import ConfigError, DataError
+from ..modules.hiding import hiding
 from ..modules.teacher_student import check_ema, check_evaluate_with, copy_values, ema_coefficient, follow
-from ..modules.vit import PatchPredictor, ViT, take
+from ..modules.vit import PatchPredictor, take
 from ..runtime.device import describe_batch
 from .calls import PredictiveCalls
-from .masked import check_grid
+from .masked import check_grid, check_views
 from .self_supervised import SelfSupervisedTrainer
 
 
@@ -84,7 +85,7 @@ class JointEmbeddingPredictiveTrainer(SelfSupervisedTrainer):
         Raises
         ------
         ConfigError
-            A weight of the two encoders differs in name or shape, or predictor and encoder in their grid of patches.
+            A weight of the two encoders differs in name or shape.
         ValueError
             A coefficient is not between 0 and 1, or `ema_schedule` or `evaluate_with` is unknown.
         """
@@ -98,7 +99,11 @@ class JointEmbeddingPredictiveTrainer(SelfSupervisedTrainer):
         check_ema(self)
         check_evaluate_with(self.evaluate_with)
         modules["target_encoder"].requires_grad_(False)
-        check_grid(modules, "context_encoder", "predictor")
+
+    def check_setup(self) -> None:
+        """Raise a ConfigError if the predictor has another grid of patches than the masks or the encoder."""
+        super().check_setup()
+        check_grid(self, "context_encoder", "predictor")
 
     def initialize_modules(self) -> None:
         """Copy the context encoder's weights and buffers to the target encoder."""
@@ -176,9 +181,9 @@ class IJEPATrainer(JointEmbeddingPredictiveTrainer):
     CVPR 2023).
 
     From the patches of a context block, the network learns to predict the target encoder's outputs at the patches of
-    several target blocks. The encoders are a `ViT` each, the predictor a `PatchPredictor`, and the loss an `IJEPALoss`.
-    A batch is `[[view, is_context, is_target], labels]`, or the inner list alone, as `IJEPAViews` makes it. is_context
-    is (batch, patches), is_target is (batch, targets, patches).
+    several target blocks. The encoders are a `ViT` each, or a vision transformer of timm or torchvision, the predictor
+    is a `PatchPredictor`, and the loss an `IJEPALoss`. A batch is `[[view, is_context, is_target], labels]`, or the
+    inner list alone, as `IJEPAViews` makes it. is_context is (batch, patches), is_target is (batch, targets, patches).
 
     See `JointEmbeddingPredictiveTrainer` for the parameters.
 
@@ -212,9 +217,15 @@ class IJEPATrainer(JointEmbeddingPredictiveTrainer):
     2
     """
 
-    required_modules = {"context_encoder": ViT, "target_encoder": ViT, "predictor": PatchPredictor}
+    required_modules = {"context_encoder": nn.Module, "target_encoder": nn.Module, "predictor": PatchPredictor}
     num_masks = 2
     ema_schedule = "linear"
+
+    def prepare_modules(self, modules: dict[str, nn.Module]) -> None:
+        """Raise a ConfigError if an encoder can't hide patches. The base class raises others."""
+        for name in ("context_encoder", "target_encoder"):
+            hiding(modules[name], f"module.{name}")
+        super().prepare_modules(modules)
 
     def view_counts(self) -> tuple[int, int | None]:
         """Return (1, 1): the method takes one view. Two masks follow it."""
@@ -224,17 +235,18 @@ class IJEPATrainer(JointEmbeddingPredictiveTrainer):
         """Return the loss of the target blocks. Each block is predicted separately."""
         (images,), (is_context, is_target) = self.views_and_masks()  # masks (batch, patches), (batch, targets, patches)
         num_targets = is_target.shape[1]
-        encoder = self.module["context_encoder"]
+        encoder, predictor = hiding(self.module["context_encoder"]), self.module["predictor"]
+        check_views(images, encoder, predictor, "predictor")
         # kept, most: the number of patches of the largest context and of the largest target block
         places, is_real = encoder.places_of(is_context, images)  # (batch, kept) each
         wanted, is_wanted = encoder.places_of(is_target.flatten(0, 1), images)  # (batch × targets, most) each
         with torch.no_grad():
-            outputs = self.module["target_encoder"].forward_tokens(images)  # (batch, [1 +] patches, dim)
+            outputs = hiding(self.module["target_encoder"]).forward_tokens(images)  # (batch, [1 +] patches, dim)
         tokens = encoder.forward_tokens(images, places, is_real)  # (batch, [1 +] kept, dim)
         is_students = self.evaluate_with == "student"
         self.watch([encoder.pool(tokens, is_real) if is_students else encoder.pool(outputs)])  # (batch, dim)
         # Each context stands once per target block: (batch × targets, [1 +] kept, dim), (batch × targets, kept) twice.
         tokens, places, is_real = (values.repeat_interleave(num_targets, 0) for values in (tokens, places, is_real))
-        predicted = self.module["predictor"](tokens, places, is_real, wanted, is_wanted)  # (batch × targets, most, dim)
+        predicted = predictor(tokens, places, is_real, wanted, is_wanted)  # (batch × targets, most, dim)
         targets = take(encoder.patches_of(outputs), wanted.reshape(len(images), -1)).view(*wanted.shape, -1)
         return self.with_probes({"loss_ssl": self.loss(predicted, targets, is_wanted)})

@@ -1,0 +1,128 @@
+"""Where weights come from: a run's folder, a file, or a network of timm."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..exceptions import CheckpointError, ConfigError, nearest
+from ..runtime.checkpoint import CheckpointStore, read_checkpoint
+from ..runtime.runs_of_2025 import run_of_2025
+from ..runtime.seeding import preserved_generators
+from .files import newest_weights, read_weights
+
+_NO_SOURCES = {"true", "false", "yes", "no", "on", "off", "none", "null", ""}
+_OF_HUGGING_FACE = ("model.safetensors", "pytorch_model.bin")
+KINDS = "a run's folder, a file of safetensors or torch.save, a folder of Hugging Face, or timm/NAME"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A place of weights, and how to load them.
+
+    Parameters
+    ----------
+    place
+        A path, or `timm/NAME`.
+    strict
+        Whether it is an error if the source has only a part of a network's weights, or other weights beside them.
+    prefix
+        Where the weights are in the source: the beginning of their keys. None: it is found.
+    """
+
+    place: str
+    strict: bool = True
+    prefix: str | None = None
+
+
+def parse_source(value: Any, key: str) -> Source:
+    """Return a source from a configuration: a text, a path, or a dict of the fields of `Source`.
+
+    Parameters
+    ----------
+    value
+        The source. In a dict, `source` is its place.
+    key
+        Its key in the configuration, for error messages.
+
+    Raises
+    ------
+    ConfigError
+        It is anything else.
+    """
+    if isinstance(value, Source):
+        return value
+    if isinstance(value, Mapping):
+        return _from_dict(dict(value), key)
+    if isinstance(value, str) and value.strip().lower() in _NO_SOURCES:
+        advice = "Leave the key out for none." if not value.strip() or value.strip().lower()[0] in "nf" else ""
+        raise ConfigError(
+            f"{key}: {value!r} is a text, and a text names a source: {KINDS}. For the weights that timm has of its "
+            f"network, write true without quotation marks. {advice}".rstrip()
+        )
+    if isinstance(value, str | os.PathLike):
+        return Source(os.fspath(value))
+    raise ConfigError(f"{key}: {value!r} is no source of weights. Sources are {KINDS}.")
+
+
+def _from_dict(fields: dict[str, Any], key: str) -> Source:
+    known = ("source", "strict", "prefix")
+    if "source" not in fields or not fields.keys() <= set(known):
+        hint = "".join(nearest(name, known) for name in fields.keys() - set(known))
+        raise ConfigError(f"{key}: its keys are {[*fields]}, but must be source, and maybe strict and prefix.{hint}")
+    strict, prefix = fields.get("strict", True), fields.get("prefix")
+    if not isinstance(strict, bool) or not isinstance(prefix, str | None):
+        raise ConfigError(f"{key}: strict must be true or false, and prefix a text, not {strict!r} and {prefix!r}.")
+    return Source(parse_source(fields["source"], f"{key}.source").place, strict, prefix)
+
+
+def read_source(source: Source) -> tuple[str, dict[str, Tensor], bool]:
+    """Return the name of what was read, its tensors by key, and whether a run of this library wrote it.
+
+    Of a run's folder, it is the newest file of weights, else the newest valid checkpoint.
+
+    Raises
+    ------
+    CheckpointError
+        There is nothing there, or it can't be read.
+    """
+    path = Path(source.place).expanduser()
+    if source.place.startswith("timm/") and not path.exists():
+        return source.place, _of_timm(source.place), False
+    if path.is_file():
+        return str(path), read_weights(path), path.parent.name == "weights"
+    if (path / "meta.json").is_file():
+        return str(path), read_checkpoint(path)[0]["modules"], True
+    weights, _ = newest_weights(path)
+    if weights is not None:
+        return str(weights), read_weights(weights), True
+    if found := CheckpointStore(path / "checkpoints").load_newest(is_owner=False):
+        return str(found[0]), found[1]["modules"], True
+    if file := next((path / name for name in _OF_HUGGING_FACE if (path / name).is_file()), None):
+        return str(file), read_weights(file), False
+    if old := run_of_2025(path):
+        raise CheckpointError(old)
+    what = "has no weights, and no checkpoint either" if path.is_dir() else "is not there"
+    raise CheckpointError(f"'{source.place}' {what}. Sources of weights are {KINDS}.")
+
+
+def _of_timm(place: str) -> dict[str, Tensor]:
+    """Return the weights that timm has of a network; they are downloaded if they are not on this machine."""
+    try:
+        import timm
+    except ImportError as error:
+        raise CheckpointError(f"'{place}' needs `pip install 'stable-ssl[timm]'`.") from error
+    name = place.removeprefix("timm/")
+    known = timm.list_pretrained()
+    if name not in known and name not in timm.list_models(pretrained=True):
+        raise CheckpointError(f"timm has no weights '{name}'.{nearest(name, known)}")
+    with preserved_generators():
+        try:
+            return dict(timm.create_model(name, pretrained=True).state_dict())
+        except Exception as error:  # whatever the network and the libraries on the way to it raise
+            raise CheckpointError(f"timm can't get the weights '{name}': {type(error).__name__}: {error}") from error
