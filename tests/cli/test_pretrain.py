@@ -16,6 +16,7 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
+from tables import read_table
 
 import stable_ssl
 from stable_ssl.augmentations import EvalView
@@ -24,7 +25,7 @@ from stable_ssl.data import Images
 from stable_ssl.modules import load_backbone
 from stable_ssl.pretraining.layout import find_layout
 from stable_ssl.pretraining.planning import choose_batch, choose_epochs, choose_size, plan
-from stable_ssl.pretraining.request import parse
+from stable_ssl.pretraining.request import MASKED, METHOD, parse
 from stable_ssl.pretraining.timing import Pace
 
 COMMAND = Path(sys.executable).with_name("stable-ssl")
@@ -240,6 +241,12 @@ def test_a_folder_may_have_any_printable_name(photos):
     (photos.parent / "${odd}").mkdir()
     with pytest.raises(stable_ssl.ConfigError, match="Rename the folder"):
         parse("${odd}")
+
+
+def test_the_default_method_gains_most_per_minute_of_those_on_the_default_backbone():
+    table = read_table(Path(__file__).parents[2] / "docs" / "methods.md", "per minute")
+    rates = {row[1].strip(): float(row[5]) for line in table[2:] if (row := line.split("|"))}
+    assert max(rates.keys() - MASKED, key=rates.get) == METHOD
 
 
 def test_the_same_arguments_mean_the_same_folder(photos):
