@@ -36,7 +36,8 @@ LEFT_OUT = ("__init__", "__main__", "exceptions", "compat", "reader", "utils", "
 # Per room: its first and its last column, and what is in it.
 ROOMS = {
     "cli": (1.5, 1.5, "a file per command"),
-    "api": (1.5, 1.5, "load, branch"),
+    "api": (1.5, 1.5, "pretrain, load, branch"),
+    "pretraining": (1.5, 1.5, "from a folder of images", "to a recipe"),
     "instantiate": (1.5, 1.5, "YAML becomes a trainer"),
     "trainers": (3, 3, "a file per family"),
     "base": (1.5, 1.5, "BaseTrainer:", "a run from top to bottom"),

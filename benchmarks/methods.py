@@ -8,6 +8,11 @@ trains on the first `--images` training images. Then the weighted kNN (k = 20, t
 training images and their labels; of the last step, and of the network before training, whose running statistics are
 those of the training images too. The gain is paired by seed. To choose hyper-parameters, `--held-out` measures on
 training images that come after those.
+
+    python benchmarks/methods.py --step-times 10 [--methods …] --write docs/methods.md
+
+measures the processor's seconds per step instead, of all methods in one process, in turns, on noise. With the gains of
+the table above it writes what each method gains per minute of one core.
 """
 
 from __future__ import annotations
@@ -182,26 +187,9 @@ def run(name: str, seed: int, args: argparse.Namespace) -> dict[str, float]:
     if name == "raw pixels":
         found = accuracies(*(part for x, y in ((train, labels), (test, test_labels)) for part in (x.flatten(1), y)))
         return {f"{key}_after": value for key, value in found.items()}
-    torch.manual_seed(seed)
-    cls, loss, networks, views, options = METHODS[name]()
-    budget = budget_of(name)
     images = list(zip(train, labels.tolist(), strict=True))
-    data = Loader(images, budget["batch_size"], views=views, shuffle=True, drop_last=True)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = cls(
-            data={"train": data},
-            module=networks,
-            hardware={"seed": seed, "device": "cpu", "channels_last": True},
-            optim={
-                "epochs": budget["epochs"],
-                "optimizer": functools.partial(torch.optim.AdamW, lr=budget["lr"], weight_decay=1e-4),
-                "scheduler": functools.partial(LinearWarmupCosineAnnealing, peak_step=0.1),
-                "exclude_bias_norm": True,
-            },
-            logger={"dump_path": folder, "level": 40, "log_every_step": 50},
-            loss=loss,
-            **options,
-        )
+        trainer = make(name, seed, images, folder)
         trainer.setup()
         result = {}
         with torch.no_grad():
@@ -216,6 +204,60 @@ def run(name: str, seed: int, args: argparse.Namespace) -> dict[str, float]:
             measured = accuracies(embed(trainer, train), labels, embed(trainer, test), test_labels)
             result |= {f"{key}_{when}": value for key, value in measured.items()}
     return result
+
+
+def make(name: str, seed: int, images: list, folder: str, **optim):
+    """Return the trainer of a method on (image, label) pairs."""
+    torch.manual_seed(seed)
+    cls, loss, networks, views, options = METHODS[name]()
+    budget = budget_of(name)
+    return cls(
+        data={"train": Loader(images, budget["batch_size"], views=views, shuffle=True, drop_last=True)},
+        module=networks,
+        hardware={"seed": seed, "device": "cpu", "channels_last": True},
+        optim={
+            "epochs": budget["epochs"],
+            "optimizer": functools.partial(torch.optim.AdamW, lr=budget["lr"], weight_decay=1e-4),
+            "scheduler": functools.partial(LinearWarmupCosineAnnealing, peak_step=0.1),
+            "exclude_bias_norm": True,
+            **optim,
+        },
+        logger={"dump_path": folder, "level": 40, "log_every_step": 50},
+        loss=loss,
+        **options,
+    )
+
+
+def step_seconds(names: list[str], steps: int) -> dict[str, float]:
+    """Return the processor's seconds per step of each method: the median of `steps` steps, made in turns."""
+    torch.set_num_threads(1)
+    images = [(image, 0) for image in torch.randint(0, 256, (512, 3, 32, 32), dtype=torch.uint8)]
+    found: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(steps // 5 + 1):  # the first turn compiles
+        for name in names:
+            with tempfile.TemporaryDirectory() as folder:
+                trainer, times = make(name, 0, images, folder, epochs=3, max_steps=2), []
+                trainer.after_fit_step = lambda times=times: times.append(time.process_time())
+                trainer()
+            found[name] += np.diff(times).tolist() if turn else []
+    return {name: statistics.median(times) for name, times in found.items()}
+
+
+def write_gains(names: list[str], steps: int, path: Path | None, images: int) -> None:
+    """Print what each method gains per minute of one core, the best first, and write it into a file."""
+    learned = read_table(Path(__file__).parent.parent / "docs" / "methods.md", "learned")
+    cells = [[cell.strip() for cell in line.split("|")] for line in learned if "±" in line]
+    gains = {name: float(gain.split("±")[0]) for _, name, _, _, gain, *_ in cells}
+    rows = {}
+    for name, seconds in step_seconds(names, steps).items():
+        budget, gain = budget_of(name), gains[title_of(name)]
+        minutes = budget["epochs"] * (images // budget["batch_size"]) * seconds / 60
+        rows[name] = (gain / minutes, f"| {title_of(name)} | {gain:+.1f} | {seconds:.3f} | {minutes:.1f} |")
+    table = ["| method | kNN gain | s per step | minutes | gain per minute |", "|---|---|---|---|---|"]
+    table += [f"{row} {rate:.1f} |" for rate, row in sorted(rows.values(), reverse=True)]
+    print("\n".join(table))
+    if path:
+        write_table(path, "per minute", table)
 
 
 def budget_of(name: str) -> dict:
@@ -248,7 +290,7 @@ def row(name: str, found: list[dict[str, float]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True)
+    parser.add_argument("--data")
     parser.add_argument("--methods", nargs="+", default=["raw pixels", *METHODS], choices=["raw pixels", *METHODS])
     parser.add_argument("--images", type=int, default=20000)
     parser.add_argument("--seeds", type=int, default=3)
@@ -257,8 +299,14 @@ def main() -> None:
     parser.add_argument(
         "--write", type=Path, help="a Markdown file with <!-- learned --> … <!-- /learned -->; others' rows stay"
     )
+    parser.add_argument("--step-times", type=int, metavar="N", help="measure seconds per step, of N steps")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.step_times:
+        write_gains([name for name in args.methods if name in METHODS], args.step_times, args.write, args.images)
+        return
+    if args.data is None:
+        parser.error("--data is missing: a folder with train*.parquet and test*.parquet")
     if args.one is not None:
         torch.set_num_threads(1)
         print(json.dumps(run(args.methods[0], args.one, args)))

@@ -41,6 +41,7 @@ _HOME = {
     "OptimConfig": "config",
     "LoggerConfig": "config",
     "instanciate_config": "instantiate",
+    "pretrain": "api",
     "load": "api",
     "branch": "api",
     "Loader": "data",

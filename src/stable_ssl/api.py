@@ -7,6 +7,7 @@ import shlex
 import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from .compose import compose, importable, origin_of
 from .exceptions import CheckpointError, ConfigError, nearest
 from .instantiate import instanciate_config
 from .nodes import build, live_paths, locate
+from .pretraining.request import parse
+from .pretraining.results import backbone_of, read_results
+from .pretraining.running import carry_out
 from .runtime.checkpoint import CheckpointStore, read_checkpoint
 from .runtime.folder import read_config
 from .runtime.runs_of_2025 import run_of_2025
@@ -25,6 +29,86 @@ from .runtime.seeding import Stream, preserved_generators, seed_generators
 from .weights.files import load_strictly, newest_weights, read_weights
 
 log = logging.getLogger("stable_ssl")
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """What `pretrain` returns.
+
+    Attributes
+    ----------
+    backbone
+        The network, on the CPU and in evaluation mode: images in, representations (batch, dim) out.
+    view
+        Makes of an image, such as a PIL image with the channels of the training images, what the backbone gets.
+    folder
+        The run's folder.
+    results
+        The first and the last value of each metric, by name, such as "train/loss".
+    """
+
+    backbone: nn.Module
+    view: Any
+    folder: Path
+    results: dict[str, tuple[float, float]]
+
+
+def pretrain(
+    folder: str | Path,
+    overrides: Iterable[str] = (),
+    *,
+    method: str | None = None,
+    backbone: str | None = None,
+    size: int | None = None,
+    epochs: int | None = None,
+    minutes: float | None = None,
+    labels: str | Path | None = None,
+    out: str | Path | None = None,
+) -> Pretrained:
+    """Pretrain a backbone on a folder of images without labels. `stable-ssl pretrain` does the same.
+
+    The same call goes on with a run that was interrupted. If the run is finished, it returns its backbone at once.
+
+    Parameters
+    ----------
+    folder
+        The images, in the folder or below it. If there are the sub-folders `train` and `val` (or `test`), it trains on
+        the first.
+    overrides
+        Changes of settings, as on the command line, such as "views=affine".
+    method
+        A method that `stable-ssl recipes` lists. None: SimCLR.
+    backbone
+        A backbone that it lists, or `timm/NAME`. None: a narrow ResNet of nine layers; of MAE and I-JEPA a small ViT.
+    size
+        Height and width of the views. None: the largest of 32, 64, 96, 128 and 224 pixels that is not above the median
+        shorter side of the images.
+    epochs
+        None: 100, or down to 20 if the images are many or large.
+    minutes
+        Instead of epochs: a few steps are timed first, and the run gets as many as fit.
+    labels
+        "folder": the first level's folders are classes. Or a CSV file with the columns `path` and `label`. They only
+        measure, before and after training, on a fifth of the images that is held out. None: no labels, unless `train`
+        and `val` have the same folders inside.
+    out
+        The run's folder. None: `runs/pretrain_<folder>_<hash of the arguments>`.
+
+    Raises
+    ------
+    ConfigError
+        The request can't be carried out. The message says why.
+
+    Examples
+    --------
+    >>> pretrained = stable_ssl.pretrain("photos", minutes=10)  # doctest: +SKIP
+    >>> features = pretrained.backbone(pretrained.view(image)[None])  # doctest: +SKIP
+    """
+    how_long = {"epochs": epochs, "minutes": minutes}
+    request = parse(folder, overrides, method=method, backbone=backbone, size=size, labels=labels, out=out, **how_long)
+    run = carry_out(request, lambda line: print(f"pretrain: {line}", flush=True))
+    view = build((read_config(run) or {})["pretrain"]["view"], "eval_view")
+    return Pretrained(backbone_of(load(run), run), view, run, read_results(run))
 
 
 def branch(

@@ -82,6 +82,7 @@ def roots(tmp_path_factory):
     found = {name: [f"root={path}"] for name, path in given.items()}
     for name in ("parquet", "huggingface"):
         found[name].append("test_split=val")
+    found["images"] = [f"root={folder}/train", "labels=folder"]
     return {name: found.get(name, []) for name in DATA}
 
 

@@ -96,6 +96,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"stable-ssl {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    _add_pretrain(commands)
     train = commands.add_parser(
         "train",
         help="train a recipe or file, or a sweep over settings",
@@ -141,6 +142,28 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_pretrain(commands: Any) -> None:
+    """Add the command `pretrain`."""
+    pretrain = commands.add_parser(
+        "pretrain",
+        help="train a backbone on a folder of images",
+        epilog="The same line goes on with a run that was interrupted. All else can be set by key=value, such as "
+        "views=affine for writing and symbols; the run's config.yaml holds everything.",
+    )
+    pretrain.add_argument("folder", metavar="FOLDER", help="the folder of the images, however deep they are")
+    pretrain.add_argument("overrides", nargs="*", help="changes of settings, such as optim.optimizer.lr=0.001")
+    for option, metavar, text in (
+        ("--method", "M", "how it learns (simclr); `stable-ssl recipes` lists the methods"),
+        ("--backbone", "B", "the network (resnet9), or timm/NAME"),
+        ("--size", "N", "height and width of the views, in pixels (follows from the images)"),
+        ("--epochs", "N", "how often each image is seen (100, or down to 20 if they are many or large)"),
+        ("--minutes", "N", "how long to train: a few steps are timed first"),
+        ("--labels", "L", "folder, a CSV file with the columns path,label, or none: labels only measure"),
+        ("--out", "DIR", "the run's folder (runs/pretrain_<FOLDER>_<hash of the arguments>)"),
+    ):
+        pretrain.add_argument(option, metavar=metavar, help=text)
+
+
 def _add_options_of_hydra(parser: argparse.ArgumentParser) -> None:
     """Add the options of Hydra's own command line that show a configuration, or tell of Hydra, instead of training."""
     hidden: dict[str, Any] = {"help": argparse.SUPPRESS}
@@ -154,7 +177,7 @@ def _add_options_of_hydra(parser: argparse.ArgumentParser) -> None:
 
 
 def _commands() -> dict[str, Callable[[argparse.Namespace, list[str]], int]]:
-    from . import branch, recipes, resume, train, views
+    from importlib import import_module
 
-    commands = {"train": train, "resume": resume, "branch": branch, "views": views, "recipes": recipes}
-    return {name: command.main for name, command in commands.items()}
+    names = ("pretrain", "train", "resume", "branch", "views", "recipes")
+    return {name: lambda *args, name=name: import_module(f"{__name__}.{name}").main(*args) for name in names}

@@ -15,6 +15,7 @@ from ..exceptions import ConfigError, DataError
 from ..runtime.files import printable
 from .checks import is_function, require
 from .datasets import FUNCTION_OF_IMAGE, listed, to_float_tensor
+from .holding_out import held_out
 from .images import ImageDecoder, check_options
 from .labels import by_folder, read_labels
 from .scanning import list_images, scan
@@ -42,6 +43,9 @@ class Images(Dataset):
         classes are numbered in the order of their names. Else the path of a CSV file with the columns `path`, relative
         to `root`, and `label`: names, which are numbered in their order, or whole numbers from 0. If there is no such
         file here, the path is taken as relative to `root`. Images without a row are left out.
+    split
+        "test": a fifth of each class, which follows from the images' paths (`held_out`). "train": the others. None: all
+        images.
     levels
         The levels (low, high) that become 0 and 255, for images of more than 8 bits or of floats.
     channels
@@ -96,6 +100,7 @@ class Images(Dataset):
         root: str | Path,
         labels: str | Path | None = "none",
         *,
+        split: str | None = None,
         levels: Sequence[float] | None = None,
         channels: int | None = None,
         on_error: str = "raise",
@@ -107,6 +112,7 @@ class Images(Dataset):
         require(
             ("root", root, isinstance(root, str | Path), "a folder"),
             ("labels", labels, is_labels, "'none', 'folder' or the path of a CSV file"),
+            ("split", split, split in (None, "train", "test"), "'train', 'test' or none"),
             *check_options(levels, channels),
             ("on_error", on_error, on_error in ("raise", "skip"), "'raise' or 'skip'"),
             ("in_memory", in_memory, is_wish, "'auto', true or false"),
@@ -136,6 +142,10 @@ class Images(Dataset):
                 "become 0 and 255: levels: [low, high]."
             )
         self.decoder = ImageDecoder(levels, channels or (1 if table["is_grey"].all() else 3))
+        if split is not None:
+            kept = np.flatnonzero(held_out(self.files, self.targets) == (split == "test")).tolist()
+            self.files, self.targets = [self.files[row] for row in kept], [self.targets[row] for row in kept]
+            self.sizes = self.sizes[kept]
 
     def _leave_out(self, reasons: dict[str, str], table: np.ndarray, on_error: str) -> np.ndarray:
         """Raise an error that names the files that can't be read, or leave them out; return the rows of the others."""

@@ -105,7 +105,7 @@ def hold(
     if wish is False:
         log.info("%s, since in_memory is false.", read_instead)
         return None
-    limit = int((1 if wish is True else SHARE_OF_MEMORY) * share * _free_memory())
+    limit = int((1 if wish is True else SHARE_OF_MEMORY) * share * free_memory())
     first, _ = read(0)
     held, expected = None, getattr(dataset, "num_bytes", first.nbytes * len(dataset))
     if expected <= limit:
@@ -202,7 +202,7 @@ def choose_device(on: str, held: HeldImages | None, device: torch.device, name: 
     return device
 
 
-def _free_memory() -> int:
+def free_memory() -> int:
     """Return the bytes that are free: on this machine, or of what a container or job may use of it if that is less."""
     try:
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")

@@ -1,0 +1,103 @@
+"""Carrying out a request: plan a run or go on with it, and say what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from yaml import YAMLError
+
+from ..compose import compose, importable, in_folder, origin_of
+from ..exceptions import ConfigError, Preempted
+from ..instantiate import instanciate_config
+from ..runtime.folder import differences, read_config
+from ..runtime.launchers import find_place
+from ..runtime.runs_of_2025 import run_of_2025
+from ..runtime.status import COMPLETE, read_status
+from .planning import plan
+from .request import Request
+from .results import describe
+
+
+def carry_out(request: Request, say: Callable[[str], None]) -> Path:
+    """Train the run of a request, or go on with it; return its folder.
+
+    Parameters
+    ----------
+    request
+        What was asked for.
+    say
+        Gets lines for the user.
+
+    Raises
+    ------
+    ConfigError
+        The request can't be carried out, or its folder holds another run.
+    Preempted, KeyboardInterrupt
+        The run was asked to stop. The same request goes on with it.
+    """
+    place = find_place()
+    if place is not None and place.size > 1:
+        raise ConfigError(
+            f"pretrain: {place.launcher} started {place.size} processes, and pretrain begins in one. Start it so; once "
+            "its run is there, `stable-ssl resume RUN` goes on in several processes."
+        )
+    folder = request.place()
+    held = _held(folder)
+    if held is not None:
+        _check_same(folder, held, request)
+    if held is None or read_status(folder).get("status") not in COMPLETE:
+        try:
+            _train(folder, held is None, request, say)
+        except (KeyboardInterrupt, Preempted):
+            what = f"the run in '{folder}' was stopped" if read_config(folder) else "nothing was trained yet"
+            say(f"{what}; the same line goes on.")
+            raise
+    else:
+        say(f"the run in '{folder}' is finished. To train anew, give another --out; `stable-ssl resume {folder} "
+            "optim.epochs=N` trains for longer.")  # fmt: skip
+    say(f"{read_status(folder).get('status')}.\n{describe(folder)}")
+    return folder
+
+
+def _train(folder: Path, is_new: bool, request: Request, say: Callable[[str], None]) -> None:
+    with importable(Path.cwd()):
+        if is_new:
+            config = plan(request, say)
+            optim = config["trainer"]["optim"]
+            say(f"{request.method} with {request.backbone}, {optim['epochs']} epochs, in '{folder}'")
+        else:
+            config = _held_config(folder)
+            say(f"going on with the run in '{folder}'")
+        instanciate_config(in_folder(config, str(folder)))()
+
+
+def _held(folder: Path) -> dict[str, Any] | None:
+    """Return the content of a folder's `config.yaml`, or None if there is no such file."""
+    try:
+        return read_config(folder)
+    except (OSError, ValueError, YAMLError) as error:
+        raise ConfigError(
+            f"pretrain: '{folder / 'config.yaml'}' can't be read: {error}. If it is of a run, `stable-ssl resume "
+            f"{folder}` helps; else give another --out."
+        ) from error
+
+
+def _held_config(folder: Path) -> dict[str, Any]:
+    with importable(*origin_of(folder, "config")[1]):
+        return compose(str(folder / "config.yaml"))
+
+
+def _check_same(folder: Path, held: dict[str, Any], request: Request) -> None:
+    """Refuse a folder that holds another run."""
+    if "pretrain" not in held:
+        what = run_of_2025(folder) or f"'{folder}' holds a configuration that pretrain did not write."
+        raise ConfigError(f"pretrain: --out: {what} Give another folder.")
+    found = list(differences(held["pretrain"]["arguments"], request.arguments()))
+    if found:
+        changed = "; ".join(f"{name} was {before!r}, now it is {now!r}" for name, before, now in found)
+        raise ConfigError(
+            f"pretrain: --out: '{folder}' holds a run with other arguments: {changed}. Give another --out. "
+            f"`stable-ssl resume {folder} key=value` goes on with that run."
+        )
