@@ -135,10 +135,47 @@ def make_parser() -> argparse.ArgumentParser:
     views.add_argument("--out", default="views.png", metavar="FILE", help="the picture's file (views.png)")
     views.add_argument("--samples", type=int, default=6, metavar="N", help="number of samples (6)")
     views.add_argument("--epoch", type=int, default=0, metavar="N", help="epoch whose views are drawn (0)")
+    _add_prepare(commands)
     recipes = commands.add_parser("recipes", help="list the recipes, or show one")
     recipes.add_argument("action", nargs="?", choices=["show"], help="print a recipe's whole configuration")
     recipes.add_argument("name", nargs="?", help="the recipe's name")
     return parser
+
+
+def _add_prepare(commands: Any) -> None:
+    prepare = commands.add_parser(
+        "prepare",
+        help="write a folder's images into one file that is read fast",
+        epilog="The same line goes on with a file that is not complete.",
+    )
+    prepare.add_argument("folder", metavar="FOLDER", help="the folder; all images below it are taken")
+    prepare.add_argument(
+        "--format", choices=["jpeg", "yuv", "raw"], default="jpeg", help="how images are stored (jpeg)"
+    )
+    prepare.add_argument(
+        "--size", type=int, default=256, metavar="N", help="the shorter side of larger images; 0 keeps all sizes (256)"
+    )
+    prepare.add_argument(
+        "--labels", default="none", metavar="L", help="none, folder, or a CSV file of path,label (none)"
+    )
+    prepare.add_argument("--out", metavar="FILE", help="the file (FOLDER_FORMAT_SIZE.images)")
+    prepare.add_argument(
+        "--quality", type=int, default=90, metavar="Q", help="of JPEGs that are encoded, 1 to 100 (90)"
+    )
+    prepare.add_argument(
+        "--subsampling", choices=["420", "422", "444"], default="420", help="of JPEGs that are encoded (420)"
+    )
+    prepare.add_argument(
+        "--levels", type=float, nargs=2, metavar=("LOW", "HIGH"), help="levels that become 0 and 255, beyond 8 bits"
+    )
+    prepare.add_argument("--channels", type=int, choices=[1, 3], help="1: grey, 3: RGB (as the images are)")
+    prepare.add_argument(
+        "--on-error",
+        choices=["raise", "skip"],
+        default="raise",
+        help="what happens to files that can't be read (raise)",
+    )
+    prepare.add_argument("--verify", action="store_true", help="FOLDER is a file: read all its images back")
 
 
 def _add_options_of_hydra(parser: argparse.ArgumentParser) -> None:
@@ -154,7 +191,8 @@ def _add_options_of_hydra(parser: argparse.ArgumentParser) -> None:
 
 
 def _commands() -> dict[str, Callable[[argparse.Namespace, list[str]], int]]:
-    from . import branch, recipes, resume, train, views
+    from . import branch, prepare, recipes, resume, train, views
 
-    commands = {"train": train, "resume": resume, "branch": branch, "views": views, "recipes": recipes}
+    commands = {"train": train, "resume": resume, "branch": branch, "views": views, "prepare": prepare}
+    commands["recipes"] = recipes
     return {name: command.main for name, command in commands.items()}
