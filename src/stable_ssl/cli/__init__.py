@@ -136,6 +136,7 @@ def make_parser() -> argparse.ArgumentParser:
     views.add_argument("--out", default="views.png", metavar="FILE", help="the picture's file (views.png)")
     views.add_argument("--samples", type=int, default=6, metavar="N", help="number of samples (6)")
     views.add_argument("--epoch", type=int, default=0, metavar="N", help="epoch whose views are drawn (0)")
+    _add_prepare(commands)
     recipes = commands.add_parser("recipes", help="list the recipes, or show one")
     recipes.add_argument("action", nargs="?", choices=["show"], help="print a recipe's whole configuration")
     recipes.add_argument("name", nargs="?", help="the recipe's name")
@@ -164,6 +165,43 @@ def _add_pretrain(commands: Any) -> None:
         pretrain.add_argument(option, metavar=metavar, help=text)
 
 
+def _add_prepare(commands: Any) -> None:
+    """Add the command `prepare`."""
+    prepare = commands.add_parser(
+        "prepare",
+        help="write a folder's images into one file that is read fast",
+        epilog="The same line goes on with a file that is not complete.",
+    )
+    prepare.add_argument("folder", metavar="FOLDER", help="the folder; all images below it are taken")
+    prepare.add_argument(
+        "--format", choices=["jpeg", "yuv", "raw"], default="jpeg", help="how images are stored (jpeg)"
+    )
+    prepare.add_argument(
+        "--size", type=int, default=256, metavar="N", help="the shorter side of larger images; 0 keeps all sizes (256)"
+    )
+    prepare.add_argument(
+        "--labels", default="none", metavar="L", help="none, folder, or a CSV file of path,label (none)"
+    )
+    prepare.add_argument("--out", metavar="FILE", help="the file (FOLDER_FORMAT_SIZE.images)")
+    prepare.add_argument(
+        "--quality", type=int, default=90, metavar="Q", help="of JPEGs that are encoded, 1 to 100 (90)"
+    )
+    prepare.add_argument(
+        "--subsampling", choices=["420", "422", "444"], default="420", help="of JPEGs that are encoded (420)"
+    )
+    prepare.add_argument(
+        "--levels", type=float, nargs=2, metavar=("LOW", "HIGH"), help="levels that become 0 and 255, beyond 8 bits"
+    )
+    prepare.add_argument("--channels", type=int, choices=[1, 3], help="1: grey, 3: RGB (as the images are)")
+    prepare.add_argument(
+        "--on-error",
+        choices=["raise", "skip"],
+        default="raise",
+        help="what happens to files that can't be read (raise)",
+    )
+    prepare.add_argument("--verify", action="store_true", help="FOLDER is a file: read all its images back")
+
+
 def _add_options_of_hydra(parser: argparse.ArgumentParser) -> None:
     """Add the options of Hydra's own command line that show a configuration, or tell of Hydra, instead of training."""
     hidden: dict[str, Any] = {"help": argparse.SUPPRESS}
@@ -179,5 +217,5 @@ def _add_options_of_hydra(parser: argparse.ArgumentParser) -> None:
 def _commands() -> dict[str, Callable[[argparse.Namespace, list[str]], int]]:
     from importlib import import_module
 
-    names = ("pretrain", "train", "resume", "branch", "views", "recipes")
+    names = ("pretrain", "train", "resume", "branch", "views", "prepare", "recipes")
     return {name: lambda *args, name=name: import_module(f"{__name__}.{name}").main(*args) for name in names}

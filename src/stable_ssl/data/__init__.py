@@ -5,6 +5,7 @@ from .folder import Images
 from .huggingface import HuggingFaceDataset
 from .loader import Loader
 from .multi_view import MultiViewSampler
+from .prepared import Prepared
 from .sources import IterableLoader, as_loader, length_of
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Loader",
     "MultiViewSampler",
     "Parquet",
+    "Prepared",
     "as_loader",
     "length_of",
 ]

@@ -15,6 +15,7 @@ from ..augmentations.cpu import PIECE_BYTES
 from ..runtime.preemption import StopWaiting
 from .collating import collate_rests
 from .encoded import EncodedImages, OtherSizeError
+from .prepared import PreparedImages
 from .threads import Threads
 from .views import BatchViews
 
@@ -41,7 +42,7 @@ class DecodedBatches:
 
     def __init__(
         self,
-        images: EncodedImages,
+        images: EncodedImages | PreparedImages,
         make: BatchViews,
         explained: Callable[[Exception, int], Exception],
         num_threads: int,

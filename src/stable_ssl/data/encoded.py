@@ -17,6 +17,7 @@ from ..augmentations.images import orientation_of, turn
 from .datasets import Digits, Parquet
 from .folder import Images
 from .images import ImageDecoder, content_of, open_content, open_image
+from .prepared import Prepared, PreparedImages
 from .views import to_array
 
 _SWAPS_SIDES = (5, 6, 7, 8)  # orientations
@@ -87,6 +88,11 @@ class EncodedImages:
         is_safe = limit is None or image.width * image.height <= limit  # else Pillow warns of it, or refuses it
         return _TURBO if is_jpeg and is_kept and is_safe else _PILLOW
 
+    def is_upright_jpeg(self, index: int) -> bool:
+        """Say whether libjpeg-turbo decodes an image to its pixels, with nothing else to do."""
+        self.size(index)
+        return bool(self._headers[index, 2] == 1 and self._headers[index, 3] == _TURBO)
+
     def decode(self, index: int, out: np.ndarray) -> None:
         """Write the pixels of an image, upright, to `out`: uint8 (height, width, channels).
 
@@ -142,7 +148,7 @@ def _decode_jpeg(content: Any, name: str, orientation: int, out: np.ndarray) -> 
     return True
 
 
-def as_encoded(dataset: Any, channels: int) -> EncodedImages | None:
+def as_encoded(dataset: Any, channels: int) -> EncodedImages | PreparedImages | None:
     """Return the files of a data set's images, if it is known how it decodes them and that it does nothing else.
 
     Parameters
@@ -157,6 +163,8 @@ def as_encoded(dataset: Any, channels: int) -> EncodedImages | None:
         dataset, indices = dataset.dataset, np.asarray(dataset.indices)[indices]
     if not is_plain(dataset):
         return None
+    if isinstance(dataset, Prepared):
+        return dataset.encoded(indices, channels)
     if isinstance(dataset, Images | Parquet):
         source, name = dataset.source, dataset.name_of
         return EncodedImages(source, name, lambda index: [dataset.targets[index]], dataset.decoder, indices, channels)
@@ -171,7 +179,7 @@ def as_encoded(dataset: Any, channels: int) -> EncodedImages | None:
 
 def is_plain(dataset: Any) -> bool:
     """Say whether a data set is of this package or torchvision's, and gives images as they are, without a transform."""
-    if not isinstance(dataset, Digits | Images | Parquet | VisionDataset):
+    if not isinstance(dataset, Digits | Images | Parquet | Prepared | VisionDataset):
         return False
     if not type(dataset).__module__.startswith(("torchvision.datasets.", "stable_ssl.data.")):
         return False

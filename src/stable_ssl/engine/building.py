@@ -274,7 +274,8 @@ def _of_sets(nodes: Mapping[str, Any], kind: str, sets: Iterable[str]) -> dict[s
 
 def _compare_classes(train: Any, loaders: Mapping[str, Any]) -> None:
     """Warn if an evaluation set numbers its classes otherwise than the training set does, as folders may."""
-    trained, *others = (getattr(getattr(one, "dataset", None), "classes", None) for one in (train, *loaders.values()))
+    known: list[Any] = [getattr(getattr(one, "dataset", None), "classes", None) for one in (train, *loaders.values())]
+    trained, *others = known
     for name, classes in zip(loaders, others, strict=True) if trained else ():
         if classes and list(classes) != list(trained):
             odd = sorted({str(one) for one in classes} ^ {str(one) for one in trained})[:5]

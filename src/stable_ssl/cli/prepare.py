@@ -1,0 +1,85 @@
+"""`stable-ssl prepare`: a folder's images in one file that is read fast."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..exceptions import ConfigError
+from ..runtime.files import printable
+
+WITHOUT_LABELS = "num_classes=2 '~logger.metric' '~logger.monitor.test'"
+
+
+def main(args: argparse.Namespace, rest: list[str]) -> int:
+    """Write the file, or check one."""
+    if rest:
+        raise ConfigError(f"prepare: '{rest[0]}' is one argument too many: it takes one folder.")
+    if args.verify:
+        return verify(args.folder)
+    if not 1 <= args.quality <= 100:
+        raise ConfigError(f"prepare: --quality {args.quality} is not from 1 to 100.")
+    if args.size < 0:
+        raise ConfigError(f"prepare: --size {args.size} is not a number of pixels, or 0 to keep all sizes.")
+    try:
+        with _reporting() as report:
+            return _prepare(args, report)
+    except KeyboardInterrupt:
+        print("stable-ssl: stopped. The same line goes on.", file=sys.stderr)
+        return 130
+
+
+def _prepare(args: argparse.Namespace, report: Any) -> int:
+    from ..data import Images
+    from ..data.preparing import Format, Source, prepare
+
+    images = Images(args.folder, args.labels, levels=args.levels, channels=args.channels, on_error=args.on_error)
+    source = Source(images, Format(args.format, args.size, args.quality, args.subsampling))
+    name = f"{Path(os.path.realpath(args.folder)).name}_{args.format}_{args.size}.images"
+    out = Path(args.out or name).expanduser()
+    if out.is_dir():
+        raise ConfigError(f"prepare: --out '{printable(out)}' is a folder; give the name of a file.")
+    is_new = prepare(source, out, report)
+    before = int(source.plan.sources["size"].sum())
+    what = f"{len(source):,} images, {_size(out.stat().st_size)}; their files have {_size(before)}"
+    print(f"{printable(out)}: {'' if is_new else 'finished already: '}{what}.")
+    words = ["stable-ssl", "train", "simclr", "data=prepared", f"root={out}"]
+    print(f"Train on it: {printable(shlex.join(words))}{'' if images.classes else ' ' + WITHOUT_LABELS}")
+    return 0
+
+
+def verify(path: str) -> int:
+    """Read all images of a file back."""
+    from ..data import Prepared
+    from ..data.preparing import check_all
+
+    with _reporting() as report:
+        file = Prepared(path).file
+        check_all(file, report)
+    print(f"{printable(path)}: {len(file):,} images, all as they were written.")
+    return 0
+
+
+@contextlib.contextmanager
+def _reporting() -> Iterator[Any]:
+    """Yield a function that shows on a terminal how much is done."""
+    if not sys.stderr.isatty():
+        yield lambda what, done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("Looking at the files", total=None)
+        yield lambda what, done, total: progress.update(task, description=what, completed=done, total=total)
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.1f} MB"
