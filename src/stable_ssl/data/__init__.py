@@ -6,6 +6,7 @@ from .huggingface import HuggingFaceDataset
 from .loader import Loader
 from .multi_view import MultiViewSampler
 from .sources import IterableLoader, as_loader, length_of
+from .webdataset import WebDataset
 
 __all__ = [
     "Digits",
@@ -16,6 +17,7 @@ __all__ = [
     "Loader",
     "MultiViewSampler",
     "Parquet",
+    "WebDataset",
     "as_loader",
     "length_of",
 ]

@@ -18,6 +18,7 @@ from .datasets import Digits, Parquet
 from .folder import Images
 from .images import ImageDecoder, content_of, open_content, open_image
 from .views import to_array
+from .webdataset import WebDataset
 
 _SWAPS_SIDES = (5, 6, 7, 8)  # orientations
 _UNKNOWN, _PILLOW, _TURBO = 0, 1, 2  # who decodes an image
@@ -157,7 +158,7 @@ def as_encoded(dataset: Any, channels: int) -> EncodedImages | None:
         dataset, indices = dataset.dataset, np.asarray(dataset.indices)[indices]
     if not is_plain(dataset):
         return None
-    if isinstance(dataset, Images | Parquet):
+    if isinstance(dataset, Images | Parquet | WebDataset):
         source, name = dataset.source, dataset.name_of
         return EncodedImages(source, name, lambda index: [dataset.targets[index]], dataset.decoder, indices, channels)
     samples, decoder = getattr(dataset, "samples", None), getattr(dataset, "loader", None)
@@ -171,7 +172,7 @@ def as_encoded(dataset: Any, channels: int) -> EncodedImages | None:
 
 def is_plain(dataset: Any) -> bool:
     """Say whether a data set is of this package or torchvision's, and gives images as they are, without a transform."""
-    if not isinstance(dataset, Digits | Images | Parquet | VisionDataset):
+    if not isinstance(dataset, Digits | Images | Parquet | VisionDataset | WebDataset):
         return False
     if not type(dataset).__module__.startswith(("torchvision.datasets.", "stable_ssl.data.")):
         return False
