@@ -3,20 +3,24 @@
 from .datasets import Digits, ImageFolder, Parquet
 from .folder import Images
 from .huggingface import HuggingFaceDataset
+from .huggingface_stream import HuggingFaceStream
 from .loader import Loader
 from .multi_view import MultiViewSampler
 from .sources import IterableLoader, as_loader, length_of
+from .streams import StreamLoader
 from .webdataset import WebDataset
 
 __all__ = [
     "Digits",
     "HuggingFaceDataset",
+    "HuggingFaceStream",
     "ImageFolder",
     "Images",
     "IterableLoader",
     "Loader",
     "MultiViewSampler",
     "Parquet",
+    "StreamLoader",
     "WebDataset",
     "as_loader",
     "length_of",

@@ -109,6 +109,8 @@ class DataFacts:
         The samples that can't be read and are left out, as text; None if there are none.
     shards
         The names and checksums of the files of a data set that tells them; None for others.
+    layout
+        What the order of a stream depends on, as text; None for others.
     """
 
     batches_per_epoch: int
@@ -117,6 +119,7 @@ class DataFacts:
     samples: int | None
     left_out: str | None
     shards: list[str] | None = None
+    layout: str | None = None
 
     @classmethod
     def of(cls, loader: Any, num_batches: int, num_processes: int) -> DataFacts:
@@ -129,8 +132,9 @@ class DataFacts:
             left_out = ", ".join(map(str, loader.left_out))
         if len(left_out) > 100:
             left_out = f"{len(loader.left_out)} with digest {digest(left_out).hex()[:8]}"
+        layout = getattr(loader, "layout", None)
         global_batch = batch_size and batch_size * num_processes
-        return cls(num_batches, global_batch, views and repr(views), samples, left_out or None, shards)
+        return cls(num_batches, global_batch, views and repr(views), samples, left_out or None, shards, layout)
 
     def known(self, before: Mapping[str, Any]) -> dict[str, Any]:
         """Return the facts in a checkpoint, `before`; those that it lacks are as here."""
@@ -155,6 +159,7 @@ _WORDS = {
     "samples": "samples",
     "left_out": "samples that are left out",
     "shards": "shards",
+    "layout": "order of the stream",
 }
 
 
