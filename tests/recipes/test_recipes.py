@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -66,7 +68,7 @@ def test_a_recipe_trains_and_evaluates(name, tmp_path):
 def roots(tmp_path_factory):
     """Return the overrides that give each data set a root; those of one's own have three classes of RGB images."""
     pyarrow, parquet, datasets = map(pytest.importorskip, ("pyarrow", "pyarrow.parquet", "datasets"))
-    folder, table, saved = (tmp_path_factory.mktemp(name) for name in ("folder", "table", "saved"))
+    folder, table, saved, tars = (tmp_path_factory.mktemp(name) for name in ("folder", "table", "saved", "tars"))
     splits = {}
     for split in ("train", "val"):
         rows = []
@@ -75,12 +77,18 @@ def roots(tmp_path_factory):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (40, 36), (80 * label, 60 * number, 9)).save(path)
             rows.append({"image": {"bytes": path.read_bytes(), "path": None}, "label": label})
+        with tarfile.open(tars / f"{split}-0.tar", "w") as tar:
+            for number, row in enumerate(rows):
+                for ending, content in (("png", row["image"]["bytes"]), ("cls", str(row["label"]).encode())):
+                    member = tarfile.TarInfo(f"{number}.{ending}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
         parquet.write_table(pyarrow.Table.from_pylist(rows), table / f"{split}.parquet")
         splits[split] = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())
     datasets.DatasetDict(splits).save_to_disk(saved)
-    given = {"folder": folder, "imagenet": folder, "parquet": table, "huggingface": saved}
+    given = {"folder": folder, "imagenet": folder, "parquet": table, "huggingface": saved, "webdataset": tars}
     found = {name: [f"root={path}"] for name, path in given.items()}
-    for name in ("parquet", "huggingface"):
+    for name in ("parquet", "huggingface", "webdataset"):
         found[name].append("test_split=val")
     found["images"] = [f"root={folder}/train", "labels=folder"]
     return {name: found.get(name, []) for name in DATA}
@@ -117,7 +125,7 @@ def test_a_method_composes_with_every_data_set_and_backbone_that_suit_it(method,
         ("dino", "parquet", "timm/vit_tiny_patch16_224"),
         ("simclr", "folder", "resnet18"),
         ("moco", "huggingface", "convmixer"),
-        ("swav", "imagenet", "timm/resnet10t"),
+        ("swav", "webdataset", "timm/resnet10t"),
         ("ijepa", "parquet", "vit_tiny"),
         ("mae", "digits", "vit_digits"),
         ("lejepa", "digits", "convmixer"),

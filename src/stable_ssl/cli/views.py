@@ -58,9 +58,8 @@ def draw(trainer: dict[str, Any], num_samples: int, epoch: int) -> Image:
     seed = trainer.get("hardware", {}).get("seed", 0) or 0
     loader = as_loader(build(trainer["data"]["train"], "data.train"), "train")
     if not isinstance(loader, Loader):
-        raise ConfigError(
-            f"views: data.train is a {type(loader.source).__name__}; views are shown for a stable_ssl.data.Loader only."
-        )
+        kind = type(getattr(loader, "source", loader)).__name__
+        raise ConfigError(f"views: data.train is a {kind}; views are shown for a stable_ssl.data.Loader only.")
     loader.bind(seed, "train")
     try:
         indices, batch = next(iter(loader.batches(epoch)))

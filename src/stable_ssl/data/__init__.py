@@ -3,14 +3,18 @@
 from .datasets import Digits, ImageFolder, Parquet
 from .folder import Images
 from .huggingface import HuggingFaceDataset
+from .huggingface_stream import HuggingFaceStream
 from .loader import Loader
 from .multi_view import MultiViewSampler
 from .prepared import Prepared
 from .sources import IterableLoader, as_loader, length_of
+from .streams import StreamLoader
+from .webdataset import WebDataset
 
 __all__ = [
     "Digits",
     "HuggingFaceDataset",
+    "HuggingFaceStream",
     "ImageFolder",
     "Images",
     "IterableLoader",
@@ -18,6 +22,8 @@ __all__ = [
     "MultiViewSampler",
     "Parquet",
     "Prepared",
+    "StreamLoader",
+    "WebDataset",
     "as_loader",
     "length_of",
 ]

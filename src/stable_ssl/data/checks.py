@@ -64,6 +64,8 @@ def _wrong_data(dataset: Any) -> list[str]:
     kind = type(dataset).__name__
     if isinstance(dataset, IterableDataset):
         return [f"dataset: a {kind} is a stream, without samples by number; use torch's DataLoader for it."]
+    if hasattr(dataset, "num_shards") and not hasattr(dataset, "__getitem__"):
+        return [f"dataset: a {kind} is a stream, without samples by number; use a StreamLoader for it."]
     missing = [method for method in ("__len__", "__getitem__") if not hasattr(dataset, method)]
     if missing:
         return [f"dataset: a {kind} has no {' and no '.join(missing)}; if it is a stream, use it without a Loader."]
@@ -72,14 +74,14 @@ def _wrong_data(dataset: Any) -> list[str]:
 
 def _wrong_values(given: Mapping[str, Any]) -> list[str]:
     """Return a sentence for each argument that is wrong by itself."""
-    flag, function, sampler = (_is_flag, "true or false"), (is_function, "a function or none"), "a sampler or none"
+    flag, function, sampler = (is_flag, "true or false"), (is_function, "a function or none"), "a sampler or none"
     count_or_none = (lambda value: value is None or is_count(value, 1), "a whole number of at least 1, or none")
     methods = torch.multiprocessing.get_all_start_methods()
     expected = {
         "batch_size": count_or_none,
-        "views": (_is_transform, "a transform, a list of transforms, or none"),
+        "views": (is_transform, "a transform, a list of transforms, or none"),
         "on": (lambda value: value in ("auto", "cpu", "device"), "'auto', 'cpu' or 'device'"),
-        "shuffle": (lambda value: value is None or _is_flag(value), "true, false or none"),  # as torch has it
+        "shuffle": (lambda value: value is None or is_flag(value), "true, false or none"),  # as torch has it
         "drop_last": flag,
         "sampler": (_is_iterable, sampler),
         "batch_sampler": (_is_iterable, sampler),
@@ -111,7 +113,8 @@ def _shared_out_twice(given: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _is_flag(value: Any) -> bool:
+def is_flag(value: Any) -> bool:
+    """Say whether a value is true or false."""
     return isinstance(value, bool)
 
 
@@ -119,7 +122,8 @@ def _is_iterable(value: Any) -> bool:
     return value is None or hasattr(value, "__iter__")
 
 
-def _is_transform(value: Any) -> bool:
+def is_transform(value: Any) -> bool:
+    """Say whether a value is None, a function, or a list of functions."""
     is_list = isinstance(value, Sequence) and len(value) > 0 and all(map(callable, value))
     return is_function(value) or is_list
 

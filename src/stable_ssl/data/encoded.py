@@ -19,6 +19,7 @@ from .folder import Images
 from .images import ImageDecoder, content_of, open_content, open_image
 from .prepared import Prepared, PreparedImages
 from .views import to_array
+from .webdataset import WebDataset
 
 _SWAPS_SIDES = (5, 6, 7, 8)  # orientations
 _UNKNOWN, _PILLOW, _TURBO = 0, 1, 2  # who decodes an image
@@ -165,7 +166,7 @@ def as_encoded(dataset: Any, channels: int) -> EncodedImages | PreparedImages | 
         return None
     if isinstance(dataset, Prepared):
         return dataset.encoded(indices, channels)
-    if isinstance(dataset, Images | Parquet):
+    if isinstance(dataset, Images | Parquet | WebDataset):
         source, name = dataset.source, dataset.name_of
         return EncodedImages(source, name, lambda index: [dataset.targets[index]], dataset.decoder, indices, channels)
     samples, decoder = getattr(dataset, "samples", None), getattr(dataset, "loader", None)
@@ -179,7 +180,7 @@ def as_encoded(dataset: Any, channels: int) -> EncodedImages | PreparedImages | 
 
 def is_plain(dataset: Any) -> bool:
     """Say whether a data set is of this package or torchvision's, and gives images as they are, without a transform."""
-    if not isinstance(dataset, Digits | Images | Parquet | Prepared | VisionDataset):
+    if not isinstance(dataset, Digits | Images | Parquet | Prepared | VisionDataset | WebDataset):
         return False
     if not type(dataset).__module__.startswith(("torchvision.datasets.", "stable_ssl.data.")):
         return False

@@ -77,8 +77,9 @@ class HuggingFaceDataset(Dataset):
         if kwargs.pop("trust_remote_code", None) is not None:
             warnings.warn("trust_remote_code is ignored: data sets no longer run code.", stacklevel=2)
         path = os.path.expanduser(path) if isinstance(path, str | Path) else path
-        self.dataset = _load(path, args, kwargs)
-        path = _name_of(path)
+        self.dataset = load_by_datasets(path, args, kwargs, "HuggingFaceDataset")
+        _refuse_stream(self.dataset)
+        path = name_of(path)
         self._name = str(kwargs.get("data_files", path))[:200]
         if rename_columns:
             _require_columns(self.dataset, rename_columns, path)
@@ -156,12 +157,20 @@ def _is_dict(value: Any, is_right: Callable[[Any], bool]) -> bool:
     return value is None or is_dict
 
 
-def _load(path: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-    """Return the data set of a folder that `save_to_disk` wrote, or of `load_dataset`, or the one that is given."""
+def load_by_datasets(path: Any, args: tuple, kwargs: dict[str, Any], name: str) -> Any:
+    """Return the data set of a folder that `save_to_disk` wrote, or of `load_dataset`, or the one that is given.
+
+    Parameters
+    ----------
+    path, args, kwargs
+        As for a `HuggingFaceDataset`.
+    name
+        Of the class that asks, for errors.
+    """
     try:
         import datasets
     except ImportError as error:
-        raise ConfigError("HuggingFaceDataset needs `pip install 'stable-ssl[hf]'`.") from error
+        raise ConfigError(f"{name} needs `pip install 'stable-ssl[hf]'`.") from error
     if not isinstance(path, str | Path):
         loaded = path
     elif any((Path(path) / name).exists() for name in ("dataset_info.json", "dataset_dict.json")):
@@ -178,13 +187,18 @@ def _load(path: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         loaded = loaded[kwargs["split"]]
     if isinstance(loaded, dict):
         wrong = f"'{kwargs['split']}' is unknown" if "split" in kwargs else "missing"
-        raise ConfigError(f"split: {wrong}; '{_name_of(path)}' has {list(loaded)}.")
-    if isinstance(loaded, datasets.IterableDataset):
-        raise ConfigError(
-            "streaming: a stream has no samples by number. Leave streaming out, or put the stream itself into a loader "
-            "of torch's, DataLoader(load_dataset(…, streaming=True).with_format('torch'), …), and set optim.max_steps."
-        )
+        raise ConfigError(f"split: {wrong}; '{name_of(path)}' has {list(loaded)}.")
     return loaded
+
+
+def _refuse_stream(dataset: Any) -> None:
+    import datasets
+
+    if isinstance(dataset, datasets.IterableDataset):
+        raise ConfigError(
+            "streaming: a stream has no samples by number. Leave streaming out, or use a HuggingFaceStream instead, in "
+            "a StreamLoader, and set optim.max_steps."
+        )
 
 
 def _image_columns(dataset: Any) -> dict[str, Any]:
@@ -196,7 +210,8 @@ def _image_columns(dataset: Any) -> dict[str, Any]:
     return {name: kind for name, kind in dataset.features.items() if isinstance(kind, datasets.Image) and kind.decode}
 
 
-def _name_of(path: Any) -> str:
+def name_of(path: Any) -> str:
+    """Return what errors call a data set."""
     return str(path) if isinstance(path, str | Path) else type(path).__name__
 
 

@@ -18,8 +18,10 @@ from torch.utils.data.distributed import DistributedSampler
 from ..exceptions import ConfigError
 from ..runtime.seeding import FIRST_STATE, Stream, derive_seed, seed_generators
 from .hidden import has, search
+from .huggingface_stream import HuggingFaceStream
 from .loader import Loader
 from .order import is_plain_order
+from .streams import StreamLoader
 from .workers import WorkerInit, deaths_explained, end_workers, keep_open
 
 log = logging.getLogger("stable_ssl")
@@ -27,18 +29,18 @@ log = logging.getLogger("stable_ssl")
 _END = object()
 
 
-def as_loader(source: Any, name: str) -> Loader | IterableLoader:
+def as_loader(source: Any, name: str) -> Loader | StreamLoader | IterableLoader:
     """Return what stands in a trainer's `data` as something with `bind`, `batches` and `close`.
 
-    A `Loader` is that already. A plain torch `DataLoader` over a map-style data set is rebuilt as one, and the log says
-    so. Any other iterable of batches is wrapped.
+    A `Loader` or `StreamLoader` is that already. A plain torch `DataLoader` over a map-style data set is rebuilt as a
+    `Loader`, and the log says so. Any other iterable of batches is wrapped.
 
     Raises
     ------
     ConfigError
         It is a data set without a loader, no iterable at all, or a `DataLoader` with options that a `Loader` refuses.
     """
-    if isinstance(source, Loader | IterableLoader):
+    if isinstance(source, Loader | StreamLoader | IterableLoader):
         return source
     if type(source) is DataLoader and not isinstance(source.dataset, IterableDataset):
         try:
@@ -50,6 +52,8 @@ def as_loader(source: Any, name: str) -> Loader | IterableLoader:
             f"data.{name}: a data set ({type(source).__name__}) without a loader. "
             "Wrap it: stable_ssl.data.Loader(dataset, batch_size=…)."
         )
+    if isinstance(source, HuggingFaceStream):
+        raise ConfigError(f"data.{name}: a stream without a loader. Wrap it: StreamLoader(stream, batch_size=…).")
     if not hasattr(source, "__iter__"):
         raise ConfigError(f"data.{name}: a {type(source).__name__} is neither a loader nor an iterable of batches.")
     return IterableLoader(source, name)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import itertools
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
 from pickle import UnpicklingError
@@ -51,8 +52,8 @@ class WorkerBatches:
         self._loader = DataLoader(reader, batch_sampler=self._entries, collate_fn=collate, **options)
         self._iterator: Any = None
 
-    def batches(self, epoch: int, wanted: list[list[int]]) -> Iterator[tuple[list[int], Any]]:
-        """Yield (sample indices, batch) for each list of sample indices.
+    def batches(self, epoch: int, wanted: Iterable[list[int]]) -> Iterator[tuple[list[int], Any]]:
+        """Yield (sample indices, batch) for each list of sample indices. Workers have some more lists at a time.
 
         Raises
         ------
@@ -60,7 +61,8 @@ class WorkerBatches:
             A worker died, or did not answer in time.
         """
         # The epoch travels with each index, because persistent workers have no other way to know it.
-        self._entries.batches = [[(epoch, index) for index in indices] for indices in wanted]
+        ahead, wanted = itertools.tee(wanted)
+        self._entries.batches = ([(epoch, index) for index in indices] for indices in ahead)
         with deaths_explained(self._name):  # persistent workers answer here
             self._iterator = iterator = iter(self._loader)
         keep_open(iterator, self._name)
@@ -86,13 +88,10 @@ class _Entries(Sampler):
     """A batch sampler whose batches, lists of (epoch, index), are set anew for each epoch."""
 
     def __init__(self) -> None:
-        self.batches: list[list[tuple[int, int]]] = []
+        self.batches: Iterable[list[tuple[int, int]]] = []
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         return iter(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
 
 
 def _some(indices: list[int]) -> str:

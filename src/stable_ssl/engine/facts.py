@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,10 @@ class DataFacts:
         Number of samples of the data set; None if the loader has no data set of samples.
     left_out
         The samples that can't be read and are left out, as text; None if there are none.
+    shards
+        The names and checksums of the files of a data set that tells them; None for others.
+    layout
+        What the order of a stream depends on, as text; None for others.
     """
 
     batches_per_epoch: int
@@ -113,20 +118,23 @@ class DataFacts:
     views: str | None
     samples: int | None
     left_out: str | None
+    shards: list[str] | None = None
+    layout: str | None = None
 
     @classmethod
     def of(cls, loader: Any, num_batches: int, num_processes: int) -> DataFacts:
         """Return the facts about a loader that gives a process so many mini-batches per epoch."""
         batch_size, views = getattr(loader, "batch_size", None), getattr(loader, "views", None)
-        samples, left_out = None, ""
+        samples, left_out, shards = None, "", None
         if isinstance(loader, Loader):
+            shards = _shards(loader.dataset)
             samples = len(loader.dataset) if hasattr(loader.dataset, "__len__") else None
             left_out = ", ".join(map(str, loader.left_out))
         if len(left_out) > 100:
             left_out = f"{len(loader.left_out)} with digest {digest(left_out).hex()[:8]}"
-        return cls(
-            num_batches, batch_size and batch_size * num_processes, views and repr(views), samples, left_out or None
-        )
+        layout = getattr(loader, "layout", None)
+        global_batch = batch_size and batch_size * num_processes
+        return cls(num_batches, global_batch, views and repr(views), samples, left_out or None, shards, layout)
 
     def known(self, before: Mapping[str, Any]) -> dict[str, Any]:
         """Return the facts in a checkpoint, `before`; those that it lacks are as here."""
@@ -136,11 +144,11 @@ class DataFacts:
 
     def differences(self, before: Mapping[str, Any]) -> list[Difference]:
         """Return the facts that differ from `before`, the facts in a checkpoint."""
-        known = self.known(before)
+        known, now = self.known(before), asdict(self)
+        shards = zip_longest(known.pop("shards") or (), now.pop("shards") or ())
         return [
-            (f"data.train: {_WORDS[key]}", known[key], value)
-            for key, value in asdict(self).items()
-            if known[key] != value
+            *((f"data.train: {_WORDS[key]}", known[key], value) for key, value in now.items() if known[key] != value),
+            *((f"data.train: shard {n}", old, new) for n, (old, new) in enumerate(shards) if old != new),
         ]
 
 
@@ -150,7 +158,16 @@ _WORDS = {
     "views": "views",
     "samples": "samples",
     "left_out": "samples that are left out",
+    "shards": "shards",
+    "layout": "order of the stream",
 }
+
+
+def _shards(dataset: Any) -> list[str] | None:
+    while not hasattr(dataset, "shards") and hasattr(dataset, "dataset"):
+        dataset = dataset.dataset
+    found = getattr(dataset, "shards", None)
+    return found if isinstance(found, list) and all(isinstance(shard, str) for shard in found) else None
 
 
 def check_facts(path: Path, meta: Mapping[str, Any], now: Mapping[str, Any], data: DataFacts | None, run: Path) -> None:
