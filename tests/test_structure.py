@@ -51,6 +51,7 @@ MAY = {
         "nodes",
         "overrides",
         "runtime",
+        "weights",
     },
     "api": {
         "base",

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..augmentations.recipes import IMAGENET_MEAN, IMAGENET_STD
 from ..runtime.folder import read_config
-from ..runtime.weights import newest_weights
+from ..weights.files import newest_weights
 
 KNN, PROBE, LOSS, RANK = "test/knn", "test/accuracy", "train/loss_ssl", "train/rankme"
 
