@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import signal
 import sys
 import time
@@ -204,6 +205,24 @@ def test_a_folder_of_splits_is_trained_on_in_part(tmp_path):
         find_layout(tmp_path, "folder")
 
 
+def test_what_labels_measure_on_is_held_out_or_has_a_folder_of_its_own(photos):
+    csv = photos / "labels.csv"
+    rows = [f"{path.relative_to(photos)},{path.parent.name}" for path in sorted(photos.glob("*/*.png"))]
+    csv.write_text("\n".join(["path,label", *rows[:9]]))
+    with_csv = plan(parse("photos", labels="photos/labels.csv"), print)["trainer"]
+    train, test = (with_csv["data"][name]["dataset"] for name in ("train", "test"))
+    assert (train["labels"], train["split"], test["split"]) == (str(csv), "train", "test")
+    assert with_csv["logger"]["metric"]["test"]["accuracy"]["num_classes"] == 3
+    csv.unlink()
+    for split in ("train", "val"):
+        shutil.copytree(photos, photos.parent / "splits" / split)
+    with_splits = plan(parse("splits"), print)["trainer"]
+    train, test = (with_splits["data"][name]["dataset"] for name in ("train", "test"))
+    assert (train["root"], test["root"]) == tuple(str(photos.parent / "splits" / name) for name in ("train", "val"))
+    assert (train["labels"], train["split"], test["split"]) == ("folder", None, None)
+    assert with_splits["logger"]["monitor"]["test"]["knn"]["k"] == 12
+
+
 def test_size_batch_and_epochs_follow_from_the_images():
     for side, size in ((20, 32), (63, 32), (64, 64), (100, 96), (200, 128), (375, 224)):
         assert choose_size(np.array([[side, side + 9]] * 3 + [[9, 9]])) == size
@@ -254,5 +273,6 @@ def test_the_same_arguments_mean_the_same_folder(photos):
     assert folder == parse(photos / "red" / "..").place() == parse("./photos/").place()
     others = [parse("photos", size=32), parse("photos", ["a=1"]), parse("photos", method="byol"), parse(".")]
     assert len({folder, *(other.place() for other in others)}) == 5
+    assert parse("photos", "a=1") == parse("photos", ["a=1"])
     with contextlib.chdir(photos.parent / "photos"):
         assert parse("../photos").place() == folder

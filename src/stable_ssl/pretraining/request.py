@@ -89,11 +89,11 @@ def parse(
         Has a sentence for everything that is wrong.
     """
     problems: list[str] = []
-    place, overrides, method = Path(os.path.abspath(Path(folder).expanduser())), tuple(overrides), method or METHOD
-    if not place.is_dir():
-        problems.append(
-            f"'{folder}' {'is a file; give the folder of the images' if place.exists() else 'is not there'}."
-        )
+    overrides = (overrides,) if isinstance(overrides, str) else tuple(overrides)
+    place, method = Path(os.path.abspath(Path(folder).expanduser())), method or METHOD
+    if not os.path.isdir(place):
+        what = "is a file; give the folder of the images" if os.path.exists(place) else "is not there"
+        problems.append(f"'{folder}' {what}.")
     elif not str(place).isprintable() or "${" in str(place):
         problems.append(f"{str(place)!r}: the path has characters that config.yaml can't hold. Rename the folder.")
     if epochs is not None and minutes is not None:

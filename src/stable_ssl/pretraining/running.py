@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from yaml import YAMLError
 
-from ..compose import compose, importable, in_folder, origin_of
+from ..compose import compose, importable, in_folder
 from ..exceptions import ConfigError, Preempted
 from ..instantiate import instanciate_config
 from ..runtime.folder import differences, read_config
@@ -55,8 +56,8 @@ def carry_out(request: Request, say: Callable[[str], None]) -> Path:
             say(f"{what}; the same line goes on.")
             raise
     else:
-        say(f"the run in '{folder}' is finished. To train anew, give another --out; `stable-ssl resume {folder} "
-            "optim.epochs=N` trains for longer.")  # fmt: skip
+        longer = f"`stable-ssl resume {quote(str(folder))} optim.epochs=N` trains for longer"
+        say(f"the run in '{folder}' is finished. {longer}; another --out trains anew.")
     say(f"{read_status(folder).get('status')}.\n{describe(folder)}")
     return folder
 
@@ -68,7 +69,7 @@ def _train(folder: Path, is_new: bool, request: Request, say: Callable[[str], No
             optim = config["trainer"]["optim"]
             say(f"{request.method} with {request.backbone}, {optim['epochs']} epochs, in '{folder}'")
         else:
-            config = _held_config(folder)
+            config = compose(str(folder / "config.yaml"))
             say(f"going on with the run in '{folder}'")
         instanciate_config(in_folder(config, str(folder)))()
 
@@ -80,13 +81,8 @@ def _held(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, YAMLError) as error:
         raise ConfigError(
             f"pretrain: '{folder / 'config.yaml'}' can't be read: {error}. If it is of a run, `stable-ssl resume "
-            f"{folder}` helps; else give another --out."
+            f"{quote(str(folder))}` helps; else give another --out."
         ) from error
-
-
-def _held_config(folder: Path) -> dict[str, Any]:
-    with importable(*origin_of(folder, "config")[1]):
-        return compose(str(folder / "config.yaml"))
 
 
 def _check_same(folder: Path, held: dict[str, Any], request: Request) -> None:
@@ -99,5 +95,5 @@ def _check_same(folder: Path, held: dict[str, Any], request: Request) -> None:
         changed = "; ".join(f"{name} was {before!r}, now it is {now!r}" for name, before, now in found)
         raise ConfigError(
             f"pretrain: --out: '{folder}' holds a run with other arguments: {changed}. Give another --out. "
-            f"`stable-ssl resume {folder} key=value` goes on with that run."
+            f"`stable-ssl resume {quote(str(folder))} key=value` goes on with that run."
         )
