@@ -41,17 +41,18 @@ ROOMS = {
     "instantiate": (1.5, 1.5, "YAML becomes a trainer"),
     "trainers": (3, 3, "a file per family"),
     "base": (1.5, 1.5, "BaseTrainer:", "a run from top to bottom"),
-    "modules": (3, 3, "networks and heads"),
-    "losses": (4, 4, "a file per loss"),
+    "modules": (0, 0, "networks and heads"),
+    "losses": (3, 3, "a file per loss"),
     "engine": (1.5, 1.5, "session, building, stepping,", "saving, agreement, …"),
     "optimizers": (0, 0, "LARS, weight decay"),
     "configuration": (1, 1, "config, nodes, arguments,", "compose, fields, signatures"),
     "data": (2, 2, "order, reading, Loader"),
-    "loggers": (3, 3, "console, metrics.jsonl"),
+    "loggers": (4, 4, "console, metrics.jsonl"),
     "monitors": (1, 1, "RankMe, LiDAR, kNN"),
     "augmentations": (2, 2, "views and masks"),
     "schedulers": (0, 0, "learning rates"),
-    "runtime": (1, 4, "seeding, checkpoint files, processes, devices,", "precision, signals, weights, a run's folder"),
+    "weights": (0, 0, "reading files of weights"),
+    "runtime": (1, 5, "seeding, checkpoint files, processes, devices,", "precision, signals, a run's folder"),
 }
 WIDTH, HEIGHT, BETWEEN_COLUMNS, BETWEEN_ROWS, MARGIN = 200, 62, 16, 40, 20
 

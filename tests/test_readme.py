@@ -8,23 +8,50 @@ import sys
 from pathlib import Path
 
 import architecture
+import configuration
 import processes
 import pytest
 
+from stable_ssl.cli import main
+from stable_ssl.data import Digits
+
 ROOT = Path(__file__).parent.parent
+
+
+def blocks_of(file):
+    return re.findall(r"```(\w+)\n(.*?)```", file.read_text(), flags=re.DOTALL)
+
+
 BLOCKS = [
     (language, text)
-    for file in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-    for language, text in re.findall(r"```(\w+)\n(.*?)```", file.read_text(), flags=re.DOTALL)
-    if file.name == "README.md" or (language == "python" and text.endswith(")()\n"))  # a whole run
+    for file in sorted((ROOT / "docs").glob("*.md"))
+    for language, text in blocks_of(file)
+    if file.name == "running.md" or (language == "python" and text.endswith(")()\n"))  # a whole run
 ]
 # These two make an environment and run a whole suite: the second is what runs this, and the first has a test of its own.
 MAKE = ("make demo\n", "make test\n")
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/your_images.md"])
+def test_all_blocks_of_a_page_on_images_of_ones_own_run_in_their_order(tmp_path, monkeypatch, page):
+    digits = Digits("test", size=32)
+    for number, (image, label) in enumerate(zip(digits.images[:60], digits.targets, strict=False)):
+        path = tmp_path / "photos" / ("cat", "dog")[label % 2] / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.convert("RGB").save(path)
+    monkeypatch.chdir(tmp_path)
+    for language, text in blocks_of(ROOT / page):
+        if language == "python":
+            exec(text, {"__name__": "__main__"})
+        elif text not in MAKE:
+            for line in text.splitlines():
+                assert main(shlex.split(line)[1:]) == 0, line
+    assert len(list(tmp_path.glob("runs/*/metrics.jsonl"))) >= 1
+
+
 @pytest.mark.parametrize(
     ("language", "text"),
-    [block for block in BLOCKS if block[1] not in MAKE],
+    BLOCKS,
     ids=lambda text: text.split("\n")[0],
 )
 def test_a_block_runs_as_printed(tmp_path, language, text):
@@ -45,7 +72,7 @@ def test_a_block_runs_as_printed(tmp_path, language, text):
 
 def test_the_make_targets_of_the_readme_are_there():
     makefile = (ROOT / "Makefile").read_text()
-    assert [text for _, text in BLOCKS if text in MAKE] == list(MAKE)
+    assert [text for _, text in blocks_of(ROOT / "README.md") if text in MAKE] == list(MAKE)
     assert "\ndemo:" in makefile
     assert "\ntest:" in makefile
 
@@ -93,9 +120,7 @@ def test_an_arrow_is_left_out_if_it_follows_from_others():
     assert architecture.rows(graph) == {"a": 2, "b": 1, "c": 0, "d": 1}
 
 
-def test_the_configuration_table_has_every_field():
-    from stable_ssl import HardwareConfig, LoggerConfig, OptimConfig
-
-    rows = dict(re.findall(r"^\| `(hardware|optim|logger)` \| (.*) \|$", (ROOT / "README.md").read_text(), flags=re.M))
-    for name, cls in (("hardware", HardwareConfig), ("optim", OptimConfig), ("logger", LoggerConfig)):
-        assert re.findall(r"`(\w+)`(?= \(|,)", rows[name]) == list(cls.model_fields)
+def test_the_page_of_settings_is_that_of_the_source():
+    """If this fails, run `python benchmarks/configuration.py`."""
+    page = configuration.PAGE.read_text()
+    assert all("\n".join(configuration.rows(cls)) in page for cls in configuration.TABLES.values())
