@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .exceptions import ConfigError, nearest
+from .exceptions import ConfigError, DataError, nearest
 from .signatures import check_call, keywords_of, parameters_of
 
 _KEYWORDS = {"_target_", "_args_", "_partial_", "_convert_", "_recursive_"}
@@ -197,6 +197,8 @@ def build(value: Any, path: str) -> Any:
             return target(*args, **kwargs)
         except ConfigError as error:
             raise ConfigError([f"{path}: {problem}" for problem in error.problems]) from error
+        except DataError as error:  # it is written for people too
+            raise ConfigError(f"{path}: {error}") from error
         except Exception as error:
             raise ConfigError(f"{path}: {value['_target_']} failed: {type(error).__name__}: {error}") from error
     if type(value) is dict:

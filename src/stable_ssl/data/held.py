@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -151,7 +152,8 @@ def _read_all(
 
     The images are one array as long as they are of the first one's `shape`, and a list of arrays if one is not.
     """
-    images: np.ndarray | list[np.ndarray] = np.empty((num_samples, *shape), np.uint8)
+    is_array = num_samples * math.prod(shape) <= limit  # else images of the first one's shape would not fit
+    images: np.ndarray | list[np.ndarray] = np.empty((num_samples, *shape), np.uint8) if is_array else []
     rests: list[Any] = []
     num_bytes = 0
     for index, (image, rest) in enumerate(samples):
