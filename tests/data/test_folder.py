@@ -292,6 +292,18 @@ def test_what_may_not_be_read_is_named(cache):
         shutil.rmtree(folder)
 
 
+def test_a_script_may_raise_the_limit_of_pixels_but_only_for_itself(tmp_path, monkeypatch):
+    root = make(tmp_path / "root", {"0.png": RGB, "1.png": RGB.resize((40, 40))})
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 700)
+    assert "'1.png' can't be read: it has 40 × 40 = 1,600 pixels, and Pillow's limit is 1,400" in refused(
+        DataError, root
+    )
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert len(Images(root)) == 2
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 700)
+    assert "'1.png' can't be read" in refused(DataError, root)
+
+
 # What an earlier scan found --------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -136,11 +137,15 @@ def open_image(file: BinaryIO) -> Image.Image:
     try:
         return Image.open(file)
     except Image.DecompressionBombError as error:
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise DataError(
-            f"it has {_size_in_words(file)}, and Pillow's limit is {limit:,} pixels. Make it smaller or cut it into "
-            "pieces, or raise PIL.Image.MAX_IMAGE_PIXELS in a script"
+            f"it has {_size_in_words(file)}, and Pillow's limit is {pixel_limit():,} pixels. Make it smaller or cut it "
+            "into pieces, or raise PIL.Image.MAX_IMAGE_PIXELS in a script"
         ) from error
+
+
+def pixel_limit() -> float:
+    """Return how many pixels Pillow opens at most; a script may change that."""
+    return math.inf if Image.MAX_IMAGE_PIXELS is None else 2 * Image.MAX_IMAGE_PIXELS
 
 
 def _size_in_words(file: BinaryIO) -> str:

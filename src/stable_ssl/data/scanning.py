@@ -22,7 +22,7 @@ from ..augmentations.images import is_grey, orientation_of
 from ..exceptions import DataError
 from ..runtime.files import printable
 from .faults import is_of_machine, is_out_of_memory
-from .images import has_deep_colours, open_image
+from .images import has_deep_colours, open_image, pixel_limit
 from .scan_cache import COLUMNS, read_scan, write_scan
 
 log = logging.getLogger("stable_ssl")
@@ -150,6 +150,8 @@ def scan(root: Path, files: list[str], all_files: list[str]) -> tuple[np.ndarray
 
     _in_threads(root, state_of, np.arange(len(files)), reasons, "{} of {} images were found again.")
     is_known = (known["height"] > 0) & (known["size"] == sizes) & (known["mtime"] == mtimes)
+    # A script may have raised Pillow's limit when they were looked at.
+    is_known &= known["height"].astype(np.int64) * known["width"] <= pixel_limit()
     table[is_known] = known[is_known]
     is_known[list(reasons)] = True
     with warnings.catch_warnings():
