@@ -20,7 +20,7 @@ def register_resolvers() -> None:
     """Make the resolvers known to OmegaConf."""
     from omegaconf import OmegaConf
 
-    resolvers = {
+    resolvers: dict[str, Any] = {
         "eval": arithmetic,
         "feature_dim": _feature_dim,
         "patch_side": _patch_side,
