@@ -157,7 +157,7 @@ def test_vision_transformers_of_torchvision_are_made_for_a_size():
 
 NETWORKS = [
     "resnet9", "ConvMixer", "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s",
-    "googlenet", "inception_v3", "maxvit_t", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_y_400mf",
+    "googlenet", "inception_v3", "maxvit_t", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small",
     "resnet18", "resnext50_32x4d", "shufflenet_v2_x0_5", "swin_t", "swin_v2_t", "vgg11", "vit_b_16", "wide_resnet50_2",
     "timm/resnet18", "timm/convnext_atto", "timm/vit_tiny_patch16_224", "timm/efficientnet_b0", "timm/mixer_s32_224",
 ]  # fmt: skip

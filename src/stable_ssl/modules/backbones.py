@@ -155,7 +155,7 @@ def _load_torchvision(
     if name not in models.list_models():
         near = difflib.get_close_matches(name, [*models.list_models(), "resnet9", "ConvMixer"], n=3)
         raise ValueError(f"name: there is no backbone '{name}'. Similar names: {near}.")
-    if name in models.list_models(models.vision_transformer):
+    if name.startswith("vit_"):
         network = _load_torchvision_vit(name, weights, image_size, **kwargs)
     else:
         _refuse_options_of_vits(name, kwargs)
@@ -185,7 +185,7 @@ def _load_torchvision_vit(
     if isinstance(size, int):
         kwargs, size = kwargs if weights else {"image_size": size, **kwargs}, (size, size)
     network: nn.Module = models.get_model(name, weights=weights, **kwargs)
-    AnySizeVisionTransformer.of(network, size and (size[0], size[1]), is_pretrained=bool(weights))
+    AnySizeVisionTransformer.of(network, None if size is None else (size[0], size[1]), is_pretrained=bool(weights))
     _set_norm_eps(network, norm_eps)
     return network
 
