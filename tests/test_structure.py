@@ -39,7 +39,7 @@ MAY = {
     "monitors": {"base", "exceptions", "losses", "modules", "runtime"},
     "instantiate": {"base", "exceptions", "nodes"},
     "overrides": {"exceptions"},
-    "resolvers": {"exceptions", "modules", "nodes"},
+    "resolvers": {"exceptions", "nodes"},
     "explaining": {"exceptions"},
     "compose": {"exceptions", "explaining", "nodes", "overrides", "resolvers"},
     "pretraining": {

@@ -20,7 +20,7 @@ def register_resolvers() -> None:
     """Make the resolvers known to OmegaConf."""
     from omegaconf import OmegaConf
 
-    resolvers = {
+    resolvers: dict[str, Any] = {
         "eval": arithmetic,
         "feature_dim": _feature_dim,
         "patch_side": _patch_side,
@@ -105,10 +105,16 @@ def _patch_side(key: str, *, _root_: Any) -> int:
 def _side(key: str, node: str) -> int:
     import torch
 
-    from .modules.hiding import hiding
-
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        return int(hiding(build(json.loads(node), key), key).patch_size)
+        network = build(json.loads(node), key)
+    side = getattr(network, "patch_size", None) or getattr(getattr(network, "patch_embed", None), "patch_size", None)
+    height, width = side if isinstance(side, list | tuple) else (side, side)
+    if not isinstance(height, int) or height != width:
+        raise ConfigError(
+            f"{key}: the method hides square patches, so it needs a ViT, which {type(network).__name__} is not, or not "
+            "with such patches."
+        )
+    return height
 
 
 def _integer(root: Any, key: str) -> int:

@@ -155,23 +155,39 @@ def _load_torchvision(
     if name not in models.list_models():
         near = difflib.get_close_matches(name, [*models.list_models(), "resnet9", "ConvMixer"], n=3)
         raise ValueError(f"name: there is no backbone '{name}'. Similar names: {near}.")
-    is_vit = name in models.list_models(models.vision_transformer)
-    norm_eps = kwargs.pop("norm_eps", None) if is_vit and kwargs.pop("class_token", True) else None
-    _refuse_options_of_vits(name, kwargs)
-    size = (image_size, image_size) if isinstance(image_size, int) else image_size and (image_size[0], image_size[1])
-    if is_vit and size and size[0] == size[1] and not weights:
-        kwargs = {"image_size": size[0], **kwargs}
-    network = models.get_model(name, weights=weights, **kwargs)
-    if is_vit:
-        from .torchvision_vit import AnySizeVisionTransformer
-
-        AnySizeVisionTransformer.of(network, size, is_pretrained=bool(weights))
-        _set_norm_eps(network, norm_eps)
+    if name.startswith("vit_"):
+        network = _load_torchvision_vit(name, weights, image_size, **kwargs)
+    else:
+        _refuse_options_of_vits(name, kwargs)
+        network = models.get_model(name, weights=weights, **kwargs)
     if in_channels != 3:
         _replace_stem(network, in_channels, is_pretrained=bool(weights))
     if low_resolution:
         _adapt_stem(network, name)
     return network, _replace_head(network, name, num_classes)
+
+
+def _load_torchvision_vit(
+    name: str,
+    weights: Any,
+    image_size: int | Sequence[int] | None,
+    class_token: bool = True,
+    norm_eps: float | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    from torchvision import models
+
+    from .torchvision_vit import AnySizeVisionTransformer
+
+    if not class_token:
+        raise ConfigError(f"class_token: {name} of torchvision can't do without one. Leave class_token out.")
+    size = image_size
+    if isinstance(size, int):
+        kwargs, size = kwargs if weights else {"image_size": size, **kwargs}, (size, size)
+    network: nn.Module = models.get_model(name, weights=weights, **kwargs)
+    AnySizeVisionTransformer.of(network, None if size is None else (size[0], size[1]), is_pretrained=bool(weights))
+    _set_norm_eps(network, norm_eps)
+    return network
 
 
 def _load_timm(
@@ -221,8 +237,8 @@ def _replace_stem(network: nn.Module, in_channels: int, is_pretrained: bool) -> 
     network.set_submodule(name, new)
     if is_pretrained:
         new.load_state_dict({**old.state_dict(), "weight": adapt_channels(old.weight.detach(), in_channels)})
-    if getattr(network, "transform_input", False):  # GoogLeNet and Inception change the range of three channels
-        network.transform_input = False
+    if hasattr(network, "transform_input"):  # GoogLeNet and Inception change the ranges of three channels
+        vars(network)["transform_input"] = False
 
 
 def _adapt_stem(network: nn.Module, name: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
@@ -24,7 +26,7 @@ class AnySizeVisionTransformer(VisionTransformer):
     grid: tuple[int, int]
 
     @classmethod
-    def of(cls, network: VisionTransformer, size: tuple[int, int] | None, is_pretrained: bool) -> None:
+    def of(cls, network: Any, size: tuple[int, int] | None, is_pretrained: bool) -> None:
         """Make a vision transformer of torchvision one of this class. Its parameters stay the same objects.
 
         Parameters

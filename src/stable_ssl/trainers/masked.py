@@ -62,7 +62,7 @@ class MaskedTrainer(SelfSupervisedTrainer):
         hiding(modules["backbone"])
 
     def check_setup(self) -> None:
-        """Raise a ConfigError if the decoder has another grid of patches than the masks."""
+        """Raise a ConfigError if the decoder has another grid of patches than backbone and masks."""
         super().check_setup()
         check_grid(self, "backbone", "decoder")
 
@@ -90,7 +90,9 @@ class MaskedTrainer(SelfSupervisedTrainer):
 
 
 def check_grid(trainer: BaseTrainer, encoder: str, predictor: str) -> None:
-    """Raise a ConfigError if a predictor's grid is not that of the declared masks, or, without these, the encoder's.
+    """Raise a ConfigError if a predictor's grid of patches is neither the encoder's nor that of the declared masks.
+
+    An encoder takes views of other sizes than it was made for, so masks may have another grid.
 
     Parameters
     ----------
@@ -99,13 +101,13 @@ def check_grid(trainer: BaseTrainer, encoder: str, predictor: str) -> None:
     encoder, predictor
         Names of the two modules.
     """
-    here = getattr(trainer.module[predictor], "grid", None)
+    here, there = (getattr(trainer.module[name], "grid", None) for name in (predictor, encoder))
     views = getattr(trainer.data["train"], "views", None) if "train" in trainer.data else None
     masks = [tuple(mask.grid) for mask in getattr(views, "masks", ()) if hasattr(mask, "grid")]
-    there = masks[0] if masks else getattr(trainer.module[encoder], "grid", None)
-    if None not in (here, there) and tuple(here) != there:  # type: ignore[arg-type]
-        what = "the masks of data.train have" if masks else f"module.{encoder} has"
-        raise ConfigError(f"module.{predictor}.grid: {here}, but {what} {there} patches. Make them equal.")
+    if None not in (here, there) and here not in (there, *masks):
+        raise ConfigError(
+            f"module.{predictor}.grid: {here}, but module.{encoder} has {there} patches. Make them equal."
+        )
 
 
 def check_views(images: Tensor, encoder: Any, predictor: PatchPredictor, name: str) -> None:

@@ -101,7 +101,7 @@ class JointEmbeddingPredictiveTrainer(SelfSupervisedTrainer):
         modules["target_encoder"].requires_grad_(False)
 
     def check_setup(self) -> None:
-        """Raise a ConfigError if the predictor has another grid of patches than the masks or the encoder."""
+        """Raise a ConfigError if the predictor has another grid of patches than encoder and masks."""
         super().check_setup()
         check_grid(self, "context_encoder", "predictor")
 

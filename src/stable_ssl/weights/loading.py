@@ -64,7 +64,8 @@ def load_weights(source: Any, module: nn.Module, name: str, key: str | None = No
         )
     for part in parts:
         part.load_state_dict(match.values, strict=False)
-    log.log(logging.INFO if match.is_complete else logging.WARNING, "module.%s: %s", name, _told(match, own, place))
+    level, label = logging.INFO if match.is_complete else logging.WARNING, name if key else f"module.{name}"
+    log.log(level, "%s: %s", label, _told(match, own, place))
 
 
 def _pair_in(module: nn.Module) -> list[nn.Module]:
@@ -83,7 +84,7 @@ def _told(match: Match, own: Mapping[str, Any], place: str) -> str:
     if match.dropped:
         text.append(f"Left out of the file: {', '.join(f'{part} ({n})' for part, n in sorted(match.dropped.items()))}.")
     if match.new:
-        text.append(f"Not in the file, so its values are new: {_some(match.new)}.")
+        text.append(f"The file has none that fit for {_some(match.new)}, so these are new.")
     return " ".join(text if match.is_complete else [*text, _partly(match)])
 
 
