@@ -184,6 +184,12 @@ def test_what_can_not_be_a_stream_is_refused_with_what_to_do(make, words):
         make()
 
 
+@pytest.mark.parametrize("is_shuffled", [True, False])
+def test_a_stream_whose_state_lacks_its_buffer_is_named(is_shuffled, caplog):
+    as_loader(made().map(dict).shuffle(seed=0).filter(len) if is_shuffled else made(), "train").bind(0, "train")
+    assert ("shuffled by a buffer that its state does not hold" in caplog.text) == is_shuffled
+
+
 def test_another_order_is_refused_when_a_run_goes_on(make_toy):
     class Small(Toy):
         def predict(self):
