@@ -190,6 +190,22 @@ def test_a_stream_whose_state_lacks_its_buffer_is_named(is_shuffled, caplog):
     assert ("shuffled by a buffer that its state does not hold" in caplog.text) == is_shuffled
 
 
+def test_a_loader_can_be_looked_at_and_gives_dicts_without_x(caplog):
+    generator = np.random.default_rng(0)
+
+    def noisy(image):
+        return torch.from_numpy(np.asarray(image) + generator.random())
+
+    found = StreamLoader(HuggingFaceStream(made()), 4, views=noisy)
+    batch = next(iter(found))
+    assert batch["image"].shape == (4, 4, 4, 3)
+    assert batch["label"].tolist() == ALL[:4]
+    assert (
+        "these generators can't be seeded, so what they draw is not the same in each run: dataset.transform"
+        in caplog.text
+    )
+
+
 def test_another_order_is_refused_when_a_run_goes_on(make_toy):
     class Small(Toy):
         def predict(self):

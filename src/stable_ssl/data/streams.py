@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -19,6 +21,8 @@ from .huggingface_stream import HuggingFaceStream
 from .reading import CollateSamples, CollateViews, Reader
 from .views import BatchViews, WithViews, as_declared, as_read, find_shape
 from .workers import WorkerBatches, WorkerInit
+
+log = logging.getLogger("stable_ssl")
 
 
 class StreamLoader:
@@ -99,7 +103,8 @@ class StreamLoader:
         self._dataset: Any = _Decoded(stream)
         if views is not None:
             self._dataset = WithViews(self._dataset, views) if self.views is None else as_read(self._dataset)
-        self._drop_last, self._own_collate = drop_last, collate_fn
+        self._drop_last = drop_last
+        self._collate = collate if collate_fn in (None, default_collate) else collate_fn
         self._options = {
             "num_workers": num_workers,
             "pin_memory": pin_memory,
@@ -130,9 +135,13 @@ class StreamLoader:
         self.seed, self.name, self._rank, self._world_size = seed, name, rank, world_size
         self._drops_last = self._drop_last or (is_even and world_size > 1)
         reader = Reader(self._dataset, seed, name, keeps_entries=self.views is not None)
-        make: Any = CollateSamples(self._own_collate or collate, name, single=False)
-        if self._own_collate is default_collate:
-            make = CollateSamples(collate, name, single=False)
+        if reader.unseedable:
+            log.warning(
+                "data.%s: these generators can't be seeded, so what they draw is not the same in each run: %s.",
+                name,
+                ", ".join(reader.unseedable),
+            )
+        make: Any = CollateSamples(self._collate, name, single=False)
         if self.views is not None:
             make = CollateViews(BatchViews(self.views, channels=self._check_views(self.views)), seed)
         self._workers = WorkerBatches(reader, make, self._options)
@@ -157,6 +166,12 @@ class StreamLoader:
         """What the order depends on beside the seed and the epoch, in words."""
         order = f"shuffled by {self.buffer}" if self.shuffle else "not shuffled"
         return f"{self.stream.num_shards} shards, {self._world_size} processes, {order}"
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the batches of epoch 0."""
+        if self._workers is None:
+            self.bind(0, "data")
+        return (batch for _, batch in self.batches(epoch=0))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the place of the batch that was given last."""
@@ -286,7 +301,8 @@ class _Decoded(Dataset):
     """The samples of a stream, by their number with the encoded sample."""
 
     def __init__(self, stream: HuggingFaceStream):
-        self.stream, self.transform = stream, stream.transform
+        self.stream, self.transform = copy.copy(stream), stream.transform
+        self.stream.dataset = None  # a worker reads nothing, so it needs no copy
 
     def path_of(self, number: int) -> str:
         """Return where a sample comes from."""
