@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import operator
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -539,3 +540,12 @@ def test_batches_of_a_batch_sampler_are_of_one_size_on_all_ranks_in_training():
 
     assert shares(True) == [[[0], [4, 5]], [[3], [6, 7]]]
     assert shares(False) == [[[0, 1, 2], [4, 5], [9]], [[3], [6, 7, 8]]]
+
+
+def test_what_can_not_be_sent_to_a_worker_is_named():
+    loader = Loader([0, 1], views=lambda image: image, num_workers=1, multiprocessing_context="spawn")
+    with (
+        pytest.raises((AttributeError, pickle.PicklingError), match="lambda"),
+        pytest.warns(UserWarning, match="pickle"),
+    ):
+        next(iter(loader))

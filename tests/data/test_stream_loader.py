@@ -12,7 +12,7 @@ from PIL import Image
 from toys import Toy
 
 from stable_ssl import ConfigError, DataError
-from stable_ssl.augmentations import Affine, MultiView, View
+from stable_ssl.augmentations import Affine, CenterCrop, MultiView, View
 from stable_ssl.data import HuggingFaceDataset, HuggingFaceStream, Loader, StreamLoader, as_loader
 
 datasets = pytest.importorskip("datasets")
@@ -175,13 +175,46 @@ def test_a_sample_that_can_not_be_read_is_named():
         (lambda: HuggingFaceDataset(made()), "use a HuggingFaceStream instead, in a StreamLoader"),
         (lambda: as_loader(HuggingFaceStream(made()), "train"), "data.train: a stream without a loader. Wrap it"),
         (lambda: Loader(HuggingFaceStream(made())), "is a stream, without samples by number; use a StreamLoader"),
-        (lambda: StreamLoader(made(), 0, buffer=0), "(?s)stream: must be a HuggingFaceStream.*\nbatch_size: .*\nbuffer: "),
+        (lambda: StreamLoader(made(), 0, buffer=0), "stream: must be a HuggingFaceStream, not"),
+        (lambda: loader(batch_size=0, buffer=True, timeout=-1), "batch_size: .*\nbuffer: must be .*, not True.\ntimeout: must be"),
+        (lambda: loader(prefetch_factor=2), "num_workers: must be at least 1 for prefetch_factor"),
         (lambda: loader(views=VIEW, collate_fn=list), "collate_fn: declared views make the batch"),
     ],
 )  # fmt: skip
 def test_what_can_not_be_a_stream_is_refused_with_what_to_do(make, words):
     with pytest.raises(ConfigError, match=words):
         make()
+
+
+@pytest.mark.parametrize("is_shuffled", [True, False])
+def test_a_stream_whose_state_lacks_its_buffer_is_named(is_shuffled, caplog):
+    as_loader(made().map(dict).shuffle(seed=0).filter(len) if is_shuffled else made(), "train").bind(0, "train")
+    assert ("shuffled by a buffer that its state does not hold" in caplog.text) == is_shuffled
+
+
+def test_views_are_checked_on_the_first_image_wherever_it_is():
+    one = made().filter(lambda example: example["label"] == 21)
+    assert [len(list(loader(rank, 3, dataset=one, views=VIEW).batches(0))) for rank in range(3)] == [1, 0, 0]
+    with pytest.raises(DataError, match="data.train: 'IterableDataset' has no sample."):
+        loader(dataset=made().filter(lambda example: False), views=VIEW)
+    with pytest.raises(ConfigError, match="data.train.views: "):
+        loader(views=View([CenterCrop(16)]))
+
+
+def test_a_loader_can_be_looked_at_and_gives_dicts_without_x(caplog):
+    generator = np.random.default_rng(0)
+
+    def noisy(image):
+        return torch.from_numpy(np.asarray(image) + generator.random())
+
+    found = StreamLoader(HuggingFaceStream(made()), 4, views=noisy)
+    batch = next(iter(found))
+    assert batch["image"].shape == (4, 4, 4, 3)
+    assert batch["label"].tolist() == ALL[:4]
+    assert (
+        "these generators can't be seeded, so what they draw is not the same in each run: dataset.transform"
+        in caplog.text
+    )
 
 
 def test_another_order_is_refused_when_a_run_goes_on(make_toy):

@@ -60,6 +60,28 @@ def check_loader(given: Mapping[str, Any], is_declared: bool) -> None:
         raise ConfigError(problems)
 
 
+def check_stream_loader(given: Mapping[str, Any], is_declared: bool) -> None:
+    """Check the arguments of a `StreamLoader` that do not concern its stream.
+
+    Parameters
+    ----------
+    given
+        The arguments by name.
+    is_declared
+        Whether the views are declared views of this package.
+
+    Raises
+    ------
+    ConfigError
+        Has a sentence for each problem.
+    """
+    count, others = "a whole number of at least 1", {"dataset": None, "on": "auto", "unreadable": "raise"}
+    whole = {**given, **others, "batch_size": 1, "sampler": None, "batch_sampler": None}
+    own = wrong(*((name, given[name], is_count(given[name], 1), count) for name in ("batch_size", "buffer")))
+    if problems := [*own, *_wrong_values(whole), *_contradictions(whole, is_declared)]:
+        raise ConfigError(problems)
+
+
 def _wrong_data(dataset: Any) -> list[str]:
     kind = type(dataset).__name__
     if isinstance(dataset, IterableDataset):

@@ -90,7 +90,7 @@ class HuggingFaceStream:
             raise ConfigError(
                 f"path: '{self.name}' is no stream. HuggingFaceDataset in a Loader is for such data sets."
             )
-        if _holds(self.dataset._ex_iterable, "BufferShuffledExamplesIterable"):
+        if has_lossy_state(self.dataset):
             raise ConfigError(
                 "path: this IterableDataset is shuffled, and the buffer that does it can't be saved. Leave .shuffle() "
                 "out: a StreamLoader with shuffle=True draws an order that can be resumed."
@@ -132,7 +132,9 @@ class HuggingFaceStream:
         return transform(example[self.x]), -1 if self.y is None else example[self.y]
 
 
-def _holds(iterable: Any, kind: str) -> bool:
-    """Return whether a stage of a stream's pipeline is of a class."""
-    inner = [getattr(iterable, "ex_iterable", None), *(getattr(iterable, "ex_iterables", None) or [])]
-    return type(iterable).__name__ == kind or any(_holds(one, kind) for one in inner if one is not None)
+def has_lossy_state(stream: Any) -> bool:
+    """Return whether a stream is an `IterableDataset` of Hugging Face that a buffer shuffles, or a stage of one."""
+    inner = [getattr(stream, name, None) for name in ("_ex_iterable", "ex_iterable")]
+    inner += getattr(stream, "ex_iterables", None) or []
+    is_buffer = type(stream).__name__ == "BufferShuffledExamplesIterable"
+    return is_buffer or any(has_lossy_state(one) for one in inner if one is not None)

@@ -75,8 +75,8 @@ class ImageDecoder:
         if self.levels is None:
             raise DataError(
                 f"{name} has {pixels.dtype} levels, from {low:.6g} to {high:.6g}, instead of levels from 0 to 255. "
-                "Say which of them become 0 and 255: levels=(low, high) is an option of Images, ImageFolder, "
-                "Parquet and HuggingFaceDataset in stable_ssl.data."
+                "Say which of them become 0 and 255: levels=(low, high) is an option of every data set "
+                "of images in stable_ssl.data."
             )
         low, high = self.levels
         scaled = (pixels.astype(np.float64) - low) * (255 / (high - low))

@@ -72,7 +72,7 @@ def read_headers(path: Path) -> Shard:
 
 
 def _add(shard: Shard, name: str, place: tuple[int, int]) -> None:
-    if (parts := _NAME.fullmatch(name)) is None or re.match("__[^/]*__(/|$)", name):
+    if (parts := _NAME.fullmatch(name)) is None or (name.startswith("__") and re.match("__[^/]*__(/|$)", name)):
         return
     key, ending = parts[1], parts[2].lower()
     sample = shard.members.setdefault(key, {})

@@ -18,7 +18,7 @@ from torch.utils.data.distributed import DistributedSampler
 from ..exceptions import ConfigError
 from ..runtime.seeding import FIRST_STATE, Stream, derive_seed, seed_generators
 from .hidden import has, search
-from .huggingface_stream import HuggingFaceStream
+from .huggingface_stream import HuggingFaceStream, has_lossy_state
 from .loader import Loader
 from .order import is_plain_order
 from .streams import StreamLoader
@@ -168,6 +168,12 @@ class IterableLoader:
             out.
         """
         self.seed, self.name = seed, name
+        if self._stateful and has_lossy_state(self.source):
+            log.warning(
+                "data.%s: this IterableDataset is shuffled by a buffer that its state does not hold, so a resumed run "
+                "goes on with other samples. Leave .shuffle() out, and use a HuggingFaceStream in a StreamLoader.",
+                name,
+            )
         if world_size > 1 and self.is_stream:
             log.warning(
                 "data.%s: a %s is not shared out: each of the %d processes goes through all that it gives. It can tell "

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -13,12 +15,14 @@ from torch.utils.data.dataloader import default_collate
 
 from ..exceptions import ConfigError, DataError
 from ..runtime.seeding import Stream, derive_seed, preserved_generators
-from .checks import is_count, is_flag, is_function, is_transform, require
+from .checks import check_stream_loader, require
 from .collating import collate
 from .huggingface_stream import HuggingFaceStream
 from .reading import CollateSamples, CollateViews, Reader
 from .views import BatchViews, WithViews, as_declared, as_read, find_shape
 from .workers import WorkerBatches, WorkerInit
+
+log = logging.getLogger("stable_ssl")
 
 
 class StreamLoader:
@@ -82,24 +86,16 @@ class StreamLoader:
         multiprocessing_context: Any = None,
         persistent_workers: bool = False,
     ):
-        require(
-            ("stream", stream, isinstance(stream, HuggingFaceStream), "a HuggingFaceStream"),
-            ("batch_size", batch_size, is_count(batch_size, 1), "a whole number of at least 1"),
-            ("views", views, is_transform(views), "a transform, a list of transforms, or none"),
-            ("shuffle", shuffle, is_flag(shuffle), "true or false"),
-            ("buffer", buffer, is_count(buffer, 1), "a number of samples, at least 1"),
-            ("drop_last", drop_last, is_flag(drop_last), "true or false"),
-            ("num_workers", num_workers, is_count(num_workers), "a whole number of at least 0"),
-            ("collate_fn", collate_fn, is_function(collate_fn), "a function or none"),
-        )
+        arguments = dict(locals())
+        require(("stream", stream, isinstance(stream, HuggingFaceStream), "a HuggingFaceStream"))
         self.views = as_declared(views)
-        if self.views is not None and collate_fn is not None:
-            raise ConfigError("collate_fn: declared views make the batch; leave it out, or use transforms for views.")
+        check_stream_loader(arguments, is_declared=self.views is not None)
         self.stream, self.batch_size, self.shuffle, self.buffer = stream, batch_size, shuffle, buffer
         self._dataset: Any = _Decoded(stream)
         if views is not None:
             self._dataset = WithViews(self._dataset, views) if self.views is None else as_read(self._dataset)
-        self._drop_last, self._own_collate = drop_last, collate_fn
+        self._drop_last = drop_last
+        self._collate = collate if collate_fn in (None, default_collate) else collate_fn
         self._options = {
             "num_workers": num_workers,
             "pin_memory": pin_memory,
@@ -130,9 +126,13 @@ class StreamLoader:
         self.seed, self.name, self._rank, self._world_size = seed, name, rank, world_size
         self._drops_last = self._drop_last or (is_even and world_size > 1)
         reader = Reader(self._dataset, seed, name, keeps_entries=self.views is not None)
-        make: Any = CollateSamples(self._own_collate or collate, name, single=False)
-        if self._own_collate is default_collate:
-            make = CollateSamples(collate, name, single=False)
+        if reader.unseedable:
+            log.warning(
+                "data.%s: these generators can't be seeded, so what they draw is not the same in each run: %s.",
+                name,
+                ", ".join(reader.unseedable),
+            )
+        make: Any = CollateSamples(self._collate, name, single=False)
         if self.views is not None:
             make = CollateViews(BatchViews(self.views, channels=self._check_views(self.views)), seed)
         self._workers = WorkerBatches(reader, make, self._options)
@@ -141,9 +141,9 @@ class StreamLoader:
         """Return the number of channels of the first image, of which the views can be made."""
         reader = Reader(self._dataset, self.seed, self.name)
         with preserved_generators():
-            first = next(_Samples(self, [0], epoch=0).samples(), None)
+            first = next(_Samples(self.stream, self.name, list(range(self.stream.num_shards)), 0).samples(), None)
             if first is None:
-                raise DataError(f"data.{self.name}: '{self.stream.name}' has no sample in its first shard.")
+                raise DataError(f"data.{self.name}: '{self.stream.name}' has no sample.")
             shape = find_shape(lambda index: reader[(0, first)], 1)
         try:
             views.check(shape[2])
@@ -157,6 +157,12 @@ class StreamLoader:
         """What the order depends on beside the seed and the epoch, in words."""
         order = f"shuffled by {self.buffer}" if self.shuffle else "not shuffled"
         return f"{self.stream.num_shards} shards, {self._world_size} processes, {order}"
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the batches of epoch 0."""
+        if self._workers is None:
+            self.bind(0, "data")
+        return (batch for _, batch in self.batches(epoch=0))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the place of the batch that was given last."""
@@ -198,7 +204,8 @@ class StreamLoader:
 
     def _ordered(self, epoch: int, state: dict[str, Any] | None) -> Iterator[tuple[Any, dict[str, Any]]]:
         """Yield (sample, the state after it) of this process's share of an epoch, in order."""
-        reading = _Samples(self, self._permuted(self.stream.num_shards, epoch), epoch, state and state["place"])
+        shards, share = self._permuted(self.stream.num_shards, epoch), (self._rank, self._world_size)
+        reading = _Samples(self.stream, self.name, shards, epoch, *share, place=state and state["place"])
         samples, offset = reading.samples(), state["offset"] if state else 0
         while True:
             place = reading.place()
@@ -225,22 +232,32 @@ class _Samples:
 
     Parameters
     ----------
-    loader
-        Has the stream, and the number of this process among all.
+    stream, name
+        The stream, and the name of the data set for errors.
     shards
         The numbers of all shards, in the epoch's order.
     epoch
         The epoch.
+    rank, world_size
+        The number of this process, from 0, and the number of processes.
     place
         Where to go on, as `place` returned it.
     """
 
-    def __init__(self, loader: StreamLoader, shards: list[int], epoch: int, place: dict[str, Any] | None = None):
-        self._stream, self._name, self._epoch = loader.stream, loader.name, epoch
-        rank, size = loader._rank, loader._world_size
-        has_own = len(shards) % size == 0
-        self._shards = shards[rank::size] if has_own else shards
-        self._rank, self._step = (0, 1) if has_own else (rank, size)
+    def __init__(
+        self,
+        stream: HuggingFaceStream,
+        name: str,
+        shards: list[int],
+        epoch: int,
+        rank: int = 0,
+        world_size: int = 1,
+        place: dict[str, Any] | None = None,
+    ):
+        self._stream, self._name, self._epoch = stream, name, epoch
+        has_own = len(shards) % world_size == 0
+        self._shards = shards[rank::world_size] if has_own else shards
+        self._rank, self._step = (0, 1) if has_own else (rank, world_size)
         self._place = place or {"shard": 0, "example": 0, "seen": 0, "inner": None}
         self._part: Any = None
 
@@ -286,7 +303,8 @@ class _Decoded(Dataset):
     """The samples of a stream, by their number with the encoded sample."""
 
     def __init__(self, stream: HuggingFaceStream):
-        self.stream, self.transform = stream, stream.transform
+        self.stream, self.transform = copy.copy(stream), stream.transform
+        self.stream.dataset = None  # a worker reads nothing, so it needs no copy
 
     def path_of(self, number: int) -> str:
         """Return where a sample comes from."""

@@ -203,7 +203,9 @@ def _awaited(error: Exception) -> list[Any]:
     for frame, _ in walk_tb(error.__traceback__):
         iterator = frame.f_locals.get("self")
         if isinstance(iterator, _MultiProcessingDataLoaderIter):
-            pairs = zip(iterator._workers, iterator._workers_status, strict=False)
+            # If a worker could not even be started, neither list is there yet.
+            lists = (getattr(iterator, name, []) for name in ("_workers", "_workers_status"))
+            pairs = zip(*lists, strict=False)
             return [worker for worker, is_in_use in pairs if is_in_use or str(worker.pid) in str(error)]
     return []
 
