@@ -86,7 +86,10 @@ def roots(tmp_path_factory):
         parquet.write_table(pyarrow.Table.from_pylist(rows), table / f"{split}.parquet")
         splits[split] = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())
     datasets.DatasetDict(splits).save_to_disk(saved)
+    prepared = folder / "prepared"
+    assert main(["prepare", str(folder / "train"), "--labels", "folder", "--out", str(prepared)]) == 0
     given = {"folder": folder, "imagenet": folder, "parquet": table, "huggingface": saved, "webdataset": tars}
+    given["prepared"] = prepared
     found = {name: [f"root={path}"] for name, path in given.items()}
     for name in ("parquet", "huggingface", "webdataset"):
         found[name].append("test_split=val")
@@ -129,7 +132,7 @@ def test_a_method_composes_with_every_data_set_and_backbone_that_suit_it(method,
         ("ijepa", "parquet", "vit_tiny"),
         ("mae", "digits", "vit_digits"),
         ("lejepa", "digits", "convmixer"),
-        ("supervised", "folder", "resnet9"),
+        ("supervised", "prepared", "resnet9"),
         ("vicreg", "images", "resnet9"),
     ],
 )

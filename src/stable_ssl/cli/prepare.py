@@ -14,7 +14,7 @@ from typing import Any
 from ..exceptions import ConfigError
 from ..runtime.files import printable
 
-WITHOUT_LABELS = "num_classes=2 '~logger.metric' '~logger.monitor.test'"
+WITHOUT_LABELS = "train_split=null num_classes=2 '~logger.metric' '~logger.monitor.test'"
 
 
 def main(args: argparse.Namespace, rest: list[str]) -> int:
@@ -42,7 +42,7 @@ def _prepare(args: argparse.Namespace, report: Any) -> int:
     images = Images(args.folder, args.labels, levels=args.levels, channels=args.channels, on_error=args.on_error)
     source = Source(images, Format(args.format, args.size, args.quality, args.subsampling))
     name = f"{Path(os.path.realpath(args.folder)).name}_{args.format}_{args.size}.images"
-    out = Path(args.out or name).expanduser()
+    out = Path(args.out or name).expanduser().absolute()
     if out.is_dir():
         raise ConfigError(f"prepare: --out '{printable(out)}' is a folder; give the name of a file.")
     is_new = prepare(source, out, report)

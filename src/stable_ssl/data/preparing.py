@@ -65,15 +65,13 @@ class Format:
 
     def encode(self, pixels: np.ndarray) -> bytes:
         """Return the bytes of an image, uint8 (height, width, channels)."""
-        if self.name == "raw":
-            return pixels.tobytes()
         is_grey = pixels.shape[2] == 1
         if self.name == "jpeg":
             from simplejpeg import encode_jpeg
 
             colours, subsampling = ("GRAY", "Gray") if is_grey else ("RGB", self.subsampling)
-            return encode_jpeg(np.ascontiguousarray(pixels), self.quality, colours, subsampling)  # type: ignore[no-any-return]
-        if is_grey:
+            return bytes(encode_jpeg(np.ascontiguousarray(pixels), self.quality, colours, subsampling))
+        if self.name == "raw" or is_grey:
             return pixels.tobytes()
         luma, blue, red = Image.fromarray(pixels).convert("YCbCr").split()
         return b"".join(plane.tobytes() for plane in (luma, blue.reduce(2), red.reduce(2)))
@@ -110,7 +108,10 @@ class Source:
             "source": os.path.realpath(images.root),
             "version": __version__,
         }
-        rows = [(*_state(os.stat(images.path_of(i))), label) for i, label in enumerate(images.targets)]
+        try:
+            rows = [(*_state(os.stat(images.path_of(i))), label) for i, label in enumerate(images.targets)]
+        except OSError as error:
+            raise DataError(f"'{printable(error.filename)}' can't be read any more: {error.strerror}.") from error
         self.plan = Plan(settings, images.files, np.array(rows, SOURCES))
 
     def __len__(self) -> int:
@@ -201,6 +202,7 @@ def prepare(source: Source, out: Path, report: Report) -> bool:
         if out.exists():
             _check_alike(PreparedFile(out).plan, source.plan, out)
             return False
+        out.parent.mkdir(parents=True, exist_ok=True)
         with open(os.open(part, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0) as file:
             _lock(file, part)
             try:
