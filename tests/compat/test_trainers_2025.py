@@ -564,7 +564,7 @@ def test_the_private_hooks_of_a_run_are_called(make_sup):
 
         def _save_checkpoint(self, name, model_only):
             super()._save_checkpoint(name, model_only)
-            self.calls = (*self.calls, name)
+            self.calls = (*self.calls, (name, model_only))
 
         def _cleanup(self):
             self.calls = (*self.calls, "end")
@@ -572,9 +572,12 @@ def test_the_private_hooks_of_a_run_are_called(make_sup):
         def _set_device(self, hardware):
             raise AssertionError
 
-    trainer = make_sup(Hooked, logger={"checkpoint_frequency": 1, "save_final_model": "last"})
+    logger = {"checkpoint_frequency": 1, "checkpoint_model_only": False, "save_final_model": "last"}
+    trainer = make_sup(Hooked, logger=logger)
     trainer()
-    assert trainer.calls == (0.0, "checkpoint_1.ckpt", "checkpoint_2.ckpt", "last.ckpt", "end")
+    saved_files = ("checkpoint_1.ckpt", False), ("checkpoint_2.ckpt", False), ("last.ckpt", True)
+    assert trainer.calls == (0.0, *saved_files, "end")
+    assert [torch.load(trainer.folder / f"checkpoint_{epoch}.ckpt")["epoch"] for epoch in (1, 2)] == [1, 2]
     saved = torch.load(trainer.logger["dump_path"] / "last.ckpt")
     assert torch.equal(saved["module"]["backbone.weight"], trainer.module["backbone"].weight)
     assert said(trainer).count("Hooked._set_device: no run calls this method. Set hardware.device.") == 1

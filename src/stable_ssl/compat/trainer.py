@@ -148,7 +148,7 @@ class EarlyTrainer:
         if self.rank == 0:  # type: ignore[attr-defined]
             state: dict[str, Any] = {key: child.state_dict() for key, child in self.named_children()}  # type: ignore[attr-defined]
             if not model_only:
-                state["epoch"] = self.epoch  # type: ignore[attr-defined]
+                state["epoch"] = self._progress.trained_epochs  # type: ignore[attr-defined]
             torch.save(state, self.folder / name)  # type: ignore[attr-defined]
 
     def _instanciate(self) -> None:
@@ -181,7 +181,11 @@ class EarlyTrainer:
     def _save_named(self, name: str) -> None:
         """Call a subclass's own `_save_checkpoint` beside each file of weights, with the file name of early 2025."""
         epoch = name.removeprefix("epoch_")
-        self._save_checkpoint(f"checkpoint_{int(epoch)}.ckpt" if epoch.isdigit() else f"{name}.ckpt", model_only=True)
+        if epoch.isdigit():
+            model_only = self.logger["checkpoint_model_only"]  # type: ignore[attr-defined]
+            self._save_checkpoint(f"checkpoint_{int(epoch)}.ckpt", model_only=model_only)
+        else:
+            self._save_checkpoint(f"{name}.ckpt", model_only=True)
 
     def _closers(self) -> list[Any]:
         """Return what is closed at the end of a run: a subclass's own `_cleanup`."""
