@@ -11,6 +11,7 @@ import re
 import pytest
 import torch
 from omegaconf import OmegaConf
+from submitit.helpers import DelayedSubmission
 from torch import nn
 from torch.nn import functional as F
 from torchmetrics import MetricCollection
@@ -652,6 +653,35 @@ def test_names_of_a_run_are_refused_in_a_class_and_its_constructor(make_sup):
             make_sup(type("Own", (SupervisedTrainer,), own))
     with pytest.raises(ConfigError, match="Constructed: its constructor sets _steps"):
         make_sup(Constructed).setup()
+
+
+def test_a_checkpoint_of_ones_own_makes_a_trainer_that_goes_on(monkeypatch, tmp_path):
+    class Own(SupervisedTrainer):
+        def checkpoint(self):
+            parts = self._data, self._module, self._hardware, self._optim, self._logger, self._loss
+            return DelayedSubmission(type(self)(*parts, **self._kwargs))
+
+        def after_fit_step(self):
+            if self.global_step == dies_at:
+                raise InterruptedError
+
+    def make():
+        linear = {"_target_": "torch.nn.Linear", "in_features": 8, "out_features": 2}
+        optim = {"optimizer": {"_target_": "torch.optim.SGD", "lr": 0.1}, "epochs": 2}
+        logger = {"checkpoint_every_step": 1, "level": 50}
+        data = {"train": Loader(toy_dataset(), 8)}
+        return Own(data, {"backbone": linear}, {"device": "cpu"}, optim, logger, scale=3)
+
+    monkeypatch.chdir(tmp_path)
+    whole, part, dies_at = make(), make(), None
+    whole()
+    dies_at = 4
+    with pytest.raises(InterruptedError):
+        part()
+    fresh, dies_at = part.checkpoint().function, None
+    fresh()
+    assert (fresh.folder, fresh.scale, fresh.global_step) == (part.folder, 3, 6)
+    assert torch.equal(values(fresh, "backbone"), values(whole, "backbone"))
 
 
 # Self-supervised trainers -----------------------------------------------------------------------------------------------

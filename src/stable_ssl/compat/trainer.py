@@ -49,13 +49,23 @@ class CountedSteps(int):
         return getattr(torch.tensor([int(self)]), name)
 
 
+_ARGUMENTS = ("data", "module", "hardware", "optim", "logger", "loss")
+
+
 def _alias(name: str) -> property:
-    """Return a property for `_<name>`, where trainers of early 2025 found what they were configured with."""
+    """Return a property for `_<name>`, where trainers of early 2025 found what they were configured with.
+
+    It is what the run has built of that, except in a `checkpoint` of a user's own, which makes a trainer of it.
+    """
+
+    def read(self: Any) -> Any:
+        given = vars(self).get("_given", {})
+        return given[name] if name in given else getattr(self, name)
 
     def assign(self: Any, value: Any) -> None:
         setattr(self, name, value)
 
-    return property(lambda self: getattr(self, name), assign, doc=f"The same as `{name}`.")
+    return property(read, assign, doc=f"The same as `{name}`.")
 
 
 class EarlyTrainer:
@@ -64,13 +74,20 @@ class EarlyTrainer:
     step: Any = None  # a trainer's own counter: nothing else sets it
     _data, _module, _loss = _alias("data"), _alias("module"), _alias("loss")
     _hardware, _optim, _logger = _alias("hardware"), _alias("optim"), _alias("logger")
-    _batch_idx = _alias("batch_idx")
+    _batch_idx, _epoch = _alias("batch_idx"), _alias("epoch")
     _extras: Mapping[str, Any] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if wrap(cls, "_evaluate", _in_evaluation_mode):
             wrap(cls, "before_eval_step", _after_moving, always=True)
+        wrap(cls, "checkpoint", _of_the_configuration)
+
+    @property
+    def _kwargs(self) -> dict[str, Any]:
+        """What the constructor got beside its six first arguments."""
+        _, named = vars(self)["_captured"]
+        return {name: value for name, value in named.items() if name not in _ARGUMENTS}
 
     @property
     def _device(self) -> str:
@@ -236,6 +253,28 @@ def _after_moving(hook: Callable) -> Callable:
         return hook(self)
 
     return move_then
+
+
+def _of_the_configuration(checkpoint: Callable) -> Callable:
+    """Return a `checkpoint` of a user's own, in which `_data`, `_module` and so on are what the constructor got.
+
+    The trainer that it makes of them gets the run's folder.
+    """
+
+    @functools.wraps(checkpoint)
+    def checkpoint_then(self: Any, *args: Any, **kwargs: Any) -> Any:
+        values, named = vars(self)["_captured"]
+        vars(self)["_given"] = {"loss": None, **dict(zip(_ARGUMENTS, values, strict=False)), **named}
+        try:
+            made = checkpoint(self, *args, **kwargs)
+        finally:
+            vars(self).pop("_given", None)
+        fresh = getattr(made, "function", None)
+        if isinstance(fresh, type(self)):
+            vars(fresh).update(_dump_path=self._dump_path, _extras=self._extras, **self._extras)
+        return made
+
+    return checkpoint_then
 
 
 def check_own_step(cls: Any, world_size: int) -> None:
