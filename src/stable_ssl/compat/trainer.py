@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..exceptions import ConfigError
+from .wandb import WandbOptions
 
 log = logging.getLogger("stable_ssl")
 
@@ -132,17 +133,30 @@ class EarlyTrainer:
         """Return the values and the configurations of all runs of this run's W&B project, by run."""
         from .. import reader
 
-        run = self.wandb_run
-        return reader.wandb_project(run.entity, run.project, keys=keys, state=state)
+        entity, project, _ = self._wandb_path()
+        return reader.wandb_project(entity, project, keys=keys, state=state)
 
     @property
     def wandb_run(self) -> Any:
         """This run in W&B's public API."""
         import wandb
 
-        if wandb.run is None:
-            raise RuntimeError("No W&B run is going on: logger.wandb is not set, or this is not rank 0.")
-        return wandb.Api().run(wandb.run.path)
+        return wandb.Api().run("/".join(self._wandb_path()))
+
+    def _wandb_path(self) -> tuple[str, str, str]:
+        """Return entity, project and id of the run of W&B."""
+        options = self.logger["wandb"]  # type: ignore[attr-defined]
+        if not isinstance(options, WandbOptions):
+            raise RuntimeError(
+                "logger.wandb is off, or the trainer is not set up, so there is no run of W&B: set it, call setup()."
+            )
+        entity, project, identity = (options.get(name) for name in ("entity", "project", "id"))
+        if not (entity and project and identity):
+            raise RuntimeError(
+                "W&B has no entity, project and id for this run: it has not begun, or it is offline. Log in, or upload "
+                "it by `wandb sync` and read it by reader.wandb(entity, project, run_id)."
+            )
+        return entity, project, identity
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         state_dict.pop(f"{prefix}global_step", None)  # a buffer in early 2025; today the run counts
@@ -187,6 +201,9 @@ class EarlyTrainer:
         check_own_step(cls, self.world_size)  # type: ignore[attr-defined]
         vars(self)["start_time"] = time.time()
         self.logger["dump_path"] = self.folder  # type: ignore[attr-defined]
+        if self.logger["wandb"]:  # type: ignore[attr-defined]
+            options = WandbOptions(self.logger["wandb"], self.folder / "wandb.json")  # type: ignore[attr-defined]
+            self.logger["wandb"] = options  # type: ignore[attr-defined]
         if cls._save_checkpoint is not EarlyTrainer._save_checkpoint:
             self._saver.weights.on_save = self._save_named  # type: ignore[attr-defined]
         if cls._log is not EarlyTrainer._log:
