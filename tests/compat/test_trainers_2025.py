@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import itertools
@@ -18,6 +19,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from toys import Toy, toy_dataset
 
+import stable_ssl
 from stable_ssl import (
     BaseTrainer,
     BreakEpoch,
@@ -25,18 +27,23 @@ from stable_ssl import (
     DataError,
     JointEmbeddingPredictiveTrainer,
     JointEmbeddingTrainer,
+    LoggerConfig,
     NegativeCosineSimilarity,
     NTXEntLoss,
     SelfDistillationTrainer,
     SupervisedTrainer,
+    __about__,
     instanciate_config,
     reader,
 )
+from stable_ssl.cli import entry
 from stable_ssl.compat import check_own_step
-from stable_ssl.data import Loader
+from stable_ssl.config import WandbConfig
+from stable_ssl.data import DistributedSamplerWrapper, Loader
 from stable_ssl.modules import TeacherStudentModule
 from stable_ssl.monitors import Monitor
 from stable_ssl.utils import all_reduce, to_device
+from stable_ssl.utils.utils import count_SLURM_jobs, find_local_rank
 
 
 class Pairs(torch.utils.data.Dataset):
@@ -212,6 +219,9 @@ def test_the_reader_reads_folders_of_early_2025(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="empty' holds no run"):
         reader.jsonl(tmp_path / "empty")
+    table, records = reader.jsonl_project(tmp_path)
+    assert list(table["trainer.optim.epochs"]) == [3]
+    assert records == [reader.jsonl(tmp_path)]
 
 
 # The set-up ------------------------------------------------------------------------------------------------------------
@@ -1058,21 +1068,42 @@ def test_monitors_are_given_and_named_as_they_ask(make_sup):
 
 
 @pytest.mark.parametrize(
-    "path", [f"stable_ssl.{name}" for name in ("utils", "utils.utils", "utils.exceptions", "config")]
+    "path", [f"stable_ssl.{name}" for name in ("utils", "utils.utils", "utils.exceptions", "config", "data", "cli")]
 )
 def test_the_small_functions_of_early_2025_are_there(path):
     names = {
-        "stable_ssl.config": "collapse_nested_dict instanciate_config",
+        "stable_ssl.config": "collapse_nested_dict instanciate_config WandbConfig",
+        "stable_ssl.data": "DistributedSamplerWrapper",
+        "stable_ssl.cli": "entry",
         "stable_ssl.utils": "str_to_dtype GatherLayer all_gather gather seed_everything BreakEpoch BreakStep NanError "
         "BreakAllEpochs to_device off_diagonal get_open_port get_gpu_info log_and_raise all_reduce reduce warn_once "
         "compute_global_mean broadcast rsetattr rgetattr",
-        "stable_ssl.utils.utils": "find_module replace_module warn_once",
+        "stable_ssl.utils.utils": "find_module replace_module warn_once count_SLURM_jobs find_local_rank",
         "stable_ssl.utils.exceptions": "BreakAllEpochs BreakEpoch BreakStep NanError",
     }[path]
     module = importlib.import_module(path)
     assert all(callable(getattr(module, name)) for name in names.split())
     if path == "stable_ssl.config":
         assert module.collapse_nested_dict({"a": {"b": [1, {}]}, "c": 2}) == {"a.b.0": 1, "c": 2}
+
+
+def test_public_names_of_early_2025_do_what_they_did(monkeypatch, tmp_path):
+    wrapper = DistributedSamplerWrapper([5, 6, 7, 8], num_replicas=2, rank=1, shuffle=False)
+    assert list(wrapper) == [6, 8]
+    options = dataclasses.asdict(WandbConfig(project="p"))
+    assert LoggerConfig(wandb=options)["wandb"] == options
+    (tmp_path / "squeue").write_text("#!/bin/sh\necho 1; echo 2; echo 3\n")
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert count_SLURM_jobs(pending=True, running=False) == 3
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert find_local_rank() == 3
+    monkeypatch.setattr("sys.argv", ["stable-ssl", "train", "nothing_of_this_name"])
+    with pytest.raises(SystemExit, match="2"):
+        entry()
+    assert (stable_ssl.__title__, __about__.__version__) == ("stable-ssl", stable_ssl.__version__)
+    with pytest.raises(ImportError, match="tabulate_runs is gone: pandas.pivot_table"):
+        from stable_ssl.reader import tabulate_runs  # noqa: F401
 
 
 def exchanged(x):
