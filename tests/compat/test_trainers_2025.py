@@ -1064,6 +1064,23 @@ def test_monitors_are_given_and_named_as_they_ask(make_sup):
     assert "a Steps has no state_dict(), so a resumed run begins it anew" in said(trainer)
 
 
+def test_a_hook_that_computes_the_monitors_a_second_time_is_told_of(make_sup):
+    class Copied(SupervisedTrainer):
+        def after_fit_step(self):
+            for metric in self.logger["monitor"]["train"].values():
+                self._log({f"train/{metric.name}": metric.compute(self)})
+
+    class Plain(SupervisedTrainer):
+        def after_fit_step(self):
+            self._log({"train/monitor": self.global_step})
+
+    copied, plain = (make_sup(cls, logger={"monitor": {"train": {"key": Steps()}}}) for cls in (Copied, Plain))
+    copied()
+    plain()
+    assert said(copied).count("Copied.after_fit_step computes the monitors of train, as the run does too") == 1
+    assert "computes the monitors" not in said(plain)
+
+
 # Functions -------------------------------------------------------------------------------------------------------------
 
 

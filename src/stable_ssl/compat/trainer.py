@@ -208,6 +208,12 @@ class EarlyTrainer:
             self._saver.weights.on_save = self._save_named  # type: ignore[attr-defined]
         if cls._log is not EarlyTrainer._log:
             self._recorder.emit = self._log  # type: ignore[attr-defined]
+        if self.logger["monitor"].get("train") and _computes_monitors(cls.after_fit_step):  # type: ignore[attr-defined]
+            log.warning(
+                "%s.after_fit_step computes the monitors of train, as the run does too, and logs them a second time. "
+                "Leave that out.",
+                cls.__name__,
+            )
         for name, instead in _NEVER_CALLED.items():
             if hasattr(cls, name):
                 log.warning("%s.%s: no run calls this method. %s", cls.__name__, name, instead)
@@ -225,6 +231,12 @@ class EarlyTrainer:
         """Return what is closed at the end of a run: a subclass's own `_cleanup`."""
         own = type(self)._cleanup is not EarlyTrainer._cleanup
         return [SimpleNamespace(close=self._cleanup)] if own else []
+
+
+def _computes_monitors(hook: Callable) -> bool:
+    """Return whether a user's hook calls `compute` of what is in `self.logger["monitor"]`, as the old hook did."""
+    constants = getattr(getattr(inspect.unwrap(hook), "__code__", None), "co_consts", ())
+    return is_users(hook) and "monitor" in constants and calls(hook, "compute")
 
 
 def wrap(cls: Any, name: str, wrapper: Callable[[Callable], Callable], always: bool = False) -> bool:
