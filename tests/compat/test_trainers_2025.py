@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import importlib
@@ -1020,6 +1021,8 @@ def test_teachers_follow_once_per_step_although_a_hook_updates_them_too(make_ssl
     alone.update_teacher()  # half a cosine is half over: the momentum is 0.75
     torch.testing.assert_close(alone.teacher.bias, torch.full((2,), 0.25))
     assert alone.ema_coefficient == pytest.approx(0.75)
+    assert alone.ema_coefficient.item() == alone.ema_coefficient.clone().numpy() == 0.75
+    assert copy.deepcopy(alone).base_ema_coefficient.item() == 0.5
 
 
 # Monitors --------------------------------------------------------------------------------------------------------------
