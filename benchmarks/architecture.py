@@ -32,7 +32,7 @@ GROUPS = {
     )
 }
 # These would only add arrows from everywhere, or have none.
-LEFT_OUT = ("__init__", "__main__", "exceptions", "compat", "reader", "utils", "recipes", "messages")
+LEFT_OUT = ("__init__", "__main__", "__about__", "exceptions", "compat", "reader", "utils", "recipes", "messages")
 # Per room: its first and its last column, and what is in it.
 ROOMS = {
     "cli": (1.5, 1.5, "a file per command"),

@@ -16,6 +16,7 @@ LEAF = {"exceptions", "runtime.distributed", "runtime.seeding"}
 ENGINE = {"arguments", "config", "data", "exceptions", "loggers", "nodes", "optimizers", "runtime"}
 # A room may import itself and these.
 MAY = {
+    "__about__": set(),
     "exceptions": set(),
     "augmentations": LEAF,
     "losses": LEAF,

@@ -67,6 +67,8 @@ __version__ = "1.0.0.dev0"
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    if name in ("__title__", "__summary__", "__license__"):
+        return getattr(import_module(f"{__name__}.__about__"), name)
     if name in _ROOMS:
         return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -256,7 +256,9 @@ SECTIONS: dict[str, type[_Config]] = {"hardware": HardwareConfig, "optim": Optim
 
 def __getattr__(name: str) -> Any:
     """Return what was in this file in early 2025."""
-    homes = {"instanciate_config": "instantiate", "collapse_nested_dict": "utils.utils"}
+    homes = {
+        "instanciate_config": "instantiate", "collapse_nested_dict": "utils.utils", "WandbConfig": "compat.wandb"
+    }  # fmt: skip
     if name in homes:
         return getattr(import_module(f"{__package__}.{homes[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -52,6 +52,19 @@ def _records_of(file: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
+def jsonl_project(folder: str | Path, num_workers: int = 1) -> tuple[Any, list[list[dict[str, Any]]]]:
+    """Return the configurations of all runs below a folder, a row of a table per run, and the records of each run.
+
+    The columns are whole keys, such as "trainer.optim.epochs". `num_workers` does nothing.
+    """
+    import pandas
+    from omegaconf import OmegaConf
+
+    logs = (file for name in ("metrics.jsonl", "logs_rank_0.jsonl") for file in _folder(folder).rglob(name))
+    runs = natural_sort({str(file.parent) for file in logs})
+    return pandas.json_normalize([OmegaConf.to_container(config(run)) for run in runs]), [jsonl(run) for run in runs]
+
+
 def config(path: str | Path) -> Any:
     """Return the configuration of a run's folder, as a DictConfig of OmegaConf."""
     from omegaconf import OmegaConf
@@ -141,3 +154,13 @@ def wandb_project_to_table(
     rows, columns = (natural_sort({cell[axis] for cell in cells}) for axis in (0, 1))
     entries = [[agg(np.stack(cells[r, c])) if (r, c) in cells else None for c in columns] for r in rows]
     return pandas.DataFrame(entries, index=rows, columns=columns)
+
+
+def __getattr__(name: str) -> Any:
+    instead = {
+        "flatten_config": "pandas.json_normalize(OmegaConf.to_container(reader.config(run))) makes a row of it.",
+        "tabulate_runs": "pandas.pivot_table makes a table of what jsonl_project returns.",
+    }
+    if name in instead:  # they could not read the files that runs wrote in early 2025
+        raise ImportError(f"stable_ssl.reader.{name} is gone: {instead[name]}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import functools
 import importlib
 import itertools
@@ -11,12 +13,14 @@ import re
 import pytest
 import torch
 from omegaconf import OmegaConf
+from submitit.helpers import DelayedSubmission
 from torch import nn
 from torch.nn import functional as F
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from toys import Toy, toy_dataset
 
+import stable_ssl
 from stable_ssl import (
     BaseTrainer,
     BreakEpoch,
@@ -24,18 +28,23 @@ from stable_ssl import (
     DataError,
     JointEmbeddingPredictiveTrainer,
     JointEmbeddingTrainer,
+    LoggerConfig,
     NegativeCosineSimilarity,
     NTXEntLoss,
     SelfDistillationTrainer,
     SupervisedTrainer,
+    __about__,
     instanciate_config,
     reader,
 )
+from stable_ssl.cli import entry
 from stable_ssl.compat import check_own_step
-from stable_ssl.data import Loader
+from stable_ssl.config import WandbConfig
+from stable_ssl.data import DistributedSamplerWrapper, Loader
 from stable_ssl.modules import TeacherStudentModule
 from stable_ssl.monitors import Monitor
 from stable_ssl.utils import all_reduce, to_device
+from stable_ssl.utils.utils import count_SLURM_jobs, find_local_rank
 
 
 class Pairs(torch.utils.data.Dataset):
@@ -211,6 +220,9 @@ def test_the_reader_reads_folders_of_early_2025(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="empty' holds no run"):
         reader.jsonl(tmp_path / "empty")
+    table, records = reader.jsonl_project(tmp_path)
+    assert list(table["trainer.optim.epochs"]) == [3]
+    assert records == [reader.jsonl(tmp_path)]
 
 
 # The set-up ------------------------------------------------------------------------------------------------------------
@@ -564,7 +576,7 @@ def test_the_private_hooks_of_a_run_are_called(make_sup):
 
         def _save_checkpoint(self, name, model_only):
             super()._save_checkpoint(name, model_only)
-            self.calls = (*self.calls, name)
+            self.calls = (*self.calls, (name, model_only))
 
         def _cleanup(self):
             self.calls = (*self.calls, "end")
@@ -572,9 +584,12 @@ def test_the_private_hooks_of_a_run_are_called(make_sup):
         def _set_device(self, hardware):
             raise AssertionError
 
-    trainer = make_sup(Hooked, logger={"checkpoint_frequency": 1, "save_final_model": "last"})
+    logger = {"checkpoint_frequency": 1, "checkpoint_model_only": False, "save_final_model": "last"}
+    trainer = make_sup(Hooked, logger=logger)
     trainer()
-    assert trainer.calls == (0.0, "checkpoint_1.ckpt", "checkpoint_2.ckpt", "last.ckpt", "end")
+    saved_files = ("checkpoint_1.ckpt", False), ("checkpoint_2.ckpt", False), ("last.ckpt", True)
+    assert trainer.calls == (0.0, *saved_files, "end")
+    assert [torch.load(trainer.folder / f"checkpoint_{epoch}.ckpt")["epoch"] for epoch in (1, 2)] == [1, 2]
     saved = torch.load(trainer.logger["dump_path"] / "last.ckpt")
     assert torch.equal(saved["module"]["backbone.weight"], trainer.module["backbone"].weight)
     assert said(trainer).count("Hooked._set_device: no run calls this method. Set hardware.device.") == 1
@@ -649,6 +664,35 @@ def test_names_of_a_run_are_refused_in_a_class_and_its_constructor(make_sup):
             make_sup(type("Own", (SupervisedTrainer,), own))
     with pytest.raises(ConfigError, match="Constructed: its constructor sets _steps"):
         make_sup(Constructed).setup()
+
+
+def test_a_checkpoint_of_ones_own_makes_a_trainer_that_goes_on(monkeypatch, tmp_path):
+    class Own(SupervisedTrainer):
+        def checkpoint(self):
+            parts = self._data, self._module, self._hardware, self._optim, self._logger, self._loss
+            return DelayedSubmission(type(self)(*parts, **self._kwargs))
+
+        def after_fit_step(self):
+            if self.global_step == dies_at:
+                raise InterruptedError
+
+    def make():
+        linear = {"_target_": "torch.nn.Linear", "in_features": 8, "out_features": 2}
+        optim = {"optimizer": {"_target_": "torch.optim.SGD", "lr": 0.1}, "epochs": 2}
+        logger = {"checkpoint_every_step": 1, "level": 50}
+        data = {"train": Loader(toy_dataset(), 8)}
+        return Own(data, {"backbone": linear}, {"device": "cpu"}, optim, logger, scale=3)
+
+    monkeypatch.chdir(tmp_path)
+    whole, part, dies_at = make(), make(), None
+    whole()
+    dies_at = 4
+    with pytest.raises(InterruptedError):
+        part()
+    fresh, dies_at = part.checkpoint().function, None
+    fresh()
+    assert (fresh.folder, fresh.scale, fresh.global_step) == (part.folder, 3, 6)
+    assert torch.equal(values(fresh, "backbone"), values(whole, "backbone"))
 
 
 # Self-supervised trainers -----------------------------------------------------------------------------------------------
@@ -977,6 +1021,8 @@ def test_teachers_follow_once_per_step_although_a_hook_updates_them_too(make_ssl
     alone.update_teacher()  # half a cosine is half over: the momentum is 0.75
     torch.testing.assert_close(alone.teacher.bias, torch.full((2,), 0.25))
     assert alone.ema_coefficient == pytest.approx(0.75)
+    assert alone.ema_coefficient.item() == alone.ema_coefficient.clone().numpy() == 0.75
+    assert copy.deepcopy(alone).base_ema_coefficient.item() == 0.5
 
 
 # Monitors --------------------------------------------------------------------------------------------------------------
@@ -1021,25 +1067,63 @@ def test_monitors_are_given_and_named_as_they_ask(make_sup):
     assert "a Steps has no state_dict(), so a resumed run begins it anew" in said(trainer)
 
 
+def test_a_hook_that_computes_the_monitors_a_second_time_is_told_of(make_sup):
+    class Copied(SupervisedTrainer):
+        def after_fit_step(self):
+            for metric in self.logger["monitor"]["train"].values():
+                self._log({f"train/{metric.name}": metric.compute(self)})
+
+    class Plain(SupervisedTrainer):
+        def after_fit_step(self):
+            self._log({"train/monitor": self.global_step})
+
+    copied, plain = (make_sup(cls, logger={"monitor": {"train": {"key": Steps()}}}) for cls in (Copied, Plain))
+    copied()
+    plain()
+    assert said(copied).count("Copied.after_fit_step computes the monitors of train, as the run does too") == 1
+    assert "computes the monitors" not in said(plain)
+
+
 # Functions -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "path", [f"stable_ssl.{name}" for name in ("utils", "utils.utils", "utils.exceptions", "config")]
+    "path", [f"stable_ssl.{name}" for name in ("utils", "utils.utils", "utils.exceptions", "config", "data", "cli")]
 )
 def test_the_small_functions_of_early_2025_are_there(path):
     names = {
-        "stable_ssl.config": "collapse_nested_dict instanciate_config",
+        "stable_ssl.config": "collapse_nested_dict instanciate_config WandbConfig",
+        "stable_ssl.data": "DistributedSamplerWrapper",
+        "stable_ssl.cli": "entry",
         "stable_ssl.utils": "str_to_dtype GatherLayer all_gather gather seed_everything BreakEpoch BreakStep NanError "
         "BreakAllEpochs to_device off_diagonal get_open_port get_gpu_info log_and_raise all_reduce reduce warn_once "
         "compute_global_mean broadcast rsetattr rgetattr",
-        "stable_ssl.utils.utils": "find_module replace_module warn_once",
+        "stable_ssl.utils.utils": "find_module replace_module warn_once count_SLURM_jobs find_local_rank",
         "stable_ssl.utils.exceptions": "BreakAllEpochs BreakEpoch BreakStep NanError",
     }[path]
     module = importlib.import_module(path)
     assert all(callable(getattr(module, name)) for name in names.split())
     if path == "stable_ssl.config":
         assert module.collapse_nested_dict({"a": {"b": [1, {}]}, "c": 2}) == {"a.b.0": 1, "c": 2}
+
+
+def test_public_names_of_early_2025_do_what_they_did(monkeypatch, tmp_path):
+    wrapper = DistributedSamplerWrapper([5, 6, 7, 8], num_replicas=2, rank=1, shuffle=False)
+    assert list(wrapper) == [6, 8]
+    options = dataclasses.asdict(WandbConfig(project="p"))
+    assert LoggerConfig(wandb=options)["wandb"] == options
+    (tmp_path / "squeue").write_text("#!/bin/sh\necho 1; echo 2; echo 3\n")
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert count_SLURM_jobs(pending=True, running=False) == 3
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert find_local_rank() == 3
+    monkeypatch.setattr("sys.argv", ["stable-ssl", "train", "nothing_of_this_name"])
+    with pytest.raises(SystemExit, match="2"):
+        entry()
+    assert (stable_ssl.__title__, __about__.__version__) == ("stable-ssl", stable_ssl.__version__)
+    with pytest.raises(ImportError, match="tabulate_runs is gone: pandas.pivot_table"):
+        from stable_ssl.reader import tabulate_runs  # noqa: F401
 
 
 def exchanged(x):

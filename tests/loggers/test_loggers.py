@@ -94,9 +94,19 @@ def test_tensorboard_reads_the_values_back(tmp_path):
 
 
 def test_a_run_logs_to_all_of_them(make_toy, offline):
-    pytest.importorskip("wandb")
-    trainer = make_toy(logger={"wandb": True, "tensorboard": True}, epochs=1)
+    wandb = pytest.importorskip("wandb")
+
+    class Asking(Toy):
+        def before_fit(self):
+            names = ("project", "name", "id")
+            self.seen = [(self.logger["wandb"][name], getattr(wandb.run, name)) for name in names]
+
+    trainer = make_toy(Asking, logger={"wandb": True, "tensorboard": True}, epochs=1)
     trainer()
+    assert all(option == fact for option, fact in trainer.seen)
+    assert trainer.logger["wandb"].get("id") == trainer.seen[2][1]  # after the run too
+    with pytest.raises(RuntimeError, match="it has not begun, or it is offline"):
+        trainer.get_project_logs()
     written = [r["train/loss"] for r in trainer.get_logs() if "train/loss" in r]
     assert len(written) == 3
     # W&B's own process may write its file a moment after the run has ended.

@@ -57,6 +57,12 @@ def main(argv: list[str] | None = None) -> int:
         return _failed(error)
 
 
+def entry() -> None:
+    """Run the command of this process, as scripts of early 2025 do, and end the process if it fails."""
+    if status := main():
+        raise SystemExit(status)
+
+
 def _failed(error: Exception) -> int:
     """Say why a command failed, and return its exit status."""
     from ..exceptions import CheckpointError, ConfigError, DataError

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..exceptions import ConfigError
+from .wandb import WandbOptions
 
 log = logging.getLogger("stable_ssl")
 
@@ -49,13 +50,23 @@ class CountedSteps(int):
         return getattr(torch.tensor([int(self)]), name)
 
 
+_ARGUMENTS = ("data", "module", "hardware", "optim", "logger", "loss")
+
+
 def _alias(name: str) -> property:
-    """Return a property for `_<name>`, where trainers of early 2025 found what they were configured with."""
+    """Return a property for `_<name>`, where trainers of early 2025 found what they were configured with.
+
+    It is what the run has built of that, except in a `checkpoint` of a user's own, which makes a trainer of it.
+    """
+
+    def read(self: Any) -> Any:
+        given = vars(self).get("_given", {})
+        return given[name] if name in given else getattr(self, name)
 
     def assign(self: Any, value: Any) -> None:
         setattr(self, name, value)
 
-    return property(lambda self: getattr(self, name), assign, doc=f"The same as `{name}`.")
+    return property(read, assign, doc=f"The same as `{name}`.")
 
 
 class EarlyTrainer:
@@ -64,13 +75,20 @@ class EarlyTrainer:
     step: Any = None  # a trainer's own counter: nothing else sets it
     _data, _module, _loss = _alias("data"), _alias("module"), _alias("loss")
     _hardware, _optim, _logger = _alias("hardware"), _alias("optim"), _alias("logger")
-    _batch_idx = _alias("batch_idx")
+    _batch_idx, _epoch = _alias("batch_idx"), _alias("epoch")
     _extras: Mapping[str, Any] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if wrap(cls, "_evaluate", _in_evaluation_mode):
             wrap(cls, "before_eval_step", _after_moving, always=True)
+        wrap(cls, "checkpoint", _of_the_configuration)
+
+    @property
+    def _kwargs(self) -> dict[str, Any]:
+        """What the constructor got beside its six first arguments."""
+        _, named = vars(self)["_captured"]
+        return {name: value for name, value in named.items() if name not in _ARGUMENTS}
 
     @property
     def _device(self) -> str:
@@ -115,17 +133,30 @@ class EarlyTrainer:
         """Return the values and the configurations of all runs of this run's W&B project, by run."""
         from .. import reader
 
-        run = self.wandb_run
-        return reader.wandb_project(run.entity, run.project, keys=keys, state=state)
+        entity, project, _ = self._wandb_path()
+        return reader.wandb_project(entity, project, keys=keys, state=state)
 
     @property
     def wandb_run(self) -> Any:
         """This run in W&B's public API."""
         import wandb
 
-        if wandb.run is None:
-            raise RuntimeError("No W&B run is going on: logger.wandb is not set, or this is not rank 0.")
-        return wandb.Api().run(wandb.run.path)
+        return wandb.Api().run("/".join(self._wandb_path()))
+
+    def _wandb_path(self) -> tuple[str, str, str]:
+        """Return entity, project and id of the run of W&B."""
+        options = self.logger["wandb"]  # type: ignore[attr-defined]
+        if not isinstance(options, WandbOptions):
+            raise RuntimeError(
+                "logger.wandb is off, or the trainer is not set up, so there is no run of W&B: set it, call setup()."
+            )
+        entity, project, identity = (options.get(name) for name in ("entity", "project", "id"))
+        if not (entity and project and identity):
+            raise RuntimeError(
+                "W&B has no entity, project and id for this run: it has not begun, or it is offline. Log in, or upload "
+                "it by `wandb sync` and read it by reader.wandb(entity, project, run_id)."
+            )
+        return entity, project, identity
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         state_dict.pop(f"{prefix}global_step", None)  # a buffer in early 2025; today the run counts
@@ -148,7 +179,7 @@ class EarlyTrainer:
         if self.rank == 0:  # type: ignore[attr-defined]
             state: dict[str, Any] = {key: child.state_dict() for key, child in self.named_children()}  # type: ignore[attr-defined]
             if not model_only:
-                state["epoch"] = self.epoch  # type: ignore[attr-defined]
+                state["epoch"] = self._progress.trained_epochs  # type: ignore[attr-defined]
             torch.save(state, self.folder / name)  # type: ignore[attr-defined]
 
     def _instanciate(self) -> None:
@@ -170,10 +201,19 @@ class EarlyTrainer:
         check_own_step(cls, self.world_size)  # type: ignore[attr-defined]
         vars(self)["start_time"] = time.time()
         self.logger["dump_path"] = self.folder  # type: ignore[attr-defined]
+        if self.logger["wandb"]:  # type: ignore[attr-defined]
+            options = WandbOptions(self.logger["wandb"], self.folder / "wandb.json")  # type: ignore[attr-defined]
+            self.logger["wandb"] = options  # type: ignore[attr-defined]
         if cls._save_checkpoint is not EarlyTrainer._save_checkpoint:
             self._saver.weights.on_save = self._save_named  # type: ignore[attr-defined]
         if cls._log is not EarlyTrainer._log:
             self._recorder.emit = self._log  # type: ignore[attr-defined]
+        if self.logger["monitor"].get("train") and _computes_monitors(cls.after_fit_step):  # type: ignore[attr-defined]
+            log.warning(
+                "%s.after_fit_step computes the monitors of train, as the run does too, and logs them a second time. "
+                "Leave that out.",
+                cls.__name__,
+            )
         for name, instead in _NEVER_CALLED.items():
             if hasattr(cls, name):
                 log.warning("%s.%s: no run calls this method. %s", cls.__name__, name, instead)
@@ -181,12 +221,22 @@ class EarlyTrainer:
     def _save_named(self, name: str) -> None:
         """Call a subclass's own `_save_checkpoint` beside each file of weights, with the file name of early 2025."""
         epoch = name.removeprefix("epoch_")
-        self._save_checkpoint(f"checkpoint_{int(epoch)}.ckpt" if epoch.isdigit() else f"{name}.ckpt", model_only=True)
+        if epoch.isdigit():
+            model_only = self.logger["checkpoint_model_only"]  # type: ignore[attr-defined]
+            self._save_checkpoint(f"checkpoint_{int(epoch)}.ckpt", model_only=model_only)
+        else:
+            self._save_checkpoint(f"{name}.ckpt", model_only=True)
 
     def _closers(self) -> list[Any]:
         """Return what is closed at the end of a run: a subclass's own `_cleanup`."""
         own = type(self)._cleanup is not EarlyTrainer._cleanup
         return [SimpleNamespace(close=self._cleanup)] if own else []
+
+
+def _computes_monitors(hook: Callable) -> bool:
+    """Return whether a user's hook calls `compute` of what is in `self.logger["monitor"]`, as the old hook did."""
+    constants = getattr(getattr(inspect.unwrap(hook), "__code__", None), "co_consts", ())
+    return is_users(hook) and "monitor" in constants and calls(hook, "compute")
 
 
 def wrap(cls: Any, name: str, wrapper: Callable[[Callable], Callable], always: bool = False) -> bool:
@@ -232,6 +282,28 @@ def _after_moving(hook: Callable) -> Callable:
         return hook(self)
 
     return move_then
+
+
+def _of_the_configuration(checkpoint: Callable) -> Callable:
+    """Return a `checkpoint` of a user's own, in which `_data`, `_module` and so on are what the constructor got.
+
+    The trainer that it makes of them gets the run's folder.
+    """
+
+    @functools.wraps(checkpoint)
+    def checkpoint_then(self: Any, *args: Any, **kwargs: Any) -> Any:
+        values, named = vars(self)["_captured"]
+        vars(self)["_given"] = {"loss": None, **dict(zip(_ARGUMENTS, values, strict=False)), **named}
+        try:
+            made = checkpoint(self, *args, **kwargs)
+        finally:
+            vars(self).pop("_given", None)
+        fresh = getattr(made, "function", None)
+        if isinstance(fresh, type(self)):
+            vars(fresh).update(_dump_path=self._dump_path, _extras=self._extras, **self._extras)
+        return made
+
+    return checkpoint_then
 
 
 def check_own_step(cls: Any, world_size: int) -> None:

@@ -1,5 +1,8 @@
 """Data sets, and loaders that give the same batches on every run."""
 
+from importlib import import_module
+from typing import Any
+
 from .datasets import Digits, ImageFolder, Parquet
 from .folder import Images
 from .huggingface import HuggingFaceDataset
@@ -27,3 +30,10 @@ __all__ = [
     "as_loader",
     "length_of",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Return what was in this room in early 2025."""
+    if name == "DistributedSamplerWrapper":
+        return getattr(import_module("stable_ssl.compat.sampler"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

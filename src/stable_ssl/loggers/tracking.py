@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..runtime.files import whole_file
 from ..runtime.status import COMPLETE
 from .media import Histogram, Image, Media
 
@@ -247,6 +248,10 @@ class WandbTracker:
         own = options.pop("config", {})
         options["config"] = {**config, **own} if isinstance(own, Mapping) else own
         self._wandb, self._run = wandb, wandb.init(**options)
+        facts = {name: getattr(self._run, name, None) for name in ("entity", "project", "name")}
+        known = {name: fact for name, fact in facts.items() if fact and isinstance(fact, str)}
+        with whole_file(remembered) as part:
+            part.write_text(json.dumps({"id": options["id"], **known}) + "\n")
         # W&B's own step can't go back, but after a resume the global step goes back to the checkpoint's.
         self._run.define_metric("*", step_metric="global_step")
 

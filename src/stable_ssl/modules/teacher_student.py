@@ -13,6 +13,15 @@ from torch import Tensor, nn
 log = logging.getLogger("stable_ssl")
 
 
+class Momentum(float):
+    """A momentum of a teacher. It also has the methods of a tensor (), as `item()`."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(torch.tensor(float(self)), name)
+
+
 class TeacherStudentModule(nn.Module):
     """A student network that is trained, and a teacher whose weights are a moving average of the student's.
 
@@ -80,7 +89,8 @@ class TeacherStudentModule(nn.Module):
         super().__init__()
         self.student = student
         self.teacher = copy.deepcopy(student).requires_grad_(False)
-        self.base_ema_coefficient, self.final_ema_coefficient = base_ema_coefficient, final_ema_coefficient
+        self.base_ema_coefficient = Momentum(base_ema_coefficient)
+        self.final_ema_coefficient = Momentum(final_ema_coefficient)
         self.ema_schedule = ema_schedule
         check_ema(self)
         # For a run's checkpoints. It holds the bits of float64, which not all devices have.
@@ -149,7 +159,8 @@ class TeacherStudentModule(nn.Module):
         An assigned value holds from then on, instead of the schedule. A run that is resumed has it again. At the
         beginning of each epoch, a run calls the `update_ema_coefficient` of a subclass, which may assign one.
         """
-        return ema_coefficient(self, self._progress) if math.isnan(self._assigned) else self._assigned
+        is_scheduled = math.isnan(self._assigned)
+        return Momentum(ema_coefficient(self, self._progress) if is_scheduled else self._assigned)
 
     @ema_coefficient.setter
     def ema_coefficient(self, value: float | Tensor) -> None:

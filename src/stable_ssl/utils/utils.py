@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import getpass
 import logging
+import os
 import random
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
@@ -26,6 +29,8 @@ __all__ = [
     "broadcast",
     "collapse_nested_dict",
     "compute_global_mean",
+    "count_SLURM_jobs",
+    "find_local_rank",
     "find_module",
     "gather",
     "get_gpu_info",
@@ -161,6 +166,18 @@ def get_open_port() -> int:
     with socket.socket() as probe:
         probe.bind(("", 0))
         return int(probe.getsockname()[1])
+
+
+def count_SLURM_jobs(pending: bool = True, running: bool = True) -> int:
+    """Return the number of this user's Slurm jobs that are pending, running, or both."""
+    states = ",".join(name for name, is_asked in (("pending", pending), ("running", running)) if is_asked)
+    command = ["squeue", "--user", getpass.getuser(), "--noheader", "--array", "--states", states or "running"]
+    return len(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines())
+
+
+def find_local_rank() -> int:
+    """Return the number of this process on its machine, as torchrun or Slurm says; 0 if neither started it."""
+    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
 
 
 def get_gpu_info() -> None:
