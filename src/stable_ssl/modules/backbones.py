@@ -43,36 +43,27 @@ def load_backbone(
     num_classes
         Width of a new last layer. None: an Identity, so the output is the representation, (batch, dim).
     weights
-        Weights to begin with: a run's folder (its newest weights, else its newest checkpoint), a file of safetensors or
-        torch.save, a folder of Hugging Face, `timm/<name>`, or a dict `{source: …, strict: false}` if only a part of
-        the weights fits. For a model of torchvision also their name there, such as "DEFAULT". For a model of timm also
-        true. Heads that do not fit are left out; position embeddings and the first convolution are adapted; the log
-        says what was found.
+        Weights to begin with, as docs/weights.md lists them: a run's folder, a file, `timm/<name>`, or a dict
+        `{source: …, strict: false}`. For a model of torchvision also their name there, such as "DEFAULT". For a model
+        of timm also true. The log says what was found.
     low_resolution
         Adapt a network to images of 64 pixels and less: its `conv1` becomes a 3 × 3 convolution with stride 1, and its
         `maxpool` is removed (SimCLR, ICML 2020, appendix B.9). One without `conv1` is left alone, with a warning.
     return_feature_dim
         Return (network, width of the representation) instead of the network alone.
     in_channels
-        Number of channels of the images. Weights of another number are summed for one channel, else repeated.
+        Number of channels of the images. Weights of another number are adapted.
     image_size
-        Height and width of the images, or one number for a square, for models that need to know. Plain vision
-        transformers of timm and torchvision take other sizes, too.
+        Height and width of the images, or one number for a square. Plain vision transformers take other sizes, too.
     **kwargs
-        Arguments of the network's constructor. A vision transformer of timm or torchvision also takes `norm_eps`, the
-        constant in its layer normalisations.
+        Arguments of the network's constructor; of timm's and torchvision's vision transformers also `norm_eps`.
 
     Raises
     ------
-    ValueError
-        There is no network of this name, or it has no pre-trained weights.
-    ConfigError
-        `weights` is no source, `low_resolution` would throw pre-trained weights away, or an option of vision
-        transformers is given to another network.
+    ValueError, ConfigError, ImportError
+        There is no network of this name, or an argument does not suit it; or timm is not installed.
     CheckpointError
         The source of the weights can't be read, or does not fit.
-    ImportError
-        timm is not installed.
 
     Examples
     --------
@@ -86,24 +77,36 @@ def load_backbone(
     source = None if is_library or weights is None or weights is False else parse_source(weights, "weights")
     if low_resolution and (is_library or (source and source.place.startswith("timm/"))):
         raise ConfigError(
-            "low_resolution: it replaces the first convolution, so the pre-trained one would be thrown away. Leave out "
-            "weights, or set low_resolution to false and give images of a larger size."
+            "low_resolution: it replaces the first convolution, so that of the weights would be thrown away. Leave out "
+            "weights, or set low_resolution to false and give larger images."
         )
-    own = _OWN.get(name.lower())
     named = weights if is_library else None
-    if name.startswith("timm/"):
-        network, dim = _load_timm(name, num_classes, named, low_resolution, in_channels, image_size, **kwargs)
-    elif own is None:
-        network, dim = _load_torchvision(name, num_classes, named, low_resolution, in_channels, image_size, **kwargs)
-    else:
-        _refuse_options_of_vits(name, kwargs)
-        network = own(num_classes=num_classes, in_channels=in_channels, **kwargs)
-        dim = network.num_features
-        if low_resolution and "widths" not in kwargs:
-            _adapt_stem(network, name)
+    network, dim = _make(name, num_classes, named, low_resolution, in_channels, image_size, **kwargs)
     if source:
         load_weights(source, network, "backbone", "weights")
     return (network, dim) if return_feature_dim else network
+
+
+def _make(
+    name: str,
+    num_classes: int | None,
+    weights: Any,
+    low_resolution: bool,
+    in_channels: int,
+    image_size: int | Sequence[int] | None,
+    **kwargs: Any,
+) -> tuple[nn.Module, int]:
+    """Return a network, with the weights that its library has of it if they are named, and its width."""
+    if name.startswith("timm/"):
+        return _load_timm(name, num_classes, weights, low_resolution, in_channels, image_size, **kwargs)
+    own = _OWN.get(name.lower())
+    if own is None:
+        return _load_torchvision(name, num_classes, weights, low_resolution, in_channels, image_size, **kwargs)
+    _refuse_options_of_vits(name, kwargs)
+    network = own(num_classes=num_classes, in_channels=in_channels, **kwargs)
+    if low_resolution and "widths" not in kwargs:
+        _adapt_stem(network, name)
+    return network, network.num_features
 
 
 def _is_of_library(name: str, weights: Any) -> bool:
