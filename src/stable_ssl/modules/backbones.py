@@ -47,10 +47,10 @@ def load_backbone(
         `{source: …, strict: false}`. For a model of torchvision also their name there, such as "DEFAULT". For a model
         of timm also true. The log says what was found.
     low_resolution
-        Adapt a network to images of 64 pixels and less: its `conv1` becomes a 3 × 3 convolution with stride 1, and its
-        `maxpool` is removed (SimCLR, ICML 2020, appendix B.9). One without `conv1` is left alone, with a warning.
+        For images of 64 pixels and less: `conv1` becomes a 3 × 3 convolution with stride 1, and there is no `maxpool`
+        (SimCLR, ICML 2020, appendix B.9). A network without `conv1` is left alone, with a warning.
     return_feature_dim
-        Return (network, width of the representation) instead of the network alone.
+        Return (network, width of the representation).
     in_channels
         Number of channels of the images. Weights of another number are adapted.
     image_size
@@ -60,10 +60,8 @@ def load_backbone(
 
     Raises
     ------
-    ValueError, ConfigError, ImportError
-        There is no network of this name, or an argument does not suit it; or timm is not installed.
-    CheckpointError
-        The source of the weights can't be read, or does not fit.
+    ValueError, ConfigError, ImportError, CheckpointError
+        There is no such network, an argument does not suit it, timm is not installed, or the weights do not fit.
 
     Examples
     --------
