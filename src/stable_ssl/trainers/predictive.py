@@ -13,6 +13,7 @@ from ..exceptions import ConfigError, DataError
 from ..modules.hiding import hiding
 from ..modules.teacher_student import check_ema, check_evaluate_with, copy_values, ema_coefficient, follow
 from ..modules.vit import PatchPredictor, take
+from ..runtime.batches import has_labels
 from ..runtime.device import describe_batch
 from .calls import PredictiveCalls
 from .masked import check_grid, check_views
@@ -154,8 +155,11 @@ class JointEmbeddingPredictiveTrainer(SelfSupervisedTrainer):
         return (context, context_params), (target, target_params)
 
     def _has_labels(self) -> bool:
-        is_early = not (self.num_masks or isinstance(self.batch, Mapping))
-        return isinstance(self.batch[0][0], list | tuple) if is_early else super()._has_labels()
+        if self.num_masks:
+            return super()._has_labels()
+        if isinstance(self.batch, Mapping):  # of a form of the user's own, in which "target" may be an image
+            return has_labels({key: part for key, part in self.batch.items() if key != "target"})
+        return isinstance(self.batch[0][0], list | tuple)
 
     def forward_target(self, *args: Any) -> Any:
         """Return the output of the target encoder."""
