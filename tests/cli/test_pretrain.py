@@ -173,6 +173,7 @@ def test_a_run_of_some_minutes_is_measured_once_and_goes_on_after_ctrl_c(photos)
         (["photos/red", "--labels", "folder"], "has 0 sub-folders; it must have one per class"),
         (["photos", "data=cifar10"], "pretrain has an option for that: FOLDER"),
         (["photos", "hardware.world_size=2"], "pretrain begins in one process"),
+        (["photos", "views=affine"], "take views=writing"),
         (["photos", "100"], "'100': this is neither an option nor key=value"),
     ],
 )
@@ -184,6 +185,13 @@ def test_a_request_that_can_not_be_carried_out_is_refused_in_a_sentence(photos, 
     assert main(["pretrain", *args]) == 2
     assert said in capsys.readouterr().err
     assert not Path("runs").exists()
+
+
+def test_several_processes_are_refused(photos, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["pretrain", "photos"]) == 2
+    assert "torchrun started 2 processes, and pretrain begins in one" in capsys.readouterr().err
 
 
 def test_a_folder_of_splits_is_trained_on_in_part(tmp_path):

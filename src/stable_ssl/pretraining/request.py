@@ -143,6 +143,8 @@ def _overrides(overrides: Iterable[str], has_minutes: bool) -> list[str]:
             found.append(f"'{text}': this is neither an option nor key=value.")
         elif key in _OPTIONS:
             found.append(f"'{text}': pretrain has an option for that: {_OPTIONS[key]}.")
+        elif text == "views=affine":
+            found.append(f"'{text}' keeps the size of each image, as suits digits; take views=writing.")
         elif key == "optim.max_steps" and has_minutes:
             found.append(f"'{text}': --minutes decides how many steps there are; leave one of them out.")
         elif key == "hardware.world_size":
