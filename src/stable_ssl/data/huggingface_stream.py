@@ -134,7 +134,8 @@ class HuggingFaceStream:
 
 def has_lossy_state(stream: Any) -> bool:
     """Return whether a stream is an `IterableDataset` of Hugging Face that a buffer shuffles, or a stage of one."""
+    if not type(stream).__module__.startswith("datasets."):
+        return False
     inner = [getattr(stream, name, None) for name in ("_ex_iterable", "ex_iterable")]
     inner += getattr(stream, "ex_iterables", None) or []
-    is_buffer = type(stream).__name__ == "BufferShuffledExamplesIterable"
-    return is_buffer or any(has_lossy_state(one) for one in inner if one is not None)
+    return type(stream).__name__ == "BufferShuffledExamplesIterable" or any(map(has_lossy_state, inner))
