@@ -511,11 +511,11 @@ def test_in_memory_decides_whether_images_are_held(numbered, monkeypatch):
     size = Images(numbered).num_bytes
     assert size == 16 * 30 * 20 * 3
     for free, expected in ((10 * size, (True, True, False)), (2 * size, (False, True, False))):
-        monkeypatch.setattr(held, "_free_memory", lambda free=free: free)
+        monkeypatch.setattr(held, "free_memory", lambda free=free: free)
         found = [batch_of(Images(numbered, in_memory=wish)) for wish in ("auto", True, False)]
         assert tuple(is_held for is_held, _ in found) == expected
         assert all(torch.equal(views, found[0][1]) for _, views in found)
-    monkeypatch.setattr(held, "_free_memory", lambda: size - 1)
+    monkeypatch.setattr(held, "free_memory", lambda: size - 1)
     with pytest.raises(ConfigError, match=r"in_memory is true, but the images take about 0\.0 GB"):
         batch_of(Images(numbered, in_memory=True))
 
@@ -524,7 +524,7 @@ def test_what_images_take_is_known_before_they_are_read(tmp_path, monkeypatch):
     files = {f"{i}.png": RGB.resize((100, 100) if i == 0 else (9, 9)) for i in range(9)}
     data = Images(make(tmp_path / "sizes", files))
     monkeypatch.setattr(
-        held, "_free_memory", lambda: 6 * data.num_bytes
+        held, "free_memory", lambda: 6 * data.num_bytes
     )  # a quarter of it is less than nine times the first one
     assert batch_of(data)[0]
 
