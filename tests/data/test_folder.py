@@ -114,7 +114,7 @@ def test_links_are_followed_and_each_folder_is_taken_once_by_its_own_path(root, 
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("missing", "does not exist."),
+        ("missing", "does not exist, or may not be looked at."),
         ("file.jpg", "is a file; it must be the folder of the images."),
         ("empty", "has no images of the kinds JPEG, PNG, TIFF, WebP and BMP."),
         ("texts", "BMP. Files whose endings are not those of images are left out: 2 × .txt."),
@@ -283,11 +283,15 @@ def test_what_may_not_be_read_is_named(cache):
             said = refused(DataError, folder)
             left = Images(folder, on_error="skip").files
             closed = refused(ConfigError, folder / "closed")
+            below = refused(ConfigError, folder / "closed" / "below")
+            labels = refused(ConfigError, folder, labels=folder / "closed" / "labels.csv")
         finally:
             os.seteuid(0)
         assert said.startswith("'b.jpg' can't be read: Permission denied\n'closed' can't be read: Permission denied\n2")
         assert left == ["a.jpg"]
         assert closed == f"root: '{folder}/closed' can't be listed: Permission denied."
+        assert below == f"root: '{folder}/closed/below' does not exist, or may not be looked at."
+        assert labels.startswith(f"labels: '{folder}/closed/labels.csv' can't be read: Permission denied.")
     finally:
         shutil.rmtree(folder)
 
