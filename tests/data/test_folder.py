@@ -114,7 +114,7 @@ def test_links_are_followed_and_each_folder_is_taken_once_by_its_own_path(root, 
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("missing", "does not exist."),
+        ("missing", "does not exist, or may not be looked at."),
         ("file.jpg", "is a file; it must be the folder of the images."),
         ("empty", "has no images of the kinds JPEG, PNG, TIFF, WebP and BMP."),
         ("texts", "BMP. Files whose endings are not those of images are left out: 2 × .txt."),
@@ -283,11 +283,15 @@ def test_what_may_not_be_read_is_named(cache):
             said = refused(DataError, folder)
             left = Images(folder, on_error="skip").files
             closed = refused(ConfigError, folder / "closed")
+            below = refused(ConfigError, folder / "closed" / "below")
+            labels = refused(ConfigError, folder, labels=folder / "closed" / "labels.csv")
         finally:
             os.seteuid(0)
         assert said.startswith("'b.jpg' can't be read: Permission denied\n'closed' can't be read: Permission denied\n2")
         assert left == ["a.jpg"]
         assert closed == f"root: '{folder}/closed' can't be listed: Permission denied."
+        assert below == f"root: '{folder}/closed/below' does not exist, or may not be looked at."
+        assert labels.startswith(f"labels: '{folder}/closed/labels.csv' can't be read: Permission denied.")
     finally:
         shutil.rmtree(folder)
 
@@ -511,11 +515,11 @@ def test_in_memory_decides_whether_images_are_held(numbered, monkeypatch):
     size = Images(numbered).num_bytes
     assert size == 16 * 30 * 20 * 3
     for free, expected in ((10 * size, (True, True, False)), (2 * size, (False, True, False))):
-        monkeypatch.setattr(held, "_free_memory", lambda free=free: free)
+        monkeypatch.setattr(held, "free_memory", lambda free=free: free)
         found = [batch_of(Images(numbered, in_memory=wish)) for wish in ("auto", True, False)]
         assert tuple(is_held for is_held, _ in found) == expected
         assert all(torch.equal(views, found[0][1]) for _, views in found)
-    monkeypatch.setattr(held, "_free_memory", lambda: size - 1)
+    monkeypatch.setattr(held, "free_memory", lambda: size - 1)
     with pytest.raises(ConfigError, match=r"in_memory is true, but the images take about 0\.0 GB"):
         batch_of(Images(numbered, in_memory=True))
 
@@ -524,7 +528,7 @@ def test_what_images_take_is_known_before_they_are_read(tmp_path, monkeypatch):
     files = {f"{i}.png": RGB.resize((100, 100) if i == 0 else (9, 9)) for i in range(9)}
     data = Images(make(tmp_path / "sizes", files))
     monkeypatch.setattr(
-        held, "_free_memory", lambda: 6 * data.num_bytes
+        held, "free_memory", lambda: 6 * data.num_bytes
     )  # a quarter of it is less than nine times the first one
     assert batch_of(data)[0]
 

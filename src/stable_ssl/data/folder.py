@@ -197,8 +197,11 @@ class Images(Dataset):
 def _files(root: Path) -> tuple[list[str], dict[str, str]]:
     """Return the images below a folder, and why folders in it can't be listed."""
     name = printable(root)
-    if not root.is_dir():
-        what = "is a file; it must be the folder of the images" if root.exists() else "does not exist"
+    if not os.path.isdir(root):  # which, unlike `Path.is_dir`, raises no error if it may not look
+        is_file = os.path.exists(root)
+        what = (
+            "is a file; it must be the folder of the images" if is_file else "does not exist, or may not be looked at"
+        )
         raise ConfigError(f"root: '{name}' {what}.")
     found = list_images(root)
     others = listed(found.others)

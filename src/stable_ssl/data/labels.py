@@ -56,7 +56,7 @@ def read_labels(path: Path, root: Path, files: list[str]) -> Labelled:
         The file can't be read, or rows are wrong.
     """
     path = path.expanduser()
-    path = root / path if not path.exists() and (root / path).exists() else path
+    path = root / path if not os.path.exists(path) and os.path.exists(root / path) else path
     name, known = printable(path), set(files)
     label_of: dict[str, str] = {}
     wrong: dict[str, list[str]] = {}
