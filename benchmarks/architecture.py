@@ -44,14 +44,14 @@ ROOMS = {
     "modules": (0, 0, "networks and heads"),
     "losses": (3, 3, "a file per loss"),
     "engine": (1.5, 1.5, "session, building, stepping,", "saving, agreement, …"),
-    "optimizers": (0, 0, "LARS, weight decay"),
+    "optimizers": (5, 5, "LARS, weight decay"),
     "configuration": (1, 1, "config, nodes, arguments,", "compose, fields, signatures"),
     "data": (2, 2, "order, reading, Loader"),
     "loggers": (4, 4, "console, metrics.jsonl"),
     "monitors": (1, 1, "RankMe, LiDAR, kNN"),
     "augmentations": (2, 2, "views and masks"),
     "schedulers": (0, 0, "learning rates"),
-    "weights": (0, 0, "reading files of weights"),
+    "weights": (0, 0, "reading files of weights,", "matching keys"),
     "runtime": (1, 5, "seeding, checkpoint files, processes, devices,", "precision, signals, a run's folder"),
 }
 WIDTH, HEIGHT, BETWEEN_COLUMNS, BETWEEN_ROWS, MARGIN = 200, 62, 16, 40, 20

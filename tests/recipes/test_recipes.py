@@ -171,6 +171,18 @@ def test_small_views_have_at_least_8_pixels_rounded_down_to_whole_patches(sizes,
     assert views["local_size"] == local
 
 
+@pytest.mark.parametrize("method", ["mae", "ijepa"])
+def test_methods_that_hide_patches_take_vision_transformers_of_timm_and_refuse_other_networks(method):
+    pytest.importorskip("timm", reason="timm is not installed: pip install '.[timm]'")
+    trainer = compose(method, ["backbone=timm/vit_tiny_patch16_224", "data=digits", "size=64"])["trainer"]
+    module = trainer["module"]
+    assert (module.get("decoder") or module["predictor"])["grid"] == [4, 4]  # its patches have 16 pixels, not 8
+    assert [mask["grid"] for mask in trainer["data"]["train"]["views"]["masks"]] == [[4, 4]]
+    for network in ("resnet9", "timm/resnet18"):
+        with pytest.raises(ConfigError, match="such as MAE and I-JEPA, need a ViT. ViTs are: backbone=vit_tiny"):
+            compose(method, [f"backbone={network}", "data=digits", "size=16"])
+
+
 def test_what_a_recipe_needs_is_said_by_name(tmp_path):
     def refusal(*overrides):
         with pytest.raises(ConfigError) as caught:
