@@ -82,4 +82,5 @@ def _reporting() -> Iterator[Any]:
 
 
 def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.1f} MB"
+    unit, name = next((scale for scale in ((1e9, "GB"), (1e6, "MB")) if num_bytes >= scale[0] / 2), (1e3, "kB"))
+    return f"{num_bytes / unit:,.1f} {name}"
