@@ -105,8 +105,9 @@ def test_a_run_logs_to_all_of_them(make_toy, offline):
     trainer()
     assert all(option == fact for option, fact in trainer.seen)
     assert trainer.logger["wandb"].get("id") == trainer.seen[2][1]  # after the run too
-    with pytest.raises(RuntimeError, match="it has not begun, or it is offline"):
-        trainer.get_project_logs()
+    for ask in (trainer.get_project_logs, lambda: trainer.wandb_run):
+        with pytest.raises(RuntimeError, match="it has not begun, or it is offline"):
+            ask()
     written = [r["train/loss"] for r in trainer.get_logs() if "train/loss" in r]
     assert len(written) == 3
     # W&B's own process may write its file a moment after the run has ended.

@@ -141,7 +141,8 @@ class EarlyTrainer:
         """This run in W&B's public API."""
         import wandb
 
-        return wandb.Api().run("/".join(self._wandb_path()))
+        path = "/".join(self._wandb_path())
+        return wandb.Api().run(path)
 
     def _wandb_path(self) -> tuple[str, str, str]:
         """Return entity, project and id of the run of W&B."""
