@@ -98,6 +98,9 @@ def test_a_run_logs_to_all_of_them(make_toy, offline):
 
     class Asking(Toy):
         def before_fit(self):
+            deadline = time.monotonic() + 60  # on a busy machine, training begins before W&B has answered
+            while not self.logger["wandb"]["project"] and time.monotonic() < deadline:
+                time.sleep(0.05)
             names = ("project", "name", "id")
             self.seen = [(self.logger["wandb"][name], getattr(wandb.run, name)) for name in names]
 
