@@ -206,6 +206,7 @@ def test_a_text_is_a_source_and_never_true(word):
         ({"sorce": "x"}, r"its keys are \['sorce'\], but must be source.* Did you mean 'source'"),
         ({"source": "x", "strict": "no"}, "strict must be true or false"),
         (3, "3 is no source of weights. Sources are"),
+        ("IMAGENET1K_V3", "no file 'IMAGENET1K_V3', and of resnet18 torchvision has .* Did you mean 'IMAGENET1K_V1'"),
         (True, "true is for timm. torchvision has names of weights; of resnet18 these: .*DEFAULT"),
     ],
 )

@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from ..exceptions import ConfigError
+from ..exceptions import ConfigError, nearest
 from ..weights.loading import load_weights
 from ..weights.resampling import adapt_channels
 from ..weights.sources import parse_source
@@ -130,7 +131,15 @@ def _is_of_library(name: str, weights: Any) -> bool:
     known = list(models.get_model_weights(name).__members__)
     if weights is True:
         raise ConfigError(f"weights: true is for timm. torchvision has names of weights; of {name} these: {known}.")
-    return weights.rpartition("_Weights.")[2] in [*known, "DEFAULT"]
+    if (short := weights.rpartition("_Weights.")[2]) in [*known, "DEFAULT"]:
+        return True
+    place = Path(parse_source(weights, "weights").place).expanduser()  # refuses a text such as "true"
+    if len(place.parts) == 1 and not place.exists():
+        raise ConfigError(
+            f"weights: there is no file '{weights}', and of {name} torchvision has these weights: {known}."
+            f"{nearest(short, known)}"
+        )
+    return False
 
 
 def _refuse_options_of_vits(name: str, options: dict[str, Any]) -> None:

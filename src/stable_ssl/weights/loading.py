@@ -56,7 +56,8 @@ def load_weights(source: Any, module: nn.Module, name: str, key: str | None = No
         raise CheckpointError(f"'{place}' can't be used for module '{name}'. {error}") from error
     own = parts[0].state_dict()
     if match is None or not match.values:
-        raise CheckpointError(f"'{place}' does not fit module '{name}': {_nothing(match, own, tensors)}")
+        below = f" Nothing else is tried if a prefix is given, here '{wanted.prefix}'." if wanted.prefix else ""
+        raise CheckpointError(f"'{place}' does not fit module '{name}': {_nothing(match, own, tensors)}{below}")
     if wanted.strict and not match.is_complete:
         raise CheckpointError(
             f"'{place}' does not fit module '{name}': {_partly(match)} If a part is enough, write "

@@ -14,7 +14,7 @@ from ..exceptions import CheckpointError, ConfigError, nearest
 from ..runtime.checkpoint import CheckpointStore, read_checkpoint
 from ..runtime.runs_of_2025 import run_of_2025
 from ..runtime.seeding import preserved_generators
-from .files import newest_weights, read_weights
+from .files import newest_weights, read_header, read_weights
 
 _NO_SOURCES = {"true", "false", "yes", "no", "on", "off", "none", "null", ""}
 _OF_HUGGING_FACE = ("model.safetensors", "pytorch_model.bin")
@@ -95,20 +95,26 @@ def read_source(source: Source) -> tuple[str, dict[str, Tensor], bool]:
     if source.place.startswith("timm/") and not path.exists():
         return source.place, _of_timm(source.place), False
     if path.is_file():
-        return str(path), read_weights(path), path.parent.name == "weights"
+        tensors = read_weights(path)
+        return str(path), tensors, path.suffix == ".safetensors" and bool(read_header(path))
     if (path / "meta.json").is_file():
-        return str(path), read_checkpoint(path)[0]["modules"], True
+        return str(path), _tensors_of(read_checkpoint(path)[0]), True
     weights, _ = newest_weights(path)
     if weights is not None:
         return str(weights), read_weights(weights), True
     if found := CheckpointStore(path / "checkpoints").load_newest(is_owner=False):
-        return str(found[0]), found[1]["modules"], True
+        return str(found[0]), _tensors_of(found[1]), True
     if file := next((path / name for name in _OF_HUGGING_FACE if (path / name).is_file()), None):
         return str(file), read_weights(file), False
     if old := run_of_2025(path):
         raise CheckpointError(old)
     what = "has no weights, and no checkpoint either" if path.is_dir() else "is not there"
     raise CheckpointError(f"'{source.place}' {what}. Sources of weights are {KINDS}.")
+
+
+def _tensors_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the tensors of all modules in a checkpoint's state."""
+    return {key: value for key, value in state["modules"].items() if isinstance(value, Tensor)}
 
 
 def _of_timm(place: str) -> dict[str, Tensor]:
