@@ -127,6 +127,12 @@ MESSAGES: dict[str, list[Message]] = {
             "samples changes, go on by a branch.",
         ),
         Message(
+            "… can't be read. Remove or replace them, or set on_error: skip in Images, which leaves them out.",
+            "`Images` found files that are damaged, cut short or not images, before the run began. The lines above say "
+            "which, and why.",
+            "Mend or remove the files, or leave them out by `on_error: skip` of `Images`.",
+        ),
+        Message(
             "… has … levels, from … to …, instead of levels from 0 to 255.",
             "An image has more than 8 bits, or floats, and nothing says which of its levels are black and white.",
             "Give the data set `levels=(low, high)`; [images.md](images.md) has examples.",

@@ -233,7 +233,7 @@ def test_tables_without_labels(folder, tmp_path):
 
 
 def test_streams_say_how_they_are_read(folder):
-    with pytest.raises(ConfigError, match="streaming: .* Leave streaming out, or put the stream itself into a loader"):
+    with pytest.raises(ConfigError, match="streaming: .* Leave streaming out, or use a HuggingFaceStream instead"):
         HuggingFaceDataset("imagefolder", data_dir=str(folder), split="train", streaming=True)
 
     class Stream(torch.utils.data.IterableDataset):
