@@ -75,7 +75,7 @@ def pretrain(
         The images, in the folder or below it. If there are the sub-folders `train` and `val` (or `test`), it trains on
         the first.
     overrides
-        Changes of settings, as on the command line, such as "views=affine".
+        Changes of settings, as on the command line, such as "views=writing".
     method
         A method that `stable-ssl recipes` lists. None: SimCLR.
     backbone

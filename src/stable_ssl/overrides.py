@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -42,3 +43,8 @@ def check_watched_sets(overrides: Iterable[str], trainer: Mapping[str, Any]) -> 
         ]
     if problems:
         raise ConfigError(problems)
+
+
+def quoted(text: str) -> str:
+    """Return a text as a value of Hydra's overrides; there, backslashes before a quote stand for half as many."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), text) + "'"

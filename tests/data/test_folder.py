@@ -20,9 +20,10 @@ import pytest
 import torch
 from PIL import Image, ImageOps, TiffImagePlugin
 from torch import nn
+from toys import Toy
 
 from stable_ssl import BaseTrainer, ConfigError, DataError
-from stable_ssl.augmentations import CenterCrop, Normalize, View
+from stable_ssl.augmentations import CenterCrop, EvalView, Normalize, View
 from stable_ssl.cli import main
 from stable_ssl.config import build
 from stable_ssl.data import Images, Loader, held, scanning
@@ -565,3 +566,21 @@ def test_the_command_views_draws_them(numbered, tmp_path, monkeypatch):
     drawn = np.asarray(Image.open("views.png").convert("L"))
     assert drawn.shape[0] > 4 * 100
     assert len(np.unique(drawn)) > 100
+
+
+def test_a_run_whose_images_were_relabelled_since_does_not_go_on(make_toy, tmp_path):
+    folder = tmp_path / "images"
+    for label, number in ((0, 0), (0, 1), (1, 2), (1, 3)):
+        path = folder / str(label) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 2), 60 * number).save(path)
+
+    def make(epochs):
+        data = {"train": Loader(Images(folder, labels="folder"), 2, views=EvalView(2, mean=[0.5], std=[0.5]))}
+        module = {"backbone": nn.Sequential(nn.Flatten(), nn.Linear(4, 2))}
+        return make_toy(Toy, data, module, epochs=epochs, logger={"dump_path": tmp_path / "run"})
+
+    make(1)()
+    (folder / "0" / "1.png").rename(folder / "1" / "1.png")
+    with pytest.raises(ConfigError, match="files, labels and sizes of the images, as a digest"):
+        make(2)()

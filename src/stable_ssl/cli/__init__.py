@@ -155,7 +155,7 @@ def _add_pretrain(commands: Any) -> None:
         "pretrain",
         help="train a backbone on a folder of images",
         epilog="The same line goes on with a run that was interrupted. All else can be set by key=value, such as "
-        "views=affine for writing and symbols; the run's config.yaml holds everything.",
+        "views=writing for writing and symbols; the run's config.yaml holds everything.",
     )
     pretrain.add_argument("folder", metavar="FOLDER", help="the folder of the images, however deep they are")
     pretrain.add_argument("overrides", nargs="*", help="changes of settings, such as optim.optimizer.lr=0.001")

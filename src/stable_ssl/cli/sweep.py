@@ -19,7 +19,7 @@ from typing import Any
 
 from ..compose import RECIPES, composer, hydra_folder, is_hydras, register_resolvers, resolved, search_path_of
 from ..exceptions import ConfigError
-from ..overrides import check_watched_sets
+from ..overrides import check_watched_sets, quoted
 from ..runtime.folder import is_free
 from ..runtime.preemption import TIME_LIMIT_STATUS
 from ..runtime.status import COMPLETE, read_status
@@ -166,7 +166,7 @@ class Sweep:
                 env["PYTHONPATH"] = os.pathsep.join([str(home), *filter(None, [env.get("PYTHONPATH")])])
                 home = folder
             command = [sys.executable, "-m", "stable_ssl", "train", source, *point.overrides]
-            statuses.append(_run([*command, f"hydra.run.dir={_quoted(str(folder))}"], home, env))
+            statuses.append(_run([*command, f"hydra.run.dir={quoted(str(folder))}"], home, env))
         return statuses
 
     # By a launcher of Hydra -------------------------------------------------------------------------------------------
@@ -183,7 +183,7 @@ class Sweep:
             return statuses
         with composer(self._source, self._name, is_sweep=True) as (_, complete):
             hydra: Any = GlobalHydra.instance().hydra
-            here = f"hydra.sweep.dir={_quoted(self._folder)}"
+            here = f"hydra.sweep.dir={quoted(self._folder)}"
             own = [*complete(self._of_hydra), here, "hydra.mode=MULTIRUN", search_path_of(self._source, self._name)]
             master = hydra.compose_config(self._name, own, RunMode.MULTIRUN, from_shell=False)
             context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(master))
@@ -198,7 +198,7 @@ class Sweep:
                     print(f"{point.name}: the run is in '{point.folder}'.", flush=True)
                 names = [os.path.relpath(point.folder, self._folder) for point in batch]
                 jobs = [
-                    [*complete(point.overrides), f"hydra.sweep.subdir={_quoted(name)}"]
+                    [*complete(point.overrides), f"hydra.sweep.subdir={quoted(name)}"]
                     for point, name in zip(batch, names, strict=True)
                 ]
                 statuses += _results(launcher, jobs, start)
@@ -356,8 +356,3 @@ def _file_name(labels: list[str]) -> str:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def _quoted(text: str) -> str:
-    """Return a text as a value of an override."""
-    return "'" + text.replace("'", "\\'") + "'"

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..augmentations.cpu import PIECE_BYTES
+from ..exceptions import DataError
 from ..runtime.preemption import StopWaiting
 from .collating import collate_rests
 from .encoded import EncodedImages, OtherSizeError
@@ -19,7 +20,7 @@ from .prepared import PreparedImages
 from .threads import Threads
 from .views import BatchViews
 
-_AHEAD = 1  # batches that are made while one is used; a further one is begun before a batch is waited for
+_AHEAD = 1  # further batches that are in work while one is waited for
 
 
 class DecodedBatches:
@@ -149,6 +150,8 @@ class _Batch:
                 wait(self._pieces)
                 self._pieces = []
                 self._beginning = self._threads.submit(self._begin)
+        else:
+            raise DataError(f"images of this batch change while they are read: samples {self.indices[:8]}.")
         rest = collate_rests([self._source.images.rest(index) for index in self.indices])
         make = self._source.make
         if make.device is None:

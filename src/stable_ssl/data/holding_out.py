@@ -14,9 +14,9 @@ SHARE, MOST = 0.2, 5000  # of the images; and how many of all at most
 def held_out(files: Sequence[str], targets: Sequence[int]) -> np.ndarray:
     """Return for each image whether it is held out, (images,).
 
-    Of each class a fifth is, rounded, and one image at least if it has two; all labels of -1 are one class. Of more
-    than 25,000 images the share is smaller, so that about 5,000 are held out. Those with the smallest digests of their
-    paths are taken, so that few change if images are added.
+    A fifth of each class is held out, rounded; at least one image of a class that has two. All labels of -1 are one
+    class. Of more than 25,000 images, about 5,000 are held out. The images with the smallest digests of their paths are
+    taken, so that few change if images are added.
 
     Examples
     --------

@@ -53,9 +53,10 @@ class Loader:
         - A declared view: a `View`, a `MultiView` or an operation of `stable_ssl.augmentations`, or a list of views and
           operations. The views of a batch are made together, as a function of (seed, epoch, index, view). If the images
           fit into memory and never change, they are held there: then no worker is needed, and a batch is made while the
-          one before it is used. If they do not fit, and are those of `ImageFolder`, `Parquet`, or torchvision's
-          `ImageFolder` and `ImageNet` without a transform, threads of this process decode them and make the views: as
-          many as this process has CPUs, or `num_workers`. Otherwise the workers that read the images make the views.
+          one before it is used. If they do not fit, and are those of `Images`, `Prepared`, `WebDataset`, `ImageFolder`,
+          `Parquet`, or torchvision's `ImageFolder` and `ImageNet` without a transform, threads of this process decode
+          them and make the views: as many as this process has CPUs, or `num_workers`. Otherwise the workers that read
+          the images make the views.
         - Any other transform, or a list of them: applied to each sample when it is read. A pipeline of albumentations
           gets an array (height, width, channels), and its image is the view.
     on

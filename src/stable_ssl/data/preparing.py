@@ -198,10 +198,10 @@ def prepare(source: Source, out: Path, report: Report) -> bool:
         An image can't be read, or the file can't be written, or it has not kept what was written.
     """
     part = out.with_name(f"{out.name}.part")
+    if out.exists():
+        _check_alike(PreparedFile(out).plan, source.plan, out)
+        return False
     try:
-        if out.exists():
-            _check_alike(PreparedFile(out).plan, source.plan, out)
-            return False
         out.parent.mkdir(parents=True, exist_ok=True)
         with open(os.open(part, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0) as file:
             _lock(file, part)
@@ -211,6 +211,9 @@ def prepare(source: Source, out: Path, report: Report) -> bool:
                 if not os.fstat(file.fileno()).st_size:
                     part.unlink()
             written = PreparedFile(part)
+            if hasattr(os, "posix_fadvise"):  # else the images would be read back from memory, not from the disk
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             check_all(written, report)
             os.replace(part, out)
             # To close any descriptor of the file ends the lock, so `written` must live until here.

@@ -10,7 +10,6 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,6 +23,7 @@ from ..runtime.files import printable
 from .faults import is_of_machine, is_out_of_memory
 from .images import has_deep_colours, open_image, pixel_limit
 from .scan_cache import COLUMNS, read_scan, write_scan
+from .threads import Threads
 
 log = logging.getLogger("stable_ssl")
 
@@ -178,15 +178,17 @@ def _in_threads(root: Path, act: Callable[[int], None], rows: np.ndarray, reason
                     raise
                 reasons[row] = _why(error)
 
-    with ThreadPoolExecutor(NUM_THREADS) as pool:
-        starts = range(0, len(rows), FILES_PER_JOB)
-        try:
-            for start, _ in zip(starts, pool.map(several, starts), strict=True):
-                progress(min(start + FILES_PER_JOB, len(rows)), len(rows))
-        except Exception as error:
-            if not is_of_machine(error):
-                raise
-            raise _machine_failed(root, error) from error
+    threads = Threads(NUM_THREADS, "scan")
+    starts = range(0, len(rows), FILES_PER_JOB)
+    try:
+        for start, _ in zip(starts, threads.map(several, starts, ahead=2 * NUM_THREADS), strict=True):
+            progress(min(start + FILES_PER_JOB, len(rows)), len(rows))
+    except Exception as error:
+        if not is_of_machine(error):
+            raise
+        raise _machine_failed(root, error) from error
+    finally:
+        threads.close(wait=False)
 
 
 def _machine_failed(root: Path, error: Exception) -> DataError:

@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 
 
@@ -47,16 +48,17 @@ class Threads:
             yield coming.popleft().result()
 
     def close(self, wait: bool = True) -> None:
-        """End the threads; jobs that nobody has begun are left out.
+        """End the threads. Jobs that no thread has begun are cancelled.
 
         Parameters
         ----------
         wait
             Return once the jobs that were begun are done.
         """
-        while not self._jobs.empty():
-            if (job := self._jobs.get()) is not None:
-                job[0].cancel()
+        with suppress(queue.Empty):
+            while True:
+                if (job := self._jobs.get_nowait()) is not None:
+                    job[0].cancel()
         for _ in self._threads:
             self._jobs.put(None)
         for thread in self._threads if wait else []:

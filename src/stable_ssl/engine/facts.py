@@ -111,6 +111,8 @@ class DataFacts:
         The names and checksums of the files of a data set that tells them; None for others.
     layout
         What the order of a stream depends on, as text; None for others.
+    fingerprint
+        A digest of the files, labels and sizes of a data set that tells it; None for others.
     """
 
     batches_per_epoch: int
@@ -120,21 +122,23 @@ class DataFacts:
     left_out: str | None
     shards: list[str] | None = None
     layout: str | None = None
+    fingerprint: str | None = None
 
     @classmethod
     def of(cls, loader: Any, num_batches: int, num_processes: int) -> DataFacts:
         """Return the facts about a loader that gives a process so many mini-batches per epoch."""
         batch_size, views = getattr(loader, "batch_size", None), getattr(loader, "views", None)
-        samples, left_out, shards = None, "", None
+        samples, left_out, shards, fingerprint = None, "", None, None
         if isinstance(loader, Loader):
-            shards = _shards(loader.dataset)
+            shards, fingerprint = _shards(loader.dataset), _fingerprint(loader.dataset)
             samples = len(loader.dataset) if hasattr(loader.dataset, "__len__") else None
             left_out = ", ".join(map(str, loader.left_out))
         if len(left_out) > 100:
             left_out = f"{len(loader.left_out)} with digest {digest(left_out).hex()[:8]}"
         layout = getattr(loader, "layout", None)
         global_batch = batch_size and batch_size * num_processes
-        return cls(num_batches, global_batch, views and repr(views), samples, left_out or None, shards, layout)
+        texts = views and repr(views), samples, left_out or None
+        return cls(num_batches, global_batch, *texts, shards, layout, fingerprint)
 
     def known(self, before: Mapping[str, Any]) -> dict[str, Any]:
         """Return the facts in a checkpoint, `before`; those that it lacks are as here."""
@@ -160,6 +164,7 @@ _WORDS = {
     "left_out": "samples that are left out",
     "shards": "shards",
     "layout": "order of the stream",
+    "fingerprint": "files, labels and sizes of the images, as a digest",
 }
 
 
@@ -168,6 +173,13 @@ def _shards(dataset: Any) -> list[str] | None:
         dataset = dataset.dataset
     found = getattr(dataset, "shards", None)
     return found if isinstance(found, list) and all(isinstance(shard, str) for shard in found) else None
+
+
+def _fingerprint(dataset: Any) -> str | None:
+    while not hasattr(dataset, "fingerprint") and hasattr(dataset, "dataset"):
+        dataset = dataset.dataset
+    found = getattr(dataset, "fingerprint", None)
+    return found if isinstance(found, str) else None
 
 
 def check_facts(path: Path, meta: Mapping[str, Any], now: Mapping[str, Any], data: DataFacts | None, run: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from ..compose import RECIPES, composer, resolved
 from ..exceptions import ConfigError, DataError
 from ..nodes import build
-from ..overrides import check_watched_sets
+from ..overrides import check_watched_sets, quoted
 from .layout import Layout, find_layout
 from .request import MASKED, Request
 from .timing import measure
@@ -87,12 +86,7 @@ def _sources(layout: Layout) -> list[str]:
     """Return the overrides that say where the images and their labels are."""
     places = {"root": str(layout.train), "test_root": str(layout.test or layout.train), "labels": layout.labels}
     whole = ["train_split=null", "test_split=null"] if layout.test or not layout.is_labelled else []
-    return [*(f"{key}={_quoted(value)}" for key, value in places.items()), *whole]
-
-
-def _quoted(text: str) -> str:
-    """Return a text as a value of Hydra's overrides; there, backslashes before a quote stand for half as many."""
-    return "'" + re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), text) + "'"
+    return [*(f"{key}={quoted(value)}" for key, value in places.items()), *whole]
 
 
 def _plain(node: Any) -> Any:

@@ -43,8 +43,10 @@ def _learned(results: Mapping[str, tuple[float, float]]) -> list[str]:
         return [text.format(*pair) for name, pair in results.items() if name.startswith(prefix)]
 
     lines = [
-        *sentence(KNN, "Nearest neighbours find the class of {1:.1%} of the test images. Before training: {0:.1%}."),
-        *sentence(PROBE, "A linear classifier on the features, trained beside: {1:.1%}."),
+        *sentence(
+            KNN, "Nearest neighbours find the class of {1:.1%} of the test images. Before training it was {0:.1%}."
+        ),
+        *sentence(PROBE, "A linear classifier on the features, trained during the run, finds {1:.1%}."),
         *sentence(LOSS, "Loss: {0:.3f} at first, {1:.3f} at last."),
         *sentence(RANK, "RankMe, the number of directions that embeddings use: {0:.1f} at first, {1:.1f} at last."),
     ]

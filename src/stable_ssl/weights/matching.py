@@ -14,7 +14,7 @@ from .layouts import as_timm, is_harmless, is_head, is_own_head, joined, positio
 from .resampling import adapt_channels, grid_of, resample_positions
 
 # Of two networks that fit, the authors publish the first of these for use, and the other one of the last.
-_TEACHERS = {"teacher", "target_encoder", "target_network", "state_dict_ema", "model_ema"}
+_TEACHERS = {"teacher", "ema", "target_encoder", "target_network", "state_dict_ema", "model_ema"}
 _SHADOWS = {"encoder_k", "momentum_encoder", "momentum_backbone", "backbone_momentum", "student", "context_encoder"}
 _CONTAINERS = {"module", "state_dict", "model", "layers"}
 
@@ -136,7 +136,7 @@ class Matcher:
         value = under[key]
         if name in self._tables and value.ndim == 3 and value.shape[2] == own.shape[2]:
             fitted = self._positions(name, value, own, match)
-        elif name == self._first and _differ_in_channels(value, own):
+        elif name == self._first and value.shape != own.shape and _are_alike_but_for_channels(value, own):
             fitted = adapt_channels(value.float(), own.shape[1])
             match.changed.append(f"{key} was adapted from {value.shape[1]} to {own.shape[1]} channels.")
         else:
@@ -185,7 +185,7 @@ class Matcher:
     @staticmethod
     def _may_fit(value: Tensor, own: Tensor) -> bool:
         is_table = value.ndim == own.ndim == 3 and len(own) == 1 and value.shape[2] == own.shape[2]
-        return value.shape == own.shape or is_table or _differ_in_channels(value, own)
+        return value.shape == own.shape or is_table or _are_alike_but_for_channels(value, own)
 
     def _choose(self, prefixes: list[str]) -> str:
         """Return the one of several equally good prefixes that its authors publish for use."""
@@ -200,6 +200,6 @@ class Matcher:
         )
 
 
-def _differ_in_channels(value: Tensor, own: Tensor) -> bool:
-    """Return whether two weights of a convolution on images differ in the number of channels of the images only."""
+def _are_alike_but_for_channels(value: Tensor, own: Tensor) -> bool:
+    """Return whether two weights of a convolution on images have one shape, but for the channels of the images."""
     return value.ndim == own.ndim == 4 and value.shape[0] == own.shape[0] and value.shape[2:] == own.shape[2:]
