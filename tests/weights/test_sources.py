@@ -246,3 +246,18 @@ def test_weights_of_timm_are_taken_from_its_cache(tmp_path, monkeypatch):
         load_backbone("timm/resnet10t", weights="timm/resnet10t.c4_in1k")
     with pytest.raises(CheckpointError, match="timm can't get the weights 'resnet14t.c3_in1k'"):
         load_backbone("timm/resnet14t", weights="timm/resnet14t.c3_in1k")
+
+
+def test_a_single_layer_is_not_taken_from_another_part(tmp_path):
+    path, layer = mark(tmp_path, below("backbone.head_proj.", nn.Linear(4, 4))), nn.Linear(4, 4)
+    with pytest.raises(CheckpointError, match=r"no weights of a module 'predictor'.*prefix: backbone.head_proj"):
+        load_weights(str(path), layer, "predictor")
+    load_weights({"source": str(path), "prefix": "backbone.head_proj"}, layer, "predictor")
+
+
+def test_a_file_that_fits_as_it_is_changes_nothing(tmp_path, caplog):
+    caplog.set_level("INFO", "stable_ssl")
+    network = small()
+    load_weights(str(mark(tmp_path, network.state_dict())), network, "backbone")
+    assert "all its" in caplog.text
+    assert "adapted" not in caplog.text

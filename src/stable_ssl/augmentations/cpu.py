@@ -18,7 +18,6 @@ from .operations.base import Operation, ToFloats
 
 # All operations are done to as many images as fit into a core's cache together.
 PIECE_BYTES = 4 << 20
-_NUM_BUFFERS = 32
 
 
 class BatchOnCpu:
@@ -151,14 +150,18 @@ os.register_at_fork(after_in_child=lambda: globals().update(_lock=threading.Lock
 def _buffer(shape: tuple[int, ...]) -> np.ndarray:
     """Return memory for a view: that of an earlier one which nobody uses any more, if there is one.
 
-    Touching new pages of memory would take as long as the work.
+    Touching new pages of memory would take as long as the work. If there is none, free memory of other shapes is let
+    go, such as that of an evaluation.
     """
     with _lock:
         free = [i for i, (memory, user) in enumerate(_known) if memory.shape == shape and user() is None]
-        memory = _known.pop(free[0])[0] if free else np.empty(shape, np.float32)
+        if free:
+            memory = _known.pop(free[0])[0]
+        else:
+            _known[:] = [(memory, user) for memory, user in _known if user() is not None]
+            memory = np.empty(shape, np.float32)
         batch = memory.view()  # a tensor of it, and all that is made of that tensor, keep this object alive
         _known.append((memory, weakref.ref(batch)))
-        del _known[:-_NUM_BUFFERS]
         return batch
 
 

@@ -16,6 +16,7 @@ from .resampling import adapt_channels, grid_of, resample_positions
 # Of two networks that fit, the authors publish the first of these for use, and the other one of the last.
 _TEACHERS = {"teacher", "ema", "target_encoder", "target_network", "state_dict_ema", "model_ema"}
 _SHADOWS = {"encoder_k", "momentum_encoder", "momentum_backbone", "backbone_momentum", "student", "context_encoder"}
+_FEW = 2  # values: those of a single layer
 _CONTAINERS = {"module", "state_dict", "model", "layers"}
 
 
@@ -180,7 +181,16 @@ class Matcher:
         if named := {prefix for prefix in hits if self._name in prefix.split(".")}:
             hits = Counter({prefix: hits[prefix] for prefix in named})
         best = max(((fits[prefix], number) for prefix, number in hits.items()), default=None)
-        return self._choose([p for p in hits if (fits[p], hits[p]) == best]) if best else None
+        if best is None:
+            return None
+        prefix = self._choose([p for p in hits if (fits[p], hits[p]) == best])
+        others = {*prefix.split(".")} - _CONTAINERS - _TEACHERS - _SHADOWS - {"", self._name}
+        if len(body) <= _FEW and others:  # a layer of any other part would fit as well
+            raise CheckpointError(
+                f"It has no weights of a module '{self._name}'. If those of '{prefix.rstrip('.')}' are meant, write "
+                f"{{source: …, prefix: {prefix.rstrip('.')}}}."
+            )
+        return prefix
 
     @staticmethod
     def _may_fit(value: Tensor, own: Tensor) -> bool:
