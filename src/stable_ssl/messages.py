@@ -127,7 +127,7 @@ MESSAGES: dict[str, list[Message]] = {
             "samples changes, go on by a branch.",
         ),
         Message(
-            "… can't be read. Remove or replace them, or set on_error: skip in Images, which leaves them out.",
+            "… can't be read. Remove or replace them, or leave them out by on_error: skip of Images: …",
             "`Images` found files that are damaged, cut short or not images, before the run began. The lines above say "
             "which, and why.",
             "Mend or remove the files, or leave them out by `on_error: skip` of `Images`.",

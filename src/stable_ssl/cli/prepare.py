@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -12,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from ..exceptions import ConfigError
+from ..overrides import quoted
 from ..runtime.files import printable
 
 WITHOUT_LABELS = "train_split=null num_classes=2 '~logger.metric' '~logger.monitor.test'"
+
+_PLAIN = r"[\w./~+-]+"  # a path that is a value of an override as it stands
 
 
 def main(args: argparse.Namespace, rest: list[str]) -> int:
@@ -49,7 +53,13 @@ def _prepare(args: argparse.Namespace, report: Any) -> int:
     before = int(source.plan.sources["size"].sum())
     what = f"{len(source):,} images, {_size(out.stat().st_size)}; their files have {_size(before)}"
     print(f"{printable(out)}: {'' if is_new else 'finished already: '}{what}.")
-    words = ["stable-ssl", "train", "simclr", "data=prepared", f"root={out}"]
+    words = [
+        "stable-ssl",
+        "train",
+        "simclr",
+        "data=prepared",
+        f"root={out if re.fullmatch(_PLAIN, str(out)) else quoted(str(out))}",
+    ]
     print(f"Train on it: {printable(shlex.join(words))}{'' if images.classes else ' ' + WITHOUT_LABELS}")
     return 0
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..compose import compose, find, importable, origin_of
+from ..compose import compose, find, importable, origin_of, recipe_names
 from ..exceptions import ConfigError
 
 if TYPE_CHECKING:
@@ -29,13 +29,27 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
         raise ConfigError(f"views: --out {args.out}: '{suffix}' is not a format of pictures; take .png, for example.")
     folder, name = find(args.source)
     with importable(Path.cwd(), folder, *origin_of(folder, name)[1]):
-        trainer = compose(args.source, [*args.overrides, *rest])["trainer"]
+        trainer = _composed(args.source, [*args.overrides, *rest])
         if "train" not in trainer.get("data", {}):
             raise ConfigError(f"views: '{args.source}' has no data.train.")
         picture = draw(trainer, args.samples, args.epoch)
     picture.save(out)
     print(f"{args.out}: {picture.width} × {picture.height} pixels")
     return 0
+
+
+def _composed(source: str, overrides: list[str]) -> dict[str, Any]:
+    """Return the trainer's configuration. A picture needs no labels, and no full batch."""
+    try:
+        trainer: dict[str, Any] = compose(source, overrides)["trainer"]
+    except ConfigError:
+        if source not in recipe_names() or any(text.startswith("num_classes=") for text in overrides):
+            raise
+        trainer = compose(source, [*overrides, "num_classes=2"])["trainer"]
+    train = trainer.get("data", {}).get("train")
+    if isinstance(train, dict) and "drop_last" in train:
+        train["drop_last"] = False
+    return trainer
 
 
 def draw(trainer: dict[str, Any], num_samples: int, epoch: int) -> Image:

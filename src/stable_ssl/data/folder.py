@@ -140,7 +140,8 @@ class Images(Dataset):
             raise ConfigError(
                 f"levels: '{printable(self.files[int(is_deep.argmax())])}' has more than 8 bits per channel, or "
                 f"floats, as {is_deep.sum()} of {len(is_deep)} images in '{printable(self.root)}'. Say which levels "
-                "become 0 and 255: levels: [low, high]."
+                "become 0 and 255 by levels: [low, high] of Images: levels=[LOW,HIGH] on the command line, and "
+                "--levels LOW HIGH of `stable-ssl prepare`."
             )
         self.decoder = ImageDecoder(levels, channels or (1 if table["is_grey"].all() else 3))
         if split is not None:
@@ -156,8 +157,8 @@ class Images(Dataset):
         said = f"{len(lines)} of {num_images} images in '{printable(self.root)}'"
         if on_error == "raise":
             raise DataError(
-                f"{text}\n{said} can't be read. Remove or replace them, or set on_error: skip in Images, which leaves "
-                "them out."
+                f"{text}\n{said} can't be read. Remove or replace them, or leave them out by on_error: skip of Images: "
+                "on_error=skip on the command line, and --on-error skip of `stable-ssl prepare`."
             )
         kept = [row for row, file in enumerate(self.files) if file not in reasons]
         if not kept:

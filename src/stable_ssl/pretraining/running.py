@@ -12,6 +12,7 @@ from yaml import YAMLError
 from ..compose import compose, importable, in_folder
 from ..exceptions import ConfigError, Preempted
 from ..instantiate import instanciate_config
+from ..nodes import build
 from ..runtime.folder import differences, read_config
 from ..runtime.launchers import find_place
 from ..runtime.runs_of_2025 import run_of_2025
@@ -46,6 +47,8 @@ def carry_out(request: Request, say: Callable[[str], None]) -> Path:
         )
     folder = request.place()
     held = _held(folder)
+    if held is not None and _failed_at_once(folder, held, request):
+        held = None
     if held is not None:
         _check_same(folder, held, request)
     if held is None or read_status(folder).get("status") not in COMPLETE:
@@ -56,10 +59,27 @@ def carry_out(request: Request, say: Callable[[str], None]) -> Path:
             say(f"{what}; the same line goes on.")
             raise
     else:
+        _say_changes(request, held, say)
         longer = f"`stable-ssl resume {quote(str(folder))} optim.epochs=N` trains for longer"
         say(f"the run in '{folder}' is finished. {longer}; another --out trains anew.")
     say(f"{read_status(folder).get('status')}.\n{describe(folder)}")
     return folder
+
+
+def _failed_at_once(folder: Path, held: dict[str, Any], request: Request) -> bool:
+    """Return whether a folder holds a run of pretrain with other arguments that failed before it saved anything."""
+    is_other = held.get("pretrain", {}).get("arguments", request.arguments()) != request.arguments()
+    return is_other and read_status(folder).get("status") == "failed" and not any(folder.glob("checkpoints/step_*"))
+
+
+def _say_changes(request: Request, held: dict[str, Any] | None, say: Callable[[str], None]) -> None:
+    """Say if the folder has another number of images than when its finished run began."""
+    dataset = build(held["trainer"]["data"]["train"]["dataset"], "data.train.dataset") if held else ()
+    if held and len(dataset) != (then := held["pretrain"]["images"]):
+        say(
+            f"'{request.folder}' had {then} images to train on then, and has {len(dataset)} now; another --out trains "
+            "on them."
+        )
 
 
 def _train(folder: Path, is_new: bool, request: Request, say: Callable[[str], None]) -> None:
@@ -67,7 +87,8 @@ def _train(folder: Path, is_new: bool, request: Request, say: Callable[[str], No
         if is_new:
             config = plan(request, say)
             optim = config["trainer"]["optim"]
-            say(f"{request.method} with {request.backbone}, {optim['epochs']} epochs, in '{folder}'")
+            length = f"{request.minutes:g} minutes" if request.minutes is not None else f"epochs: {optim['epochs']}"
+            say(f"{request.method} with {request.backbone}, {length}, in '{folder}'")
         else:
             config = compose(str(folder / "config.yaml"))
             say(f"going on with the run in '{folder}'")

@@ -125,7 +125,7 @@ def _of_timm(place: str) -> dict[str, Tensor]:
         raise CheckpointError(f"'{place}' needs `pip install 'stable-ssl[timm]'`.") from error
     name = place.removeprefix("timm/")
     known = timm.list_pretrained()
-    if name not in known and name not in timm.list_models(pretrained=True):
+    if name not in known and not timm.is_model_pretrained(name):
         raise CheckpointError(f"timm has no weights '{name}'.{nearest(name, known)}")
     with preserved_generators():
         try:
