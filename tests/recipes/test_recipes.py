@@ -133,7 +133,7 @@ def test_a_method_composes_with_every_data_set_and_backbone_that_suit_it(method,
         ("mae", "digits", "vit_digits"),
         ("lejepa", "digits", "convmixer"),
         ("supervised", "prepared", "resnet9"),
-        ("vicreg", "images", "resnet9"),
+        ("byol", "images", "resnet9"),
     ],
 )
 def test_a_sample_of_the_combinations_trains_two_steps(method, data, network, roots, tmp_path):

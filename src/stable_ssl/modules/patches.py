@@ -19,6 +19,7 @@ def patchify(
 
     Examples
     --------
+    >>> import torch
     >>> patchify(torch.zeros(2, 3, 32, 32), patch_size=8).shape
     torch.Size([2, 16, 192])
     """
