@@ -196,9 +196,10 @@ def wandb_start(folder):
     return run.run_id, {item.key: json.loads(item.value_json) for item in run.config.update}
 
 
-def test_the_values_of_a_sweep_replace_those_of_the_file(old_file, offline, monkeypatch, capsys):
+def test_the_values_of_a_sweep_replace_those_of_the_file(old_file, offline, monkeypatch, capsys, request):
     wandb = pytest.importorskip("wandb")
     wandb.teardown()  # it reads the environment once per process
+    request.addfinalizer(wandb.teardown)
     dotted = {"trainer.optim.optimizer.lr": 0.25, "hardware.seed": 3, "data.train.batch_size": 32}
     nested = {"trainer": {"optim": {"epochs": 2, "scheduler": {"total_steps": 22}}}}
     sweep(old_file, monkeypatch, **dotted, **nested)
