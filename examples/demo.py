@@ -29,6 +29,7 @@ from stable_ssl.modules import load_backbone
 LABELS_PER_CLASS = (10, 3, 1)
 NUM_DRAWS = 20
 EPOCHS = 12
+SIZE = 28  # pixels: that of the images; pretrain would take 32
 
 
 def read_digits():
@@ -94,7 +95,7 @@ def run(out, seed=0, overrides=(), **options):
     """Pretrain; return accuracies by row of the table, and the run's folder."""
     train, test = write_images(out / "digits")
     settings = ["views=writing", f"hardware.seed={seed}", *overrides]
-    options = {"epochs": EPOCHS, "out": out / f"run_{seed}", **options}
+    options = {"epochs": EPOCHS, "size": SIZE, "out": out / f"run_{seed}", **options}
     written = [*(f"--{name} {value}" for name, value in options.items()), *settings]
     print(f"The same by the command line:\n    stable-ssl pretrain {out / 'digits'} {' '.join(written)}\n")
     pretrained = stable_ssl.pretrain(out / "digits", settings, **options)
