@@ -13,7 +13,7 @@ from torch.utils.data import Subset
 from torch.utils.data.dataloader import default_collate, default_convert
 
 from ..augmentations import MultiView
-from ..exceptions import ConfigError, DataError
+from ..exceptions import DataError
 from ..runtime.launchers import threads_of_process
 from ..runtime.seeding import preserved_generators
 from .checks import check_loader
@@ -24,8 +24,8 @@ from .held import HeldImages, choose_device, hold
 from .order import Share, count_cut, count_dealt, cut, deal, draw, epoch_order
 from .reading import CollateSamples, CollateViews, Reader, UnreadableError
 from .unreadable import NONE_READ, described, find_unreadable, name_all
-from .views import BatchViews, WithViews, as_declared, as_read, find_shape, to_array
-from .workers import WorkerBatches, WorkerInit
+from .views import BatchViews, WithViews, as_declared, as_read, check_views, find_shape, to_array
+from .workers import WorkerBatches, torch_options
 
 log = logging.getLogger("stable_ssl")
 
@@ -135,15 +135,7 @@ class Loader:
         self._collate = collate_fn or (default_convert if batch_size is None else collate)
         if collate_fn is default_collate and batch_size is not None:  # as a DataLoader without a collate_fn has it
             self._collate = collate
-        self._options = {
-            "num_workers": num_workers,
-            "pin_memory": pin_memory,
-            "timeout": timeout,
-            "persistent_workers": persistent_workers,
-            "multiprocessing_context": multiprocessing_context,
-            "prefetch_factor": prefetch_factor,
-            "worker_init_fn": WorkerInit(worker_init_fn),
-        }
+        self._options = torch_options(arguments)
         self._has_own_init = worker_init_fn is not None
         self.unreadable = unreadable
         self.left_out: list[int] = []  # the indices of samples that can't be read
@@ -192,11 +184,7 @@ class Loader:
         with self._naming_all():
             shape = self._find_shape()
         self._channels = shape[2]
-        try:
-            self.views.check(shape[2])
-            self.views.parameters(self.seed, 0, [0], shape)
-        except ValueError as error:
-            raise ConfigError(f"data.{self.name}.views: {error}") from error
+        check_views(self.views, shape, self.seed, self.name)
 
     def find_unreadable(self) -> dict[int, str]:
         """Return why samples can't be read, by index, if they are to be left out. All samples are tried."""

@@ -199,7 +199,11 @@ def prepare(source: Source, out: Path, report: Report) -> bool:
     """
     part = out.with_name(f"{out.name}.part")
     if out.exists():
-        _check_alike(PreparedFile(out).plan, source.plan, out)
+        try:
+            found = PreparedFile(out)
+        except OSError as error:
+            raise DataError(f"'{printable(out)}' can't be read: {error.strerror or error}.") from error
+        _check_alike(found.plan, source.plan, out)
         return False
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

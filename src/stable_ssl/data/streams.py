@@ -13,14 +13,14 @@ import torch
 from torch.utils.data import Dataset
 from torch.utils.data.dataloader import default_collate
 
-from ..exceptions import ConfigError, DataError
+from ..exceptions import DataError
 from ..runtime.seeding import Stream, derive_seed, preserved_generators
 from .checks import check_stream_loader, require
 from .collating import collate
 from .huggingface_stream import HuggingFaceStream
 from .reading import CollateSamples, CollateViews, Reader
-from .views import BatchViews, WithViews, as_declared, as_read, find_shape
-from .workers import WorkerBatches, WorkerInit
+from .views import BatchViews, WithViews, as_declared, as_read, check_views, find_shape
+from .workers import WorkerBatches, torch_options
 
 log = logging.getLogger("stable_ssl")
 
@@ -96,15 +96,7 @@ class StreamLoader:
             self._dataset = WithViews(self._dataset, views) if self.views is None else as_read(self._dataset)
         self._drop_last = drop_last
         self._collate = collate if collate_fn in (None, default_collate) else collate_fn
-        self._options = {
-            "num_workers": num_workers,
-            "pin_memory": pin_memory,
-            "timeout": timeout,
-            "persistent_workers": persistent_workers,
-            "multiprocessing_context": multiprocessing_context,
-            "prefetch_factor": prefetch_factor,
-            "worker_init_fn": WorkerInit(worker_init_fn),
-        }
+        self._options = torch_options(arguments)
         self._state: dict[str, Any] = {}
         self._workers: WorkerBatches | None = None
 
@@ -145,11 +137,7 @@ class StreamLoader:
             if first is None:
                 raise DataError(f"data.{self.name}: '{self.stream.name}' has no sample.")
             shape = find_shape(lambda index: reader[(0, first)], 1)
-        try:
-            views.check(shape[2])
-            views.parameters(self.seed, 0, [0], shape)
-        except ValueError as error:
-            raise ConfigError(f"data.{self.name}.views: {error}") from error
+        check_views(views, shape, self.seed, self.name)
         return shape[2]
 
     @property

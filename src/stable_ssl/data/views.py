@@ -17,7 +17,7 @@ from ..augmentations import MultiView, View
 from ..augmentations.cpu import BatchOnCpu
 from ..augmentations.operations import Operation
 from ..augmentations.views import as_array, send
-from ..exceptions import DataError
+from ..exceptions import ConfigError, DataError
 from .collating import collate_rests, join, split
 from .datasets import to_float_tensor
 from .images import NUM_LOOKED_AT, ImageDecoder, spread
@@ -186,6 +186,15 @@ def find_shape(read: Callable[[int], Any], num_samples: int) -> tuple[int, ...]:
             if to_array(split(read(index))[0], index).shape[2] == 3:
                 return height, width, 3
     return height, width, channels
+
+
+def check_views(views: MultiView, shape: tuple[int, ...], seed: int, name: str) -> None:
+    """Raise a ConfigError if views can't be made of an image of this shape; `name` is that of the data set."""
+    try:
+        views.check(shape[2])
+        views.parameters(seed, 0, [0], shape)
+    except ValueError as error:
+        raise ConfigError(f"data.{name}.views: {error}") from error
 
 
 def to_array(image: Any, index: int, channels: int | None = None) -> np.ndarray:

@@ -7,7 +7,7 @@ import itertools
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
 from pickle import UnpicklingError
@@ -115,6 +115,12 @@ class WorkerInit:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
         if self.then is not None:
             self.then(worker_id)
+
+
+def torch_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of a loader's arguments that are for torch's DataLoader."""
+    names = ("num_workers", "pin_memory", "timeout", "persistent_workers", "multiprocessing_context", "prefetch_factor")
+    return {**{name: given[name] for name in names}, "worker_init_fn": WorkerInit(given["worker_init_fn"])}
 
 
 # If a worker does not answer, torch and Python end it by SIGTERM, which ours ignore, and then wait for ever. So this

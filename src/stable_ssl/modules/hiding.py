@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..exceptions import ConfigError
 from ..weights.resampling import resample_positions
+from .patches import check_masks, grid_of
 from .vit import ViT, places_of, take
 
 if TYPE_CHECKING:
@@ -91,12 +92,7 @@ class _Around:
         self, mask: Bool[Tensor, "batch patches"], images: Tensor
     ) -> tuple[Int[Tensor, "batch most"], Bool[Tensor, "batch most"]]:
         """See `ViT.places_of`."""
-        rows, columns = (size // self.patch_size for size in images.shape[2:])
-        if mask.shape[1] != rows * columns:
-            raise ValueError(
-                f"patch_size: the masks have {mask.shape[1]} patches, and the views {rows} × {columns}: the masks and "
-                f"the network need the same patch_size, which is {self.patch_size} in the network."
-            )
+        check_masks(mask, images, self.patch_size)
         return places_of(mask)
 
     def patches_of(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch kept dim"]:
@@ -110,12 +106,7 @@ class _Around:
         is_real: Bool[Tensor, "batch kept"] | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
         """See `ViT.forward_tokens`."""
-        height, width = images.shape[2:]
-        if height % self.patch_size or width % self.patch_size:
-            raise ValueError(
-                f"patch_size: {self.patch_size} does not divide the size of views of {height} × {width} pixels."
-            )
-        patches, others = self._embed(images, (height // self.patch_size, width // self.patch_size))
+        patches, others = self._embed(images, grid_of(images, self.patch_size))
         patches = patches if places is None else take(patches, places)  # (batch, kept, dim)
         others = [token.to(patches.dtype).expand(len(patches), -1, -1) for token in others]
         is_hidden = None

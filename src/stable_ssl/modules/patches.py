@@ -26,3 +26,27 @@ def patchify(
     batch, channels, height, width = images.shape
     cut = images.reshape(batch, channels, height // patch_size, patch_size, width // patch_size, patch_size)
     return cut.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, patch_size * patch_size * channels)
+
+
+def grid_of(images: Tensor, patch_size: int) -> tuple[int, int]:
+    """Return the rows and columns of patches of images (batch, channels, height, width).
+
+    Raises
+    ------
+    ValueError
+        `patch_size` does not divide their height and width.
+    """
+    height, width = images.shape[2:]
+    if height % patch_size or width % patch_size:
+        raise ValueError(f"patch_size: {patch_size} does not divide the size of views of {height} × {width} pixels.")
+    return height // patch_size, width // patch_size
+
+
+def check_masks(masks: Tensor, images: Tensor, patch_size: int) -> None:
+    """Raise a ValueError if masks (batch, patches) have another number of patches than images."""
+    rows, columns = (size // patch_size for size in images.shape[2:])
+    if masks.shape[1] != rows * columns:
+        raise ValueError(
+            f"patch_size: the masks have {masks.shape[1]} patches, and the views {rows} × {columns}: the masks and the "
+            f"network need the same patch_size, which is {patch_size} in the network."
+        )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .patches import check_masks, grid_of
 from .patches import patchify as patchify
 
 if TYPE_CHECKING:
@@ -162,13 +163,8 @@ class ViT(nn.Module):
         ValueError
             `patch_size` does not divide the height and width of the images.
         """
-        height, width = images.shape[2:]
-        if height % self.patch_size or width % self.patch_size:
-            raise ValueError(
-                f"patch_size: {self.patch_size} does not divide the size of views of {height} × {width} pixels."
-            )
+        grid = grid_of(images, self.patch_size)
         tokens = self.embed(images)  # (batch, dim, rows, columns)
-        grid = (tokens.shape[2], tokens.shape[3])
         tokens = tokens.flatten(2).transpose(1, 2)  # (batch, patches, dim)
         tokens = tokens + _table(grid, self.grid, tokens.shape[2], tokens)
         tokens = tokens if places is None else take(tokens, places)  # (batch, kept, dim)
@@ -190,12 +186,7 @@ class ViT(nn.Module):
         ValueError
             The mask has another number of patches than the images.
         """
-        rows, columns = (size // self.patch_size for size in images.shape[2:])
-        if mask.shape[1] != rows * columns:
-            raise ValueError(
-                f"patch_size: the masks have {mask.shape[1]} patches, and the views {rows} × {columns}: the masks "
-                f"and the ViT need the same patch_size, which is {self.patch_size} in the ViT."
-            )
+        check_masks(mask, images, self.patch_size)
         return places_of(mask)
 
 
