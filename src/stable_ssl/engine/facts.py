@@ -130,7 +130,7 @@ class DataFacts:
         batch_size, views = getattr(loader, "batch_size", None), getattr(loader, "views", None)
         samples, left_out, shards, fingerprint = None, "", None, None
         if isinstance(loader, Loader):
-            shards, fingerprint = _shards(loader.dataset), _fingerprint(loader.dataset)
+            shards, fingerprint = _told(loader.dataset, "shards", list), _told(loader.dataset, "fingerprint", str)
             samples = len(loader.dataset) if hasattr(loader.dataset, "__len__") else None
             left_out = ", ".join(map(str, loader.left_out))
         if len(left_out) > 100:
@@ -168,18 +168,12 @@ _WORDS = {
 }
 
 
-def _shards(dataset: Any) -> list[str] | None:
-    while not hasattr(dataset, "shards") and hasattr(dataset, "dataset"):
+def _told(dataset: Any, name: str, kind: type) -> Any:
+    """Return an attribute of a data set, or of the one that it is made of; None if none has it, of this kind."""
+    while not hasattr(dataset, name) and hasattr(dataset, "dataset"):
         dataset = dataset.dataset
-    found = getattr(dataset, "shards", None)
-    return found if isinstance(found, list) and all(isinstance(shard, str) for shard in found) else None
-
-
-def _fingerprint(dataset: Any) -> str | None:
-    while not hasattr(dataset, "fingerprint") and hasattr(dataset, "dataset"):
-        dataset = dataset.dataset
-    found = getattr(dataset, "fingerprint", None)
-    return found if isinstance(found, str) else None
+    found = getattr(dataset, name, None)
+    return found if isinstance(found, kind) else None
 
 
 def check_facts(path: Path, meta: Mapping[str, Any], now: Mapping[str, Any], data: DataFacts | None, run: Path) -> None:

@@ -74,8 +74,13 @@ def _failed_at_once(folder: Path, held: dict[str, Any], request: Request) -> boo
 
 def _say_changes(request: Request, held: dict[str, Any] | None, say: Callable[[str], None]) -> None:
     """Say if the folder has another number of images than when its finished run began."""
-    dataset = build(held["trainer"]["data"]["train"]["dataset"], "data.train.dataset") if held else ()
-    if held and len(dataset) != (then := held["pretrain"]["images"]):
+    if held is None:
+        return
+    try:
+        dataset = build(held["trainer"]["data"]["train"]["dataset"], "data.train.dataset")
+    except ConfigError:  # what was learned is there, whatever has become of the images
+        return
+    if len(dataset) != (then := held["pretrain"]["images"]):
         say(
             f"'{request.folder}' had {then} images to train on then, and has {len(dataset)} now; another --out trains "
             "on them."
