@@ -52,6 +52,15 @@ def test_recipes_are_listed_and_shown(tmp_path):
     assert "epochs: 7" in shown.stdout
 
 
+def test_a_reader_that_leaves_gets_no_traceback():
+    command = [sys.executable, "-m", "stable_ssl", "recipes", "show", "simclr_digits"]
+    read, write = os.pipe()
+    os.close(read)  # whoever reads has left already
+    with os.fdopen(write, "wb") as nobody:
+        done = subprocess.run(command, stdout=nobody, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
 @pytest.mark.parametrize("name", ["supervised_digits", "simclr_digits", "ijepa_digits"])
 def test_a_run_trains_anew_from_its_own_configuration(tmp_path, name):
     few = ["backbone.depth=1", "patch_predictor.depth=1"] if name == "ijepa_digits" else []

@@ -88,7 +88,7 @@ VIEWS = {
 @pytest.mark.parametrize("views", VIEWS)
 def test_batches_are_those_of_workers_for_any_number_of_threads(tmp_path, monkeypatch, views):
     monkeypatch.setattr("stable_ssl.data.held.SHARE_OF_MEMORY", 0)
-    monkeypatch.setattr("stable_ssl.data.decoding.PIECE_BYTES", 9_000)  # some images
+    monkeypatch.setattr("stable_ssl.augmentations.cpu.PIECE_BYTES", 9_000)  # some images
     data = ImageFolder(folder_of(tmp_path, CORPUS.values()))
     data = Subset(data, range(len(data) - 1, 3, -1))
 

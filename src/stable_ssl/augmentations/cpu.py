@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -18,6 +18,17 @@ from .operations.base import Operation, ToFloats
 
 # All operations are done to as many images as fit into a core's cache together.
 PIECE_BYTES = 4 << 20
+
+
+def pieces(num_bytes: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Yield (first, end) of images that fit into a core's cache together, from the bytes of each."""
+    first = total = end = 0
+    for number, size in enumerate(num_bytes):
+        if number > first and total + size > PIECE_BYTES:
+            yield first, number
+            first, total = number, 0
+        total, end = total + size, number + 1
+    yield first, end
 
 
 class BatchOnCpu:
@@ -38,13 +49,8 @@ class BatchOnCpu:
 
     def fill_all(self, images: np.ndarray | list[np.ndarray]) -> None:
         """Make the views of all images, a piece at a time."""
-        first = num_bytes = 0
-        for number, image in enumerate(images):
-            if number > first and num_bytes + image.nbytes > PIECE_BYTES:
-                self.fill(first, images[first:number])
-                first, num_bytes = number, 0
-            num_bytes += image.nbytes
-        self.fill(first, images[first:])
+        for first, end in pieces(image.nbytes for image in images):
+            self.fill(first, images[first:end])
 
     def fill(self, first: int, images: np.ndarray | list[np.ndarray]) -> None:
         """Make the views of some images.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -35,7 +37,8 @@ def main(argv: list[str] | None = None) -> int:
     -------
     int
         Exit status: 0 finished, or stopped by BreakAllEpochs; 1 failed; 2 the request can't be carried out. A run that
-        was asked to stop ends this process instead: with 75 at its time limit, or with 128 + n after signal n.
+        was asked to stop ends this process instead: with 75 at its time limit, or with 128 + n after signal n. If
+        nobody reads what is printed, as with `| head -1`, it is 128 + SIGPIPE.
     """
     argv = sys.argv[1:] if argv is None else argv
     names = [argument.split("=")[0] for argument in argv]
@@ -50,7 +53,9 @@ def main(argv: list[str] | None = None) -> int:
             print(f"\nstable-ssl: unknown option {unknown[0]}", file=sys.stderr)
         return 2
     try:
-        return _commands()[args.command](args, rest)
+        status = _commands()[args.command](args, rest)
+        sys.stdout.flush()
+        return status
     except KeyboardInterrupt:
         return 130
     except Exception as error:
@@ -73,6 +78,9 @@ def _failed(error: Exception) -> int:
     )
     if _is_interrupt(error) and not is_of_training:
         return 130
+    if isinstance(error, BrokenPipeError) and not is_of_training:  # nobody reads on, as with `| head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     if isinstance(error, ConfigError):
         print("\n".join(f"stable-ssl: {problem}" for problem in error.problems), file=sys.stderr)
         return 2

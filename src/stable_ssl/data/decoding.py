@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..augmentations.cpu import PIECE_BYTES
+from ..augmentations.cpu import PIECE_BYTES, pieces
 from ..exceptions import DataError
 from ..runtime.preemption import StopWaiting
 from .collating import collate_rests
@@ -124,16 +124,8 @@ class _Batch:
         make, channels = self._source.make, self._source.images.channels
         self._target = make.begin(*self._key, sizes) if make.device is None else _Kept()
         num_bytes = sizes.prod(axis=1) * channels
-        first, total = 0, 0
-        for number, size in enumerate(num_bytes.tolist()):
-            if number > first and total + size > PIECE_BYTES:
-                self._give_out(first, number, sizes)
-                first, total = number, 0
-            total += size
-        self._give_out(first, len(sizes), sizes)
-
-    def _give_out(self, first: int, end: int, sizes: np.ndarray) -> None:
-        self._pieces.append(self._threads.submit(self._fill, first, self.indices[first:end], sizes[first:end]))
+        for first, end in pieces(num_bytes.tolist()):
+            self._pieces.append(self._threads.submit(self._fill, first, self.indices[first:end], sizes[first:end]))
 
     def _fill(self, first: int, indices: list[int], sizes: np.ndarray) -> None:
         self._target.fill(first, self._source.decode(indices, sizes))

@@ -6,7 +6,7 @@ import difflib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -80,30 +80,32 @@ def load_backbone(
             "weights, or set low_resolution to false and give larger images."
         )
     named = weights if is_library else None
-    network, dim = _make(name, num_classes, named, low_resolution, in_channels, image_size, **kwargs)
+    network, dim = _make(name, _Given(num_classes, named, low_resolution, in_channels, image_size), **kwargs)
     if source:
         load_weights(source, network, "backbone", "weights")
     return (network, dim) if return_feature_dim else network
 
 
-def _make(
-    name: str,
-    num_classes: int | None,
-    weights: Any,
-    low_resolution: bool,
-    in_channels: int,
-    image_size: int | Sequence[int] | None,
-    **kwargs: Any,
-) -> tuple[nn.Module, int]:
+class _Given(NamedTuple):
+    """Arguments of `load_backbone`; `weights` are those that the network's library has."""
+
+    num_classes: int | None
+    weights: Any
+    low_resolution: bool
+    in_channels: int
+    image_size: int | Sequence[int] | None
+
+
+def _make(name: str, given: _Given, **kwargs: Any) -> tuple[nn.Module, int]:
     """Return a network, with the weights that its library has of it if they are named, and its width."""
     if name.startswith("timm/"):
-        return _load_timm(name, num_classes, weights, low_resolution, in_channels, image_size, **kwargs)
+        return _load_timm(name, given, **kwargs)
     own = _OWN.get(name.lower())
     if own is None:
-        return _load_torchvision(name, num_classes, weights, low_resolution, in_channels, image_size, **kwargs)
+        return _load_torchvision(name, given, **kwargs)
     _refuse_options_of_vits(name, kwargs)
-    network = own(num_classes=num_classes, in_channels=in_channels, **kwargs)
-    if low_resolution and "widths" not in kwargs:
+    network = own(num_classes=given.num_classes, in_channels=given.in_channels, **kwargs)
+    if given.low_resolution and "widths" not in kwargs:
         _adapt_stem(network, name)
     return network, network.num_features
 
@@ -151,30 +153,22 @@ def _refuse_options_of_vits(name: str, options: dict[str, Any]) -> None:
         )
 
 
-def _load_torchvision(
-    name: str,
-    num_classes: int | None,
-    weights: Any,
-    low_resolution: bool,
-    in_channels: int,
-    image_size: int | Sequence[int] | None,
-    **kwargs: Any,
-) -> tuple[nn.Module, int]:
+def _load_torchvision(name: str, given: _Given, **kwargs: Any) -> tuple[nn.Module, int]:
     from torchvision import models
 
     if name not in models.list_models():
         near = difflib.get_close_matches(name, [*models.list_models(), "resnet9", "ConvMixer"], n=3)
         raise ValueError(f"name: there is no backbone '{name}'. Similar names: {near}.")
     if name.startswith("vit_"):
-        network = _load_torchvision_vit(name, weights, image_size, **kwargs)
+        network = _load_torchvision_vit(name, given.weights, given.image_size, **kwargs)
     else:
         _refuse_options_of_vits(name, kwargs)
-        network = models.get_model(name, weights=weights, **kwargs)
-    if in_channels != 3:
-        _replace_stem(network, in_channels, is_pretrained=bool(weights))
-    if low_resolution:
+        network = models.get_model(name, weights=given.weights, **kwargs)
+    if given.in_channels != 3:
+        _replace_stem(network, given.in_channels, is_pretrained=bool(given.weights))
+    if given.low_resolution:
         _adapt_stem(network, name)
-    return network, _replace_head(network, name, num_classes)
+    return network, _replace_head(network, name, given.num_classes)
 
 
 def _load_torchvision_vit(
@@ -200,15 +194,7 @@ def _load_torchvision_vit(
     return network
 
 
-def _load_timm(
-    name: str,
-    num_classes: int | None,
-    weights: Any,
-    low_resolution: bool,
-    in_channels: int,
-    image_size: int | Sequence[int] | None,
-    **kwargs: Any,
-) -> tuple[nn.Module, int]:
+def _load_timm(name: str, given: _Given, **kwargs: Any) -> tuple[nn.Module, int]:
     try:
         import timm
     except ImportError as error:
@@ -217,17 +203,22 @@ def _load_timm(
         near = [f"timm/{known}" for known in difflib.get_close_matches(model, timm.list_models(), n=3)]
         raise ValueError(f"name: timm has no '{model}'. Similar names: {near}.")
     is_vit = timm.models.is_model_in_modules(model, ["vision_transformer", "deit"])
-    if image_size is not None and getattr(timm.get_pretrained_cfg(model), "fixed_input_size", False):
-        kwargs["img_size"] = image_size if isinstance(image_size, int) else tuple(image_size)
+    if (size := given.image_size) is not None and getattr(timm.get_pretrained_cfg(model), "fixed_input_size", False):
+        kwargs["img_size"] = size if isinstance(size, int) else tuple(size)
     if is_vit:
         kwargs = {"dynamic_img_size": True, "dynamic_img_pad": True, **kwargs}
     elif "norm_eps" in kwargs:
         _refuse_options_of_vits(name, kwargs)
     norm_eps = kwargs.pop("norm_eps", None)
-    options = {"pretrained": bool(weights), "num_classes": num_classes or 0, "in_chans": in_channels, **kwargs}
+    options = {
+        "pretrained": bool(given.weights),
+        "num_classes": given.num_classes or 0,
+        "in_chans": given.in_channels,
+        **kwargs,
+    }
     network: Any = timm.create_model(model, **options)
     _set_norm_eps(network, norm_eps)
-    if low_resolution:
+    if given.low_resolution:
         _adapt_stem(network, name)
     return network, network.num_features
 
