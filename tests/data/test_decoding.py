@@ -15,9 +15,10 @@ from torch.utils.data import Subset
 
 from stable_ssl.augmentations import CenterCrop, EvalView, MAEViews, MultiView, RandomResizedCrop, Resize, View
 from stable_ssl.augmentations.images import ORIENTATION
-from stable_ssl.data import ImageFolder, Loader, Parquet, threads
+from stable_ssl.data import ImageFolder, Images, Loader, Parquet, threads
+from stable_ssl.data import encoded as encoding
 from stable_ssl.data.encoded import as_encoded
-from stable_ssl.data.images import ImageDecoder
+from stable_ssl.data.images import ImageDecoder, open_content
 from stable_ssl.data.views import as_read
 from stable_ssl.exceptions import DataError
 
@@ -117,6 +118,21 @@ def test_a_table_of_encoded_images_is_decoded_in_threads(tmp_path, monkeypatch, 
     assert labels.tolist() == rows["label"]
     expected = [EvalView(16)(ImageDecoder(channels=3)(content)) for content in CORPUS.values()]
     assert torch.equal(images, torch.stack(expected))
+
+
+def test_a_file_is_opened_once_for_each_batch_from_the_first_on(tmp_path, monkeypatch):
+    root = folder_of(tmp_path / "images", [encoded(photo(40, 30, number)) for number in range(4)])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    loader = Loader(Images(root, in_memory=False), 4, views=EvalView(8), num_workers=1)
+    loader.prepare(torch.device("cpu"))  # it reads the first image
+    opened = []
+    monkeypatch.setattr(encoding, "open_content", lambda path, name: opened.append(path) or open_content(path, name))
+    for epoch in (0, 1):
+        list(loader.batches(epoch))
+        assert sorted(Path(path).name for path in opened if isinstance(path, str)) == [
+            f"{number:03}.jpg" for number in range(4)
+        ]
+        opened.clear()
 
 
 def test_what_runs_code_of_the_user_s_is_not_decoded_in_threads(tmp_path):

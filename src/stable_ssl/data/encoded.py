@@ -49,6 +49,8 @@ class EncodedImages:
         The number of each sample in `source`, `name` and `rest`.
     channels
         1 or 3: how many the pixels have. A grey image becomes RGB.
+    sizes
+        Height and width of each image as displayed, (images, 2), by the numbers in `source`. None: they are read.
     """
 
     def __init__(
@@ -59,11 +61,14 @@ class EncodedImages:
         decoder: ImageDecoder,
         indices: np.ndarray,
         channels: int,
+        sizes: np.ndarray | None = None,
     ):
         self._source, self._name, self.rest_of, self._decoder = source, name, rest, decoder
         self._indices, self.channels = indices, channels
         # Height and width as displayed, the EXIF orientation, and who decodes the image; all are found once.
         self._headers = np.zeros((len(indices), 4), np.int32)
+        if sizes is not None:
+            self._headers[:, :2] = sizes[indices]
 
     def rest(self, index: int) -> Any:
         """Return the parts of a sample that are not its image."""
@@ -71,15 +76,18 @@ class EncodedImages:
 
     def size(self, index: int) -> tuple[int, int]:
         """Return (height, width) of an image as displayed. Its file's header is read once."""
-        if self._headers[index, 3] == _UNKNOWN:
-            content, name = self._content(index)
-            with open_content(content, name) as file:
-                image = open_image(file)
-                orientation = orientation_of(image)
-                width, height = image.size[::-1] if orientation in _SWAPS_SIDES else image.size
-                self._headers[index] = height, width, orientation, self._who_decodes(image)
+        if not self._headers[index, 0]:
+            self._look_at(index, *self._content(index))
         height, width = self._headers[index, :2].tolist()
         return height, width
+
+    def _look_at(self, index: int, content: Any, name: str) -> None:
+        """Read the header of an image."""
+        with open_content(content, name) as file:
+            image = open_image(file)
+            orientation = orientation_of(image)
+            width, height = image.size[::-1] if orientation in _SWAPS_SIDES else image.size
+            self._headers[index] = height, width, orientation, self._who_decodes(image)
 
     def _who_decodes(self, image: Image.Image) -> int:
         is_jpeg = image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB")
@@ -90,8 +98,7 @@ class EncodedImages:
         return _TURBO if is_jpeg and is_kept and is_safe else _PILLOW
 
     def is_upright_jpeg(self, index: int) -> bool:
-        """Say whether libjpeg-turbo decodes an image to its pixels, with nothing else to do."""
-        self.size(index)
+        """Say whether libjpeg-turbo decoded an image to its pixels, with nothing else to do."""
         return bool(self._headers[index, 2] == 1 and self._headers[index, 3] == _TURBO)
 
     def decode(self, index: int, out: np.ndarray) -> None:
@@ -103,8 +110,14 @@ class EncodedImages:
             The image has another size. `size` tells the right one from now on.
         """
         content, name = self._content(index)
+        # Pillow reads a file itself, and only what it needs of it.
+        encoded = _read(content, name) if self._headers[index, 3] != _PILLOW else b""
+        if self._headers[index, 3] == _UNKNOWN:
+            self._look_at(index, encoded, name)
+            if tuple(self._headers[index, :2]) != out.shape[:2]:
+                raise OtherSizeError
         orientation, who = self._headers[index, 2:].tolist()
-        if who == _TURBO and _decode_jpeg(content, name, orientation, out):
+        if who == _TURBO and _decode_jpeg(encoded, orientation, out):
             return
         pixels = to_array(self._decoder(content, name), index, self.channels)
         if pixels.shape != out.shape:
@@ -127,12 +140,15 @@ class EncodedImages:
         return content, f"'{path}'" if path else self._name(number)
 
 
-def _decode_jpeg(content: Any, name: str, orientation: int, out: np.ndarray) -> bool:
+def _read(content: Any, name: str) -> bytes:
+    with open_content(content, name) as file:
+        return file.read()
+
+
+def _decode_jpeg(encoded: bytes, orientation: int, out: np.ndarray) -> bool:
     """Write the pixels of a JPEG to `out`. Return False if Pillow must decide what they are."""
     from simplejpeg import decode_jpeg
 
-    with open_content(content, name) as file:
-        encoded = file.read()
     is_upright = orientation == 1
     height, width, channels = out.shape
     raw = (width, height) if orientation in _SWAPS_SIDES else (height, width)
@@ -167,8 +183,8 @@ def as_encoded(dataset: Any, channels: int) -> EncodedImages | PreparedImages | 
     if isinstance(dataset, Prepared):
         return dataset.encoded(indices, channels)
     if isinstance(dataset, Images | Parquet | WebDataset):
-        source, name = dataset.source, dataset.name_of
-        return EncodedImages(source, name, lambda index: [dataset.targets[index]], dataset.decoder, indices, channels)
+        sources = dataset.source, dataset.name_of, lambda index: [dataset.targets[index]]
+        return EncodedImages(*sources, dataset.decoder, indices, channels, getattr(dataset, "sizes", None))
     samples, decoder = getattr(dataset, "samples", None), getattr(dataset, "loader", None)
     if isinstance(samples, list) and isinstance(decoder, ImageDecoder):
         paths, labels = zip(*samples, strict=True)
