@@ -41,10 +41,10 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
 
 def _prepare(args: argparse.Namespace, report: Any) -> int:
     from ..data import Images
-    from ..data.preparing import Format, Source, prepare
+    from ..data.preparing import FolderToPrepare, Format, prepare
 
     images = Images(args.folder, args.labels, levels=args.levels, channels=args.channels, on_error=args.on_error)
-    source = Source(images, Format(args.format, args.size, args.quality, args.subsampling))
+    source = FolderToPrepare(images, Format(args.format, args.size, args.quality, args.subsampling))
     name = f"{Path(os.path.realpath(args.folder)).name}_{args.format}_{args.size}.images"
     out = Path(args.out or name).expanduser().absolute()
     if out.is_dir():

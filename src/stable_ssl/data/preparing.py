@@ -84,7 +84,7 @@ class Format:
         return int(shapes.prod(1).sum()) * channels
 
 
-class Source:
+class FolderToPrepare:
     """The images of a folder, each with the bytes that it gets in the file.
 
     Parameters
@@ -171,7 +171,7 @@ def _resized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC)).reshape(height, width, -1)
 
 
-def prepare(source: Source, out: Path, report: Report) -> bool:
+def prepare(source: FolderToPrepare, out: Path, report: Report) -> bool:
     """Write a file, or go on with it.
 
     Until it is complete, it is called `out`.part. Whatever ends the process, the next call goes on after the last whole
@@ -246,7 +246,7 @@ def _lock(file: IO[bytes], part: Path) -> None:
 class _Writer:
     """Writes the images that a file lacks, and then its index."""
 
-    def __init__(self, descriptor: int, source: Source, part: Path, report: Report):
+    def __init__(self, descriptor: int, source: FolderToPrepare, part: Path, report: Report):
         self._descriptor, self._source, self._part, self._report = descriptor, source, part, report
         self._index = np.zeros(len(source), INDEX)
 

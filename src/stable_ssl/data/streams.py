@@ -253,7 +253,7 @@ class _Samples:
         """Return the place after the sample that was given last."""
         return {**self._place, "inner": self._part.state_dict() if self._part is not None else self._place["inner"]}
 
-    def samples(self) -> Iterator[Encoded]:
+    def samples(self) -> Iterator[NumberedSample]:
         """Yield each sample from the place on."""
         while self._place["shard"] < len(self._shards):
             shard = self._shards[self._place["shard"]]
@@ -261,7 +261,7 @@ class _Samples:
                 number, seen = self._place["example"], self._place["seen"]
                 self._place = {**self._place, "example": number + 1, "seen": seen + 1}
                 if seen % self._step == self._rank:
-                    yield Encoded(shard << 32 | number).holding(example)
+                    yield NumberedSample(shard << 32 | number).holding(example)
             self._part = None
             self._place = {**self._place, "shard": self._place["shard"] + 1, "example": 0, "inner": None}
 
@@ -276,12 +276,12 @@ class _Samples:
             ) from error
 
 
-class Encoded(int):
+class NumberedSample(int):
     """The number of a sample, made of its shard and its place there. It travels to a worker with the encoded sample."""
 
     example: dict[str, Any]
 
-    def holding(self, example: dict[str, Any]) -> Encoded:
+    def holding(self, example: dict[str, Any]) -> NumberedSample:
         """Return this number, together with a sample."""
         self.example = example
         return self
@@ -298,5 +298,5 @@ class _Decoded(Dataset):
         """Return where a sample comes from."""
         return f"{self.stream.name}, shard {number >> 32}, example {number & 0xFFFFFFFF}"
 
-    def __getitem__(self, number: Encoded) -> Any:
+    def __getitem__(self, number: NumberedSample) -> Any:
         return self.stream.decode(number.example, f"'{self.path_of(number)}'", self.transform)

@@ -15,7 +15,7 @@ from ..weights.loading import load_weights
 from ..weights.resampling import adapt_channels
 from ..weights.sources import parse_source
 from .convmixer import ConvMixer
-from .hiding import VITS
+from .foreign_vit import VITS
 from .resnet9 import Resnet9
 
 log = logging.getLogger("stable_ssl")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
 from ..weights.resampling import resample_positions
-from .hiding import hiding
+from .foreign_vit import as_vit
 
 
 class AnySizeVisionTransformer(VisionTransformer):
@@ -53,6 +53,6 @@ class AnySizeVisionTransformer(VisionTransformer):
         if x.shape[2:] == (self.image_size, self.image_size) and self.grid == (self.image_size // self.patch_size,) * 2:
             outputs: Tensor = super().forward(x)
             return outputs
-        around = hiding(self)
-        outputs = self.heads(around.pool(around.forward_tokens(x)))
+        adapted = as_vit(self)
+        outputs = self.heads(adapted.pool(adapted.forward_tokens(x)))
         return outputs

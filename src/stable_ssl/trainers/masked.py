@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..base import BaseTrainer
 from ..exceptions import ConfigError
-from ..modules.hiding import hiding
+from ..modules.foreign_vit import as_vit
 from ..modules.patches import patchify
 from ..modules.vit import PatchPredictor, take
 from .self_supervised import SelfSupervisedTrainer
@@ -59,7 +59,7 @@ class MaskedTrainer(SelfSupervisedTrainer):
     def prepare_modules(self, modules: dict[str, nn.Module]) -> None:
         """Raise a ConfigError if the backbone can't hide patches."""
         super().prepare_modules(modules)
-        hiding(modules["backbone"])
+        as_vit(modules["backbone"])
 
     def check_setup(self) -> None:
         """Raise a ConfigError if the decoder has another grid of patches than backbone and masks."""
@@ -77,7 +77,7 @@ class MaskedTrainer(SelfSupervisedTrainer):
 
     def compute_loss(self) -> dict[str, Tensor]:
         """Return the loss of the predicted pixels of the hidden patches."""
-        backbone, decoder = hiding(self.module["backbone"]), self.module["decoder"]
+        backbone, decoder = as_vit(self.module["backbone"]), self.module["decoder"]
         (images,), (is_hidden,) = self.views_and_masks()  # the mask is (batch, patches)
         check_views(images, backbone, decoder, "decoder")
         places, is_real = backbone.places_of(~is_hidden, images)  # (batch, visible) each

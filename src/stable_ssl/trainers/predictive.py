@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..exceptions import ConfigError, DataError
-from ..modules.hiding import hiding
+from ..modules.foreign_vit import as_vit
 from ..modules.teacher_student import check_ema, check_evaluate_with, copy_values, ema_coefficient, follow
 from ..modules.vit import PatchPredictor, take
 from ..runtime.batches import has_labels
@@ -228,7 +228,7 @@ class IJEPATrainer(JointEmbeddingPredictiveTrainer):
     def prepare_modules(self, modules: dict[str, nn.Module]) -> None:
         """Raise a ConfigError if an encoder can't hide patches. The base class raises others."""
         for name in ("context_encoder", "target_encoder"):
-            hiding(modules[name], f"module.{name}")
+            as_vit(modules[name], f"module.{name}")
         super().prepare_modules(modules)
 
     def view_counts(self) -> tuple[int, int | None]:
@@ -239,13 +239,13 @@ class IJEPATrainer(JointEmbeddingPredictiveTrainer):
         """Return the loss of the target blocks. Each block is predicted separately."""
         (images,), (is_context, is_target) = self.views_and_masks()  # masks (batch, patches), (batch, targets, patches)
         num_targets = is_target.shape[1]
-        encoder, predictor = hiding(self.module["context_encoder"]), self.module["predictor"]
+        encoder, predictor = as_vit(self.module["context_encoder"]), self.module["predictor"]
         check_views(images, encoder, predictor, "predictor")
         # kept, most: the number of patches of the largest context and of the largest target block
         places, is_real = encoder.places_of(is_context, images)  # (batch, kept) each
         wanted, is_wanted = encoder.places_of(is_target.flatten(0, 1), images)  # (batch × targets, most) each
         with torch.no_grad():
-            outputs = hiding(self.module["target_encoder"]).forward_tokens(images)  # (batch, [1 +] patches, dim)
+            outputs = as_vit(self.module["target_encoder"]).forward_tokens(images)  # (batch, [1 +] patches, dim)
         tokens = encoder.forward_tokens(images, places, is_real)  # (batch, [1 +] kept, dim)
         is_students = self.evaluate_with == "student"
         self.watch([encoder.pool(tokens, is_real) if is_students else encoder.pool(outputs)])  # (batch, dim)

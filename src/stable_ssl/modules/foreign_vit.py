@@ -26,7 +26,7 @@ VITS = (
 _OFFERED = ("grid", "patch_size", "places_of", "forward_tokens", "patches_of", "pool")
 
 
-def hiding(network: nn.Module, key: str = "module.backbone") -> Any:
+def as_vit(network: nn.Module, key: str = "module.backbone") -> Any:
     """Return a vision transformer as an object that offers what methods that hide patches call.
 
     These are the attributes `grid` and `patch_size`, and the methods `places_of`, `forward_tokens`, `patches_of` and
@@ -70,7 +70,7 @@ def _is_of_torchvision(network: nn.Module) -> bool:
     return cls is not None and isinstance(network, cls)
 
 
-class _Around:
+class _Adapter:
     """What both libraries have in common.
 
     Parameters
@@ -129,8 +129,8 @@ class _Around:
         return resample_positions(table[:, num_others:], self.grid, grid), table[:, :num_others]
 
 
-class _OfTimm(_Around):
-    """Around timm's VisionTransformer."""
+class _OfTimm(_Adapter):
+    """Adapts timm's VisionTransformer."""
 
     def __init__(self, network: Any):
         embed = network.patch_embed
@@ -165,8 +165,8 @@ class _OfTimm(_Around):
         return network.norm(tokens)  # type: ignore[no-any-return]
 
 
-class _OfTorchvision(_Around):
-    """Around torchvision's VisionTransformer."""
+class _OfTorchvision(_Adapter):
+    """Adapts torchvision's VisionTransformer."""
 
     def __init__(self, network: Any):
         side = network.image_size // network.patch_size

@@ -12,7 +12,7 @@ from stable_ssl import ConfigError, IJEPATrainer, MaskedTrainer, load_backbone, 
 from stable_ssl.augmentations import IJEPAViews, MAEViews
 from stable_ssl.data import Loader
 from stable_ssl.modules import PatchPredictor, ViT
-from stable_ssl.modules.hiding import hiding
+from stable_ssl.modules.foreign_vit import as_vit
 from stable_ssl.modules.vit import places_of
 
 SMALL = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 48}
@@ -48,41 +48,49 @@ def of_torchvision(size=32):
 @pytest.mark.parametrize("size", [(32, 32), (24, 40)])
 def test_with_all_patches_a_network_of_timm_computes_what_it_computes_by_itself(kind, size):
     network = of_timm(**OF_TIMM[kind])
-    around, images = hiding(network), torch.randn(2, 3, *size)
+    adapted, images = as_vit(network), torch.randn(2, 3, *size)
     mask = torch.ones(2, size[0] * size[1] // 64, dtype=torch.bool)
     with torch.no_grad():
         wanted = network.forward_features(images)
-        for tokens in (around.forward_tokens(images), around.forward_tokens(images, *around.places_of(mask, images))):
+        for tokens in (
+            adapted.forward_tokens(images),
+            adapted.forward_tokens(images, *adapted.places_of(mask, images)),
+        ):
             torch.testing.assert_close(tokens, wanted, atol=1e-6, rtol=0)
-            torch.testing.assert_close(around.pool(tokens), network(images), atol=1e-6, rtol=0)
+            torch.testing.assert_close(adapted.pool(tokens), network(images), atol=1e-6, rtol=0)
 
 
 def test_with_all_patches_a_network_of_torchvision_computes_what_it_computes_by_itself():
     from torchvision.models import VisionTransformer
 
     network, images = of_torchvision(), torch.randn(2, 3, 32, 32)
-    around, mask = hiding(network), torch.ones(2, 16, dtype=torch.bool)
+    adapted, mask = as_vit(network), torch.ones(2, 16, dtype=torch.bool)
     with torch.no_grad():
         wanted = VisionTransformer.forward(network, images)
-        for tokens in (around.forward_tokens(images), around.forward_tokens(images, *around.places_of(mask, images))):
-            torch.testing.assert_close(around.pool(tokens), wanted, atol=1e-6, rtol=0)
+        for tokens in (
+            adapted.forward_tokens(images),
+            adapted.forward_tokens(images, *adapted.places_of(mask, images)),
+        ):
+            torch.testing.assert_close(adapted.pool(tokens), wanted, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("make", [of_timm, lambda: of_timm(**OF_TIMM["mean of the patches"]), of_torchvision])
 def test_hidden_patches_and_padding_have_no_influence(make):
-    around, images = hiding(make()), torch.randn(2, 3, 32, 32)
+    adapted, images = as_vit(make()), torch.randn(2, 3, 32, 32)
     mask = torch.zeros(2, 16, dtype=torch.bool)
     mask[0, [1, 5, 6]] = mask[1, [2]] = True
     places, is_real = places_of(mask)
     changed = images.clone()
     changed[1, :, :8, :8] = 9.0  # patch 0, which is hidden in both images and pads the second one
     with torch.no_grad():
-        kept = around.forward_tokens(images, places, is_real)
-        outputs = around.pool(kept, is_real)
-        torch.testing.assert_close(around.pool(around.forward_tokens(changed, places, is_real), is_real), outputs)
-        alone = around.forward_tokens(images[1:], places[1:, :1])  # the only patch of the second image, without padding
-        torch.testing.assert_close(around.pool(alone), outputs[1:], atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(around.patches_of(alone), around.patches_of(kept)[1:, :1], atol=1e-5, rtol=1e-5)
+        kept = adapted.forward_tokens(images, places, is_real)
+        outputs = adapted.pool(kept, is_real)
+        torch.testing.assert_close(adapted.pool(adapted.forward_tokens(changed, places, is_real), is_real), outputs)
+        alone = adapted.forward_tokens(
+            images[1:], places[1:, :1]
+        )  # the only patch of the second image, without padding
+        torch.testing.assert_close(adapted.pool(alone), outputs[1:], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(adapted.patches_of(alone), adapted.patches_of(kept)[1:, :1], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("make", [of_timm, of_torchvision, lambda: ViT((16, 48), 8, 48, 1, 3)])
@@ -137,7 +145,7 @@ def test_a_network_that_is_no_vision_transformer_is_refused_in_a_sentence(name):
         with pytest.raises(ConfigError, match=words):
             load_backbone(name, norm_eps=1e-6)
         with pytest.raises(ConfigError, match="module.backbone: the method hides patches, so it needs a ViT"):
-            hiding(load_backbone(name))
+            as_vit(load_backbone(name))
 
 
 @pytest.mark.parametrize("make", [lambda: of_timm(patch_size=16), lambda: of_torchvision((32, 32))])
