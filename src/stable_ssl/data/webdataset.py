@@ -10,7 +10,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from .checks import is_function, require
 from .datasets import FUNCTION_OF_IMAGE, to_float_tensor
 from .images import ImageDecoder, check_options, find_channels
 from .shards import read_headers, state_of
+from .threads import Threads
 
 NUM_THREADS = 16  # more than cores, because a network's file system answers late
 MOST_NAMED = 20
@@ -122,8 +122,11 @@ class WebDataset(Dataset):
         self.files = [file for item in paths for file in _shards(str(item))]
         if repeated := [str(file) for file, count in Counter(self.files).items() if count > 1]:
             raise ConfigError(f"path: {repeated[:3]} stand there twice, so their samples would come twice an epoch.")
-        with ThreadPoolExecutor(NUM_THREADS) as pool:
-            self._take(list(pool.map(self._look_at, self.files)))
+        threads = Threads(NUM_THREADS, "shards")
+        try:
+            self._take(list(threads.map(self._look_at, self.files, ahead=2 * NUM_THREADS)))
+        finally:
+            threads.close(wait=False)  # one may hang, on a disk that does not answer
 
     def _look_at(self, file: Path) -> _Contents:
         """Return the places and labels of the samples of a shard."""
