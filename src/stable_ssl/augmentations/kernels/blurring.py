@@ -16,77 +16,73 @@ from numba.extending import intrinsic
 from .compiling import Array, Number, kernel
 from .vectors import Vectors, check, vector
 
-SUMS = 32  # values of a row that are summed together
+SUMS = 32  # values that are summed together
+ROWS = 8  # rows that are prepared before they are read: reading a row that was just written means waiting
 
 
 @intrinsic
 def _sum_pairs(
-    typing_context: Any, source: Any, offsets: Any, weights: Any, num_taps: Any, length: Any, out: Any
+    typing_context: Any, source: Any, apart: Any, weights: Any, radius: Any, length: Any, out: Any, step: Any
 ) -> Any:
-    """Write `length` values of `out`: Σ over taps of weight · (source at one offset + source at the other), in float32.
+    """Write Σ over distances of weight · (value so far before + value so far after), in float32, SUMS at a time.
 
     Parameters
     ----------
-    source, out
-        uint8 or float32, at least `length` values, and as many more as blocks of SUMS need. Sums are rounded if `out`
-        is uint8.
-    offsets
-        (taps, 2), int64: the two places in the source for the first value; those of the next values follow one by one.
+    source
+        float32: `radius` neighbours of the first value, the values, and the neighbours of the last one. Blocks of SUMS
+        values may reach beyond.
+    apart
+        int64: from one neighbour to the next, in values of the source.
     weights
-        (taps,), float32.
-    num_taps, length
-        int64.
+        (radius + 1,), float32: by distance; half of the centre's, which is paired with itself.
+    radius, length
+        int64: the largest distance; the number of values.
+    out
+        uint8 or float32. Sums are rounded if it is uint8.
+    step
+        int64: from the start of a block in `out` to that of the next.
     """
-    check((source, "uint8 float32"), (offsets, "int64"), (weights, "float32"), (out, "uint8 float32"))
+    check((source, "float32"), (weights, "float32"), (out, "uint8 float32"))
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         v = Vectors(context, builder, signature, args)
-        num_taps, length = args[3:5]
+        apart, radius, length, step = args[1], args[3], args[4], args[6]
         number, reals = length.type, ir.VectorType(ir.FloatType(), SUMS)
         zeros = ir.Constant(reals, [0.0] * SUMS)
-
-        def load(place: Any) -> Any:
-            if source.dtype == types.float32:
-                return v.load(v.data[0], place, reals)
-            return builder.zext(v.load(v.data[0], place, vector(8, SUMS)), vector(16, SUMS))
-
-        def add(a: Any, b: Any) -> Any:
-            return builder.fadd(a, b) if source.dtype == types.float32 else builder.uitofp(builder.add(a, b), reals)
-
-        with cgutils.for_range_slice(builder, number(0), length, number(SUMS), number) as (x, _):
+        centre = builder.mul(radius, apart)
+        with cgutils.for_range_slice(builder, number(0), length, number(SUMS), number) as (x, count):
             total = cgutils.alloca_once(builder, reals)
             builder.store(zeros, total)
-            with cgutils.for_range(builder, num_taps) as taps:
-                pair = [builder.add(builder.mul(taps.index, number(2)), number(i)) for i in range(2)]
-                values = [load(builder.add(x, v.load(v.data[1], at, number))) for at in pair]
+            middle = builder.add(x, centre)
+            with cgutils.for_range(builder, builder.add(radius, number(1))) as taps:
+                distance = builder.mul(taps.index, apart)
+                both = [v.load(v.data[0], side(middle, distance), reals) for side in (builder.sub, builder.add)]
                 weight = v.spread(v.load(v.data[2], taps.index, reals.element), SUMS)
-                more = v.call("llvm.fma.v32f32", reals, weight, add(*values), builder.load(total))
+                more = v.call(f"llvm.fma.v{SUMS}f32", reals, weight, builder.fadd(*both), builder.load(total))
                 builder.store(more, total)
             result = builder.load(total)
             if out.dtype == types.uint8:
-                rounded = v.call("llvm.rint.v32f32", reals, result)
+                rounded = v.call(f"llvm.rint.v{SUMS}f32", reals, result)
                 result = builder.trunc(builder.fptosi(rounded, vector(32, SUMS)), vector(8, SUMS))
-            v.store(result, v.data[5], x)
+            v.store(result, v.data[5], builder.mul(count, step))
         return context.get_dummy_value()
 
-    return types.void(source, offsets, weights, num_taps, length, out), generate
+    return types.void(source, apart, weights, radius, length, out, step), generate
 
 
 sum_pairs: Any = _sum_pairs
 
 
 @kernel
-def _reflect(plane: Array, radius: Number, padded: Array) -> None:
-    """Write each row of a plane to `padded`, with `radius` values beside it on either side: its reflections."""
-    height, width = plane.shape
-    for y in range(height):
-        # An index computed in the loop might be negative, and keep it from being vectorised: so slices.
-        line, source = padded[y, radius:], plane[y]
-        for x in range(width):
-            line[x] = source[x]
-        for distance in range(1, radius + 1):
-            padded[y, radius - distance] = source[distance]
-            line[width - 1 + distance] = source[width - 1 - distance]
+def _reflect(source: Array, radius: Number, padded: Array) -> None:
+    """Write a row to `padded`, with `radius` values beside it on either side: its reflections."""
+    # An index computed in the loop might be negative, and keep it from being vectorised: so a slice.
+    width, line = len(source), padded[radius:]
+    for x in range(width):
+        line[x] = np.float32(source[x])
+    for distance in range(1, radius + 1):
+        padded[radius - distance] = line[distance]
+        line[width - 1 + distance] = line[width - 1 - distance]
 
 
 @kernel
@@ -104,32 +100,40 @@ def gaussian_blur(images: Array, is_applied: Array, weights: Array, radii: Array
     radii
         (batch,): the distance of the last tap, at most the largest radius, and below height and width.
     """
-    height, width = images.shape[2:]
-    # Rows have whole vectors, and the first begins a cache line: a vector across two lines takes twice as long to read.
-    stride = (width + SUMS - 1) // SUMS * SUMS
-    blurred = np.empty(height * stride + 16, np.float32)
-    blurred = blurred[(-blurred.ctypes.data // 4) % 16 :]
-    # All rows of a plane are prepared before they are read: reading a row that was just written means waiting.
+    num_images, num_channels, height, width = images.shape
+    num_blocks = (width + SUMS - 1) // SUMS
     largest = weights.shape[1] - 1
-    padded = np.empty((height, stride + 2 * largest), np.uint8)
-    row = np.empty(stride, np.uint8)
-    beside, above = np.empty((largest + 1, 2), np.int64), np.empty((largest + 1, 2), np.int64)
-    for i in range(len(images)):
+    padded = np.empty((ROWS, num_blocks * SUMS + 2 * largest), np.float32)
+    # A plane that is blurred along x lies in columns of SUMS values, so that one stays in the nearest cache. The first
+    # begins a cache line: a vector across two lines takes twice as long to read.
+    length = (height + 2 * largest) * SUMS
+    columns = np.empty(num_blocks * length + 16, np.float32)
+    columns = columns[(-columns.ctypes.data // 4) % 16 :]
+    last = np.empty((height, SUMS), np.uint8)
+    for i in range(num_images):
         if not is_applied[i]:
             continue
         radius = radii[i]
         halved = weights[i].copy()
         halved[0] *= np.float32(0.5)  # the centre is paired with itself
-        for distance in range(radius + 1):
-            beside[distance] = radius - distance, radius + distance
-        for channel in range(images.shape[1]):
-            _reflect(images[i, channel], radius, padded)
-            for y in range(height):
-                sum_pairs(padded[y], beside, halved, radius + 1, width, blurred[y * stride :])
-            for y in range(height):
-                for distance in range(radius + 1):
-                    above[distance, 0] = abs(y - distance) * stride
-                    above[distance, 1] = (height - 1 - abs(height - 1 - y - distance)) * stride
-                sum_pairs(blurred, above, halved, radius + 1, width, row)
-                for x in range(width):
-                    images[i, channel, y, x] = row[x]
+        for channel in range(num_channels):
+            plane = images[i, channel]
+            for start in range(0, height, ROWS):
+                end = min(start + ROWS, height)
+                for y in range(start, end):
+                    _reflect(plane[y], radius, padded[y - start])
+                for y in range(start, end):
+                    row = columns[(radius + y) * SUMS :]
+                    sum_pairs(padded[y - start], 1, halved, radius, width, row, length)
+            for block in range(num_blocks):
+                column = columns[block * length : (block + 1) * length]
+                rows = column.reshape(-1, SUMS)
+                for distance in range(1, radius + 1):
+                    rows[radius - distance] = rows[radius + distance]
+                    rows[radius + height - 1 + distance] = rows[radius + height - 1 - distance]
+                x = block * SUMS
+                if x + SUMS <= width:
+                    sum_pairs(column, SUMS, halved, radius, height * SUMS, plane.reshape(-1)[x:], width)
+                else:
+                    sum_pairs(column, SUMS, halved, radius, height * SUMS, last.reshape(-1), SUMS)
+                    plane[:, x:] = last[:, : width - x]
