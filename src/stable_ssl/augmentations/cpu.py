@@ -15,6 +15,7 @@ import torch
 
 from .draw import Drawn
 from .operations.base import Operation, ToFloats
+from .operations.cropping import Cropping
 
 # All operations are done to as many images as fit into a core's cache together.
 PIECE_BYTES = 4 << 20
@@ -114,8 +115,15 @@ def _change(
     operations: Sequence[Operation], drawn: Sequence[Drawn], images: np.ndarray | list[np.ndarray]
 ) -> np.ndarray:
     """Return uint8 images (batch, channels, height, width) of those (batch, height, width, channels), changed."""
-    place = 0
-    if isinstance(images, list):
+    place, first = 0, operations[0] if operations else None
+    # A subclass that does something else on the CPU takes the images as other operations do.
+    if (
+        isinstance(first, Cropping)
+        and type(first).on_cpu is Cropping.on_cpu
+        and (first.fixed_size or not isinstance(images, list))
+    ):
+        pixels, place = first.on_images(drawn[0], images), 1
+    elif isinstance(images, list):
         # Images of different sizes are changed one by one, until an operation gives them one.
         fixed = (number for number, operation in enumerate(operations, start=1) if operation.fixed_size)
         place = next(fixed, len(operations))
@@ -131,9 +139,7 @@ def _change(
             _check_alike(alone[0], other)
         pixels = np.concatenate(alone) if len(alone) > 1 else alone[0]
     else:
-        pixels = images.transpose(0, 3, 1, 2)
-        if not (operations and operations[0].resizes):
-            pixels = pixels.copy()  # an operation that keeps the size may work in place
+        pixels = images.transpose(0, 3, 1, 2).copy()  # operations may work in place
     for operation, parameters in zip(operations[place:], drawn[place:], strict=True):
         pixels = operation.on_cpu(parameters, pixels)
     return pixels

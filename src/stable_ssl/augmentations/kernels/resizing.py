@@ -9,8 +9,10 @@ load per value; x86 processors since 2013 have an instruction for it, and one to
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
+import numba
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
@@ -22,10 +24,6 @@ from .vectors import BEST, NUM_WINDOWS, WIDTH, WINDOW, Vectors, check, vector
 MAX_PRECISION = 22
 Axis: TypeAlias = tuple[Array, Array, Number]  # what `_taps` returns
 Windows: TypeAlias = tuple[Number, Array, Array, Array]  # what `_windows` returns
-# Some images are read-only: without a signature, each kind would be compiled for.
-CROP = types.void(
-    types.Array(types.uint8, 4, "C", readonly=True), types.int64[:, ::1], types.boolean, types.uint8[:, :, :, ::1]
-)
 
 
 @intrinsic
@@ -231,19 +229,19 @@ def _windows(axis: Axis) -> Windows:
     starts = np.zeros(num_blocks * NUM_WINDOWS, np.int64)
     places = np.zeros((num_blocks, 4 * WIDTH), np.uint8)
     factors = np.zeros((num_taps // 2, num_blocks, WIDTH, 2), np.int16)
+    flat_places, flat_factors = places.reshape(-1), factors.reshape(num_taps // 2, -1)
     for x in range(new):
         if WINDOW and x * size % WINDOW == 0:
             starts[x * size // WINDOW] = first[x]
         place = first[x] - starts[x * size // WINDOW] if WINDOW else 0
         if place + 1 >= WINDOW:
             return is_blend, starts, places, factors[:0]
-        taken = places.reshape(-1)[x * size : (x + 1) * size]
-        taken[0], taken[size // 2] = place, place + 1
+        flat_places[x * size], flat_places[x * size + size // 2] = place, place + 1
         if is_blend:
-            factors.reshape(-1)[x] = weights[x, 0]
+            flat_factors[0, x] = weights[x, 0]
             continue
         for tap in range(num_taps):
-            factors[tap // 2].reshape(-1)[2 * x + tap % 2] = weights[x, tap]
+            flat_factors[tap // 2, 2 * x + tap % 2] = weights[x, tap]
     return is_blend, starts, places, factors
 
 
@@ -306,8 +304,23 @@ def _split(image: Array, top: Number, left: Number, planes: Array) -> None:
                 planes[channel, y, x] = row[num_channels * x + channel]
 
 
-@kernel(CROP)
-def crop_and_resize(images: Array, boxes: Array, is_cubic: Number, out: Array) -> None:
+@intrinsic
+def _memory_at(typing_context: Any, address: Any) -> Any:
+    """Return the pointer to bytes at an address."""
+    pointer = types.CPointer(types.uint8)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], context.get_value_type(pointer))
+
+    return pointer(address), generate
+
+
+memory_at: Any = _memory_at
+
+
+def crop_and_resize(
+    images: Sequence[np.ndarray] | np.ndarray, boxes: np.ndarray, is_cubic: bool, out: np.ndarray
+) -> None:
     """Resize a box of each image to the size of `out`: bilinear or bicubic, antialiased.
 
     The arithmetic is torch's, with whole numbers. It goes along x first, then along y, and rounds to uint8 after each.
@@ -316,17 +329,25 @@ def crop_and_resize(images: Array, boxes: Array, is_cubic: Number, out: Array) -
     Parameters
     ----------
     images
-        (batch, height, width, channels).
+        uint8 (height, width, channels) each. They may differ in size.
     boxes
-        (batch, 4): top, left, height, width.
+        int64 (batch, 4): top, left, height, width.
     is_cubic
         Bicubic; or else bilinear.
     out
-        (batch, channels, new height, new width): the results.
+        uint8 (batch, channels, new height, new width): the results.
     """
-    num_images, old_height, _, num_channels = images.shape
+    # The loop takes addresses: it would be compiled anew for each kind of array, and is not called once per image.
+    images = [np.ascontiguousarray(image) for image in images]
+    places = [(image.ctypes.data, *image.shape[:2]) for image in images]
+    _crop_and_resize(np.array(places, np.int64).reshape(-1, 3), boxes, is_cubic, out)
+
+
+@kernel
+def _crop_and_resize(images: Array, boxes: Array, is_cubic: Number, out: Array) -> None:
+    """Do that for images of which the address, the height and the width are known, (batch, 3)."""
+    num_channels = out.shape[1]
     new_height, new_width = out.shape[2:]
-    rows = images.reshape(num_images, old_height, -1)
     # Taps without weight reach beyond the end of a line by at most its length, and the last window further.
     largest_height, largest_width = boxes[:, 2].max(), boxes[:, 3].max()
     planes = np.empty((num_channels * largest_height, 2 * largest_width + 64), np.uint8)
@@ -334,7 +355,9 @@ def crop_and_resize(images: Array, boxes: Array, is_cubic: Number, out: Array) -
     axis = _taps(1, 1, is_cubic)
     known_x, known_y = [(axis, _windows(axis))], [axis]
     place_x, place_y = np.zeros(largest_width + 1, np.int64), np.zeros(largest_height + 1, np.int64)
-    for i in range(num_images):
+    for i in range(len(images)):
+        address, old_height, old_width = images[i]
+        rows = numba.carray(memory_at(address), (old_height, old_width * num_channels), np.uint8)
         top, left, height, width = boxes[i]
         if not place_x[width]:
             axis = _taps(width, new_width, is_cubic)
@@ -344,7 +367,7 @@ def crop_and_resize(images: Array, boxes: Array, is_cubic: Number, out: Array) -
             place_y[height] = len(known_y)
             known_y.append(_taps(height, new_height, is_cubic))
         target = lines if width == new_width else planes
-        _split(rows[i], top, left, target[: num_channels * height].reshape(num_channels, height, -1)[:, :, :width])
+        _split(rows, top, left, target[: num_channels * height].reshape(num_channels, height, -1)[:, :, :width])
         if width != new_width:
             axis, windows = known_x[place_x[width]]
             _resize_lines(planes[: num_channels * height], axis, windows, lines)

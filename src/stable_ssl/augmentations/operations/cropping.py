@@ -51,12 +51,15 @@ class Cropping(Operation):
 
     def on_cpu(self, drawn: Drawn, pixels: np.ndarray) -> np.ndarray:
         """Resize with torch's fixed-point arithmetic."""
+        return self.on_images(drawn, pixels.transpose(0, 2, 3, 1))
+
+    def on_images(self, drawn: Drawn, images: np.ndarray | list[np.ndarray]) -> np.ndarray:
+        """Do so for images (height, width, channels); they may differ in size if their results do not."""
         from ..kernels.resizing import crop_and_resize
 
         boxes = np.stack([drawn["top"], drawn["left"], drawn["height"], drawn["width"]], axis=1)
-        height, width = self.output_size(*pixels.shape[2:])
-        cropped = np.empty((*pixels.shape[:2], int(height), int(width)), np.uint8)
-        images = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
+        height, width = self.output_size(*images[0].shape[:2])
+        cropped = np.empty((len(images), images[0].shape[2], int(height), int(width)), np.uint8)
         crop_and_resize(images, boxes, self.interpolation == "bicubic", cropped)
         return cropped
 
