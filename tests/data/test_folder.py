@@ -12,6 +12,7 @@ import shutil
 import signal
 import struct
 import tempfile
+import time
 import zlib
 from pathlib import Path
 
@@ -352,7 +353,7 @@ def test_a_cache_that_is_damaged_or_of_another_version_is_not_used(root, cache, 
         Images(root)  # it is written anew
         assert len(caplog.messages) == 1
     assert "is not used" in caplog.text
-    assert [path.suffix for path in cache.rglob("*.*")] == [".npz"]
+    assert {path.suffix or path.name for path in cache.rglob("*.*")} == {".npz", ".lock"}
 
 
 def test_a_full_disk_for_the_cache_costs_one_line(root, small_disk, monkeypatch, caplog):
@@ -365,7 +366,7 @@ def test_a_full_disk_for_the_cache_costs_one_line(root, small_disk, monkeypatch,
     (line,) = caplog.messages
     assert line.startswith(f"What is known of '{root}' can't be kept in '{small_disk}/stable_ssl")
     assert "No space left on device" in line
-    assert not any(cache_of(root).parent.iterdir())
+    assert [path.name for path in cache_of(root).parent.iterdir()] in ([], [".lock"])
     (small_disk / "filler").unlink()
     Images(root)
     assert cache_of(root).exists()
@@ -383,17 +384,27 @@ def scan_in_process(root, queue):
     queue.put(Images(root).sizes.tolist())
 
 
-def test_processes_that_scan_at_the_same_time_leave_one_good_cache(root, cache):
+def test_processes_that_scan_at_the_same_time_look_at_each_file_once(root, cache, monkeypatch):
     context = multiprocessing.get_context("fork")
-    queue = context.Queue()
+    queue, looks, header = context.Queue(), context.Queue(), scanning._header
+
+    def slowly(path):
+        looks.put(path)
+        time.sleep(0.2)
+        return header(path)
+
+    monkeypatch.setattr(scanning, "_header", slowly)
     processes = [context.Process(target=scan_in_process, args=(root, queue)) for _ in range(4)]
     for process in processes:
         process.start()
     found = [queue.get(timeout=60) for _ in processes]
     for process in processes:
         process.join()
+    files = {looks.get(timeout=10) for _ in Images(root).files}
     assert found == [Images(root).sizes.tolist()] * 4
-    assert len([path for path in cache.rglob("*") if path.is_file()]) == 1
+    assert len(files) == 4
+    assert looks.empty()
+    assert len([path for path in cache.rglob("*.*") if path.name != ".lock"]) == 1
 
 
 def test_a_long_scan_tells_how_far_it_is(root, monkeypatch, caplog):

@@ -30,7 +30,7 @@ class Images(Dataset):
 
     The first start reads the header and the end of each file, which finds files that were cut short. What it found is
     kept in `$XDG_CACHE_HOME/stable_ssl` or `~/.cache/stable_ssl`; later starts look again only at files whose size or
-    time of change is another one.
+    time of change is another one. Processes that start together look at each file once.
 
     Hidden files and folders are left out, and so are `__MACOSX` folders. Links are followed, but each folder is taken
     once.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import logging
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +67,31 @@ class Scan:
         self.rows = rows[is_known]
 
 
+@contextlib.contextmanager
+def one_at_a_time(root: Path) -> Iterator[None]:
+    """Wait until no other process of this user scans the folder; others wait until this one is done.
+
+    So the processes of a run do not all read the same headers. If files can't be locked there, nobody waits.
+    """
+    path = cache_of(root)
+    if path is None:
+        yield
+        return
+    place = int(path.stem[:7], 16)  # a byte of the file stands for the folder; a lock needs no byte to be there
+    with contextlib.ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(open(path.parent / ".lock", "w"))
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+            except (BlockingIOError, PermissionError):  # another process has it
+                log.info("'%s': another process looks at the images. Its result is waited for.", printable(root))
+                fcntl.lockf(file, fcntl.LOCK_EX, 1, place)
+        except OSError as error:
+            log.debug("'%s': scans can't be locked: %s", printable(root), error)
+        yield
+
+
 def read_scan(root: Path) -> Scan:
     """Return the scan of a folder that was kept; an empty one if there is none, or it can't be used."""
     path, nothing = cache_of(root), Scan([], np.zeros(0, COLUMNS))
@@ -82,6 +110,8 @@ def read_scan(root: Path) -> Scan:
         return nothing
     except Exception as error:  # damaged files raise errors of many kinds
         log.info("'%s', what is known of '%s', is not used: %s", printable(path), printable(root), error)
+        with contextlib.suppress(OSError):
+            path.unlink()
         return nothing
 
 

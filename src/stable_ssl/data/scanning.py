@@ -22,7 +22,7 @@ from ..exceptions import DataError
 from ..runtime.files import printable
 from .faults import is_of_machine, is_out_of_memory
 from .images import has_deep_colours, open_image, pixel_limit
-from .scan_cache import COLUMNS, read_scan, write_scan
+from .scan_cache import COLUMNS, Scan, one_at_a_time, read_scan, write_scan
 from .threads import Threads
 
 log = logging.getLogger("stable_ssl")
@@ -133,10 +133,7 @@ def scan(root: Path, files: list[str], all_files: list[str]) -> tuple[np.ndarray
     DataError
         The machine, a disk or the network failed, so that the files may be good.
     """
-    saved = read_scan(root)
-    known, table = saved.of(files), np.zeros(len(files), COLUMNS)
-    reasons: dict[int, str] = {}
-
+    table, reasons = np.zeros(len(files), COLUMNS), dict[int, str]()
     sizes, mtimes = table["size"], table["mtime"]
 
     def state_of(row: int) -> None:
@@ -148,20 +145,27 @@ def scan(root: Path, files: list[str], all_files: list[str]) -> tuple[np.ndarray
     def look_at(row: int) -> None:
         table[row] = (sizes[row], mtimes[row], *_header(f"{root}/{files[row]}"))
 
+    def unknown(saved: Scan) -> np.ndarray:
+        """Take what is known of the files as they are now; return the rows of the others."""
+        known = saved.of(files)
+        is_known = (known["height"] > 0) & (known["size"] == sizes) & (known["mtime"] == mtimes)
+        # A script may have raised Pillow's limit when they were looked at.
+        is_known &= known["height"].astype(np.int64) * known["width"] <= pixel_limit()
+        table[is_known] = known[is_known]
+        is_known[list(reasons)] = True
+        return np.flatnonzero(~is_known)
+
     _in_threads(root, state_of, np.arange(len(files)), reasons, "{} of {} images were found again.")
-    is_known = (known["height"] > 0) & (known["size"] == sizes) & (known["mtime"] == mtimes)
-    # A script may have raised Pillow's limit when they were looked at.
-    is_known &= known["height"].astype(np.int64) * known["width"] <= pixel_limit()
-    table[is_known] = known[is_known]
-    is_known[list(reasons)] = True
-    with warnings.catch_warnings():
+    if not len(unknown(read_scan(root))):
+        return table, dict(sorted(reasons.items()))
+    with one_at_a_time(root), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, of damaged files: they do not say which
+        saved = read_scan(root)  # another process may have looked at the files in the meantime
         try:
-            _in_threads(root, look_at, np.flatnonzero(~is_known), reasons, "{} of {} images were looked at.")
+            _in_threads(root, look_at, unknown(saved), reasons, "{} of {} images were looked at.")
         finally:  # what was seen before an interruption is not looked at again
-            if not is_known.all():
-                saved.replace(files, table, all_files)
-                write_scan(root, saved)
+            saved.replace(files, table, all_files)
+            write_scan(root, saved)
     return table, dict(sorted(reasons.items()))
 
 
