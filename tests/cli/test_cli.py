@@ -45,6 +45,13 @@ def test_help_is_quick_and_imports_nothing_heavy(tmp_path):
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
 
 
+@pytest.mark.parametrize("command", ["pretrain", "train", "resume", "branch", "views"])
+def test_the_usage_says_that_settings_may_follow(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert "[key=value ...]" in capsys.readouterr().out.split("\n\n")[0]
+
+
 def test_recipes_are_listed_and_shown(tmp_path):
     listed = run("recipes", cwd=tmp_path)
     assert all(name in listed.stdout for name in recipe_names())

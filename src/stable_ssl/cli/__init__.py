@@ -117,7 +117,7 @@ def make_parser() -> argparse.ArgumentParser:
         epilog=OF_JOBS,
     )
     train.add_argument("source", nargs="?", metavar="RECIPE or FILE", help="a recipe's name or a YAML file")
-    train.add_argument("overrides", nargs="*", help="changes of settings, such as optim.epochs=20 hardware.seed=1")
+    _add_settings(train, "changes of settings, such as optim.epochs=20 hardware.seed=1")
     train.add_argument("-m", "--multirun", action="store_true", help="run a sweep: key=1,2 gives two runs")
     train.add_argument("--slurm", action="store_true", help="submit a Slurm job, or a job array for a sweep")
     for short, option in (("-cp", "--config-path"), ("-cd", "--config-dir"), ("-cn", "--config-name")):
@@ -125,9 +125,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_options_of_hydra(train)
     resume = commands.add_parser("resume", help="go on with a run that was interrupted", epilog=OF_JOBS)
     resume.add_argument("run", nargs="?", metavar="RUN", help="the run's folder (the newest unfinished run in runs/)")
-    resume.add_argument(
-        "overrides", nargs="*", help="changes of settings that may differ, such as data.train.num_workers=4"
-    )
+    _add_settings(resume, "changes of settings that may differ, such as data.train.num_workers=4")
     resume.add_argument("--slurm", action="store_true", help="go on in a Slurm job")
     branch = commands.add_parser(
         "branch",
@@ -137,7 +135,7 @@ def make_parser() -> argparse.ArgumentParser:
         + OF_JOBS,
     )
     branch.add_argument("run", metavar="RUN", help="the other run's folder")
-    branch.add_argument("overrides", nargs="*", help="changes of settings, such as optim.optimizer.lr=0.01")
+    _add_settings(branch, "changes of settings, such as optim.optimizer.lr=0.01")
     branch.add_argument("--step", type=int, metavar="N", help="global step of the checkpoint (the newest valid one)")
     branch.add_argument(
         "--out", metavar="NEW", help="the new run's folder (a new one in `runs/` of RUN's working folder)"
@@ -146,7 +144,7 @@ def make_parser() -> argparse.ArgumentParser:
     branch.add_argument("--slurm", action="store_true", help="train the branch in a Slurm job")
     views = commands.add_parser("views", help="draw samples and their views, with the parameters of each view")
     views.add_argument("source", metavar="RECIPE or FILE", help="a recipe's name or a YAML file")
-    views.add_argument("overrides", nargs="*", help="changes of settings, such as hardware.seed=1")
+    _add_settings(views, "changes of settings, such as hardware.seed=1")
     views.add_argument("--out", default="views.png", metavar="FILE", help="the picture's file (views.png)")
     views.add_argument("--samples", type=int, default=6, metavar="N", help="number of samples (6)")
     views.add_argument("--epoch", type=int, default=0, metavar="N", help="epoch whose views are drawn (0)")
@@ -155,6 +153,11 @@ def make_parser() -> argparse.ArgumentParser:
     recipes.add_argument("action", nargs="?", choices=["show"], help="print a recipe's whole configuration")
     recipes.add_argument("name", nargs="?", help="the recipe's name")
     return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser, text: str) -> None:
+    """Add the arguments of the form key=value."""
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=text)
 
 
 def _add_pretrain(commands: Any) -> None:
@@ -166,7 +169,7 @@ def _add_pretrain(commands: Any) -> None:
         "views=writing for writing and symbols; the run's config.yaml holds everything.",
     )
     pretrain.add_argument("folder", metavar="FOLDER", help="the folder of the images, however deep they are")
-    pretrain.add_argument("overrides", nargs="*", help="changes of settings, such as optim.optimizer.lr=0.001")
+    _add_settings(pretrain, "changes of settings, such as optim.optimizer.lr=0.001")
     for option, metavar, text in (
         ("--method", "M", "how it learns (simclr); `stable-ssl recipes` lists the methods"),
         ("--backbone", "B", "the network (resnet9), or timm/NAME"),
