@@ -84,7 +84,7 @@ class EncodedImages:
     def _look_at(self, index: int, content: Any, name: str) -> None:
         """Read the header of an image."""
         with open_content(content, name) as file:
-            image = open_image(file)
+            image = open_image(file, name)
             orientation = orientation_of(image)
             width, height = image.size[::-1] if orientation in _SWAPS_SIDES else image.size
             self._headers[index] = height, width, orientation, self._who_decodes(image)

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..augmentations.images import as_plain, is_grey
 from ..exceptions import DataError
@@ -52,7 +52,7 @@ class ImageDecoder:
         content, path = content_of(source)
         name = f"'{path}'" if path else name
         with open_content(content, name) as file:
-            image = open_image(file)
+            image = open_image(file, name)
             highest = _highest_level(image)
             if has_deep_colours(image):
                 deep = image
@@ -132,14 +132,16 @@ def open_content(content: bytes | str | Path | None, name: str) -> BinaryIO:
     return io.BytesIO(content) if isinstance(content, bytes) else open(content, "rb")
 
 
-def open_image(file: BinaryIO) -> Image.Image:
-    """Read the header of an image. If it has more pixels than Pillow takes, the error says what to do."""
+def open_image(file: BinaryIO, name: str = "") -> Image.Image:
+    """Read the header of an image, or raise a DataError that says what is wrong with `name`, the file."""
     try:
         return Image.open(file)
+    except UnidentifiedImageError as error:  # which names an object of Python's
+        raise DataError(f"{name or 'it'} is no image, or its header is damaged") from error
     except Image.DecompressionBombError as error:
         raise DataError(
-            f"it has {_size_in_words(file)}, and Pillow's limit is {pixel_limit():,} pixels. Make it smaller or cut it "
-            "into pieces, or raise PIL.Image.MAX_IMAGE_PIXELS in a script"
+            f"{name or 'it'} has {_size_in_words(file)}, and Pillow's limit is {pixel_limit():,} pixels. Make it "
+            "smaller or cut it into pieces, or raise PIL.Image.MAX_IMAGE_PIXELS in a script"
         ) from error
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import UnidentifiedImageError
 
 from ..augmentations.images import is_grey, orientation_of
 from ..exceptions import DataError
@@ -250,8 +249,6 @@ def _has_end(image: Any, file: BinaryIO, size: int) -> bool:
 
 def _why(error: Exception) -> str:
     """Return the reason of an error without the path, which the caller names."""
-    if isinstance(error, UnidentifiedImageError):
-        return "it is no image, or its header is damaged"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error).rstrip(".") or type(error).__name__

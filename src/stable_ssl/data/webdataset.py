@@ -35,7 +35,7 @@ class _Contents:
     state: tuple[int, int] = (0, 0)
     name: str = ""
     keys: list[bytes] = field(default_factory=list)
-    places: list[tuple[int, int]] = field(default_factory=list)
+    places: list[tuple[int, int, int]] = field(default_factory=list)  # offset, size, and number of the ending
     labels: list[int] = field(default_factory=list)
     has_labels: bool = False
     lacking: list[str] = field(default_factory=list)  # samples without an image, in words
@@ -139,7 +139,7 @@ class WebDataset(Dataset):
         with open(file, "rb", buffering=0) as opened:
             for key, members in shard.members.items():
                 ending = next((ending for ending in self._endings if ending in members), None)
-                found.places.append(members[ending] if ending else (0, 0))
+                found.places.append((*members[ending], self._endings.index(ending)) if ending else (0, 0, 0))
                 if ending is None:
                     found.lacking.append(f"'{key}' in '{file}' has {sorted(members)}")
                 label, text = -1, None
@@ -183,8 +183,9 @@ class WebDataset(Dataset):
         return ImageDecoder(self.levels, self.channels or find_channels(self.source, len(self)))
 
     def path_of(self, index: int) -> str:
-        """Return the shard and the key of a sample."""
-        return f"{self.files[bisect.bisect_right(self._ends, index % len(self))]}/{os.fsdecode(self.keys[index])}"
+        """Return the shard and the member that a sample's image is."""
+        shard, member = self.files[bisect.bisect_right(self._ends, index % len(self))], os.fsdecode(self.keys[index])
+        return f"{shard}/{member}.{self._endings[self._places[index, 2]]}"
 
     def name_of(self, index: int) -> str:
         """Return what errors call an image."""
@@ -200,7 +201,7 @@ class WebDataset(Dataset):
         """
         index = range(len(self))[index]
         number = bisect.bisect_right(self._ends, index)
-        path, (offset, size) = self.files[number], self._places[index].tolist()
+        path, (offset, size, _) = self.files[number], self._places[index].tolist()
         with open(path, "rb", buffering=0) as file:
             if state_of(file.fileno()) != self._states[number]:
                 raise DataError(f"'{path}' was changed since its headers were read, and samples may be elsewhere now.")
