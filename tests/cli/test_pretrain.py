@@ -169,7 +169,10 @@ def test_a_run_of_some_minutes_is_measured_once_and_goes_on_after_ctrl_c(photos)
         (["photos", "--epochs", "1.5"], "--epochs: '1.5' is not an integer from 1"),
         (["photos", "--minutes", "nan"], "--minutes: 'nan' is not a number above 0"),
         (["photos", "--epochs", "1", "--minutes", "1"], "give one of them"),
-        (["photos", "--labels", "none.csv"], "'none.csv' is neither none, folder, nor a CSV file"),
+        (["photos", "--labels", "label.csv"], "--labels: 'label.csv' is not there, and not in '"),
+        (["photos", "--labels", "label.csv"], "Did you mean 'labels.csv'?"),
+        (["photos", "--labels", "Folders"], "Did you mean 'folder'?"),
+        (["photos", "--labels", "photos"], "'photos' is a folder. Labels are none, folder (each folder in '"),
         (["photos/red", "--labels", "folder"], "has 0 sub-folders; it must have one per class"),
         (["photos", "data=cifar10"], "pretrain has an option for that: FOLDER"),
         (["photos", "hardware.world_size=2"], "pretrain begins in one process"),
@@ -180,7 +183,8 @@ def test_a_run_of_some_minutes_is_measured_once_and_goes_on_after_ctrl_c(photos)
 def test_a_request_that_can_not_be_carried_out_is_refused_in_a_sentence(photos, capsys, args, said):
     for name in ("empty", "texts", "one"):
         Path(name).mkdir()
-    Path("texts", "a.txt").write_text("no image")
+    for name in ("texts/a.txt", "photos/labels.csv"):
+        Path(name).write_text("no image")
     Image.new("RGB", (40, 40)).save("one/image.png")
     assert main(["pretrain", *args]) == 2
     assert said in capsys.readouterr().err

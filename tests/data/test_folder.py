@@ -205,7 +205,7 @@ def test_labels_from_a_file_are_names_or_numbers_and_images_without_a_row_are_le
         ("file,class\ncat/0.jpg,1\n", "must be path,label; it has file, class."),
         ("path,label\n", "has no rows below its first line."),
         ("", "must be path,label; it has nothing."),
-        (None, "can't be read: No such file or directory. labels must be 'none', 'folder' or the path of a CSV file."),
+        (None, "Labels are none, folder (each folder in '"),
     ],
 )
 def test_wrong_labels_are_refused_in_a_sentence(root, tmp_path, text, expected):

@@ -7,7 +7,7 @@ import logging
 import os
 from pathlib import Path
 
-from ..exceptions import ConfigError
+from ..exceptions import ConfigError, nearest
 from ..runtime.files import printable
 
 log = logging.getLogger("stable_ssl")
@@ -40,6 +40,32 @@ def by_folder(root: Path, files: list[str]) -> Labelled:
     return files, *_numbered([file.partition("/")[0] for file in files])
 
 
+def find_labels(labels: str | Path, root: Path) -> Path:
+    """Return the CSV file of labels: its path may be relative to this folder, or to `root`.
+
+    Raises
+    ------
+    ConfigError
+        There is no such file, or it can't be read. The message says what labels may be.
+    """
+    path = Path(labels).expanduser()
+    path = root / path if not os.path.exists(path) and os.path.exists(root / path) else path
+    try:
+        open(path, "rb").close()
+        return path
+    except FileNotFoundError:
+        what = f"is not there, and not in '{printable(root)}' either"
+    except IsADirectoryError:
+        what = "is a folder"
+    except OSError as error:
+        what = f"can't be read: {error.strerror}"
+    files = [*map(str, path.parent.glob("*.csv")), *(file.name for file in root.glob("*.csv"))]
+    raise ConfigError(
+        f"labels: '{printable(labels)}' {what}. Labels are none, folder (each folder in '{printable(root)}' is a "
+        f"class), or a CSV file with the columns path,label.{nearest(str(labels), ['none', 'folder', *files])}"
+    )
+
+
 def read_labels(path: Path, root: Path, files: list[str]) -> Labelled:
     """Return the files that have a row in a CSV file, with their labels.
 
@@ -55,8 +81,7 @@ def read_labels(path: Path, root: Path, files: list[str]) -> Labelled:
     ConfigError
         The file can't be read, or rows are wrong.
     """
-    path = path.expanduser()
-    path = root / path if not os.path.exists(path) and os.path.exists(root / path) else path
+    path = find_labels(path, root)
     name, known = printable(path), set(files)
     label_of: dict[str, str] = {}
     wrong: dict[str, list[str]] = {}
@@ -96,9 +121,7 @@ def _rows(path: Path, name: str) -> list[tuple[int, str, str]]:
             ]
     except (OSError, csv.Error) as error:
         why = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(
-            f"labels: '{name}' can't be read: {why}. labels must be 'none', 'folder' or the path of a CSV file."
-        ) from error
+        raise ConfigError(f"labels: '{name}' can't be read: {why}.") from error
     if "path" not in columns or "label" not in columns:
         found = printable(", ".join(map(str, columns))) if columns else "nothing"
         raise ConfigError(f"labels: the first line of '{name}' must be path,label; it has {found}.")

@@ -174,8 +174,10 @@ def _number(option: str, value: Any, kind: type, low: float, high: float, proble
 def _labels(labels: str | Path | None, folder: Path, problems: list[str]) -> str | None:
     if labels is None or str(labels) in ("none", "folder"):
         return None if labels is None else str(labels)
-    path = Path(labels).expanduser()
-    found = next((file for file in (path, folder / path) if file.is_file()), None)
-    if found is None:
-        problems.append(f"--labels: '{labels}' is neither none, folder, nor a CSV file with the columns path,label.")
-    return os.path.abspath(found or path)
+    from ..data.labels import find_labels
+
+    try:
+        return os.path.abspath(find_labels(labels, folder))
+    except ConfigError as error:
+        problems.append(f"--{error}")
+        return None
