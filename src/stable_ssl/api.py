@@ -88,9 +88,9 @@ def pretrain(
     minutes
         Instead of epochs: a few steps are timed first, and the run gets as many as fit.
     labels
-        "folder": the first level's folders are classes. Or a CSV file with the columns `path` and `label`. They only
-        measure, before and after training, on a fifth of the images that is held out. None: no labels, unless `train`
-        and `val` have the same folders inside.
+        "folder": the first level's folders are classes. Or a CSV file with the columns `path` and `label`; an image
+        whose label is empty is trained on only. Labels only measure, before and after training, on a fifth of the
+        labelled images, which is held out. None: no labels, unless `train` and `val` have the same folders inside.
     out
         The run's folder. None: `runs/pretrain_<folder>_<hash of the arguments>`.
 

@@ -166,6 +166,19 @@ def test_supervised_training_says_which_labels_it_needs(make_toy, rest):
         supervised(make_toy, lambda i: (IMAGES[i], *rest))
 
 
+def test_supervised_training_refuses_images_without_a_label_unless_its_loss_knows_them(make_toy):
+    class Some(Samples):
+        targets = [0, 1, -1, -1, 0, 1, 0, -1]
+
+    def make(loss):
+        loader = Loader(Some(lambda index: (torch.ones(4) * index, Some.targets[index])), 8)
+        return make_toy(SupervisedTrainer, {"train": loader}, {"backbone": nn.Linear(4, 2)}, loss=loss, epochs=1)
+
+    with pytest.raises(ConfigError, match=r"3 samples have no label \(-1\), and SupervisedTrainer learns from labels"):
+        make(None).setup()
+    make(nn.CrossEntropyLoss(ignore_index=-1))()
+
+
 @pytest.mark.parametrize(
     "sample", [lambda i: torch.ones(8), lambda i: (torch.ones(8),), lambda i: {"image": torch.ones(8)}]
 )

@@ -225,6 +225,12 @@ def test_what_labels_measure_on_is_held_out_or_has_a_folder_of_its_own(photos):
     train, test = (with_csv["data"][name]["dataset"] for name in ("train", "test"))
     assert (train["labels"], train["split"], test["split"]) == (str(csv), "train", "test")
     assert with_csv["logger"]["metric"]["test"]["accuracy"]["num_classes"] == 3
+    said: list[str] = []
+    csv.write_text("\n".join(["path,label", *rows[:8], *(f"{row.split(',')[0]}," for row in rows[8:])]))
+    few = plan(parse("photos", labels="photos/labels.csv"), said.append)["trainer"]
+    assert said[:2] == [said[0], "6 of them have a label"]
+    assert said[0].startswith("10 images to train on")
+    assert few["logger"]["monitor"]["test"]["knn"]["k"] == 6
     csv.unlink()
     for split in ("train", "val"):
         shutil.copytree(photos, photos.parent / "splits" / split)

@@ -193,13 +193,31 @@ def test_labels_from_a_file_are_names_or_numbers_and_images_without_a_row_are_le
     assert (data.classes, data.targets) == (["0", "1", "2", "3"], [3, 1])
 
 
+def test_images_with_an_empty_label_are_trained_on_and_never_held_out(tmp_path, caplog):
+    root = make(tmp_path / "root", {f"{i:02}.png": RGB for i in range(30)})
+    labels = {f"{i:02}.png": "ab"[i % 2] if i < 10 else "" for i in range(30)}
+    (root / "labels.csv").write_text("path,label\n" + "".join(f"{file}, {label}\n" for file, label in labels.items()))
+    with caplog.at_level(logging.INFO, logger="stable_ssl"):
+        data = Images(root, "labels.csv")
+    assert data.targets == [0, 1] * 5 + [-1] * 20
+    assert data.classes == ["a", "b"]
+    assert f"20 of 30 images have no label in '{root / 'labels.csv'}'." in caplog.messages
+    test, train = (Images(root, "labels.csv", split=split) for split in ("test", "train"))
+    assert (sorted(test.targets), sorted(train.targets)) == ([0, 1], [-1] * 20 + [0] * 4 + [1] * 4)
+    (root / "labels.csv").write_text(
+        "path,label\n" + "".join(f"{file},{label and 2}\n" for file, label in labels.items())
+    )
+    assert Images(root, "labels.csv").targets == [2] * 10 + [-1] * 20
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("path,label\ncat/0.jpg,1\ncat/9.jpg,1\n", "line 3 ('cat/9.jpg') must have the path of an image in"),
         ("path,label\ncat/0.jpg,1\n./cat/0.jpg,1\n", "line 3 ('./cat/0.jpg') must not repeat a path."),
         ("path,label\n/cat/0.jpg,1\n", "line 2 ('/cat/0.jpg') must have a path that is relative to root."),
-        ("path,label\ncat/0.jpg\n", "line 2 ('cat/0.jpg') must have a path and a label."),
+        ("path,label\ncat/0.jpg\n", "line 2 ('cat/0.jpg') must have a path and a label, which may be empty."),
+        ("path,label\ncat/0.jpg,\n", "has no label that is not empty. Set labels to none."),
         ("path,label\ncat/0.jpg,-1\n", "has the label -1. Labels that are numbers count the classes from 0"),
         ("path,label\ncat/0.jpg,2.0\n", "has the label 2.0. Labels that are numbers"),
         ("file,class\ncat/0.jpg,1\n", "must be path,label; it has file, class."),

@@ -72,10 +72,14 @@ def test_a_low_temperature_does_not_overflow():
     assert torch.equal(scores.argmax(1), knn_scores(bank, labels, queries, 4, k=1).argmax(1))
 
 
-def test_a_bank_that_is_too_small_is_refused():
+def test_a_bank_that_is_too_small_is_refused(make_toy):
     bank, labels, queries = features(5)
     with pytest.raises(ValueError, match="20 neighbours are more than the 5 labelled"):
         knn_scores(bank, labels, queries, 4)
+    sets = data()
+    sets["bank"].dataset.targets = sets["bank"].dataset.tensors[1].tolist()  # 6 of 30 are -1
+    with pytest.raises(ConfigError, match="25 neighbours are more than the 24 labelled samples of data.bank"):
+        make_toy(data=sets, logger={"monitor": {"test": {"knn": KNN("bank", k=25)}}}).setup()
     for arguments in ({"k": 0}, {"temperature": 0}):
         with pytest.raises(ConfigError, match="at least 1"):
             KNN("bank", **arguments)
@@ -171,7 +175,9 @@ def test_a_bank_that_is_no_other_evaluation_set_is_refused_before_training(make_
 
 
 def test_more_neighbours_than_images_and_a_place_in_training_are_refused_too(make_toy):
-    with pytest.raises(ConfigError, match=r"logger.monitor.test.knn.k: 31 neighbours .* 30 samples of data.bank"):
+    with pytest.raises(
+        ConfigError, match=r"logger.monitor.test.knn.k: 31 neighbours .* 30 labelled samples of data.bank"
+    ):
         make_toy(data=data(), logger={"monitor": {"test": {"knn": KNN("bank", k=31)}}}).setup()
     with pytest.raises(ConfigError, match=r"logger.monitor.train.knn: KNN is for evaluation sets"):
         make_toy(data=data(), logger={"monitor": {"train": {"knn": KNN("bank")}}}).setup()

@@ -43,10 +43,11 @@ class Images(Dataset):
         "none": every label is -1. "folder": the folder in `root` that an image is in, or is below, is its class;
         classes are numbered in the order of their names. Else the path of a CSV file with the columns `path`, relative
         to `root`, and `label`: names, which are numbered in their order, or whole numbers from 0. If there is no such
-        file here, the path is taken as relative to `root`. Images without a row are left out.
+        file here, the path is taken as relative to `root`. An image whose label is empty has the label -1. Images
+        without a row are left out.
     split
-        "test": a fifth of each class, which follows from the images' paths (`held_out`). "train": the others. None: all
-        images.
+        "test": a fifth of each class, which follows from the images' paths (`held_out`). "train": the others, and the
+        images without a label if some have one. None: all images.
     levels
         The levels (low, high) that become 0 and 255, for images of more than 8 bits or of floats.
     channels

@@ -14,9 +14,9 @@ SHARE, MOST = 0.2, 5000  # of the images; and how many of all at most
 def held_out(files: Sequence[str], targets: Sequence[int]) -> np.ndarray:
     """Return for each image whether it is held out, (images,).
 
-    A fifth of each class is held out, rounded; at least one image of a class that has two. All labels of -1 are one
-    class. Of more than 25,000 images, about 5,000 are held out. The images with the smallest digests of their paths are
-    taken, so that few change if images are added.
+    A fifth of each class is held out, rounded; at least one image of a class that has two. Images without a label, -1,
+    are held out only if none has one: they are a class then. Of more than 25,000 images, about 5,000 are held out. The
+    images with the smallest digests of their paths are taken, so that few change if images are added.
 
     Examples
     --------
@@ -25,9 +25,10 @@ def held_out(files: Sequence[str], targets: Sequence[int]) -> np.ndarray:
     array([2, 2])
     """
     labels, digests = np.asarray(targets), np.array([hashlib.sha256(os.fsencode(file)).digest() for file in files])
-    share = min(SHARE, MOST / max(len(files), 1))
+    known = labels[labels >= 0] if (labels >= 0).any() else labels
+    share = min(SHARE, MOST / max(len(known), 1))
     is_held_out = np.zeros(len(files), bool)
-    for label in np.unique(labels):
+    for label in np.unique(known):
         own = np.flatnonzero(labels == label)
         number = min(max(round(share * len(own)), 1), len(own) - 1)
         is_held_out[own[np.argsort(digests[own])[:number]]] = True

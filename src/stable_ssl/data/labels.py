@@ -67,7 +67,7 @@ def find_labels(labels: str | Path, root: Path) -> Path:
 
 
 def read_labels(path: Path, root: Path, files: list[str]) -> Labelled:
-    """Return the files that have a row in a CSV file, with their labels.
+    """Return the files that have a row in a CSV file, with their labels; -1 if the row's label is empty.
 
     Parameters
     ----------
@@ -87,8 +87,8 @@ def read_labels(path: Path, root: Path, files: list[str]) -> Labelled:
     wrong: dict[str, list[str]] = {}
     for line, file, label in _rows(path, name):
         relative = os.path.normpath(file)
-        if not file or not label:
-            what = "must have a path and a label"
+        if not file or label is None:
+            what = "must have a path and a label, which may be empty"
         elif os.path.isabs(file):
             what = "must have a path that is relative to root"
         elif relative not in known:
@@ -103,21 +103,34 @@ def read_labels(path: Path, root: Path, files: list[str]) -> Labelled:
         raise ConfigError([f"labels: '{name}': {_some(rows)} {what}." for what, rows in wrong.items()])
     if len(label_of) < len(files):
         num_others = len(files) - len(label_of)
-        log.info("%d of %d images have no row in '%s', and are left out.", num_others, len(files), name)
+        log.info(
+            "%d of %d images have no row in '%s', and are left out. A row with an empty label keeps an image.",
+            num_others,
+            len(files),
+            name,
+        )
     kept = [file for file in files if file in label_of]
-    labels = [label_of[file] for file in kept]
-    return kept, *(_counted(labels, name) if all(map(_is_number, labels)) else _numbered(labels))
+    texts = [label_of[file] for file in kept if label_of[file]]
+    if not texts:
+        raise ConfigError(f"labels: '{name}' has no label that is not empty. Set labels to none.")
+    if len(texts) < len(kept):
+        log.info("%d of %d images have no label in '%s'.", len(kept) - len(texts), len(kept), name)
+    labels, classes = _counted(texts, name) if all(map(_is_number, texts)) else _numbered(texts)
+    in_turn = iter(labels)
+    return kept, [next(in_turn) if label_of[file] else -1 for file in kept], classes
 
 
-def _rows(path: Path, name: str) -> list[tuple[int, str, str]]:
-    """Return the line, the path and the label of each row."""
+def _rows(path: Path, name: str) -> list[tuple[int, str, str | None]]:
+    """Return the line, the path and the label of each row; None as the label if the line ends before it."""
     try:
         # Names of files may be no UTF-8, and some programs write a mark of the encoding first.
         with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             reader = csv.DictReader(file)
             columns = reader.fieldnames or []
             rows = [
-                (reader.line_num, (row.get("path") or "").strip(), (row.get("label") or "").strip()) for row in reader
+                (reader.line_num, (row.get("path") or "").strip(), label and label.strip())
+                for row in reader
+                for label in [row.get("label")]
             ]
     except (OSError, csv.Error) as error:
         why = getattr(error, "strerror", None) or str(error)

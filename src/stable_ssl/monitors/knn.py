@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..exceptions import ConfigError, DataError
-from ..runtime.batches import labels_of
+from ..runtime.batches import labels_of, num_unlabelled
 from ..runtime.device import describe_batch
 from ..runtime.distributed import gather_rows
 from ..runtime.seeding import preserved_generators
@@ -84,9 +84,12 @@ class KNN(Monitor):
                 f"{[known for known in trainer.eval_sets if known != name]}. Add one with the training images, made "
                 f"like those of {name}, without augmentations."
             )
-        size = getattr(trainer.data[self.bank], "num_samples", None)
-        if size is not None and self.k > size:
-            raise ConfigError(f"{path}.k: {self.k} neighbours are more than the {size} samples of data.{self.bank}.")
+        bank = trainer.data[self.bank]
+        size = getattr(bank, "num_samples", None)
+        if size is not None and self.k > (size := size - num_unlabelled(bank)):
+            raise ConfigError(
+                f"{path}.k: {self.k} neighbours are more than the {size} labelled samples of data.{self.bank}."
+            )
 
     def on_eval(self, trainer: BaseTrainer) -> None:
         """Keep the representations and labels of the current batch."""

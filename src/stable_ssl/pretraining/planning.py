@@ -112,6 +112,11 @@ def _check_number(number: int, layout: Layout) -> None:
         )
 
 
+def num_labelled(images: Any) -> int:
+    """Return how many images have a label."""
+    return sum(label >= 0 for label in images.targets)
+
+
 def choose_size(sizes: Any) -> int:
     """Return the largest usual size that is not above the median shorter side of images (n, 2); at least 32 pixels."""
     median = statistics.median(sizes.min(axis=1).tolist())
@@ -202,7 +207,7 @@ def _measured(config: Any, images: Any) -> list[str]:
         raise ConfigError(f"pretrain: the labels are of {why}. Nothing can be measured with them: leave --labels out.")
     if tested.classes != images.classes:
         raise ConfigError(f"pretrain: '{images.root}' and '{tested.root}' have different classes.")
-    return [f"num_classes={len(images.classes)}", f"neighbours={min(NEIGHBOURS, len(images))}"]
+    return [f"num_classes={len(images.classes)}", f"neighbours={min(NEIGHBOURS, num_labelled(images))}"]
 
 
 def _unmeasured(config: Any) -> list[str]:
@@ -214,5 +219,7 @@ def _unmeasured(config: Any) -> list[str]:
 def _describe(images: Any, size: int, layout: Layout, say: Callable[[str], None]) -> None:
     height, width = (round(statistics.median(side)) for side in images.sizes.T.tolist())
     say(f"{len(images):,} images to train on, of {height} × {width} pixels in the median; views have {size} × {size}")
+    if layout.is_labelled and num_labelled(images) < len(images):
+        say(f"{num_labelled(images):,} of them have a label")
     for note in layout.notes:
         say(note)

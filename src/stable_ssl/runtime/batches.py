@@ -104,6 +104,12 @@ def has_labels(batch: Any, num_masks: int = 0) -> bool:
     return labels_in(batch) is not None
 
 
+def num_unlabelled(loader: Any) -> int:
+    """Return how many samples of a loader's data set have the label -1, which means none; 0 if it does not tell."""
+    targets = getattr(getattr(loader, "dataset", None), "targets", None)
+    return targets.count(-1) if isinstance(targets, list) else 0
+
+
 def labels_of(batch: Any) -> Tensor | None:
     """Return the class indices in a batch, (batch,), or None if its labels are anything else."""
     labels = labels_in(batch)

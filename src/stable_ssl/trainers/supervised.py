@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..base import BaseTrainer
-from ..exceptions import DataError
-from ..runtime.batches import image_key, labels_in
+from ..exceptions import ConfigError, DataError
+from ..runtime.batches import image_key, labels_in, num_unlabelled
 from ..runtime.device import describe_batch
 
 
@@ -39,6 +39,15 @@ class SupervisedTrainer(BaseTrainer):
     """
 
     required_modules = {"backbone": nn.Module}
+
+    def check_setup(self) -> None:
+        """Raise a ConfigError before the first step if images have no label, and no loss of the user's is in charge."""
+        is_own = self.loss is None and type(self).compute_loss is SupervisedTrainer.compute_loss
+        if is_own and "train" in self.data and (number := num_unlabelled(self.data["train"])):
+            raise ConfigError(
+                f"data.train: {number} samples have no label (-1), and {type(self).__name__} learns from labels. Leave "
+                "these samples out, or give a loss that does, such as torch.nn.CrossEntropyLoss(ignore_index=-1)."
+            )
 
     def forward(self, images: Tensor) -> Tensor:
         """Return class scores, (batch, classes)."""
