@@ -142,6 +142,30 @@ def test_plain_output_does_not_flood_and_is_kept(make_toy, capsys):
     assert all(line in kept for line in lines)
 
 
+def test_epochs_that_max_steps_cuts_short_are_shown_as_steps_of_the_run(make_toy, tmp_path, monkeypatch):
+    for name in ("SECONDS_BETWEEN_REDRAWS", "SECONDS_BETWEEN_LINES"):
+        monkeypatch.setattr(f"stable_ssl.loggers.console.{name}", 0.0)
+
+    class Impatient(Toy):
+        def before_fit(self):
+            self._run.log.console._line_due = 0.0
+
+        def after_eval_step(self):
+            self.log("place", 1.0)
+
+    def shown(max_steps):
+        data = {"train": Loader(toy_dataset(), 8), "test": Loader(toy_dataset(8), 8)}
+        log = {"dump_path": tmp_path / f"of_{max_steps}", "level": 20, "eval_at_start": True}
+        make_toy(Impatient, data, logger=log, max_steps=max_steps)()
+        lines = [line.partition("INFO ")[2] for line in (log["dump_path"] / "console.log").read_text().splitlines()]
+        return [" ".join(line.split()[:3]) for line in lines if line[:2] in ("tr", "ep", "st")]
+
+    in_steps = [f"training step {step}/4" for step in (0, 1, 2, 2, 3, 4)]
+    assert shown(2) == ["step 0 test/place", *in_steps[:3], "step 2 test/place", *in_steps[3:], "step 4 test/place"]
+    in_epochs = [[*[f"epoch {epoch}/2 step"] * 4, f"epoch {epoch} test/place"] for epoch in (1, 2)]
+    assert shown(-1) == ["step 0 test/place", *in_epochs[0], *in_epochs[1]]
+
+
 def test_the_console_leaves_the_logger_as_it_was(tmp_path):
     logger = logging.getLogger("stable_ssl")
     before = (list(logger.handlers), logger.level, logger.propagate, list(logging.getLogger().handlers))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
+from ..data import length_of
 from ..exceptions import ConfigError, DataError, NanError
 from ..runtime.device import count_images, to_device
 from ..runtime.preemption import StopWaiting
@@ -65,7 +66,7 @@ class Feed:
         run.loader = loader = data["train"]
         progress, stop, ranks, console = run.progress, run.stop, run.ranks, run.log.console
         begin, size = progress.batches, ranks.size
-        console.begin_epoch(progress.epoch, num_batches, begin)
+        console.begin_epoch(progress.epoch, num_batches, begin, is_whole=num_batches >= (length_of(loader) or 0))
         may_be_interrupted = ranks.can_drop_a_wait and not loader.is_stream
         batches = loader.batches(progress.epoch, begin)
         for batch_idx in range(begin, num_batches):

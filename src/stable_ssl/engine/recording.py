@@ -299,7 +299,7 @@ class Recorder:
                 self._collected = Collector()  # a part of the set is no result
                 raise
         results = self._run.ranks.means(self._collected)
-        console.end_evaluation(results, self._run.shown_epoch)
+        console.end_evaluation(results, self._run.shown_epoch, self._run.progress.global_step)
         self.results.update(results)
         self._write(results)
 

@@ -81,6 +81,7 @@ class Console:
         self._newest: dict[str, Any] = {}
         self._activity, self._is_training = "", False
         self._total, self._done, self._epoch, self._batch_size = 0, 0, 0, 0
+        self._is_whole, self._before, self._of_all = True, 0, 0  # batches of earlier epochs, and of all, if not whole
         self._measured_from = (time.perf_counter(), 0)  # time and number of batches
         self._batches_per_second = self.images_per_second = 0.0
         self.due = 0.0
@@ -92,8 +93,10 @@ class Console:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def begin_epoch(self, epoch: int, num_batches: int, done: int = 0) -> None:
+    def begin_epoch(self, epoch: int, num_batches: int, done: int = 0, is_whole: bool = True) -> None:
         """Show the progress of an epoch's training from now on.
+
+        If `optim.max_steps` makes epochs shorter than the data, the steps of the whole run are shown, and no epochs.
 
         Parameters
         ----------
@@ -103,9 +106,14 @@ class Console:
             Batches of the epoch.
         done
             Batches of the epoch that an earlier process trained on.
+        is_whole
+            Whether these are all batches that the data has.
         """
-        self._epoch, self._is_training = epoch, True
-        self._begin(f"epoch {epoch + 1}/{self._num_epochs}", num_batches, done)
+        self._epoch, self._is_training, self._is_whole = epoch, True, is_whole
+        if is_whole:
+            self._begin(f"epoch {epoch + 1}/{self._num_epochs}", num_batches, done)
+        else:
+            self._begin("training", num_batches, done, epoch * num_batches, self._num_epochs * num_batches)
 
     def end_epoch(self, done: int) -> None:
         """End the epoch's training after `done` batches. Plain output gets a line if one is due."""
@@ -117,11 +125,12 @@ class Console:
         self._is_training = False
         self._begin(f"evaluating {set_name}", num_batches or 0, 0)
 
-    def end_evaluation(self, results: dict[str, float], epoch: int) -> None:
-        """End the evaluation of an epoch, a number from 0, and show its results by name."""
+    def end_evaluation(self, results: dict[str, float], epoch: int, step: int) -> None:
+        """End the evaluation of an epoch, a number from 0, after a global step; show its results by name."""
         self._hide()
         if results:
-            log.info("epoch %d  %s", epoch + 1, _compact(results))
+            place = f"epoch {epoch + 1}" if step and self._is_whole else f"step {step}"
+            log.info("%s  %s", place, _compact(results))
 
     def show(self, done: int, batch_size: int = 0, ends: bool = False) -> None:
         """Show how many batches are done, and the speed. Call this when the clock has reached `due`.
@@ -140,7 +149,7 @@ class Console:
         self._done, self._batch_size = done, batch_size or self._batch_size
         self._measure(now, ends)
         if self._task is not None:
-            self._bar.update(self._task, completed=done, count=self._count(), shown=self._summary())
+            self._bar.update(self._task, completed=self._before + done, count=self._count(), shown=self._summary())
             self._bar.refresh()
         elif not self._is_live and now >= self._line_due:
             self._line_due = now + SECONDS_BETWEEN_LINES
@@ -163,13 +172,14 @@ class Console:
         log.setLevel(self._level)
         log.propagate = self._propagate
 
-    def _begin(self, activity: str, total: int, done: int) -> None:
+    def _begin(self, activity: str, total: int, done: int, before: int = 0, of_all: int = 0) -> None:
         self._activity, self._total, self._done = activity, total, done
+        self._before, self._of_all = before, of_all or total
         self._measured_from = (time.perf_counter(), done)
         if self._is_live:
             self._bar.start()
-            length = total or None  # None: the bar does not know how long it gets
-            self._task = self._bar.add_task(activity, total=length, completed=done, count=self._count(), shown="")
+            length, completed = self._of_all or None, before + done  # None: the bar does not know how long it gets
+            self._task = self._bar.add_task(activity, total=length, completed=completed, count=self._count(), shown="")
 
     def _measure(self, now: float, ends: bool) -> None:
         """Measure the speed over the batches since `_measured_from`, once they took long enough or are the last."""
@@ -188,7 +198,7 @@ class Console:
             self._task = None
 
     def _count(self) -> str:
-        return f"{self._done}/{self._total}" if self._total else str(self._done)
+        return f"{self._before + self._done}/{self._of_all}" if self._of_all else str(self._done)
 
     def _summary(self) -> str:
         values = {"loss": self._newest["train/loss"]} if "train/loss" in self._newest else {}

@@ -61,7 +61,10 @@ def plan(request: Request, say: Callable[[str], None]) -> dict[str, Any]:
             pace = measure(resolved(compose(*settings, *length)), request.minutes)
             length, steps = pace.settings(request.minutes), pace.steps(request.minutes)
             facts["seconds_per_step"] = round(pace.seconds, 5)
-            say(f"a step takes {pace.seconds:.3g} s, so {request.minutes:g} minutes are {steps} steps")
+            say(
+                f"a step takes {pace.seconds:.3g} s, so {request.minutes:g} minutes are {steps} steps, as many as "
+                f"{steps / pace.steps_per_epoch:.3g} epochs have"
+            )
         config = compose(*settings, *length, f"logger.log_every_step={min(max(steps // LOGGED, 1), 50)}")
         run = resolved(config)
         check_watched_sets(complete(request.overrides), run["trainer"])
