@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+import stable_ssl
 from stable_ssl import CheckpointError, ConfigError, load_backbone
+from stable_ssl.data import Loader
 from stable_ssl.modules import TeacherStudentModule
 from stable_ssl.weights.loading import load_weights
 from stable_ssl.weights.resampling import resample_positions
@@ -178,6 +180,23 @@ def test_nothing_that_matches_is_an_error_with_examples_of_both_sides(strict, tm
     path = mark(tmp_path, {"trunk.stem.weight": torch.ones(2)})
     with pytest.raises(CheckpointError, match=r"keys such as trunk.stem.weight, and the network features.0.0.weight"):
         load_weights({"source": path, "strict": strict}, small(), "backbone")
+
+
+def test_weights_of_a_run_that_do_not_fit_are_named_with_the_lines_that_load_them(make_toy, tmp_path):
+    samples = torch.utils.data.TensorDataset(torch.randn(8, 3, 16, 16), torch.arange(8) % 2)
+    options = {"name": "resnet9", "num_classes": 2, "widths": [4, 4, 4, 8], "weights": None}
+    backbone = {"_target_": "stable_ssl.modules.load_backbone", **options}
+    trainer = make_toy(data={"train": Loader(samples, 8)}, module={"backbone": backbone}, epochs=1)
+    trainer()
+    for place in (tmp_path / "run", *(tmp_path / "run" / "checkpoints").glob("step_*")):
+        for name in ("resnet9", "resnet18"):
+            with pytest.raises(CheckpointError, match="What fits this run: ") as caught:
+                load_backbone(name, weights=str(place))
+            lines = str(caught.value).rpartition("What fits this run: ")[2].removesuffix(".").split(", or ")
+            networks = [eval(line, {"stable_ssl": stable_ssl, "load_backbone": load_backbone}) for line in lines]
+            assert len(networks) == 2
+            for network in networks:
+                assert all(map(torch.equal, network.parameters(), trainer.module["backbone"].parameters()))
 
 
 def test_student_and_teacher_get_the_weights_of_one_network_and_give_the_teachers(tmp_path):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..exceptions import CheckpointError
 from .matching import Match, Matcher
-from .sources import parse_source, read_source
+from .sources import how_to_make, parse_source, read_source
 
 log = logging.getLogger("stable_ssl")
 
@@ -55,14 +55,16 @@ def load_weights(source: Any, module: nn.Module, name: str, key: str | None = No
     except CheckpointError as error:
         raise CheckpointError(f"'{place}' can't be used for module '{name}'. {error}") from error
     own = parts[0].state_dict()
+
+    def unfit(why: str) -> CheckpointError:
+        advice = how_to_make(wanted.place, name) if is_own else ""
+        return CheckpointError(f"'{place}' does not fit module '{name}': {why}{advice}")
+
     if match is None or not match.values:
         below = f" Nothing else is tried if a prefix is given, here '{wanted.prefix}'." if wanted.prefix else ""
-        raise CheckpointError(f"'{place}' does not fit module '{name}': {_nothing(match, own, tensors)}{below}")
+        raise unfit(f"{_nothing(match, own, tensors)}{below}")
     if wanted.strict and not match.is_complete:
-        raise CheckpointError(
-            f"'{place}' does not fit module '{name}': {_partly(match)} If a part is enough, write "
-            f"{{source: '{wanted.place}', strict: false}}."
-        )
+        raise unfit(f"{_partly(match)} If a part is enough, write {{source: '{wanted.place}', strict: false}}.")
     for part in parts:
         part.load_state_dict(match.values, strict=False)
     level, label = logging.INFO if match.is_complete else logging.WARNING, name if key else f"module.{name}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..exceptions import CheckpointError, ConfigError, nearest
 from ..runtime.checkpoint import CheckpointStore, read_checkpoint
+from ..runtime.folder import read_config
 from ..runtime.runs_of_2025 import run_of_2025
 from ..runtime.seeding import preserved_generators
 from .files import newest_weights, read_header, read_weights
@@ -110,6 +111,42 @@ def read_source(source: Source) -> tuple[str, dict[str, Tensor], bool]:
         raise CheckpointError(old)
     what = "has no weights, and no checkpoint either" if path.is_dir() else "is not there"
     raise CheckpointError(f"'{source.place}' {what}. Sources of weights are {KINDS}.")
+
+
+def how_to_make(place: str, name: str) -> str:
+    """Return a sentence with the lines that make a network of a run with its weights; "" if no file describes it.
+
+    Parameters
+    ----------
+    place
+        The run's folder, one of its files of weights, or the folder of one of its checkpoints.
+    name
+        The module that is looked for. If the run has none of this name, all of its modules are described.
+    """
+    path = Path(place).expanduser()
+    config = read_config(path.parent.parent if path.is_file() or (path / "meta.json").is_file() else path) or {}
+    modules = {key: node for key, node in config.get("trainer", {}).get("module", {}).items() if isinstance(node, dict)}
+    modules = {name: modules[name]} if name in modules else modules
+    calls = dict.fromkeys(_as_line(node, place) for node in _calls_of_load_backbone(modules))
+    lines = [*calls, *(f"stable_ssl.load({place!r})[{key!r}]" for key in modules)]
+    return f" What fits this run: {', or '.join(lines)}." if lines else ""
+
+
+def _calls_of_load_backbone(node: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield the nodes of `load_backbone` in a configuration."""
+    if isinstance(node, Mapping):
+        if str(node.get("_target_", "")).endswith(".load_backbone"):
+            yield node
+        for value in node.values():
+            yield from _calls_of_load_backbone(value)
+
+
+def _as_line(node: Mapping[str, Any], place: str) -> str:
+    """Return the call of a node of `load_backbone`, with a run's weights."""
+    left_out = ("_target_", "name", "weights", "return_feature_dim")
+    arguments = {key: value for key, value in node.items() if key not in left_out and value is not None}
+    given = "".join(f", {key}={value!r}" for key, value in {**arguments, "weights": place}.items())
+    return f"load_backbone({node.get('name')!r}{given})"
 
 
 def _tensors_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
