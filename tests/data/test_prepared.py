@@ -199,6 +199,28 @@ def test_too_little_space_is_refused_before_anything_is_written(tmp_path, capsys
     assert not list(tmp_path.glob("some*"))
 
 
+def test_a_file_that_can_not_be_made_is_refused_and_leaves_nothing(root, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    Images(root)  # writes the cache
+    before = sorted(tmp_path.rglob("*"))
+    for place, said in (
+        ("file/some", f"'{tmp_path}/file/some' can't be made: File exists: '{tmp_path}/file'. Choose another"),
+        ("photos/all.JPG", "photos/all.JPG' is the name of an image; give it another ending."),
+    ):
+        prepare(root, out=tmp_path / place, status=2)
+        assert said in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_file_may_be_in_the_folder_that_it_is_made_of(root, capsys):
+    out = root / "a" / "some"
+    prepare(root, out=out)
+    out.rename(out.with_name("some.part"))  # as if it had been stopped
+    for said in ("12 images, ", "finished already: 12 images, "):
+        prepare(root, out=out)
+        assert f"{out}: {said}" in capsys.readouterr().out.splitlines()[-2]
+
+
 def test_two_processes_do_not_write_one_file(root, tmp_path, capsys):
     script = (
         "import fcntl, sys, time; file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX);"

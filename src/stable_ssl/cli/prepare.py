@@ -42,13 +42,16 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
 def _prepare(args: argparse.Namespace, report: Any) -> int:
     from ..data import Images
     from ..data.preparing import FolderToPrepare, Format, prepare
+    from ..data.scanning import ENDINGS
 
-    images = Images(args.folder, args.labels, levels=args.levels, channels=args.channels, on_error=args.on_error)
-    source = FolderToPrepare(images, Format(args.format, args.size, args.quality, args.subsampling))
     name = f"{Path(os.path.realpath(args.folder)).name}_{args.format}_{args.size}.images"
     out = Path(args.out or name).expanduser().absolute()
     if out.is_dir():
         raise ConfigError(f"prepare: --out '{printable(out)}' is a folder; give the name of a file.")
+    if out.suffix.lower() in ENDINGS:  # in a folder of images, it would be taken for one
+        raise ConfigError(f"prepare: --out '{printable(out)}' is the name of an image; give it another ending.")
+    images = Images(args.folder, args.labels, levels=args.levels, channels=args.channels, on_error=args.on_error)
+    source = FolderToPrepare(images, Format(args.format, args.size, args.quality, args.subsampling))
     is_new = prepare(source, out, report)
     before = int(source.plan.sources["size"].sum())
     what = f"{len(source):,} images, {_size(out.stat().st_size)}; their files have {_size(before)}"

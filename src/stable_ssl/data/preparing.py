@@ -193,7 +193,8 @@ def prepare(source: FolderToPrepare, out: Path, report: Report) -> bool:
     Raises
     ------
     ConfigError
-        There is a file of other images or settings, another process writes it, or there is not enough space.
+        There is a file of other images or settings, another process writes it, there is not enough space, or no file
+        can be made there.
     DataError
         An image can't be read, or the file can't be written, or it has not kept what was written.
     """
@@ -206,8 +207,7 @@ def prepare(source: FolderToPrepare, out: Path, report: Report) -> bool:
         _check_alike(found.plan, source.plan, out)
         return False
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with open(os.open(part, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0) as file:
+        with _opened(out, part) as file:
             _lock(file, part)
             try:
                 _Writer(file.fileno(), source, part, report).write()
@@ -229,6 +229,18 @@ def prepare(source: FolderToPrepare, out: Path, report: Report) -> bool:
             "line goes on with it."
         ) from error
     return True
+
+
+def _opened(out: Path, part: Path) -> IO[bytes]:
+    """Open the file that is written, or raise a ConfigError that says why it can't be made."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        return open(os.open(part, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
+    except OSError as error:
+        where = printable(str(error.filename))
+        raise ConfigError(
+            f"'{printable(out)}' can't be made: {error.strerror}: '{where}'. Choose another place by --out FILE."
+        ) from error
 
 
 def _lock(file: IO[bytes], part: Path) -> None:
