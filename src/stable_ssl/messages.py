@@ -123,14 +123,15 @@ MESSAGES: dict[str, list[Message]] = {
         Message(
             "data.…: … can't be read: …",
             "Files are damaged or missing, or a transform failed. The message names all such samples.",
-            "Mend or remove the files, or leave them out by `unreadable: skip` of the `Loader`. If the number of "
-            "samples changes, go on by a branch.",
+            "Mend the files or put them back, and the run goes on. Or remove them, or leave them out by "
+            "`unreadable: skip` of the `Loader`; the run goes on by a branch then.",
         ),
         Message(
             "… can't be read. Remove or replace them, or leave them out by on_error: skip of Images: …",
             "`Images` found files that are damaged, cut short or not images, before the run began. The lines above say "
             "which, and why.",
-            "Mend or remove the files, or leave them out by `on_error: skip` of `Images`.",
+            "Mend or remove the files, or leave them out by `on_error: skip` of `Images`. A run that began with them "
+            "goes on without them by a branch.",
         ),
         Message(
             "… has … levels, from … to …, instead of levels from 0 to 255.",

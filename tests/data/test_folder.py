@@ -458,7 +458,7 @@ class Reading(BaseTrainer):
 def run(tmp_path):
     """A run over a folder, configured as a YAML file would."""
 
-    def begin(root, name="run", act=None, level=50, **options):
+    def begin(root, name="run", act=None, level=50, branch_from=None, **options):
         options = {"labels": "folder", "in_memory": False, **options}
         dataset = {"_target_": "stable_ssl.data.Images", "root": str(root), **options}
         train = {"_target_": "stable_ssl.data.Loader", "dataset": dataset, "batch_size": 2, "views": VIEW}
@@ -469,6 +469,7 @@ def run(tmp_path):
             {"device": "cpu"},
             {"optimizer": functools.partial(torch.optim.SGD, lr=0.1), "epochs": 2},
             {"dump_path": tmp_path / name, "level": level},
+            branch_from=branch_from,
         )
         trainer.act = act or (lambda step: None)
         trainer()
@@ -497,6 +498,11 @@ def test_a_file_that_fails_later_ends_the_run_with_its_name_and_the_state_saved(
     assert f"('{path}') can't be read: " in str(caught.value)
     (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
     assert int(saved.name.removeprefix("step_")) in range(5, 8)  # where its batch, the seventh, was asked for
+    if change == "deleted":
+        with pytest.raises(ConfigError, match="Once that is undone, the run goes on as before"):
+            run(numbered)
+        branch = run(numbered, "branch", branch_from=tmp_path / "run")
+        assert (branch.epoch, len(branch.data["train"].dataset)) == (2, 15)
     path.write_bytes(content)
     steps = []
     went_on, alone = run(numbered, act=steps.append), run(numbered, "alone")

@@ -159,7 +159,8 @@ class Images(Dataset):
         if on_error == "raise":
             raise DataError(
                 f"{text}\n{said} can't be read. Remove or replace them, or leave them out by on_error: skip of Images: "
-                "on_error=skip on the command line, and --on-error skip of `stable-ssl prepare`."
+                "on_error=skip on the command line, and --on-error skip of `stable-ssl prepare`. A run that began with "
+                "them goes on if they are replaced, or without them by `stable-ssl branch RUN`."
             )
         kept = [row for row, file in enumerate(self.files) if file not in reasons]
         if not kept:

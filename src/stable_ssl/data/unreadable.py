@@ -70,8 +70,9 @@ def name_all(error: UnreadableError, dataset: Any, name: str, options: dict[str,
         return error
     looked_at = f"All {tried}" if tried == len(dataset) else f"{tried} of {len(dataset)}"
     advice = (
-        f"Remove or replace them, or set unreadable: skip in the Loader of data.{name}, which leaves them out. A run "
-        "that has a checkpoint goes on with such a change by `stable-ssl branch`, or branch_from in a script."
+        "Mend them or put them back, and a run that has a checkpoint goes on as before. Or remove them, or leave them "
+        f"out by unreadable: skip in the Loader of data.{name}. These are other data, with which such a run goes on by "
+        "`stable-ssl branch RUN`, or by branch_from in a script."
     )
     if len(found) == tried:
         advice = NONE_READ

@@ -202,7 +202,8 @@ def check_facts(path: Path, meta: Mapping[str, Any], now: Mapping[str, Any], dat
     _warn_of_other_results(meta, now)
     if changes:
         what = f"'{path}' is of a run with other data or another optimizer; nothing was done."
-        raise ConfigError([what, *changes, how_to_branch(run)])
+        undone = "Once that is undone, the run goes on as before."
+        raise ConfigError([what, *changes, undone, how_to_branch(run, overrides="")])
 
 
 def _moved_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

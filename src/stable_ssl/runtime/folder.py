@@ -243,8 +243,8 @@ def how_to_resume(run: Path) -> str:
     return f"`stable-ssl resume {shlex.quote(str(run))}` goes on as before."
 
 
-def how_to_branch(run: Path) -> str:
-    """Return the sentence that says how to go on with a run under another configuration."""
+def how_to_branch(run: Path, overrides: str = " key=value") -> str:
+    """Return the sentence that says how to go on with a run under another configuration, or with other data."""
     in_a_script = f"branch_from={str(run)!r} and another logger.dump_path"
     if _is_of_a_script(run):
         return (
@@ -253,7 +253,7 @@ def how_to_branch(run: Path) -> str:
         )
     return (
         "To go on from the run's newest checkpoint with changes, begin a branch: `stable-ssl branch "
-        f"{shlex.quote(str(run))} key=value`, or a script with {in_a_script}."
+        f"{shlex.quote(str(run))}{overrides}`, or a script with {in_a_script}."
     )
 
 
