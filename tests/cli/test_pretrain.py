@@ -173,6 +173,7 @@ def test_a_run_of_some_minutes_is_measured_once_and_goes_on_after_ctrl_c(photos)
         (["photos", "--labels", "label.csv"], "Did you mean 'labels.csv'?"),
         (["photos", "--labels", "Folders"], "Did you mean 'folder'?"),
         (["photos", "--labels", "photos"], "'photos' is a folder. Labels are none, folder (each folder in '"),
+        (["photos", "--out", "one/image.png/run"], "one/image.png' is no folder. Give another --out."),
         (["photos/red", "--labels", "folder"], "has 0 sub-folders; it must have one per class"),
         (["photos", "data=cifar10"], "pretrain has an option for that: FOLDER"),
         (["photos", "hardware.world_size=2"], "pretrain begins in one process"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from shlex import quote
@@ -49,7 +50,9 @@ def carry_out(request: Request, say: Callable[[str], None]) -> Path:
     held = _held(folder)
     if held is not None and _failed_at_once(folder, held, request):
         held = None
-    if held is not None:
+    if held is None:
+        _check_place(folder)
+    else:
         _check_same(folder, held, request)
     if held is None or read_status(folder).get("status") not in COMPLETE:
         try:
@@ -109,6 +112,16 @@ def _held(folder: Path) -> dict[str, Any] | None:
             f"pretrain: '{folder / 'config.yaml'}' can't be read: {error}. If it is of a run, `stable-ssl resume "
             f"{quote(str(folder))}` helps; else give another --out."
         ) from error
+
+
+def _check_place(folder: Path) -> None:
+    """Refuse a folder that can't be made, before anything is read or timed."""
+    place = folder.absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    if not os.path.isdir(place) or not os.access(place, os.W_OK | os.X_OK):
+        what = "may not be written" if os.path.isdir(place) else "is no folder"
+        raise ConfigError(f"pretrain: --out: '{folder}' can't be made: '{place}' {what}. Give another --out.")
 
 
 def _check_same(folder: Path, held: dict[str, Any], request: Request) -> None:
