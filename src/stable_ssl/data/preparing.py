@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ..exceptions import ConfigError, DataError
-from ..runtime.files import printable, sync_folder
+from ..runtime.files import printable, state_of, sync_folder
 from ..runtime.launchers import threads_of_process
 from .encoded import EncodedImages
 from .folder import Images
@@ -109,7 +109,7 @@ class FolderToPrepare:
             "version": __version__,
         }
         try:
-            rows = [(*_state(os.stat(images.path_of(i))), label) for i, label in enumerate(images.targets)]
+            rows = [(*state_of(os.stat(images.path_of(i))), label) for i, label in enumerate(images.targets)]
         except OSError as error:
             raise DataError(f"'{printable(error.filename)}' can't be read any more: {error.strerror}.") from error
         self.plan = Plan(settings, images.files, np.array(rows, SOURCES))
@@ -129,7 +129,7 @@ class FolderToPrepare:
         name = f"'{printable(path)}'"
         try:
             with open(path, "rb") as file:
-                if _state(os.fstat(file.fileno())) != tuple(self.plan.sources[number].tolist()[:2]):
+                if state_of(os.fstat(file.fileno())) != tuple(self.plan.sources[number].tolist()[:2]):
                     raise DataError("it has changed since this command began. Give the same line again")
                 content = file.read()
             decoder = self._images.decoder
@@ -159,10 +159,6 @@ class FolderToPrepare:
             )
             total = int(total * share * (MARGIN if len(tried) < len(self) else 1))
         return beginning + total
-
-
-def _state(status: os.stat_result) -> tuple[int, int]:
-    return status.st_size, status.st_mtime_ns
 
 
 def _resized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:

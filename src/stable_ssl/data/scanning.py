@@ -18,7 +18,7 @@ import numpy as np
 
 from ..augmentations.images import is_grey, orientation_of
 from ..exceptions import DataError
-from ..runtime.files import printable
+from ..runtime.files import printable, state_of
 from .faults import is_of_machine, is_out_of_memory
 from .images import has_deep_colours, open_image, pixel_limit
 from .scan_cache import COLUMNS, Scan, one_at_a_time, read_scan, write_scan
@@ -135,11 +135,11 @@ def scan(root: Path, files: list[str], all_files: list[str]) -> tuple[np.ndarray
     table, reasons = np.zeros(len(files), COLUMNS), dict[int, str]()
     sizes, mtimes = table["size"], table["mtime"]
 
-    def state_of(row: int) -> None:
+    def find(row: int) -> None:
         status = os.stat(f"{root}/{files[row]}")
         if not stat.S_ISREG(status.st_mode):
             raise DataError("it is not a regular file")
-        sizes[row], mtimes[row] = status.st_size, status.st_mtime_ns
+        sizes[row], mtimes[row] = state_of(status)
 
     def look_at(row: int) -> None:
         table[row] = (sizes[row], mtimes[row], *_header(f"{root}/{files[row]}"))
@@ -154,7 +154,7 @@ def scan(root: Path, files: list[str], all_files: list[str]) -> tuple[np.ndarray
         is_known[list(reasons)] = True
         return np.flatnonzero(~is_known)
 
-    _in_threads(root, state_of, np.arange(len(files)), reasons, "{} of {} images were found again.")
+    _in_threads(root, find, np.arange(len(files)), reasons, "{} of {} images were found again.")
     if not len(unknown(read_scan(root))):
         return table, dict(sorted(reasons.items()))
     with one_at_a_time(root), warnings.catch_warnings():

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..exceptions import DataError
+from ..runtime.files import state_of
 
 BLOCK = 512  # bytes: headers are that long, and what a member holds is filled up to a multiple of it
 _PLAIN = (b"0", b"\0")  # types of a file whose header says all about it
@@ -41,12 +42,6 @@ class Shard:
     checksum: int = 0
 
 
-def state_of(descriptor: int) -> tuple[int, int]:
-    """Return the size of an open file in bytes, and when it was changed, in nanoseconds since 1970."""
-    found = os.fstat(descriptor)
-    return found.st_size, found.st_mtime_ns
-
-
 def read_headers(path: Path) -> Shard:
     """Find the members of a shard.
 
@@ -57,7 +52,7 @@ def read_headers(path: Path) -> Shard:
     """
     try:
         with open(path, "rb", buffering=0) as file:
-            shard = Shard(path, state_of(file.fileno()))
+            shard = Shard(path, state_of(os.fstat(file.fileno())))
             links: dict[str, tuple[int, int]] = {}
             for name, offset, size, linked in _members(file.fileno(), shard):
                 if linked and linked not in links:

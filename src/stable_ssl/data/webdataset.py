@@ -18,10 +18,11 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from ..exceptions import ConfigError, DataError
+from ..runtime.files import state_of
 from .checks import is_function, require
 from .datasets import FUNCTION_OF_IMAGE, to_float_tensor
 from .images import ImageDecoder, check_options, find_channels
-from .shards import read_headers, state_of
+from .shards import read_headers
 from .threads import Threads
 
 NUM_THREADS = 16  # more than cores, because a network's file system answers late
@@ -203,7 +204,7 @@ class WebDataset(Dataset):
         number = bisect.bisect_right(self._ends, index)
         path, (offset, size, _) = self.files[number], self._places[index].tolist()
         with open(path, "rb", buffering=0) as file:
-            if state_of(file.fileno()) != self._states[number]:
+            if state_of(os.fstat(file.fileno())) != self._states[number]:
                 raise DataError(f"'{path}' was changed since its headers were read, and samples may be elsewhere now.")
             return os.pread(file.fileno(), size, offset)
 

@@ -35,6 +35,11 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def state_of(status: os.stat_result) -> tuple[int, int]:
+    """Return the size of a file in bytes, and when it was changed, in nanoseconds since 1970."""
+    return status.st_size, status.st_mtime_ns
+
+
 def printable(text: str | os.PathLike) -> str:
     """Return a path, or a text with paths, as every terminal and file takes it.
 
