@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class BreakAllEpochs(Exception):
@@ -81,3 +81,9 @@ def nearest(name: object, valid: Iterable[object], cutoff: float = 0.6) -> str:
         if found := difflib.get_close_matches(text, names, n=1, cutoff=cutoff):
             return f" Did you mean '{options[names.index(found[0])]}'?"
     return ""
+
+
+def some_of(items: Sequence[object], most: int = 5, separator: str = ", ") -> str:
+    """Return a text that lists items. If there are more than `most`, it lists the first ones, and counts the others."""
+    more = [f"and {len(items) - most} more"] if len(items) > most else []
+    return separator.join([*map(str, items[:most]), *more])

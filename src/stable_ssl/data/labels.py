@@ -7,13 +7,12 @@ import logging
 import os
 from pathlib import Path
 
-from ..exceptions import ConfigError, nearest
+from ..exceptions import ConfigError, nearest, some_of
 from ..runtime.files import printable
 
 log = logging.getLogger("stable_ssl")
 
 MOST_CLASSES = 1_000_000
-MOST_NAMED = 5  # rows that an error names
 
 Labelled = tuple[list[str], list[int], list[str]]  # files, their labels, the names of the classes
 
@@ -100,7 +99,7 @@ def read_labels(path: Path, root: Path, files: list[str]) -> Labelled:
             continue
         wrong.setdefault(what, []).append(f"line {line} ('{printable(file)}')")
     if wrong:
-        raise ConfigError([f"labels: '{name}': {_some(rows)} {what}." for what, rows in wrong.items()])
+        raise ConfigError([f"labels: '{name}': {some_of(rows)} {what}." for what, rows in wrong.items()])
     if len(label_of) < len(files):
         num_others = len(files) - len(label_of)
         log.info(
@@ -141,11 +140,6 @@ def _rows(path: Path, name: str) -> list[tuple[int, str, str | None]]:
     if not rows:
         raise ConfigError(f"labels: '{name}' has no rows below its first line.")
     return rows
-
-
-def _some(rows: list[str]) -> str:
-    more = f", and {len(rows) - MOST_NAMED} more" if len(rows) > MOST_NAMED else ""
-    return ", ".join(rows[:MOST_NAMED]) + more
 
 
 def _numbered(names: list[str]) -> tuple[list[int], list[str]]:

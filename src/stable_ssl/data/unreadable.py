@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from ..exceptions import DataError
+from ..exceptions import DataError, some_of
 from .images import spread
 from .reading import Reader, UnreadableError
 from .workers import WorkerBatches
@@ -83,8 +83,7 @@ def name_all(error: UnreadableError, dataset: Any, name: str, options: dict[str,
 def described(found: dict[int, str], tried: int) -> str:
     """Return a line for each sample that can't be read; a few lines if that is so for all, for one kind of reason."""
     lines, most = list(found.values()), FEW if _is_one_kind(found, tried) else MOST_NAMED
-    more = [f"… and {len(lines) - most} more."] if len(lines) > most else []
-    return "\n".join([*lines[:most], *more])
+    return some_of(lines, most, "\n")
 
 
 def _is_one_kind(found: dict[int, str], tried: int) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from ..exceptions import ConfigError, DataError
+from ..exceptions import ConfigError, DataError, some_of
 from ..runtime.files import state_of
 from .checks import is_function, require
 from .datasets import FUNCTION_OF_IMAGE, to_float_tensor
@@ -168,11 +168,13 @@ class WebDataset(Dataset):
         if lacking:
             problems.append(
                 f"image: {len(lacking)} of {len(self.keys)} samples have no member that ends in '{self.image}': "
-                f"{_some(lacking)}"
+                f"{some_of(lacking, MOST_NAMED, '; ')}."
             )
         if wrong:
             what = "is none of classes" if self.classes else "is no number. Name the classes in classes"
-            problems.append(f"label: the '{self.label}' of {len(wrong)} samples {what}: {_some(wrong)}")
+            problems.append(
+                f"label: the '{self.label}' of {len(wrong)} samples {what}: {some_of(wrong, MOST_NAMED, '; ')}."
+            )
         if self.label not in (None, "cls") and not any(shard.has_labels for shard in found):
             problems.append(f"label: no sample has a member that ends in '{self.label}'.")
         if problems:
@@ -213,11 +215,6 @@ class WebDataset(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         return self.transform(self.decoder(self.source(index), self.name_of(index))), self.targets[index]
-
-
-def _some(lines: list[str]) -> str:
-    more = [f"and {len(lines) - MOST_NAMED} more"] if len(lines) > MOST_NAMED else []
-    return "; ".join([*lines[:MOST_NAMED], *more]) + "."
 
 
 def _shards(path: str) -> list[Path]:

@@ -17,7 +17,7 @@ from typing import Any
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from ..exceptions import DataError
+from ..exceptions import DataError, some_of
 from ..runtime.preemption import StopWaiting
 from .faults import is_of_worker, is_report
 from .reading import Reader
@@ -69,7 +69,7 @@ class WorkerBatches:
         finish = self._finish
         try:
             for indices in wanted:
-                with deaths_explained(self._name, f" from the one of samples {_some(indices)} on"):
+                with deaths_explained(self._name, f" from the one of samples [{some_of(indices)}] on"):
                     batch = next(iterator, _END)
                 if batch is _END:
                     return
@@ -92,10 +92,6 @@ class _Entries(Sampler):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         return iter(self.batches)
-
-
-def _some(indices: list[int]) -> str:
-    return str(indices) if len(indices) <= 8 else f"[{', '.join(map(str, indices[:8]))}, …]"
 
 
 class WorkerInit:

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from ..config import with_defaults
-from ..exceptions import CheckpointError, ConfigError
+from ..exceptions import CheckpointError, ConfigError, some_of
 from ..runtime.behaviour import behaviour, behaviour_problems
 from ..runtime.checkpoint import CheckpointStore
 from ..runtime.folder import RunFolder, decisive_differences, moved_data, read_config
@@ -265,9 +265,8 @@ class Branch:
         self._say("values that this run lacks", [key for key in saved if key not in own])
 
     def _say(self, what: str, keys: list[str]) -> None:
-        shown = ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
         if keys:
-            self.left_out.append(f"{what}: {shown}.")
+            self.left_out.append(f"{what}: {some_of(keys)}.")
 
     def _take_part(self, part: Part, state: Any) -> None:
         try:

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..exceptions import ConfigError
+from ..exceptions import ConfigError, some_of
 
 TESTS = ("val", "valid", "validation", "test")
 
@@ -70,7 +70,7 @@ def find_layout(folder: Path, labels: str | None) -> Layout:
     if labels == "folder" and classes != others:
         raise ConfigError(
             f"pretrain: --labels folder: '{train}' and '{test}' have different classes: only one of them has "
-            f"{', '.join(sorted(classes ^ others)[:5]) or 'any'}. Give {train} alone, or --labels none."
+            f"{some_of(sorted(classes ^ others)) or 'any'}. Give {train} alone, or --labels none."
         )
     taken = "folder" if labels == "folder" or (labels is None and len(classes) > 1 and classes == others) else "none"
     note = f"it trains on '{train}' only"

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from ..exceptions import CheckpointError
+from ..exceptions import CheckpointError, some_of
 from .matching import Match, Matcher
 from .sources import how_to_make, parse_source, read_source
 
 log = logging.getLogger("stable_ssl")
-
-_NUM_EXAMPLES = 4
 
 
 def load_weights(source: Any, module: nn.Module, name: str, key: str | None = None) -> None:
@@ -87,7 +85,7 @@ def _told(match: Match, own: Mapping[str, Any], place: str) -> str:
     if match.dropped:
         text.append(f"Left out of the file: {', '.join(f'{part} ({n})' for part, n in sorted(match.dropped.items()))}.")
     if match.new:
-        text.append(f"The file has none that fit for {_some(match.new)}, so these are new.")
+        text.append(f"The file has none that fit for {some_of(match.new)}, so these are new.")
     return " ".join(text if match.is_complete else [*text, _partly(match)])
 
 
@@ -95,11 +93,11 @@ def _partly(match: Match) -> str:
     """Return what keeps a file and a network from matching."""
     problems = []
     if match.misshapen:
-        problems.append(f"{_some(match.misshapen, '; ')}.")
+        problems.append(f"{some_of(match.misshapen, separator='; ')}.")
     if match.missing:
-        problems.append(f"The file lacks {_some(match.missing)}.")
+        problems.append(f"The file lacks {some_of(match.missing)}.")
     if match.unexpected:
-        problems.append(f"The network lacks {_some(match.unexpected)}.")
+        problems.append(f"The network lacks {some_of(match.unexpected)}.")
     return " ".join(problems)
 
 
@@ -108,12 +106,6 @@ def _nothing(match: Match | None, own: Mapping[str, Any], tensors: Mapping[str, 
     if match is not None and match.misshapen:
         return _partly(match)
     return (
-        f"no key is the same. The file has keys such as {_some([*tensors])}, and the network {_some([*own])}. Networks "
-        "of one name have other keys in another library."
+        f"no key is the same. The file has keys such as {some_of([*tensors])}, and the network {some_of([*own])}. "
+        "Networks of one name have other keys in another library."
     )
-
-
-def _some(names: Sequence[str], separator: str = ", ") -> str:
-    """Return some of the names, and how many others there are."""
-    shown = separator.join(names[:_NUM_EXAMPLES])
-    return shown if len(names) <= _NUM_EXAMPLES else f"{shown} and {len(names) - _NUM_EXAMPLES} others"
