@@ -197,7 +197,7 @@ class Images(Dataset):
 
     def name_of(self, index: int) -> str:
         """Return what errors call an image."""
-        return printable(self.path_of(index))
+        return f"'{printable(self.path_of(index))}'"
 
     def __len__(self) -> int:
         return len(self.files)

@@ -113,6 +113,8 @@ class FolderToPrepare:
         except OSError as error:
             raise DataError(f"'{printable(error.filename)}' can't be read any more: {error.strerror}.") from error
         self.plan = Plan(settings, images.files, np.array(rows, SOURCES))
+        parts = self._content, images.name_of, images.targets.__getitem__, images.decoder
+        self._pixels = EncodedImages(*parts, np.arange(len(images)), self.channels, images.sizes)
 
     def __len__(self) -> int:
         return len(self._images)
@@ -125,28 +127,25 @@ class FolderToPrepare:
         DataError
             It can't be read, or is not the file that it was when this object was made.
         """
-        path = self._images.path_of(number)
-        name = f"'{printable(path)}'"
         try:
-            with open(path, "rb") as file:
-                if state_of(os.fstat(file.fileno())) != tuple(self.plan.sources[number].tolist()[:2]):
-                    raise DataError("it has changed since this command began. Give the same line again")
-                content = file.read()
-            decoder = self._images.decoder
-            image = EncodedImages(
-                lambda _: content, lambda _: name, lambda _: [], decoder, np.zeros(1, int), self.channels
-            )
-            pixels = image.read(0)
+            pixels = self._pixels.read(number)
             height, width = self.form.shape(*pixels.shape[:2])
             if (height, width) != pixels.shape[:2]:
                 pixels = _resized(pixels, height, width)
-            elif self.form.name == "jpeg" and image.is_upright_jpeg(0):
-                return height, width, content
+            elif self.form.name == "jpeg" and self._pixels.is_upright_jpeg(number):
+                return height, width, self._content(number)
             return height, width, self.form.encode(pixels)
         except MemoryError:
             raise
         except Exception as error:
-            raise DataError(f"{name} can't be prepared: {str(error).rstrip('.')}.") from error
+            raise DataError(f"{self._images.name_of(number)} can't be prepared: {str(error).rstrip('.')}.") from error
+
+    def _content(self, number: int) -> bytes:
+        """Return what the file of an image holds, which is what it held when this object was made."""
+        with open(self._images.path_of(number), "rb") as file:
+            if state_of(os.fstat(file.fileno())) != tuple(self.plan.sources[number].tolist()[:2]):
+                raise DataError("it has changed since this command began. Give the same line again")
+            return file.read()
 
     def num_bytes(self) -> int:
         """Return how many bytes the file will have: exactly, but for JPEGs, of which a few are tried."""
