@@ -591,6 +591,16 @@ def test_a_data_set_of_the_users_is_held_if_it_says_that_it_is_constant(kind, is
     assert batch_of(torch.utils.data.Subset(kind(), [1, 2]))[0] == is_held
 
 
+class Drawn(Images):
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        return np.where(np.random.rand() < 0.5, image, 255 - image), label
+
+
+def test_a_subclass_of_images_that_may_draw_at_random_is_not_held(numbered):
+    assert not batch_of(Drawn(numbered))[0]
+
+
 def test_the_command_views_draws_them(numbered, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     dataset = f"{{_target_: stable_ssl.data.Images, root: '{numbered}', channels: 1}}"

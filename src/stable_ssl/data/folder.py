@@ -170,11 +170,6 @@ class Images(Dataset):
         return table[kept]
 
     @property
-    def constant(self) -> bool:
-        """Whether a sample is the same whenever it is read; a transform of the user's may do anything."""
-        return self.transform in (to_float_tensor, np.asarray)
-
-    @property
     def num_bytes(self) -> int:
         """How much memory all images take."""
         return int(self.sizes.prod(axis=1, dtype=np.int64).sum()) * (self.decoder.channels or 1)

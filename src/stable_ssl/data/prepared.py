@@ -29,25 +29,15 @@ class Prepared(Dataset):
     ----------
     root
         The file.
-    split
-        "test": a fifth of each class, which is a function of the images' paths. "train": the others. None: all images.
-    in_memory
-        Whether a `Loader` that makes declared views holds the images in memory. "auto": if they take less than a
-        quarter of the memory that is free. True: if they don't fit, that is an error. False: never.
-    transform
-        Applied to the PIL image (mode "L" or "RGB"). Without it, the image is a float tensor in [0, 1], (channels,
-        height, width).
+    split, in_memory, transform
+        As for `Images`.
 
     Attributes
     ----------
     names : list of str
         Paths of the source files, relative to their folder.
-    targets : list of int
-        The labels, -1 without labels.
-    classes : list of str
-        The names of the classes, empty without labels.
-    sizes : numpy.ndarray
-        Height and width of each image in pixels, (images, 2).
+    targets, classes, sizes
+        As those of `Images`.
     channels : int
         1 (grey) or 3 (RGB).
 
@@ -90,11 +80,6 @@ class Prepared(Dataset):
         self.classes, self.channels = plan.settings["classes"], plan.settings["channels"]
         self.sizes = np.stack([self.file.index[side][numbers] for side in ("height", "width")], axis=1).astype(int)
         self._images = self.encoded(np.arange(len(numbers)), self.channels)
-
-    @property
-    def constant(self) -> bool:
-        """Whether a sample is the same whenever it is read; a transform of the user's may do anything."""
-        return self.transform in (to_float_tensor, np.asarray)
 
     @property
     def num_bytes(self) -> int:
