@@ -24,9 +24,9 @@ from stable_ssl.augmentations import EvalView
 from stable_ssl.cli import main
 from stable_ssl.data import Images
 from stable_ssl.modules import load_backbone
-from stable_ssl.pretraining.layout import find_layout
 from stable_ssl.pretraining.planning import choose_batch, choose_epochs, choose_size, plan
 from stable_ssl.pretraining.request import MASKED, METHOD, parse
+from stable_ssl.pretraining.sets import find_sets
 from stable_ssl.pretraining.timing import Pace
 
 COMMAND = Path(sys.executable).with_name("stable-ssl")
@@ -202,20 +202,20 @@ def test_several_processes_are_refused(photos, capsys, monkeypatch):
 def test_a_folder_of_splits_is_trained_on_in_part(tmp_path):
     for name in ("train/cat", "train/dog", "val/cat", "val/dog", "flat/a", "flat/b"):
         (tmp_path / name).mkdir(parents=True)
-    split = find_layout(tmp_path, None)
+    split = find_sets(tmp_path, None)
     assert (split.train, split.test, split.labels) == (tmp_path / "train", tmp_path / "val", "folder")
     assert "trains on" in split.notes[0]
-    none = find_layout(tmp_path, "none")
+    none = find_sets(tmp_path, "none")
     assert (none.train, none.test, none.labels) == (tmp_path / "train", None, "none")
-    whole = find_layout(tmp_path, "labels.csv")
+    whole = find_sets(tmp_path, "labels.csv")
     assert (whole.train, whole.test, whole.labels) == (tmp_path, None, "labels.csv")
-    flat = find_layout(tmp_path / "flat", None)
+    flat = find_sets(tmp_path / "flat", None)
     assert (flat.train, flat.labels) == (tmp_path / "flat", "none")
     assert "--labels folder measures" in flat.notes[0]
     (tmp_path / "val" / "bird").mkdir()
-    assert find_layout(tmp_path, None).labels == "none"
+    assert find_sets(tmp_path, None).labels == "none"
     with pytest.raises(stable_ssl.ConfigError, match="different classes: only one of them has bird"):
-        find_layout(tmp_path, "folder")
+        find_sets(tmp_path, "folder")
 
 
 def test_what_labels_measure_on_is_held_out_or_has_a_folder_of_its_own(photos):

@@ -295,7 +295,7 @@ def test_a_folder_read_by_a_function_of_the_user_s_is_read_each_time(tmp_path):
 
 def test_images_that_take_more_memory_than_may_be_taken_are_read_by_the_batch(digits, monkeypatch, caplog):
     caplog.set_level("INFO", "stable_ssl")
-    monkeypatch.setattr("stable_ssl.data.held.free_memory", lambda: 14 * 64 * 4 - 1)
+    monkeypatch.setattr("stable_ssl.data.in_memory.free_memory", lambda: 14 * 64 * 4 - 1)
     found = batches(Digits("test", size=8), views=EvalView(8, mean=[0.5], std=[0.5]))
     assert "views are made where samples are read: the images would take about 0.0 GB" in caplog.text
     caplog.clear()

@@ -88,7 +88,7 @@ VIEWS = {
 
 @pytest.mark.parametrize("views", VIEWS)
 def test_batches_are_those_of_workers_for_any_number_of_threads(tmp_path, monkeypatch, views):
-    monkeypatch.setattr("stable_ssl.data.held.SHARE_OF_MEMORY", 0)
+    monkeypatch.setattr("stable_ssl.data.in_memory.SHARE_OF_MEMORY", 0)
     monkeypatch.setattr("stable_ssl.augmentations.cpu.PIECE_BYTES", 9_000)  # some images
     data = ImageFolder(folder_of(tmp_path, CORPUS.values()))
     data = Subset(data, range(len(data) - 1, 3, -1))
@@ -112,7 +112,7 @@ def test_a_table_of_encoded_images_is_decoded_in_threads(tmp_path, monkeypatch, 
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "some.parquet")
     caplog.set_level("INFO", "stable_ssl")
-    monkeypatch.setattr("stable_ssl.data.held.SHARE_OF_MEMORY", 0)
+    monkeypatch.setattr("stable_ssl.data.in_memory.SHARE_OF_MEMORY", 0)
     images, labels = next(iter(Loader(Parquet(tmp_path / "some.parquet"), len(CORPUS), views=EvalView(16))))
     assert "images are decoded and views made in threads" in caplog.text
     assert labels.tolist() == rows["label"]
@@ -151,7 +151,7 @@ def test_what_runs_code_of_the_user_s_is_not_decoded_in_threads(tmp_path):
 
 
 def test_a_damaged_file_is_named_and_a_file_that_changes_is_read_as_it_is(tmp_path, monkeypatch):
-    monkeypatch.setattr("stable_ssl.data.held.SHARE_OF_MEMORY", 0)
+    monkeypatch.setattr("stable_ssl.data.in_memory.SHARE_OF_MEMORY", 0)
     root = folder_of(tmp_path, [encoded(photo(40, 30, number)) for number in range(6)])
     loader = Loader(ImageFolder(root), 3, views=EvalView(8))
     before = [images for _, (images, _) in loader.batches(0)]
@@ -167,7 +167,7 @@ def test_a_damaged_file_is_named_and_a_file_that_changes_is_read_as_it_is(tmp_pa
 
 
 def test_views_on_a_device_get_the_decoded_images(tmp_path, monkeypatch):
-    monkeypatch.setattr("stable_ssl.data.held.SHARE_OF_MEMORY", 0)
+    monkeypatch.setattr("stable_ssl.data.in_memory.SHARE_OF_MEMORY", 0)
     root = folder_of(tmp_path, [encoded(photo(40, 30, number)) for number in range(5)])
 
     def read(**options):

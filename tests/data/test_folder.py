@@ -27,7 +27,7 @@ from stable_ssl import BaseTrainer, ConfigError, DataError
 from stable_ssl.augmentations import CenterCrop, EvalView, Normalize, View
 from stable_ssl.cli import main
 from stable_ssl.config import build
-from stable_ssl.data import Images, Loader, held, scanning
+from stable_ssl.data import Images, Loader, in_memory, scanning
 from stable_ssl.data.scan_cache import cache_of
 from stable_ssl.runtime.folder import read_config
 
@@ -551,11 +551,11 @@ def test_in_memory_decides_whether_images_are_held(numbered, monkeypatch):
     size = Images(numbered).num_bytes
     assert size == 16 * 30 * 20 * 3
     for free, expected in ((10 * size, (True, True, False)), (2 * size, (False, True, False))):
-        monkeypatch.setattr(held, "free_memory", lambda free=free: free)
+        monkeypatch.setattr(in_memory, "free_memory", lambda free=free: free)
         found = [batch_of(Images(numbered, in_memory=wish)) for wish in ("auto", True, False)]
         assert tuple(is_held for is_held, _ in found) == expected
         assert all(torch.equal(views, found[0][1]) for _, views in found)
-    monkeypatch.setattr(held, "free_memory", lambda: size - 1)
+    monkeypatch.setattr(in_memory, "free_memory", lambda: size - 1)
     with pytest.raises(ConfigError, match=r"in_memory is true, but the images take about 0\.0 GB"):
         batch_of(Images(numbered, in_memory=True))
 
@@ -564,7 +564,7 @@ def test_what_images_take_is_known_before_they_are_read(tmp_path, monkeypatch):
     files = {f"{i}.png": RGB.resize((100, 100) if i == 0 else (9, 9)) for i in range(9)}
     data = Images(make(tmp_path / "sizes", files))
     monkeypatch.setattr(
-        held, "free_memory", lambda: 6 * data.num_bytes
+        in_memory, "free_memory", lambda: 6 * data.num_bytes
     )  # a quarter of it is less than nine times the first one
     assert batch_of(data)[0]
 

@@ -16,7 +16,7 @@ from ..exceptions import ConfigError, DataError
 from ..runtime.files import printable
 from .checks import is_function, require
 from .datasets import FUNCTION_OF_IMAGE, listed, to_float_tensor
-from .holding_out import held_out
+from .held_out import held_out
 from .images import ImageDecoder, check_options
 from .labels import by_folder, read_labels
 from .scanning import list_images, scan

@@ -20,7 +20,7 @@ from .checks import check_loader
 from .collating import collate, split
 from .decoding import DecodedBatches
 from .encoded import as_encoded
-from .held import HeldImages, choose_device, hold
+from .in_memory import HeldImages, choose_device, hold
 from .order import Share, count_cut, count_dealt, cut, deal, draw, epoch_order
 from .reading import CollateSamples, CollateViews, Reader, UnreadableError
 from .unreadable import NONE_READ, described, find_unreadable, name_all

@@ -14,7 +14,7 @@ from ..exceptions import ConfigError
 from ..runtime.files import printable
 from .checks import is_function, require
 from .datasets import FUNCTION_OF_IMAGE, to_float_tensor
-from .holding_out import held_out
+from .held_out import held_out
 from .images import ImageDecoder
 from .prepared_file import PreparedFile
 

@@ -10,8 +10,8 @@ from ..compose import RECIPES, composer, resolved
 from ..exceptions import ConfigError, DataError
 from ..nodes import build
 from ..overrides import check_watched_sets, quoted
-from .layout import Layout, find_layout
 from .request import MASKED, Request
+from .sets import Sets, find_sets
 from .timing import measure
 
 SIZES = (32, 64, 96, 128, 224)  # pixels
@@ -39,21 +39,21 @@ def plan(request: Request, say: Callable[[str], None]) -> dict[str, Any]:
     ConfigError
         There are too few images, labels that nothing can be measured with, or settings that do not fit together.
     """
-    layout = find_layout(request.folder, request.labels)
+    sets = find_sets(request.folder, request.labels)
     # The recipes on digits have the rates and the heads for short runs on CPUs.
     with composer(RECIPES, f"{request.method}_digits") as (composed, complete):
 
         def compose(*own: str) -> Any:
-            sources = ["data=images", f"backbone={request.backbone}", *_sources(layout)]
+            sources = ["data=images", f"backbone={request.backbone}", *_sources(sets)]
             return composed(complete([*sources, *own, *request.overrides]))
 
         first = compose()
         images = _dataset(first, "train")
-        _check_number(len(images), layout)
+        _check_number(len(images), sets)
         size = request.size or choose_size(images.sizes)
-        _describe(images, size, layout, say)
+        _describe(images, size, sets, say)
         settings, batch = _settings(first, images, size, request)
-        settings += _measured(first, images) if layout.is_labelled else _unmeasured(first)
+        settings += _measured(first, images) if sets.is_labelled else _unmeasured(first)
         epochs = request.epochs or choose_epochs(len(images), size)
         length, steps = [f"optim.epochs={epochs}"], epochs * max(len(images) // batch, 1)
         facts = {"arguments": request.arguments(), "images": len(images)}
@@ -85,10 +85,10 @@ def _settings(first: Any, images: Any, size: int, request: Request) -> tuple[lis
     ], batch
 
 
-def _sources(layout: Layout) -> list[str]:
+def _sources(sets: Sets) -> list[str]:
     """Return the overrides that say where the images and their labels are."""
-    places = {"root": str(layout.train), "test_root": str(layout.test or layout.train), "labels": layout.labels}
-    whole = ["train_split=null", "test_split=null"] if layout.test or not layout.is_labelled else []
+    places = {"root": str(sets.train), "test_root": str(sets.test or sets.train), "labels": sets.labels}
+    whole = ["train_split=null", "test_split=null"] if sets.test or not sets.is_labelled else []
     return [*(f"{key}={quoted(value)}" for key, value in places.items()), *whole]
 
 
@@ -108,10 +108,10 @@ def _dataset(config: Any, name: str) -> Any:
         raise ConfigError([problem.replace("pretrain: root: ", "pretrain: ") for problem in error.problems]) from error
 
 
-def _check_number(number: int, layout: Layout) -> None:
+def _check_number(number: int, sets: Sets) -> None:
     if number < 2:
         raise ConfigError(
-            f"pretrain: '{layout.train}' has {number} image{'s' * (number != 1)} to train on; at least 2 are needed."
+            f"pretrain: '{sets.train}' has {number} image{'s' * (number != 1)} to train on; at least 2 are needed."
         )
 
 
@@ -138,7 +138,7 @@ def choose_batch(number: int, method: str, bytes_per_image: float) -> int:
     """
     import torch
 
-    from ..data.held import free_memory
+    from ..data.in_memory import free_memory
 
     batch = LARGEST_MASKED_BATCH if method in MASKED else LARGEST_BATCH
     room = SHARE_OF_MEMORY * (torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else free_memory())
@@ -219,10 +219,10 @@ def _unmeasured(config: Any) -> list[str]:
     return ["num_classes=2", "~data.test", "~data.bank", "~logger.metric", "~logger.monitor.test", *probes]
 
 
-def _describe(images: Any, size: int, layout: Layout, say: Callable[[str], None]) -> None:
+def _describe(images: Any, size: int, sets: Sets, say: Callable[[str], None]) -> None:
     height, width = (round(statistics.median(side)) for side in images.sizes.T.tolist())
     say(f"{len(images):,} images to train on, of {height} × {width} pixels in the median; views have {size} × {size}")
-    if layout.is_labelled and num_labelled(images) < len(images):
+    if sets.is_labelled and num_labelled(images) < len(images):
         say(f"{num_labelled(images):,} of them have a label")
-    for note in layout.notes:
+    for note in sets.notes:
         say(note)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..exceptions import CheckpointError
-from .layouts import as_timm, is_harmless, is_head, is_own_head, joined, position_tables, unwrapped
+from .keys import as_timm, is_harmless, is_head, is_own_head, joined, position_tables, unwrapped
 from .resampling import adapt_channels, grid_of, resample_positions
 
 # Of two networks that fit, the authors publish the first of these for use, and the other one of the last.

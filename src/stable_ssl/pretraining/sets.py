@@ -12,7 +12,7 @@ TESTS = ("val", "valid", "validation", "test")
 
 
 @dataclass(frozen=True)
-class Layout:
+class Sets:
     """Which images are for training and for testing.
 
     Attributes
@@ -38,7 +38,7 @@ class Layout:
         return self.labels != "none"
 
 
-def find_layout(folder: Path, labels: str | None) -> Layout:
+def find_sets(folder: Path, labels: str | None) -> Sets:
     """Return how to read a folder.
 
     A folder with the sub-folders `train` and `val` (or `valid`, `validation`, `test`) is trained on the first only. If
@@ -62,7 +62,7 @@ def find_layout(folder: Path, labels: str | None) -> Layout:
     if test is None or not os.path.isdir(folder / "train"):
         return _one_set(folder, labels)
     if labels not in (None, "none", "folder"):
-        return Layout(
+        return Sets(
             folder, None, str(labels), ("all sub-folders are taken, since the paths of the labels begin there",)
         )
     train = folder / "train"
@@ -76,10 +76,10 @@ def find_layout(folder: Path, labels: str | None) -> Layout:
     note = f"it trains on '{train}' only"
     if taken == "folder":
         note += f"; the labels of its {len(classes)} classes serve to measure on '{test}'"
-    return Layout(train, test if taken == "folder" else None, taken, (note,))
+    return Sets(train, test if taken == "folder" else None, taken, (note,))
 
 
-def _one_set(folder: Path, labels: str | None) -> Layout:
+def _one_set(folder: Path, labels: str | None) -> Sets:
     classes = _folders(folder)
     if labels == "folder" and len(classes) < 2:
         raise ConfigError(
@@ -88,8 +88,8 @@ def _one_set(folder: Path, labels: str | None) -> Layout:
         )
     if labels is None and len(classes) > 1:
         note = f"no labels are used; if the {len(classes)} sub-folders are classes, --labels folder measures with them"
-        return Layout(folder, None, "none", (note,))
-    return Layout(folder, None, labels or "none")
+        return Sets(folder, None, "none", (note,))
+    return Sets(folder, None, labels or "none")
 
 
 def _folders(folder: Path) -> set[str]:
