@@ -61,20 +61,7 @@ def check_loader(given: Mapping[str, Any], is_declared: bool) -> None:
 
 
 def check_stream_loader(given: Mapping[str, Any], is_declared: bool) -> None:
-    """Check the arguments of a `StreamLoader` that do not concern its stream.
-
-    Parameters
-    ----------
-    given
-        The arguments by name.
-    is_declared
-        Whether the views are declared views of this package.
-
-    Raises
-    ------
-    ConfigError
-        Has a sentence for each problem.
-    """
+    """Check the arguments of a `StreamLoader` that do not concern its stream, as `check_loader` does."""
     count, others = "a whole number of at least 1", {"dataset": None, "on": "auto", "unreadable": "raise"}
     whole = {**given, **others, "batch_size": 1, "sampler": None, "batch_sampler": None}
     own = wrong(*((name, given[name], is_count(given[name], 1), count) for name in ("batch_size", "buffer")))

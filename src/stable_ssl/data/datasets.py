@@ -99,7 +99,8 @@ class ImageFolder(datasets.ImageFolder):
         Whether the folders in `root` are classes. Without, all images in `root` and in the folders below it are taken,
         and every label is -1.
     transform
-        Applied to the PIL image. Without it, the image is a float tensor in [0, 1], (channels, height, width).
+        Applied to the PIL image (mode "L" or "RGB"). Without it, the image is a float tensor in [0, 1], (channels,
+        height, width).
     levels
         The levels (low, high) that become 0 and 255, for images of more than 8 bits or of floats.
     channels
@@ -188,14 +189,8 @@ class Parquet(Dataset):
         A file, a folder of `*.parquet`, a pattern such as "train-*.parquet", or a list of these.
     image, label
         Names of the columns. None for `label`: every label is -1.
-    transform
-        Applied to the PIL image (mode "L" or "RGB"). Without it, the image is a float tensor in [0, 1], (channels,
-        height, width).
-    levels
-        The levels (low, high) that become 0 and 255, for images of more than 8 bits or of floats.
-    channels
-        3: every image becomes RGB. 1: every image becomes grey. None: grey images stay grey if all are; else they
-        become RGB.
+    transform, levels, channels
+        As for `ImageFolder`.
 
     Raises
     ------

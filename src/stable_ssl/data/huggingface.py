@@ -42,11 +42,8 @@ class HuggingFaceDataset(Dataset):
         Names of the columns to leave out, as they are after renaming.
     add_index
         Add the index of a sample to its dict, as `index`.
-    levels
-        The levels (low, high) that become 0 and 255, for images of more than 8 bits or of floats.
-    channels
-        3: every image becomes RGB. 1: every image becomes grey. None: grey images stay grey if all of a column are;
-        else they become RGB.
+    levels, channels
+        As for `ImageFolder`, for each column of images.
 
     Raises
     ------

@@ -32,10 +32,8 @@ class HuggingFaceStream:
         Names of the columns of the image and the label. None for `y`: every label is -1.
     transform
         Applied to the image of x. Without it, the image is a float tensor in [0, 1].
-    levels
-        The levels (low, high) that become 0 and 255, for images of more than 8 bits or of floats.
-    channels
-        3: every image becomes RGB. 1: every image becomes grey.
+    levels, channels
+        As for `ImageFolder`; `channels` is 1 or 3.
 
     Raises
     ------

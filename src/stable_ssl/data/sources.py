@@ -155,17 +155,8 @@ class IterableLoader:
     def bind(self, seed: int, name: str, rank: int = 0, world_size: int = 1, *, is_even: bool = False) -> None:
         """Set the run's seed, and share out a list over the ranks; a stream must share itself out.
 
-        Parameters
-        ----------
-        seed
-            The run's seed.
-        name
-            Of the data set, in messages.
-        rank, world_size
-            The number of this process, from 0, and the number of processes.
-        is_even
-            Give all ranks as many batches: training needs that. The last batches that are too few for that are left
-            out.
+        The parameters are those of `Loader.bind`. With `is_even`, the last batches are left out if they are too few for
+        all ranks.
         """
         self.seed, self.name = seed, name
         if self._stateful and has_lossy_state(self.source):

@@ -103,16 +103,7 @@ class StreamLoader:
     def bind(self, seed: int, name: str, rank: int = 0, world_size: int = 1, *, is_even: bool = False) -> None:
         """Set what the batches depend on, beside the constructor's arguments, and check the views.
 
-        Parameters
-        ----------
-        seed
-            The run's seed.
-        name
-            Of the data set, in messages.
-        rank, world_size
-            The number of this process, from 0, and the number of processes.
-        is_even
-            Give all processes batches of one size: training needs that.
+        The parameters are those of `Loader.bind`. `is_even` gives all processes batches of one size.
         """
         self.close()
         self.seed, self.name, self._rank, self._world_size = seed, name, rank, world_size

@@ -64,14 +64,8 @@ class WebDataset(Dataset):
         such a member.
     classes
         What the labels are called, in the order of their numbers. None: the texts are numbers.
-    transform
-        Applied to the PIL image (mode "L" or "RGB"). Without it, the image is a float tensor in [0, 1], (channels,
-        height, width).
-    levels
-        The levels (low, high) that become 0 and 255, for images of more than 8 bits or of floats.
-    channels
-        3: every image becomes RGB. 1: every image becomes grey. None: grey images stay grey if all are; else they
-        become RGB.
+    transform, levels, channels
+        As for `ImageFolder`.
 
     Attributes
     ----------
