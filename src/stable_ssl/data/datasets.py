@@ -32,6 +32,31 @@ def to_float_tensor(image: Image.Image) -> Any:
     return pil_to_tensor(image).float().div_(255)
 
 
+class EncodedDataset(Dataset):
+    """Images as encoded files, with labels: what `Images`, `Parquet` and `WebDataset` share.
+
+    `source` returns the file of an image, as `decoder` takes it, and `name_of` what errors call it.
+    """
+
+    source: Callable[[int], Any]
+    name_of: Callable[[int], str]
+    transform: Callable[[Image.Image], Any]
+    targets: list[int]
+    levels: Sequence[float] | None
+    channels: int | None
+
+    @functools.cached_property
+    def decoder(self) -> ImageDecoder:
+        """Decodes the images."""
+        return ImageDecoder(self.levels, self.channels or find_channels(self.source, len(self)))
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self.transform(self.decoder(self.source(index), self.name_of(index))), self.targets[index]
+
+
 class Digits(Dataset):
     """Scikit-learn's handwritten digits: 1,797 real grey images of 8 × 8 pixels, embedded in scikit-learn.
 
@@ -178,7 +203,7 @@ def listed(left_out: Counter[str]) -> str:
     return f" Files whose endings are not those of images are left out: {counts}."
 
 
-class Parquet(Dataset):
+class Parquet(EncodedDataset):
     """Images and labels from Parquet files: encoded bytes, or the {bytes, path} that Hugging Face writes.
 
     The bytes stay encoded in memory, shared with forked workers, and are decoded when a sample is read.
@@ -247,11 +272,6 @@ class Parquet(Dataset):
         vars(self).update(state)
         self._open()
 
-    @functools.cached_property
-    def decoder(self) -> ImageDecoder:
-        """Decodes the images."""
-        return ImageDecoder(self.levels, self.channels or find_channels(self.source, len(self)))
-
     def source(self, index: int) -> Any:
         """Return the file of an image, as `decoder` takes it."""
         return self._images[index].as_py()
@@ -259,13 +279,6 @@ class Parquet(Dataset):
     def name_of(self, index: int) -> str:
         """Return what errors call an image."""
         return f"image {index} of '{self.files[bisect.bisect_right(self._ends, index % len(self))]}'"
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        image = self.decoder(self.source(index), self.name_of(index))
-        return self.transform(image), self.targets[index]
 
 
 def _parquet_files(path: str | Path) -> list[str]:

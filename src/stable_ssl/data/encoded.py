@@ -14,12 +14,10 @@ from torchvision.datasets.folder import default_loader
 from torchvision.datasets.vision import StandardTransform
 
 from ..augmentations.images import orientation_of, turn
-from .datasets import Digits, Parquet
-from .folder import Images
+from .datasets import Digits, EncodedDataset
 from .images import ImageDecoder, content_of, open_content, open_image
 from .prepared import Prepared, PreparedImages
 from .views import to_array
-from .webdataset import WebDataset
 
 _SWAPS_SIDES = (5, 6, 7, 8)  # orientations
 _UNKNOWN, _PILLOW, _TURBO = 0, 1, 2  # who decodes an image
@@ -182,7 +180,7 @@ def as_encoded(dataset: Any, channels: int) -> EncodedImages | PreparedImages | 
         return None
     if isinstance(dataset, Prepared):
         return dataset.encoded(indices, channels)
-    if isinstance(dataset, Images | Parquet | WebDataset):
+    if isinstance(dataset, EncodedDataset):
         sources = dataset.source, dataset.name_of, lambda index: [dataset.targets[index]]
         return EncodedImages(*sources, dataset.decoder, indices, channels, getattr(dataset, "sizes", None))
     samples, decoder = getattr(dataset, "samples", None), getattr(dataset, "loader", None)
@@ -196,7 +194,7 @@ def as_encoded(dataset: Any, channels: int) -> EncodedImages | PreparedImages | 
 
 def is_plain(dataset: Any) -> bool:
     """Say whether a data set is of this package or torchvision's, and gives images as they are, without a transform."""
-    if not isinstance(dataset, Digits | Images | Parquet | Prepared | VisionDataset | WebDataset):
+    if not isinstance(dataset, Digits | EncodedDataset | Prepared | VisionDataset):
         return False
     if not type(dataset).__module__.startswith(("torchvision.datasets.", "stable_ssl.data.")):
         return False

@@ -7,17 +7,15 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from torch.utils.data import Dataset
 
 from ..exceptions import ConfigError, DataError
 from ..runtime.files import printable
 from .checks import is_function, require
-from .datasets import FUNCTION_OF_IMAGE, listed, to_float_tensor
+from .datasets import FUNCTION_OF_IMAGE, EncodedDataset, listed, to_float_tensor
 from .held_out import held_out
-from .images import ImageDecoder, check_options
+from .images import check_options
 from .labels import by_folder, read_labels
 from .scanning import list_images, scan
 from .unreadable import described
@@ -25,7 +23,7 @@ from .unreadable import described
 log = logging.getLogger("stable_ssl")
 
 
-class Images(Dataset):
+class Images(EncodedDataset):
     """All images in a folder and in the folders below it: JPEG, PNG, TIFF, WebP and BMP files.
 
     The first start reads the header and the end of each file, which finds files that were cut short. What it found is
@@ -144,7 +142,7 @@ class Images(Dataset):
                 "become 0 and 255 by levels: [low, high] of Images: levels=[LOW,HIGH] on the command line, and "
                 "--levels LOW HIGH of `stable-ssl prepare`."
             )
-        self.decoder = ImageDecoder(levels, channels or (1 if table["is_grey"].all() else 3))
+        self.levels, self.channels = levels, channels or (1 if table["is_grey"].all() else 3)
         if split is not None:
             kept = np.flatnonzero(held_out(self.files, self.targets) == (split == "test")).tolist()
             self.files, self.targets = [self.files[row] for row in kept], [self.targets[row] for row in kept]
@@ -172,7 +170,7 @@ class Images(Dataset):
     @property
     def num_bytes(self) -> int:
         """How much memory all images take."""
-        return int(self.sizes.prod(axis=1, dtype=np.int64).sum()) * (self.decoder.channels or 1)
+        return int(self.sizes.prod(axis=1, dtype=np.int64).sum()) * (self.channels or 1)
 
     @property
     def fingerprint(self) -> str:
@@ -193,12 +191,6 @@ class Images(Dataset):
     def name_of(self, index: int) -> str:
         """Return what errors call an image."""
         return f"'{printable(self.path_of(index))}'"
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        return self.transform(self.decoder(self.path_of(index))), self.targets[index]
 
 
 def _files(root: Path) -> tuple[list[str], dict[str, str]]:

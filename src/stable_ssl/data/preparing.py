@@ -99,11 +99,11 @@ class FolderToPrepare:
         from .. import __version__
 
         self._images, self.form = images, form
-        self.channels = images.decoder.channels or 3
+        self.channels = images.channels or 3
         settings = {
             **form.settings(),
             "channels": self.channels,
-            "levels": images.decoder.levels and list(images.decoder.levels),
+            "levels": images.levels and list(images.levels),
             "classes": images.classes,
             "source": os.path.realpath(images.root),
             "version": __version__,

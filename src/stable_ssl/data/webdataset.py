@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import functools
 import glob
 import itertools
 import os
@@ -12,16 +11,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from torch.utils.data import Dataset
 
 from ..exceptions import ConfigError, DataError, some_of
 from ..runtime.files import state_of
 from .checks import is_function, require
-from .datasets import FUNCTION_OF_IMAGE, to_float_tensor
-from .images import ImageDecoder, check_options, find_channels
+from .datasets import FUNCTION_OF_IMAGE, EncodedDataset, to_float_tensor
+from .images import check_options
 from .shards import read_headers
 from .threads import Threads
 
@@ -44,7 +41,7 @@ class _Contents:
     error: str = ""
 
 
-class WebDataset(Dataset):
+class WebDataset(EncodedDataset):
     """Images and labels in WebDataset shards: tar files in which `KEY.jpg` and `KEY.cls` are a sample.
 
     The headers of all shards are read when it is made, so it knows each sample's place. A `Loader` can then go to any
@@ -174,11 +171,6 @@ class WebDataset(Dataset):
         if problems:
             raise ConfigError(problems)
 
-    @functools.cached_property
-    def decoder(self) -> ImageDecoder:
-        """What decodes the images."""
-        return ImageDecoder(self.levels, self.channels or find_channels(self.source, len(self)))
-
     def path_of(self, index: int) -> str:
         """Return the shard and the member that a sample's image is."""
         shard, member = self.files[bisect.bisect_right(self._ends, index % len(self))], os.fsdecode(self.keys[index])
@@ -203,12 +195,6 @@ class WebDataset(Dataset):
             if state_of(os.fstat(file.fileno())) != self._states[number]:
                 raise DataError(f"'{path}' was changed since its headers were read, and samples may be elsewhere now.")
             return os.pread(file.fileno(), size, offset)
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        return self.transform(self.decoder(self.source(index), self.name_of(index))), self.targets[index]
 
 
 def _shards(path: str) -> list[Path]:
