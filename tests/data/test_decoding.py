@@ -184,3 +184,20 @@ def test_a_thread_that_hangs_does_not_keep_a_script_from_ending():
     )
     command = [sys.executable, "-c", script, str(Path(threads.__file__))]
     assert subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout == "True\n"
+
+
+def test_a_script_that_ends_while_threads_work_for_it_ends_in_silence():
+    script = (
+        "import ctypes, runpy, sys\n"
+        "ctypes.pythonapi.Py_IncRef(ctypes.py_object(sys.modules['__main__']))\n"  # so that its variables go last
+        "def results(pool):\n"
+        "    try:\n"
+        "        yield from pool.map(str, range(9), ahead=2)\n"
+        "    finally:\n"
+        "        pool.close()\n"
+        "kept = results(runpy.run_path(sys.argv[1])['Threads'](1, 'some'))\n"
+        "print(next(kept))"
+    )
+    command = [sys.executable, "-c", script, str(Path(threads.__file__))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert (done.stdout, done.stderr) == ("0\n", "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -55,6 +56,8 @@ class Threads:
         wait
             Return once the jobs that were begun are done.
         """
+        if sys.is_finalizing():  # Python has stopped them, and taken its modules apart
+            return
         with suppress(queue.Empty):
             while True:
                 if (job := self._jobs.get_nowait()) is not None:
