@@ -63,7 +63,7 @@ def _sum_pairs(
             result = builder.load(total)
             if out.dtype == types.uint8:
                 rounded = v.call(f"llvm.rint.v{SUMS}f32", reals, result)
-                result = builder.trunc(builder.fptosi(rounded, vector(32, SUMS)), vector(8, SUMS))
+                result = v.as_bytes(builder.fptosi(rounded, vector(32, SUMS)))
             v.store(result, v.data[5], builder.mul(count, step))
         return context.get_dummy_value()
 

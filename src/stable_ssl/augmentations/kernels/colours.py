@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from .compiling import ONE, TO_UNIT, WHITE, ZERO, Array, Number, fma, kernel
+from .compiling import ONE, TO_UNIT, Array, Number, fma, kernel
 
 # Arithmetic with Python's numbers would be in float64.
 RED, GREEN, BLUE = np.float32(0.2989), np.float32(0.587), np.float32(0.114)
 SIX, SIXTH, FROM_UNIT = np.float32(6), np.float32(1 / 6), np.float32(255.999)
 TINY = np.float32(1e-3)  # a divisor below any level but 0
 MOST_SUMMED = 1 << 24  # levels whose sum fits into 32 bits
+BLACK, WHITE = np.int32(0), np.int32(255)
 BLOCK = 1024  # pixels that stay in the nearest cache from one loop to the next
 
 
@@ -50,17 +51,25 @@ def color_jitter(images: Array, is_applied: Array, order: Array, factors: Array)
 
 
 @kernel
+def _level(value: Number) -> Number:
+    """Return a value as a level, without its fraction; below 0 it is 0, above 255 it is 255.
+
+    Registers have an instruction that limits whole numbers while it packs them, so the number is made whole first.
+    """
+    return np.uint8(min(max(np.int32(value), BLACK), WHITE))
+
+
+@kernel
 def _brighten(plane: Array, factor: Number) -> None:
     for x in range(plane.size):
-        plane[x] = np.uint8(min(np.float32(plane[x]) * factor, WHITE))
+        plane[x] = _level(np.float32(plane[x]) * factor)
 
 
 @kernel
 def _mix(plane: Array, other: Number, factor: Number) -> None:
     kept, added = np.float32(factor), np.float32(1.0 - factor)
     for x in range(plane.size):
-        value = fma(other, added, np.float32(plane[x]) * kept)
-        plane[x] = np.uint8(min(max(value, ZERO), WHITE))
+        plane[x] = _level(fma(other, added, np.float32(plane[x]) * kept))
 
 
 @kernel
@@ -92,9 +101,9 @@ def _saturate(red: Array, green: Array, blue: Array, factor: Number) -> None:
     for x in range(red.size):
         # Converting the luma to a byte and back would take half as long again.
         grey = np.float32(np.int32(_luma(red[x], green[x], blue[x])))
-        red[x] = np.uint8(min(max(fma(grey, added, np.float32(red[x]) * kept), ZERO), WHITE))
-        green[x] = np.uint8(min(max(fma(grey, added, np.float32(green[x]) * kept), ZERO), WHITE))
-        blue[x] = np.uint8(min(max(fma(grey, added, np.float32(blue[x]) * kept), ZERO), WHITE))
+        red[x] = _level(fma(grey, added, np.float32(red[x]) * kept))
+        green[x] = _level(fma(grey, added, np.float32(green[x]) * kept))
+        blue[x] = _level(fma(grey, added, np.float32(blue[x]) * kept))
 
 
 @kernel

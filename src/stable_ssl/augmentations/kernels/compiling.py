@@ -67,7 +67,7 @@ Array: TypeAlias = Any
 Number: TypeAlias = Any
 
 # Arithmetic with Python's numbers would be in float64.
-ZERO, ONE, WHITE, TO_UNIT = (np.float32(number) for number in (0, 1, 255, 1 / 255))
+ZERO, ONE, TO_UNIT = (np.float32(number) for number in (0, 1, 1 / 255))
 
 
 @intrinsic

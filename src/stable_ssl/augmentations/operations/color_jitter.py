@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +15,7 @@ from .grayscale import grey
 
 _FACTORS = ("brightness", "contrast", "saturation", "hue")
 _NEUTRAL = ((1, 1), (1, 1), (1, 1), (0, 0))
+LARGEST = 1e6  # a factor that makes any level 0 or 255
 _ORDERS = np.array(list(itertools.permutations(range(4))))
 
 
@@ -28,7 +28,7 @@ class ColorJitter(Sometimes):
     Parameters
     ----------
     brightness, contrast, saturation
-        Range of the factor; a number b stands for (max(0, 1 - b), 1 + b).
+        Range of the factor, up to a million; a number b stands for (max(0, 1 - b), 1 + b).
     hue
         Range of the difference, in turns, within (-0.5, 0.5); a number h stands for (-h, h).
     p
@@ -52,7 +52,7 @@ class ColorJitter(Sometimes):
             value = getattr(self, name)
             if is_number(value) and value >= 0:
                 self._set(name, (max(0.0, 1 - value), 1 + value))
-            self._check_range(name, 0, math.inf)
+            self._check_range(name, 0, LARGEST)
         if is_number(self.hue):
             self._set("hue", (-self.hue, self.hue))  # type: ignore[operator]
         self._check_range("hue", -0.5, 0.5)
