@@ -51,6 +51,7 @@ EXACT = {
     "horizontal flip": [HorizontalFlip()],
     "vertical flip": [VerticalFlip()],
     "brightness": [ColorJitter(brightness=0.9, p=1)],
+    "brightness without bounds": [ColorJitter(brightness=(0, 1e12), p=1)],
     "contrast": [ColorJitter(contrast=0.9, p=1)],
     "saturation": [ColorJitter(saturation=0.9, p=1)],
     "hue": [ColorJitter(hue=0.5, p=1)],
@@ -95,6 +96,13 @@ def test_bicubic_crops_of_hard_edges_are_bit_equal(size, channels):
     images[:30] = images[:30, ::25, ::25].repeat(25, 1).repeat(25, 2)[:, :67, :301]
     assert differences(alone(crop), images).max() == 0
     assert differences(alone(Resize(size, "bicubic")), images[:, :2, :3, :1]).max() == 0
+
+
+def test_a_large_batch_is_normalised_as_torchvision_does_it():
+    """It is written past the caches."""
+    images = random_images((128, 128, 3), 24, np.random.default_rng(0))
+    view = View([Normalize((0.5, 0.4, 0.3), (0.2, 0.3, 0.1))])
+    assert torch.equal(view.make(images, 0, 0, list(range(24)))[0], make(view, images))
 
 
 def test_all_colours_turn_as_torchvision_turns_them():

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import weakref
@@ -19,6 +20,7 @@ from .operations.cropping import Cropping
 
 # All operations are done to as many images as fit into a core's cache together.
 PIECE_BYTES = 4 << 20
+LINE = 64  # bytes of a line of a cache
 
 
 def pieces(num_bytes: Iterable[int]) -> Iterator[tuple[int, int]]:
@@ -171,10 +173,18 @@ def _buffer(shape: tuple[int, ...]) -> np.ndarray:
             memory = _known.pop(free[0])[0]
         else:
             _known[:] = [(memory, user) for memory, user in _known if user() is not None]
-            memory = np.empty(shape, np.float32)
+            memory = _at_a_line(shape)
         batch = memory.view()  # a tensor of it, and all that is made of that tensor, keep this object alive
         _known.append((memory, weakref.ref(batch)))
         return batch
+
+
+def _at_a_line(shape: tuple[int, ...]) -> np.ndarray:
+    """Return new memory that begins where a line of the caches does, so that vectors can be written past them."""
+    num_values, line = math.prod(shape), LINE // 4
+    memory = np.empty(num_values + line, np.float32)
+    start = -memory.ctypes.data // 4 % line
+    return memory[start : start + num_values].reshape(shape)
 
 
 def _size(pixels: np.ndarray) -> str:

@@ -83,6 +83,12 @@ class Vectors:
         """Write the value `at` elements after the start."""
         self.builder.store(value, self._place(start, at, value.type), align=1)
 
+    def store_past_caches(self, value: Any, start: Any, at: Any) -> None:
+        """Write the value there, which must be a multiple of its bytes, without a copy in the caches."""
+        written = self.builder.store(value, self._place(start, at, value.type))
+        one = ir.Constant(ir.IntType(32), 1)
+        written.set_metadata("nontemporal", self.builder.module.add_metadata([one]))
+
     def _place(self, start: Any, at: Any, kind: Any) -> Any:
         return self.builder.bitcast(self.builder.gep(start, [at]), kind.as_pointer())
 

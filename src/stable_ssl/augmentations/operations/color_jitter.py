@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ from .grayscale import grey
 
 _FACTORS = ("brightness", "contrast", "saturation", "hue")
 _NEUTRAL = ((1, 1), (1, 1), (1, 1), (0, 0))
-LARGEST = 1e6  # a factor that makes any level 0 or 255
+_LARGEST = 1e6  # a factor that makes levels 0 or 255; larger results would not fit into whole numbers
 _ORDERS = np.array(list(itertools.permutations(range(4))))
 
 
@@ -28,7 +29,7 @@ class ColorJitter(Sometimes):
     Parameters
     ----------
     brightness, contrast, saturation
-        Range of the factor, up to a million; a number b stands for (max(0, 1 - b), 1 + b).
+        Range of the factor; a number b stands for (max(0, 1 - b), 1 + b).
     hue
         Range of the difference, in turns, within (-0.5, 0.5); a number h stands for (-h, h).
     p
@@ -52,7 +53,7 @@ class ColorJitter(Sometimes):
             value = getattr(self, name)
             if is_number(value) and value >= 0:
                 self._set(name, (max(0.0, 1 - value), 1 + value))
-            self._check_range(name, 0, LARGEST)
+            self._check_range(name, 0, math.inf)
         if is_number(self.hue):
             self._set("hue", (-self.hue, self.hue))  # type: ignore[operator]
         self._check_range("hue", -0.5, 0.5)
@@ -74,7 +75,7 @@ class ColorJitter(Sometimes):
         """Change the colours in place."""
         from ..kernels.colours import color_jitter
 
-        factors = np.stack([drawn[name] for name in _FACTORS], axis=1)
+        factors = np.stack([drawn[name] for name in _FACTORS], axis=1).clip(max=_LARGEST)
         color_jitter(pixels, drawn["is_applied"], drawn["order"], factors)
         return pixels
 
