@@ -84,7 +84,10 @@ class Vectors:
         self.builder.store(value, self._place(start, at, value.type), align=1)
 
     def store_past_caches(self, value: Any, start: Any, at: Any) -> None:
-        """Write the value there, which must be a multiple of its bytes, without a copy in the caches."""
+        """Write the value there, which must be a multiple of its bytes, without a copy in the caches.
+
+        Another thread sees it once a lock was taken, as one is to hand a batch over.
+        """
         written = self.builder.store(value, self._place(start, at, value.type))
         one = ir.Constant(ir.IntType(32), 1)
         written.set_metadata("nontemporal", self.builder.module.add_metadata([one]))
