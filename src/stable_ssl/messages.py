@@ -151,11 +151,11 @@ MESSAGES: dict[str, list[Message]] = {
             "set's own code is shown.",
         ),
         Message(
-            "… could not be written, as the errors above say. When the disk has room, start the run again: it does "
-            "only what is missing.",
+            "… could not be written, as the errors above say. …",
             "The run did all its epochs, but its last checkpoint or its final weights did not fit on the disk. What "
-            "was written before is whole.",
-            "Make room, and start it again.",
+            "was written before is whole. The rest of the message says what that is.",
+            "Make room, and start it again. If the run has no checkpoint, copy the weights first that the message "
+            "names: it would begin anew.",
         ),
         Message(
             "Memory ran out at step …: …. Lower ….",
@@ -165,7 +165,8 @@ MESSAGES: dict[str, list[Message]] = {
         ),
         Message(
             "Stopping … because of ….",
-            "A signal or `hardware.time_limit` asked the run to stop. Its state is saved.",
+            "A signal or `hardware.time_limit` asked the run to stop. Its state is saved, unless an error beside this "
+            "message says that it could not be.",
             "Start it again: it goes on from where it was.",
         ),
         Message(
@@ -177,6 +178,12 @@ MESSAGES: dict[str, list[Message]] = {
         ),
     ],
     "A run goes on, with a warning": [
+        Message(
+            "The checkpoint of step … could not be written: …. …",
+            "Its disk is full, for example. The message says which checkpoint the run would go on from, or that there "
+            "is none, so that all that was trained would be lost.",
+            "Make room on the disk of the run's folder. The next checkpoint is written as if nothing had happened.",
+        ),
         Message(
             "No optimizer has …: only those of module and loss are trained.",
             "Trainable parameters are attributes of the trainer itself, so nothing trains them.",

@@ -60,9 +60,31 @@ def test_a_disk_that_fills_up_while_a_checkpoint_is_written_costs_that_one_only(
     trainer = make_toy(Growing, logger={"dump_path": small_disk / "run", "checkpoint_every_step": 1, "level": 40})
     trainer()
     said = (trainer.folder / "console.log").read_text()
-    assert said.count("could not be written, the one before it stands: [Errno 28]") == 2
+    assert said.count("No space left on device. That of step 2 stands: started again, the run goes on from there.") == 2
     assert trainer.global_step == 6
     assert newest_state(trainer)["progress"]["global_step"] == 6
+
+
+@pytest.mark.parametrize("has_weights", [True, False])
+def test_a_run_without_room_for_any_checkpoint_says_what_would_be_lost_and_what_is_left(
+    make_toy, small_disk, has_weights
+):
+    class Big(Toy):
+        """Its weights fit on the disk, and its checkpoints do not."""
+
+        def before_fit(self):
+            self.register_buffer("ballast", torch.zeros(400_000))
+
+    options = {"dump_path": small_disk / "run", "save_final_model": has_weights, "level": 40}
+    trainer = make_toy(Big, logger=options)
+    with pytest.raises(CheckpointError, match="The run has no checkpoint, so started again it begins anew") as caught:
+        trainer()
+    weights = small_disk / "run" / "weights" / "final.safetensors"
+    assert (f"'{weights}' has the weights of step 6: copy it first." in str(caught.value)) == has_weights
+    assert weights.exists() == has_weights
+    said = (trainer.folder / "console.log").read_text()
+    assert "The run has NO CHECKPOINT: if it ends now, all that it has trained is lost" in said
+    assert "stands" not in said
 
 
 def test_a_folder_that_can_not_be_written_is_refused_at_the_start(make_toy, small_disk):

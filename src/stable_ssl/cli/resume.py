@@ -57,11 +57,14 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
 
 def _announce(folder: Path, home: Path | None) -> None:
     """Say which run goes on."""
+    from ..runtime.checkpoint import CheckpointStore
+
     status = read_status(folder)
     progress = status.get("progress", {})
     so_far = f"{status.get('status', 'no status yet')}, step {progress.get('global_step', 0)}"
     place = f", in its working folder '{home}'" if home and home != Path.cwd() else ""
-    say_once(f"resume: going on with '{folder}' ({so_far}){place}.")
+    anew = " It has no checkpoint, so it begins anew." if CheckpointStore(folder / "checkpoints").is_empty() else ""
+    say_once(f"resume: going on with '{folder}' ({so_far}){place}.{anew}")
 
 
 def _held_settings(folder: Path) -> dict[str, Any]:

@@ -228,8 +228,8 @@ class Saver:
         try:
             return self._run.log.position()
         except OSError as error:
-            step = self._progress.global_step
-            log.error("No checkpoint of step %d, since metrics.jsonl can't be written: %s", step, error)
+            step, stands = self._progress.global_step, self._store.what_stands()
+            log.error("No checkpoint of step %d, since metrics.jsonl can't be written: %s. %s", step, error, stands)
             return None
 
     def _state(self) -> dict[str, Any]:
@@ -391,7 +391,5 @@ class Saver:
         is_saved = self._store.close() and self._saved == self._progress.as_dict()
         lost = [*self._unwritten, *([] if is_saved else ["the last checkpoint"])]
         if lost and self._is_over and self._ranks.is_main:
-            raise CheckpointError(
-                f"{' and '.join(lost).capitalize()} could not be written, as the errors above say. When the disk has "
-                "room, start the run again: it does only what is missing."
-            )
+            what = " and ".join(lost).capitalize()
+            raise CheckpointError(f"{what} could not be written, as the errors above say. {self.weights.what_is_left()}")

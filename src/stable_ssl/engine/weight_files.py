@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..weights.files import read_header, save_weights
+from ..weights.files import newest_weights, read_header, save_weights
 from .parts import Model
 from .session import Session
 
@@ -68,6 +68,17 @@ class WeightFiles:
             log.error("'%s' could not be written: %s", self._path(name), error)
             return False
         return True
+
+    def what_is_left(self) -> str:
+        """Return what the folder of a run has whose end could not be written, and what to do."""
+        step, newest = self._run.progress.global_step, self._run.checkpoints.newest_step()
+        if newest == step:
+            return "When the disk has room, start the run again: it does only what is missing."
+        if newest is not None:
+            return f"When the disk has room, start the run again: it goes on from its checkpoint of step {newest}."
+        path, step_of_weights = newest_weights(self._run.folder.path)
+        kept = f"'{path}' has the weights of step {step_of_weights}: copy it" if path else "Make room"
+        return f"The run has no checkpoint, so started again it begins anew. {kept} first."
 
     def header_of(self, name: str) -> dict[str, Any]:
         """Return the header of the weights of this name, or an empty dict if there are none."""

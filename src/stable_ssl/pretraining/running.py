@@ -14,6 +14,7 @@ from ..compose import compose, importable, in_folder
 from ..exceptions import ConfigError, Preempted
 from ..instantiate import instanciate_config
 from ..nodes import build
+from ..runtime.checkpoint import CheckpointStore
 from ..runtime.folder import differences, read_config
 from ..runtime.launchers import find_place
 from ..runtime.runs_of_2025 import run_of_2025
@@ -59,7 +60,7 @@ def carry_out(request: Request, say: Callable[[str], None]) -> Path:
             _train(folder, held is None, request, say)
         except (KeyboardInterrupt, Preempted):
             what = f"the run in '{folder}' was stopped" if read_config(folder) else "nothing was trained yet"
-            say(f"{what}; the same line goes on.")
+            say(f"{what}; the same line {'goes on' if _has_checkpoint(folder) else 'begins anew, as nothing was saved'}.")
             raise
     else:
         _say_changes(request, held, say)
@@ -72,7 +73,12 @@ def carry_out(request: Request, say: Callable[[str], None]) -> Path:
 def _failed_at_once(folder: Path, held: dict[str, Any], request: Request) -> bool:
     """Return whether a folder holds a run of pretrain with other arguments that failed before it saved anything."""
     is_other = held.get("pretrain", {}).get("arguments", request.arguments()) != request.arguments()
-    return is_other and read_status(folder).get("status") == "failed" and not any(folder.glob("checkpoints/step_*"))
+    return is_other and read_status(folder).get("status") == "failed" and not _has_checkpoint(folder)
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    """Return whether a run has a checkpoint to go on from."""
+    return not CheckpointStore(folder / "checkpoints").is_empty()
 
 
 def _say_changes(request: Request, held: dict[str, Any] | None, say: Callable[[str], None]) -> None:
@@ -99,7 +105,8 @@ def _train(folder: Path, is_new: bool, request: Request, say: Callable[[str], No
             say(f"{request.method} with {request.backbone}, {length}, in '{folder}'")
         else:
             config = compose(str(folder / "config.yaml"))
-            say(f"going on with the run in '{folder}'")
+            anew = "" if _has_checkpoint(folder) else ", which has no checkpoint: it begins anew"
+            say(f"going on with the run in '{folder}'{anew}")
         instanciate_config(in_folder(config, str(folder)))()
 
 

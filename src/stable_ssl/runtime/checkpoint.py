@@ -99,7 +99,7 @@ class CheckpointStore:
             cause = error if isinstance(error, OSError) else error.__context__
             if not isinstance(cause, OSError):
                 raise
-            log.error("The checkpoint of step %d could not be written, the one before it stands: %s", step, cause)
+            log.error("The checkpoint of step %d could not be written: %s. %s", step, cause, self.what_stands())
             self._is_written = False
         return self._is_written
 
@@ -217,6 +217,15 @@ class CheckpointStore:
     def newest_step(self) -> int | None:
         """Return the global step of the newest checkpoint, valid or not; None if there is none."""
         return next((_step_of(folder) for folder in self._newest_first()), None)
+
+    def what_stands(self) -> str:
+        """Return what a run has, in sentences, if its newest state could not be written."""
+        if (newest := self.newest_step()) is not None:
+            return f"That of step {newest} stands: started again, the run goes on from there."
+        return (
+            "The run has NO CHECKPOINT: if it ends now, all that it has trained is lost, and started again it begins "
+            f"anew. Mend that: the next checkpoint is written to '{self.folder}' too."
+        )
 
     def _newest_first(self) -> list[Path]:
         """Return the folders of all checkpoints. One that was being replaced comes after its replacement."""
