@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 
 class BreakAllEpochs(Exception):
@@ -48,6 +49,26 @@ class ConfigError(Exception):
     def __init__(self, problems: str | list[str]):
         self.problems = [problems] if isinstance(problems, str) else list(problems)
         super().__init__("\n".join(self.problems))
+
+
+@contextmanager
+def option_named(key: str, option: str | None) -> Iterator[None]:
+    """Have a ConfigError of the `with` block name the option that a user gave, and not the key that it has set.
+
+    Parameters
+    ----------
+    key
+        The key that begins the sentences.
+    option
+        The name in its place. None: the user gave the key.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        named = [problem.replace(f"{key}:", f"{option}:", 1) for problem in error.problems]
+        if option is None or named == error.problems:
+            raise
+        raise ConfigError(named) from error
 
 
 class Preempted(SystemExit):

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..api import branch_config
 from ..compose import importable, origin_of
+from ..exceptions import option_named
 from . import slurm
 from .run import Run, say_once
 
@@ -29,7 +30,8 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
         if args.slurm:
             slurm.submit([config], name, settings, folders)
         else:
-            Run(config, folders=())()
+            with option_named("logger.dump_path", "branch: --out" if out else None):
+                Run(config, folders=())()
     return 0
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from ..data.identity import identify
-from ..exceptions import CheckpointError, NanError
+from ..exceptions import CheckpointError, ConfigError, NanError
 from ..runtime.checkpoint import digest, on_host
 from ..runtime.precision import all_finite, learned_values
 from ..runtime.status import COMPLETE
@@ -194,7 +194,7 @@ class Saver:
             return
         self._check_finite()
         if self._ranks.is_main:
-            with suppress(OSError):  # the error comes when the checkpoint is written
+            with suppress(OSError, ConfigError):  # the error comes when the checkpoint is written
                 if self._run.folder.has_lost_config():
                     self._run.own_folder()
         self._last_save = time.monotonic()
@@ -392,4 +392,6 @@ class Saver:
         lost = [*self._unwritten, *([] if is_saved else ["the last checkpoint"])]
         if lost and self._is_over and self._ranks.is_main:
             what = " and ".join(lost).capitalize()
-            raise CheckpointError(f"{what} could not be written, as the errors above say. {self.weights.what_is_left()}")
+            raise CheckpointError(
+                f"{what} could not be written, as the errors above say. {self.weights.what_is_left()}"
+            )

@@ -53,7 +53,8 @@ class MetricsFile:
         try:
             while done < len(self._pending):
                 done += self._file.write(self._pending[done:])
-        except OSError:
+        except OSError as error:
+            error.filename = str(self.path)
             done = self._pending.rfind(b"\n", 0, done) + 1
             self._file.truncate(begin + done)  # no half record stays
             raise

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..runtime.folder import written_at_start
 from .console import Console
 from .jsonl import MetricsFile, iterate_metrics
 from .media import Media
@@ -62,9 +63,11 @@ class RunLog:
         if rank > 0:
             return
         try:
-            self._file = MetricsFile(folder / "metrics.jsonl")
+            with written_at_start(folder / "metrics.jsonl"):
+                self._file = MetricsFile(folder / "metrics.jsonl")
+                if position is not None:
+                    self._file.cut_back(position)
             if position is not None:
-                self._file.cut_back(position)
                 cut_back(folder / "snapshots", step)
             for record in iterate_metrics(folder / "metrics.jsonl"):
                 self.summary.add(record)

@@ -11,7 +11,8 @@ from typing import Any
 from yaml import YAMLError
 
 from ..compose import compose, importable, in_folder
-from ..exceptions import ConfigError, Preempted
+from ..data.scanning import list_images
+from ..exceptions import ConfigError, Preempted, option_named
 from ..instantiate import instanciate_config
 from ..nodes import build
 from ..runtime.checkpoint import CheckpointStore
@@ -52,7 +53,7 @@ def carry_out(request: Request, say: Callable[[str], None]) -> Path:
     if held is not None and _failed_at_once(folder, held, request):
         held = None
     if held is None:
-        _check_place(folder)
+        _check_place(folder, request.folder)
     else:
         _check_same(folder, held, request)
     if held is None or read_status(folder).get("status") not in COMPLETE:
@@ -60,7 +61,8 @@ def carry_out(request: Request, say: Callable[[str], None]) -> Path:
             _train(folder, held is None, request, say)
         except (KeyboardInterrupt, Preempted):
             what = f"the run in '{folder}' was stopped" if read_config(folder) else "nothing was trained yet"
-            say(f"{what}; the same line {'goes on' if _has_checkpoint(folder) else 'begins anew, as nothing was saved'}.")
+            then = "goes on" if _has_checkpoint(folder) else "begins anew, since nothing was saved"
+            say(f"{what}; the same line {then}.")
             raise
     else:
         _say_changes(request, held, say)
@@ -107,7 +109,8 @@ def _train(folder: Path, is_new: bool, request: Request, say: Callable[[str], No
             config = compose(str(folder / "config.yaml"))
             anew = "" if _has_checkpoint(folder) else ", which has no checkpoint: it begins anew"
             say(f"going on with the run in '{folder}'{anew}")
-        instanciate_config(in_folder(config, str(folder)))()
+        with option_named("logger.dump_path", "pretrain: --out"):
+            instanciate_config(in_folder(config, str(folder)))()
 
 
 def _held(folder: Path) -> dict[str, Any] | None:
@@ -121,13 +124,17 @@ def _held(folder: Path) -> dict[str, Any] | None:
         ) from error
 
 
-def _check_place(folder: Path) -> None:
-    """Refuse a folder that can't be made, before anything is read or timed."""
-    place = folder.absolute()
+def _check_place(folder: Path, images: Path) -> None:
+    """Refuse a folder that can't be made, or is one of images, before anything is read or timed."""
+    place, real, of_images = folder.absolute(), folder.resolve(), images.resolve()
+    if real == of_images or (real.is_relative_to(of_images) and list_images(real).files):
+        raise ConfigError(
+            f"pretrain: --out: '{folder}' has the images, and the run's files would lie among them. Give another --out."
+        )
     while not os.path.lexists(place):
         place = place.parent
     if not os.path.isdir(place) or not os.access(place, os.W_OK | os.X_OK):
-        what = "may not be written" if os.path.isdir(place) else "is no folder"
+        what = "may not be written" if os.path.isdir(place) else "is a file" if place.is_file() else "is no folder"
         raise ConfigError(f"pretrain: --out: '{folder}' can't be made: '{place}' {what}. Give another --out.")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import gc
 import json
@@ -13,7 +14,7 @@ import sys
 import time
 import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,12 @@ log = logging.getLogger("stable_ssl")
 # The folders that this process has locked, by device and inode of their lock files. A lock of fcntl keeps other
 # processes out, but not a second trainer of the same process.
 _locked: weakref.WeakValueDictionary[tuple[int, int], RunFolder] = weakref.WeakValueDictionary()
+
+_REMEDIES = {
+    errno.ENOSPC: "Make room on its disk",
+    errno.EDQUOT: "Make room within your quota of its disk",
+    errno.EFBIG: "Raise the limit on the size of files (ulimit -f)",
+}
 
 # The keys that may change when a run is resumed, because they do not change what is learned. `*` is one name, `**` is
 # one name or several.
@@ -80,14 +87,12 @@ class RunFolder:
     def __init__(self, path: str | Path | None, name: str):
         self.path = Path(path).expanduser() if path is not None else choose_path(name)
         self.is_chosen = path is None
-        try:
+        with written_at_start(self.path):
             self._is_new = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
             self._refuse_second_trainer()
             # A lock of fcntl ends with the process that took it. One of flock would last as long as forked workers.
             self._lock = open(self.path / ".lock", "a")  # noqa: SIM115 (held as long as the run)
-        except OSError as error:
-            raise ConfigError(f"logger.dump_path: '{self.path}' can't be written: {error}") from error
         try:
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -183,13 +188,27 @@ class RunFolder:
         self._write("branch.json", json.dumps({"format": 1, **record}, indent=1) + "\n")
 
     def _write(self, name: str, text: str) -> None:
-        with whole_file(self.path / name) as part:
+        with written_at_start(self.path / name), whole_file(self.path / name) as part:
             part.write_text(text)
 
     @property
     def status(self) -> dict[str, Any]:
         """The content of `status.json`, as `read_status` returns it."""
         return read_status(self.path)
+
+
+@contextmanager
+def written_at_start(path: Path) -> Iterator[None]:
+    """Raise a ConfigError that says what to do if a file or folder of a run can't be written in the `with` block."""
+    try:
+        yield
+    except OSError as error:
+        what = error.strerror or str(error)
+        if at := next((place for place in (path, *path.parents) if place.is_file()), None):
+            what = f"'{at}' is a file" if at != path else "it is a file"
+        remedy = _REMEDIES.get(error.errno or 0)
+        then = f"{remedy}, or choose another folder" if remedy else "Choose another folder"
+        raise ConfigError(f"logger.dump_path: '{path}' can't be written: {what}. {then}.") from error
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
