@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
+import re
 import signal
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 OF_JOBS = (
@@ -18,6 +22,19 @@ OF_JOBS = (
     "requeued and goes on."
 )
 OLD_FORM = ("--config-path", "--config-name", "--config-dir", "-cp", "-cn", "-cd")
+# What reads a sample, or builds a run, and so is in the traceback of every damaged file.
+_LIBRARIES = (
+    "PIL",
+    "datasets",
+    "hydra",
+    "numpy",
+    "omegaconf",
+    "pyarrow",
+    "safetensors",
+    "simplejpeg",
+    "torch",
+    "torchvision",
+)
 SHOWING = (
     ["--cfg"],
     ["--info"],
@@ -84,11 +101,36 @@ def _failed(error: Exception) -> int:
     if isinstance(error, ConfigError):
         print("\n".join(f"stable-ssl: {problem}" for problem in error.problems), file=sys.stderr)
         return 2
-    if isinstance(error, CheckpointError | DataError) and not is_of_training:
-        print(f"stable-ssl: {error}", file=sys.stderr)
-    else:
+    is_explained = isinstance(error, CheckpointError | DataError) or _is_of_disk(error)
+    if not is_explained or _has_code_of_user(error):
         traceback.print_exception(error)
+    elif is_of_training:  # the log has the error
+        print("stable-ssl: the run failed; its messages and its status.json say why.", file=sys.stderr)
+    else:
+        print(f"stable-ssl: {error}", file=sys.stderr)
     return 1
+
+
+def _is_of_disk(error: Exception) -> bool:
+    """Return whether the machine could not write a file, and not because of what this package asked for."""
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.ESTALE)
+    return isinstance(error, OSError) and error.errno in codes
+
+
+def _has_code_of_user(error: Exception) -> bool:
+    """Return whether code that is neither of this package nor of a library that it reads with led to an error.
+
+    The traceback of a worker process is known as a text only, so the files are looked for in the text.
+    """
+    own, standard = str(Path(__file__).parents[1]), sysconfig.get_path("stdlib")
+    for name in re.findall(r'File "(.+?)", line', "".join(traceback.format_exception(error))):
+        *_, library = re.split(r"[\\/](?:site|dist)-packages[\\/]", name)
+        is_library = library != name and re.split(r"\W", library)[0] in _LIBRARIES
+        if not (
+            is_library or name.startswith((own + os.sep, "<frozen ")) or (library == name and name.startswith(standard))
+        ):
+            return True
+    return False
 
 
 def _is_interrupt(error: BaseException | None) -> bool:
