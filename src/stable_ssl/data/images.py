@@ -19,6 +19,10 @@ from ..exceptions import DataError
 NUM_LOOKED_AT = 32  # images that tell whether a data set has colours
 
 
+class FileError(DataError):
+    """A file can't be decoded. The error that this one was raised from says why, without the file's name."""
+
+
 class ImageDecoder:
     """Decodes the file of an image to an upright PIL image of 8 bits, in mode "L" (grey) or "RGB".
 
@@ -47,10 +51,19 @@ class ImageDecoder:
         Raises
         ------
         DataError
-            The image has more than 8 bits, or floats, and they can't be scaled; the error names the file.
+            The file is damaged, or the image has more than 8 bits, or floats, and they can't be scaled. The error names
+            the file.
         """
         content, path = content_of(source)
         name = f"'{path}'" if path else name
+        try:
+            return self._decoded(content, name)
+        except Exception as error:
+            if not name or isinstance(error, DataError | MemoryError) or getattr(error, "filename", None):
+                raise
+            raise FileError(f"{name} can't be read: {type(error).__name__}: {error}") from error
+
+    def _decoded(self, content: bytes | str | Path | None, name: str) -> Image.Image:
         with open_content(content, name) as file:
             image = open_image(file, name)
             highest = _highest_level(image)

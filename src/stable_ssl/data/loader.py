@@ -139,6 +139,7 @@ class Loader:
         self._has_own_init = worker_init_fn is not None
         self.unreadable = unreadable
         self.left_out: list[int] = []  # the indices of samples that can't be read
+        self.others: list[str] = []  # sets of the run that read the same files, for its errors
         self._has_warned = self._is_complete = False
         self.device = torch.device("cpu")
         self._channels: int | None = None  # of the images, once it is known
@@ -221,7 +222,7 @@ class Loader:
         try:
             yield
         except UnreadableError as error:
-            raise name_all(error, self.dataset, self.name, self._options) from error
+            raise name_all(error, self.dataset, self.name, self._options, self.others) from error
 
     @property
     def num_samples(self) -> int:

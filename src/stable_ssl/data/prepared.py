@@ -167,4 +167,5 @@ def _jpeg(file: PreparedFile, number: int, out: np.ndarray) -> None:
     try:
         decode_jpeg(encoded, "RGB" if out.shape[2] == 3 else "GRAY", buffer=out)
     except ValueError:  # such as a warning of libjpeg-turbo, which Pillow passes over
-        out[:] = np.asarray(ImageDecoder(channels=out.shape[2])(encoded.tobytes())).reshape(out.shape)
+        name = f"'{file.plan.names[number]}' in '{file.path}'"
+        out[:] = np.asarray(ImageDecoder(channels=out.shape[2])(encoded.tobytes(), name)).reshape(out.shape)

@@ -16,6 +16,7 @@ from ..runtime.seeding import Stream, derive_seed, seed_generators
 from .collating import collate_rests
 from .faults import is_of_machine, is_of_worker, is_out_of_memory
 from .hidden import find_seedable
+from .images import FileError
 from .views import BatchViews, stack
 
 
@@ -83,6 +84,8 @@ class Reader(Dataset):
 
     def explained(self, error: Exception, index: int) -> Exception:
         """Return the error that names a sample that can't be read; `UnreadableError` only if the sample is to blame."""
+        if isinstance(error, FileError) and isinstance(error.__cause__, Exception):
+            error = error.__cause__  # the file is named here
         path = path_of(self.dataset, index)
         sample = f"sample {index}" + (f" ('{path}')" if path else "")
         sample, said = printable(sample), printable(f"{type(error).__name__}: {error}").rstrip(": ")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from ..exceptions import DataError, some_of
@@ -63,21 +65,42 @@ def find_unreadable(dataset: Any, name: str, options: dict[str, Any], is_brief: 
     return dict(sorted(found.items())), tried
 
 
-def name_all(error: UnreadableError, dataset: Any, name: str, options: dict[str, Any]) -> DataError:
-    """Return the error for a sample that can't be read, with the names of all others that can't be."""
+def name_all(
+    error: UnreadableError, dataset: Any, name: str, options: dict[str, Any], others: Iterable[str] = ()
+) -> DataError:
+    """Return the error for a sample that can't be read, with the names of all others that can't be.
+
+    Parameters
+    ----------
+    error
+        The error.
+    dataset, name, options
+        As for `find_unreadable`.
+    others
+        The names of further data sets that read the same files.
+    """
     found, tried = find_unreadable(dataset, name, options, is_brief=True)
     if not found:
         return error
     looked_at = f"All {tried}" if tried == len(dataset) else f"{tried} of {len(dataset)}"
+    settings = " ".join(f"data.{one}.unreadable=skip" for one in (name, *others))
     advice = (
         "Mend them or put them back, and a run that has a checkpoint goes on as before. Or remove them, or leave them "
-        f"out by unreadable: skip in the Loader of data.{name}. These are other data, with which such a run goes on by "
-        "`stable-ssl branch RUN`, or by branch_from in a script."
+        f"out by {settings} (in a script: unreadable='skip' of the Loader). These are other data, with which such a "
+        "run goes on by `stable-ssl branch RUN`, or by branch_from in a script."
     )
     if len(found) == tried:
         advice = NONE_READ
     lines = described(found, tried)
     return DataError(f"{lines}\n{looked_at} samples were tried, and {len(found)} can't be read. {advice}")
+
+
+def place_of(dataset: Any) -> str | None:
+    """Return the folder or file that a data set reads; None if it does not tell."""
+    while hasattr(dataset, "dataset"):
+        dataset = dataset.dataset
+    root = getattr(dataset, "root", None)
+    return os.path.abspath(root) if isinstance(root, str | os.PathLike) else None
 
 
 def described(found: dict[int, str], tried: int) -> str:

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..config import build
 from ..data import Loader, as_loader, length_of
+from ..data.unreadable import place_of
 from ..exceptions import ConfigError, nearest
 from ..loggers.metrics import by_name, check_metrics
 from ..runtime.seeding import Stream, seed_generators
@@ -111,6 +112,9 @@ class Builder:
             loader = data[name]
             loader.bind(self._seed, name, self._ranks.rank, self._ranks.size, is_even=name == "train")
             if isinstance(loader, Loader):
+                loader.others = [
+                    other for other in data_sets(data) if other != name and _share_files(loader, data[other])
+                ]
                 loader.leave_out(self._ranks.from_main(loader.find_unreadable))
                 loader.prepare(self._device)
         self.loaders.update((name, data[name]) for name in data_sets(data))
@@ -270,6 +274,13 @@ def _of_sets(nodes: Mapping[str, Any], kind: str, sets: Iterable[str]) -> dict[s
             "logger.%s.%s: there is no such set in data, so it has no effect.%s", kind, name, nearest(name, sets)
         )
     return {name: node for name, node in nodes.items() if name in sets}
+
+
+def _share_files(one: Loader, other: Any) -> bool:
+    """Return whether another loader ends the run too if a file of the first one can't be read."""
+    place = place_of(one.dataset)
+    is_strict = isinstance(other, Loader) and other.unreadable == "raise"
+    return is_strict and place is not None and place == place_of(other.dataset)
 
 
 def _compare_classes(train: Any, loaders: Mapping[str, Any]) -> None:
