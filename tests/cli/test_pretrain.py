@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from safetensors.torch import load_file
 from tables import read_table
 
 import stable_ssl
+from stable_ssl import DataError
 from stable_ssl.augmentations import EvalView
 from stable_ssl.cli import main
 from stable_ssl.data import Images
@@ -173,7 +176,10 @@ def test_a_run_of_some_minutes_is_measured_once_and_goes_on_after_ctrl_c(photos)
         (["photos", "--labels", "label.csv"], "Did you mean 'labels.csv'?"),
         (["photos", "--labels", "Folders"], "Did you mean 'folder'?"),
         (["photos", "--labels", "photos"], "'photos' is a folder. Labels are none, folder (each folder in '"),
-        (["photos", "--out", "one/image.png/run"], "one/image.png' is no folder. Give another --out."),
+        (["photos", "--out", "one/image.png/run"], "one/image.png' is a file. Give another --out."),
+        (["photos", "--out", "one/image.png"], "one/image.png' is a file. Give another --out."),
+        (["photos", "--out", "photos/red/.."], "--out: 'photos/red/..' has the images, and the run's files would lie"),
+        (["photos", "--out", "photos/red"], "--out: 'photos/red' has the images"),
         (["photos/red", "--labels", "folder"], "has 0 sub-folders; it must have one per class"),
         (["photos", "data=cifar10"], "pretrain has an option for that: FOLDER"),
         (["photos", "hardware.world_size=2"], "pretrain begins in one process"),
@@ -190,6 +196,65 @@ def test_a_request_that_can_not_be_carried_out_is_refused_in_a_sentence(photos, 
     assert main(["pretrain", *args]) == 2
     assert said in capsys.readouterr().err
     assert not Path("runs").exists()
+
+
+def test_a_full_disk_is_refused_at_the_start_and_a_stop_without_a_checkpoint_promises_nothing(
+    photos, capsys, small_disk
+):
+    filler, line = small_disk / "filler", ["pretrain", "photos", "--size", "16", "--out", str(small_disk / "run")]
+    filler.write_bytes(bytes(shutil.disk_usage(small_disk).free))
+    assert main(line) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1].startswith(f"stable-ssl: pretrain: --out: '{small_disk}/run")
+    assert said[-1].endswith(
+        "can't be written: No space left on device. Make room on its disk, or choose another folder."
+    )
+    filler.write_bytes(bytes(100_000))  # room for all but a checkpoint of 1.7 MB
+
+    def interrupt():
+        while not (small_disk / "run" / "metrics.jsonl").exists():
+            time.sleep(0.01)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    assert main(line) == 130
+    thread.join()
+    assert not list((small_disk / "run").glob("checkpoints/*"))
+    assert "was stopped; the same line begins anew, since nothing was saved." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("is_own", [False, True])
+def test_an_image_that_fails_later_ends_the_command_in_sentences_and_own_code_with_a_traceback(
+    photos, capsys, monkeypatch, is_own
+):
+    Path("own_views.py").write_text("""
+class Refuse:
+    def __init__(self, **options):
+        pass
+    def __call__(self, image):
+        raise ValueError("my own")
+""")
+    monkeypatch.syspath_prepend(str(photos.parent))
+    damaged = photos / "green" / "7.png"
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:1000] + bytes(500) + content[1500:])  # its beginning and its end are whole
+    options = ["on_error=skip", "in_memory=false", "--labels", "folder", "data.train.batch_size=4", "neighbours=4"]
+    if is_own:
+        options = ["data.train.views={_target_: own_views.Refuse}"]
+    assert main(["pretrain", "photos", "--epochs", "1", "--size", "16", *options]) == 1
+    said = capsys.readouterr().err
+    if is_own:
+        assert "Traceback" in said
+        assert "own_views.py" in said
+        return
+    assert "Traceback" not in said
+    assert f"('{damaged}') can't be read: OSError" in said
+    skips = re.search(r"leave them out by ((?:data[.]\w+[.]unreadable=skip )+)", said)[1].split()
+    assert main(["pretrain", "photos", "--epochs", "1", "--size", "16", *options, *skips]) == 0
+    images = Images(photos, on_error="skip")
+    with pytest.raises(DataError, match=f"'{damaged}' can't be read: OSError"):
+        [images[index] for index in range(12)]
 
 
 def test_several_processes_are_refused(photos, capsys, monkeypatch):

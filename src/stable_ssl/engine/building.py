@@ -251,7 +251,9 @@ class Builder:
             return limit
         available = self._ranks.smallest(available)
         if available == 0:
-            raise ConfigError("data.train has no batches.")
+            raise ConfigError(
+                "data.train has no batches. If it has fewer samples than data.train.batch_size, give a smaller one."
+            )
         if isinstance(limit, float):
             return max(1, int(limit * available))
         return available if limit < 0 else min(limit, available)
