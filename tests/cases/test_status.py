@@ -309,7 +309,8 @@ def test_a_disk_that_fills_after_the_last_checkpoint_loses_no_evaluation(make_to
     with pytest.raises(OSError, match="No space left on device"):
         trainer()
     assert raw(trainer.folder)["status"] == "failed"
-    assert raw(trainer.folder)["error"] == "OSError: [Errno 28] No space left on device"
+    records = trainer.folder / "metrics.jsonl"
+    assert raw(trainer.folder)["error"] == f"OSError: [Errno 28] No space left on device: '{records}'"
     assert_nothing_is_cut_short(trainer.folder)
     (small_disk / "filler").unlink()
     make_toy(data=evaluated(), logger=logger)()
