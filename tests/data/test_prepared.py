@@ -25,6 +25,7 @@ from stable_ssl.augmentations import RandomResizedCrop, View
 from stable_ssl.cli import main
 from stable_ssl.data import Images, Loader, Prepared
 from stable_ssl.data.encoded import as_encoded
+from stable_ssl.data.encoding import FolderToPrepare
 from stable_ssl.data.views import as_read
 
 # Stops the process in the middle of the eighth image, as SIGKILL and as a disk that is full do.
@@ -181,8 +182,8 @@ def test_a_source_that_changed_is_noticed(root, tmp_path, capsys, is_complete):
     prepare(root, "--labels", tmp_path / "labels.csv", "--size", 32, out=out, status=2)
     said = capsys.readouterr().err
     for what in (
-        "size was 256, now 32", "1 files were added, such as 'c.jpg'", "1 files were removed, such as 'a/00.jpg'",
-        "1 files were changed, such as 'a/02.jpg'", "1 files were given another label, such as 'b/01.jpg'",
+        "size was 256, now 32", "1 file was added, such as 'c.jpg'", "1 file was removed, such as 'a/00.jpg'",
+        "1 file was changed, such as 'a/02.jpg'", "1 file was given another label, such as 'b/01.jpg'",
         "Remove it to prepare the images anew, or choose another --out.\n",
     ):  # fmt: skip
         assert what in said
@@ -236,16 +237,69 @@ def test_two_processes_do_not_write_one_file(root, tmp_path, capsys):
     assert "some.part' is being written by another process" in capsys.readouterr().err
 
 
-def test_a_file_that_can_t_be_read_is_named_and_what_is_written_stays(root, tmp_path, capsys):
-    path = root / "b" / "07.jpg"
-    content = encoded(photo(50, 40), "PNG")
-    path.write_bytes(flipped(content, len(content) // 2))  # its end is there, so only decoding tells
+def test_a_file_that_can_t_be_read_is_named_and_what_is_written_stays(root, damaged, tmp_path, capsys):
+    path = damaged
     prepare(root, "--format", "raw", out=tmp_path / "some", status=1)
     assert f"'{path}' can't be prepared: " in capsys.readouterr().err
     assert (tmp_path / "some.part").stat().st_size > 5000
     path.write_bytes(b"none")
     prepare(root, out=tmp_path / "other", status=1)
     assert len(prepare(root, "--on-error", "skip", out=tmp_path / "other")) == 11
+
+
+@pytest.fixture
+def damaged(root):
+    """Return an image whose header and end are good, so that only decoding tells that it is damaged."""
+    content = encoded(photo(50, 40), "PNG")
+    (root / "b" / "07.jpg").write_bytes(flipped(content, len(content) // 2))
+    return root / "b" / "07.jpg"
+
+
+@pytest.mark.parametrize("form", ["jpeg", "raw"])
+def test_an_image_that_can_t_be_decoded_is_left_out_if_asked(root, damaged, tmp_path, capsys, caplog, form):
+    options = ("--format", form, "--labels", "folder")
+    whole = prepare(root, *options, "--on-error", "skip", out=tmp_path / "whole")
+    said = capsys.readouterr()
+    assert f"1 of 12 images can't be decoded, and are left out:\n'{damaged}' can't be prepared: " in caplog.text
+    assert f"{tmp_path}/whole: 11 images" in said.out
+    content = whole.root.read_bytes()
+    part = tmp_path / "some.part"
+    part.write_bytes(content[: int(whole.file.index["place"][10]) + 9])  # stopped after it, in another image
+    stopped = part.read_bytes()
+    prepare(root, *options, out=tmp_path / "some", status=1)
+    assert part.read_bytes() == stopped
+    said = capsys.readouterr().err
+    assert f"'{damaged}' can't be prepared: " in said
+    assert "leave such images out by --on-error skip." in said
+    again = prepare(root, *options, "--on-error", "skip", out=tmp_path / "some")
+    assert again.root.read_bytes() == content
+    assert main(["prepare", "--verify", str(again.root)]) == 0
+    prepare(root, *options, out=tmp_path / "some", status=1)  # it is complete, and yet not what is asked for
+    assert "some' is complete but for them. Give --on-error skip" in capsys.readouterr().err
+    damaged.unlink()
+    others = Images(root, "folder", split="train")
+    found = Prepared(again.root, "train", transform=np.asarray)
+    assert (found.names, found.targets) == (others.files, others.targets)
+    np.testing.assert_array_equal(found.sizes, others.sizes)
+    assert len(pixels_of(found)) == len(others)
+
+
+@pytest.mark.parametrize("change", ["replaced", "removed"])
+def test_images_are_taken_over_if_another_file_changes(root, damaged, tmp_path, caplog, monkeypatch, change):
+    prepare(root, "--on-error", "skip", out=tmp_path / "some")
+    (tmp_path / "some").rename(tmp_path / "some.part")  # as if it had been stopped
+    damaged.unlink()
+    if change == "replaced":
+        damaged.write_bytes(encoded(photo(44, 40, 99), "PNG"))
+    expected = prepare(root, out=tmp_path / "anew").root.read_bytes()
+    made, encode = [], FolderToPrepare.encoded
+    monkeypatch.setattr(FolderToPrepare, "encoded", lambda self, number: made.append(number) or encode(self, number))
+    monkeypatch.setattr(FolderToPrepare, "num_bytes", lambda self: 0)  # it encodes some images to estimate the size
+    assert prepare(root, out=tmp_path / "some").root.read_bytes() == expected
+    assert [Images(root).files[number] for number in made] == ["b/07.jpg"] * (change == "replaced")
+    what = {"replaced": "changed", "removed": "removed"}[change]
+    assert f"1 file was {what}, such as 'b/07.jpg'. It is begun anew, and takes over" in caplog.text
+    assert sorted(path.name for path in tmp_path.glob("some*")) == ["some"]
 
 
 def damage(content, prepared):

@@ -40,8 +40,9 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _prepare(args: argparse.Namespace, report: Any) -> int:
-    from ..data import Images
-    from ..data.preparing import FolderToPrepare, Format, prepare
+    from ..data import Images, Prepared
+    from ..data.encoding import FolderToPrepare, Format
+    from ..data.preparing import prepare
     from ..data.scanning import ENDINGS
 
     name = f"{Path(os.path.realpath(args.folder)).name}_{args.format}_{args.size}.images"
@@ -51,10 +52,11 @@ def _prepare(args: argparse.Namespace, report: Any) -> int:
     if out.suffix.lower() in ENDINGS:  # in a folder of images, it would be taken for one
         raise ConfigError(f"prepare: --out '{printable(out)}' is the name of an image; give it another ending.")
     images = Images(args.folder, args.labels, levels=args.levels, channels=args.channels, on_error=args.on_error)
-    source = FolderToPrepare(images, Format(args.format, args.size, args.quality, args.subsampling))
+    form = Format(args.format, args.size, args.quality, args.subsampling)
+    source = FolderToPrepare(images, form, skips=args.on_error == "skip")
     is_new = prepare(source, out, report)
     before = int(source.plan.sources["size"].sum())
-    what = f"{len(source):,} images, {_size(out.stat().st_size)}; their files have {_size(before)}"
+    what = f"{len(Prepared(out)):,} images, {_size(out.stat().st_size)}; their files have {_size(before)}"
     print(f"{printable(out)}: {'' if is_new else 'finished already: '}{what}.")
     words = [
         "stable-ssl",
@@ -73,9 +75,9 @@ def verify(path: str) -> int:
     from ..data.preparing import check_all
 
     with _reporting() as report:
-        file = Prepared(path).file
-        check_all(file, report)
-    print(f"{printable(path)}: {len(file):,} images, all as they were written.")
+        images = Prepared(path)
+        check_all(images.file, report)
+    print(f"{printable(path)}: {len(images):,} images, all as they were written.")
     return 0
 
 

@@ -72,9 +72,10 @@ class Prepared(Dataset):
             raise ConfigError(f"root: '{printable(root)}' can't be read: {error.strerror}.") from error
         plan = self.file.plan
         labels = plan.sources["label"]
-        numbers = np.arange(len(plan.names))
+        numbers = np.flatnonzero(self.file.index["height"])  # those that could not be decoded have none
         if split is not None:
-            numbers = np.flatnonzero(held_out(plan.names, labels.tolist()) == (split == "test"))
+            is_held_out = held_out([plan.names[number] for number in numbers], labels[numbers].tolist())
+            numbers = numbers[np.flatnonzero(is_held_out == (split == "test"))]
         self._numbers = numbers
         self.names, self.targets = [plan.names[number] for number in numbers], labels[numbers].tolist()
         self.classes, self.channels = plan.settings["classes"], plan.settings["channels"]

@@ -2,8 +2,8 @@
 
 All numbers are little-endian. The file begins with `HEADER`. The plan follows: a line of JSON with the settings, the
 names of the source files, each with a zero byte after it, and a row of `SOURCES` per image. Each image is a `RECORD`
-and its bytes. At the end, there is a row of `INDEX` per image. While the file is written, the header says that there is
-no index.
+and its bytes. An image that can't be decoded has the height and the width 0, and the reason as its bytes. At the end,
+there is a row of `INDEX` per image. While the file is written, the header says that there is no index.
 """
 
 from __future__ import annotations

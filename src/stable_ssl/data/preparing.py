@@ -2,175 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import logging
 import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
-from PIL import Image
 
-from ..exceptions import ConfigError, DataError
-from ..runtime.files import printable, state_of, sync_folder
+from ..exceptions import ConfigError, DataError, some_of
+from ..runtime.files import printable, sync_folder
 from ..runtime.launchers import threads_of_process
-from .encoded import EncodedImages
-from .folder import Images
-from .images import spread
-from .prepared_file import HEADER, INDEX, RECORD, SOURCES, Plan, PreparedFile, header, read, read_plan, records
+from .encoding import DamagedImageError, FolderToPrepare
+from .prepared_file import HEADER, INDEX, RECORD, Plan, PreparedFile, header, read, read_plan, records
 from .threads import Threads
 
-MARGIN = 1.15  # of the estimated size of JPEGs
+log = logging.getLogger("stable_ssl")
+
 NOT_COMPARED = ("source", "version")  # may differ between a file and the line that goes on with it
 
 # Says how much is done: what is being done, how many images are done, and how many there are.
 Report = Callable[[str, int, int], None]
 
 
-@dataclass(frozen=True)
-class Format:
-    """How the images of a file are stored.
-
-    Attributes
-    ----------
-    name
-        "jpeg", "yuv" (planes of brightness and, at half the height and width, of colour) or "raw" (pixels).
-    size
-        The shorter side of images that are larger, in pixels. 0: all keep their size.
-    quality
-        Of JPEGs that are encoded, from 1 to 100.
-    subsampling
-        Of JPEGs that are encoded: "420", "422" or "444".
-    """
-
-    name: str = "jpeg"
-    size: int = 256
-    quality: int = 90
-    subsampling: str = "420"
-
-    def settings(self) -> dict[str, Any]:
-        """Return what an image's bytes depend on."""
-        of_jpeg = {"quality": self.quality, "subsampling": self.subsampling} if self.name == "jpeg" else {}
-        return {"format": self.name, "size": self.size, **of_jpeg}
-
-    def shape(self, height: int, width: int) -> tuple[int, int]:
-        """Return the height and the width that an image will have."""
-        shorter = min(height, width)
-        if not self.size or shorter <= self.size:
-            return height, width
-        return round(height * self.size / shorter), round(width * self.size / shorter)
-
-    def encode(self, pixels: np.ndarray) -> bytes:
-        """Return the bytes of an image, uint8 (height, width, channels)."""
-        is_grey = pixels.shape[2] == 1
-        if self.name == "jpeg":
-            from simplejpeg import encode_jpeg
-
-            colours, subsampling = ("GRAY", "Gray") if is_grey else ("RGB", self.subsampling)
-            return bytes(encode_jpeg(np.ascontiguousarray(pixels), self.quality, colours, subsampling))
-        if self.name == "raw" or is_grey:
-            return pixels.tobytes()
-        luma, blue, red = Image.fromarray(pixels).convert("YCbCr").split()
-        return b"".join(plane.tobytes() for plane in (luma, blue.reduce(2), red.reduce(2)))
-
-    def num_bytes(self, sizes: np.ndarray, channels: int) -> int:
-        """Return how many bytes images of these sizes, (images, 2), take as pixels or planes."""
-        shapes = np.array([self.shape(*size) for size in sizes.tolist()], np.int64)
-        if self.name == "yuv" and channels == 3:
-            return int(shapes.prod(1).sum() + 2 * (-(-shapes // 2)).prod(1).sum())
-        return int(shapes.prod(1).sum()) * channels
-
-
-class FolderToPrepare:
-    """The images of a folder, each with the bytes that it gets in the file.
-
-    Parameters
-    ----------
-    images
-        The folder.
-    form
-        How they are stored.
-    """
-
-    def __init__(self, images: Images, form: Format):
-        from .. import __version__
-
-        self._images, self.form = images, form
-        self.channels = images.channels or 3
-        settings = {
-            **form.settings(),
-            "channels": self.channels,
-            "levels": images.levels and list(images.levels),
-            "classes": images.classes,
-            "source": os.path.realpath(images.root),
-            "version": __version__,
-        }
-        try:
-            rows = [(*state_of(os.stat(images.path_of(i))), label) for i, label in enumerate(images.targets)]
-        except OSError as error:
-            raise DataError(f"'{printable(error.filename)}' can't be read any more: {error.strerror}.") from error
-        self.plan = Plan(settings, images.files, np.array(rows, SOURCES))
-        parts = self._content, images.name_of, images.targets.__getitem__, images.decoder
-        self._pixels = EncodedImages(*parts, np.arange(len(images)), self.channels, images.sizes)
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def encoded(self, number: int) -> tuple[int, int, bytes]:
-        """Return the height and the width of an image, and its bytes in the file.
-
-        Raises
-        ------
-        DataError
-            It can't be read, or is not the file that it was when this object was made.
-        """
-        try:
-            pixels = self._pixels.read(number)
-            height, width = self.form.shape(*pixels.shape[:2])
-            if (height, width) != pixels.shape[:2]:
-                pixels = _resized(pixels, height, width)
-            elif self.form.name == "jpeg" and self._pixels.is_upright_jpeg(number):
-                return height, width, self._content(number)
-            return height, width, self.form.encode(pixels)
-        except MemoryError:
-            raise
-        except Exception as error:
-            raise DataError(f"{self._images.name_of(number)} can't be prepared: {str(error).rstrip('.')}.") from error
-
-    def _content(self, number: int) -> bytes:
-        """Return what the file of an image holds, which is what it held when this object was made."""
-        with open(self._images.path_of(number), "rb") as file:
-            if state_of(os.fstat(file.fileno())) != tuple(self.plan.sources[number].tolist()[:2]):
-                raise DataError("it has changed since this command began. Give the same line again")
-            return file.read()
-
-    def num_bytes(self) -> int:
-        """Return how many bytes the file will have: exactly, but for JPEGs, of which a few are tried."""
-        beginning = HEADER.size + len(self.plan.to_bytes()) + len(self) * (RECORD.size + INDEX.itemsize)
-        total = self.form.num_bytes(self._images.sizes, self.channels)
-        if self.form.name == "jpeg":
-            tried = spread(len(self))
-            share = sum(len(self.encoded(number)[2]) for number in tried) / self.form.num_bytes(
-                self._images.sizes[tried], self.channels
-            )
-            total = int(total * share * (MARGIN if len(tried) < len(self) else 1))
-        return beginning + total
-
-
-def _resized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Return an image, uint8 (height, width, channels), in another size; a smaller one is antialiased."""
-    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC)).reshape(height, width, -1)
-
-
 def prepare(source: FolderToPrepare, out: Path, report: Report) -> bool:
     """Write a file, or go on with it.
 
     Until it is complete, it is called `out`.part. Whatever ends the process, the next call goes on after the last whole
-    image. All is read back once before the file gets its name.
+    image. If the folder has changed since, it begins anew, and takes over the images that have not: what was written is
+    called `out`.part.earlier meanwhile. All is read back once before the file gets its name.
+
+    An image that can't be decoded is an error. If the source skips those, the reason stands in its place in the file.
 
     Parameters
     ----------
@@ -193,49 +59,60 @@ def prepare(source: FolderToPrepare, out: Path, report: Report) -> bool:
     DataError
         An image can't be read, or the file can't be written, or it has not kept what was written.
     """
-    part = out.with_name(f"{out.name}.part")
+    part, earlier = (out.with_name(f"{out.name}.{ending}") for ending in ("part", "part.earlier"))
     if out.exists():
         try:
             found = PreparedFile(out)
         except OSError as error:
             raise DataError(f"'{printable(out)}' can't be read: {error.strerror or error}.") from error
         _check_alike(found.plan, source.plan, out)
+        _tell_left_out(found, source)
         return False
     try:
-        with _opened(out, part) as file:
-            _lock(file, part)
-            try:
-                _Writer(file.fileno(), source, part, report).write()
-            finally:
-                if not os.fstat(file.fileno()).st_size:
-                    part.unlink()
+        with contextlib.ExitStack() as files:
+            file = _opened(out, part, files)
+            if _set_aside(file, source, part, earlier):
+                file = _opened(out, part, files)
+            _write(file, source, part, earlier, report)
             written = PreparedFile(part)
             if hasattr(os, "posix_fadvise"):  # else the images would be read back from memory, not from the disk
                 os.fsync(file.fileno())
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             check_all(written, report)
+            _tell_left_out(written, source)
             os.replace(part, out)
             # To close any descriptor of the file ends the lock, so `written` must live until here.
             del written
+        earlier.unlink(missing_ok=True)
         sync_folder(out.parent)
     except OSError as error:
-        raise DataError(
-            f"'{printable(part)}' can't be written: {error.strerror or error}. What is written stays, and the same "
-            "line goes on with it."
-        ) from error
+        stays = "What is written stays, and the same line goes on with it." if part.exists() else "Nothing was written."
+        raise DataError(f"'{printable(part)}' can't be written: {error.strerror or error}. {stays}") from error
     return True
 
 
-def _opened(out: Path, part: Path) -> IO[bytes]:
-    """Open the file that is written, or raise a ConfigError that says why it can't be made."""
+def _write(file: IO[bytes], source: FolderToPrepare, part: Path, earlier: Path, report: Report) -> None:
+    """Write what a file lacks; remove the file if that is all."""
+    try:
+        _Writer(file.fileno(), source, part, _Earlier(earlier, source), report).write()
+    finally:
+        if not os.fstat(file.fileno()).st_size:
+            part.unlink()
+
+
+def _opened(out: Path, part: Path, files: contextlib.ExitStack) -> IO[bytes]:
+    """Open and lock the file that is written, or raise a ConfigError that says why that can't be."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        return open(os.open(part, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
+        descriptor = os.open(part, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         where = printable(str(error.filename))
         raise ConfigError(
             f"'{printable(out)}' can't be made: {error.strerror}: '{where}'. Choose another place by --out FILE."
         ) from error
+    file = files.enter_context(os.fdopen(descriptor, "r+b", buffering=0))
+    _lock(file, part)
+    return file
 
 
 def _lock(file: IO[bytes], part: Path) -> None:
@@ -250,12 +127,108 @@ def _lock(file: IO[bytes], part: Path) -> None:
         raise ConfigError(f"'{printable(part)}' was finished by another process just now. Give the same line again.")
 
 
+def _plan_of(descriptor: int, source: FolderToPrepare, path: Path) -> Plan | None:
+    """Return the plan of a file that is not complete; None if not all of it was written."""
+    plan = source.plan.to_bytes()
+    beginning = header(plan) + plan
+    found = read(descriptor, 0, len(beginning))
+    if len(found) < len(beginning) and beginning.startswith(found):
+        return None
+    return read_plan(descriptor, path)[1]
+
+
+def _set_aside(file: IO[bytes], source: FolderToPrepare, part: Path, earlier: Path) -> bool:
+    """Rename a file that was begun before the folder changed, so that its images can be taken over.
+
+    If there is one from an earlier change, the larger one is kept.
+
+    Returns
+    -------
+    Whether there was such a file: there is no `part` then.
+
+    Raises
+    ------
+    ConfigError
+        The file was made by other settings.
+    """
+    known = _plan_of(file.fileno(), source, part)
+    if known is None:
+        return False
+    differences = [*_files_that_differ(known, source.plan)]
+    if not differences or any(_settings_that_differ(known, source.plan)):
+        _check_alike(known, source.plan, part)
+        return False
+    log.warning(
+        "'%s' was begun with other files: %s. It is begun anew, and takes over the images that are the same.",
+        printable(part),
+        "; ".join(differences),
+    )
+    if earlier.exists() and earlier.stat().st_size > part.stat().st_size:
+        part.unlink()
+    else:
+        os.replace(part, earlier)
+    return True
+
+
+class _Earlier:
+    """The images in a file that was begun before its folder changed.
+
+    Parameters
+    ----------
+    path
+        The file, which need not be there.
+    source
+        The folder as it is now. Images of files that have changed are left out.
+    """
+
+    def __init__(self, path: Path, source: FolderToPrepare):
+        self._path, self._rows = path, dict[int, tuple[int, ...]]()
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC) if path.exists() else -1
+        if self._descriptor < 0:
+            return
+        with contextlib.suppress(DataError):  # it is damaged, so nothing is taken over
+            head, known = read_plan(self._descriptor, path)
+            if any(_settings_that_differ(known, source.plan)):
+                return
+            now = {name: number for number, name in enumerate(source.plan.names)}
+            length = os.fstat(self._descriptor).st_size
+            rows = records(self._descriptor, HEADER.size + head.length_of_plan, len(known.names), length)
+            for old, row in enumerate(rows):
+                number = now.get(known.names[old], -1)
+                is_same = number >= 0 and _state(known, old) == _state(source.plan, number)
+                if is_same and row[2]:  # what was left out has no height, and is tried again
+                    self._rows[number] = row
+
+    def __del__(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._rows
+
+    def encoded(self, number: int) -> tuple[int, int, bytes]:
+        """Return what `FolderToPrepare.encoded` returned for an image."""
+        place, length, height, width, crc = self._rows[number]
+        content = read(self._descriptor, place, length)
+        if zlib.crc32(content) != crc:
+            raise DataError(
+                f"'{printable(self._path)}' is damaged. Remove it, and give the same line again: its images are then "
+                "made anew."
+            )
+        return height, width, content
+
+
+def _state(plan: Plan, number: int) -> list[int]:
+    """Return what tells whether a file has changed: its size and its time of change."""
+    return plan.sources[number].tolist()[:2]  # type: ignore[no-any-return]
+
+
 class _Writer:
     """Writes the images that a file lacks, and then its index."""
 
-    def __init__(self, descriptor: int, source: FolderToPrepare, part: Path, report: Report):
+    def __init__(self, descriptor: int, source: FolderToPrepare, part: Path, earlier: _Earlier, report: Report):
         self._descriptor, self._source, self._part, self._report = descriptor, source, part, report
-        self._index = np.zeros(len(source), INDEX)
+        self._earlier, self._index = earlier, np.zeros(len(source), INDEX)
 
     def write(self) -> None:
         plan, first, end = self._find_end()
@@ -272,15 +245,13 @@ class _Writer:
 
     def _find_end(self) -> tuple[bytes, int, int]:
         """Return the file's plan, how many whole images it has, and where the last one ends (0: it has no plan)."""
-        plan = self._source.plan.to_bytes()
-        beginning, length = header(plan) + plan, os.fstat(self._descriptor).st_size
-        found = read(self._descriptor, 0, min(length, len(beginning)))
-        if len(found) < len(beginning) and beginning.startswith(found):
+        if _plan_of(self._descriptor, self._source, self._part) is None:
             return b"", 0, 0
-        head, known = read_plan(self._descriptor, self._part)
-        _check_alike(known, self._source.plan, self._part)
-        end, number = HEADER.size + head.length_of_plan, 0
+        head, _ = read_plan(self._descriptor, self._part)
+        end, number, length = HEADER.size + head.length_of_plan, 0, os.fstat(self._descriptor).st_size
         for row in records(self._descriptor, end, len(self._source), length):
+            if not row[2] and not self._source.skips:
+                self._made(number)  # which raises the error for an image that was left out
             self._index[number] = row
             number, end = number + 1, row[0] + row[1]
             self._report("Checking", number, len(self._source))
@@ -299,7 +270,7 @@ class _Writer:
         count, total = threads_of_process(1), len(self._source)
         threads = Threads(count, "prepare")
         try:
-            made = threads.map(self._source.encoded, range(first, total), ahead=2 * count)
+            made = threads.map(self._made, range(first, total), ahead=2 * count)
             for number, (height, width, content) in enumerate(made, first):
                 crc = zlib.crc32(content)
                 place = self._append(end, RECORD.pack(number, height, width, crc, len(content)))
@@ -309,6 +280,20 @@ class _Writer:
         finally:
             threads.close()
         return end
+
+    def _made(self, number: int) -> tuple[int, int, bytes]:
+        """Return the height and the width of an image, and its bytes; if it is left out, 0, 0 and the reason."""
+        if number in self._earlier:
+            return self._earlier.encoded(number)
+        try:
+            return self._source.encoded(number)
+        except DamagedImageError as error:
+            if self._source.skips:
+                return 0, 0, os.fsencode(str(error))
+            raise DamagedImageError(
+                f"{error} Mend, replace or remove it, or leave such images out by --on-error skip. Then give the line "
+                "again: it goes on, and makes no image anew whose file is the same."
+            ) from error
 
     def _append(self, place: int, content: bytes) -> int:
         """Write bytes at a place, and return where they end."""
@@ -323,6 +308,22 @@ def check_all(file: PreparedFile, report: Report) -> None:
     for number in range(len(file)):
         file.read(number)
         report("Reading back", number + 1, len(file))
+
+
+def _tell_left_out(file: PreparedFile, source: FolderToPrepare) -> None:
+    """Name the images that a complete file leaves out: in the log, or in a DataError if the source skips none."""
+    lines = [os.fsdecode(file.read(number).tobytes()) for number in np.flatnonzero(file.index["height"] == 0).tolist()]
+    if not lines:
+        return
+    said = f"{len(lines)} of {len(file)} images can't be decoded, and are left out:\n{some_of(lines, 100, chr(10))}"
+    if len(lines) == len(file):
+        raise DataError(f"{said}\nSo there is nothing to write.")
+    if not source.skips:
+        raise DataError(
+            f"{said}\n'{printable(file.path)}' is complete but for them. Give --on-error skip with the same line. Or "
+            "mend or replace them, remove the file, and prepare the images anew."
+        )
+    log.warning("%s", said)
 
 
 def _check_alike(known: Plan, wanted: Plan, path: Path) -> None:
@@ -353,4 +354,5 @@ def _files_that_differ(known: Plan, wanted: Plan) -> Iterator[str]:
         ("given another label", {name for name in both if old[name][2] != new[name][2]}),
     ):
         if names:
-            yield f"{len(names)} files were {what}, such as '{printable(min(names))}'"
+            files = "1 file was" if len(names) == 1 else f"{len(names)} files were"
+            yield f"{files} {what}, such as '{printable(min(names))}'"
