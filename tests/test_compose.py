@@ -78,6 +78,23 @@ def test_a_file_that_is_not_yaml_is_named_with_the_line(tmp_path):
     assert refusal(tmp_path, "defaults: 3\n").startswith("'mine' does not compose: ")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["backbone=timm/resnet1"], "backbone.name: timm has no 'resnet1'. Similar names: 'timm/resnet18', 'timm/"),
+        (["backbone=timm/wings"], "backbone.name: timm has no 'wings'."),
+        (["data=webdataset", "root=FOLDER"], "data.train.dataset: path: no shard at 'FOLDER/train*.tar'."),
+        (["data=prepared", "root=FOLDER/no"], "data.train.dataset: root: 'FOLDER/no' can't be read: No such file"),
+        (["views=writting"], "there is no 'views/writting'. Did you mean 'writing'?"),
+    ],
+)
+def test_what_a_recipe_can_t_be_given_is_said_without_its_inside(tmp_path, overrides, sentence):
+    with pytest.raises(ConfigError) as caught:
+        compose("simclr", [text.replace("FOLDER", str(tmp_path)) for text in overrides])
+    said = str(caught.value).replace(str(tmp_path), "FOLDER")
+    assert said == sentence if sentence.endswith(("'.", "?")) else said.startswith(sentence)
+
+
 def test_several_values_are_for_sweeps(tmp_path):
     (tmp_path / "mine.yaml").write_text(PLAIN)
     points = Sweep(tmp_path, "mine", ["optim.epochs=1,2", "hardware.seed=5"]).points

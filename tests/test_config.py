@@ -393,8 +393,10 @@ def test_nodes_are_built_as_hydra_builds_them():
 
 
 def test_an_error_in_a_constructor_names_the_key():
-    with pytest.raises(ConfigError, match=r"module.backbone: stable_ssl.modules.MLP failed: ValueError: sizes"):
+    with pytest.raises(ConfigError, match=r"^module.backbone.sizes: \[1\] must have at least 2 widths"):
         build({"_target_": "stable_ssl.modules.MLP", "sizes": [1]}, "module.backbone")
+    with pytest.raises(ConfigError, match=r"^module.backbone: torch.nn.Linear failed: RuntimeError: Trying to create"):
+        build({"_target_": "torch.nn.Linear", "in_features": -1, "out_features": 1}, "module.backbone")
 
 
 def test_live_objects_are_described_by_their_class_and_lists_of_them_as_one():

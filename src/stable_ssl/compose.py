@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .exceptions import ConfigError, nearest
-from .explaining import explain
+from .explaining import refused
 from .nodes import OF_A_RUN, argument_names
 from .overrides import check_watched_sets
 from .resolvers import register_resolvers
@@ -245,7 +245,7 @@ def composer(folder: Path, name: str, is_sweep: bool = False) -> Iterator[tuple[
 
             yield composed, complete
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
-        raise ConfigError(f"'{name}' does not compose: {explain(error, recipe_names())}") from error
+        raise refused(error, None if folder == RECIPES else name, recipe_names()) from error
 
 
 def _split_timm(override: str) -> list[str]:

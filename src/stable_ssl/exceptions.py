@@ -104,6 +104,18 @@ def nearest(name: object, valid: Iterable[object], cutoff: float = 0.6) -> str:
     return ""
 
 
+def similar(name: str, valid: Iterable[str], prefix: str = "") -> str:
+    """Return the sentence " Similar names: 'x', 'y'." for the valid names most like a mistaken one, or "" if none is.
+
+    Upper and lower case count as the same. The prefix is put before each of them.
+    """
+    import difflib
+
+    names = {option.lower(): option for option in valid}
+    found = [f"'{prefix}{names[option]}'" for option in difflib.get_close_matches(name.lower(), names)]
+    return f" Similar names: {', '.join(found)}." if found else ""
+
+
 def some_of(items: Sequence[object], most: int = 5, separator: str = ", ") -> str:
     """Return a text that lists items. If there are more than `most`, it lists the first ones, and counts the others."""
     more = [f"and {len(items) - most} more"] if len(items) > most else []

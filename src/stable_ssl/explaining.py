@@ -5,7 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .exceptions import nearest
+from .exceptions import ConfigError, nearest
+
+
+def refused(error: BaseException, name: str | None, recipes: Sequence[str]) -> ConfigError:
+    """Return the error for a configuration that does not compose.
+
+    If a value could not be computed because of what a user gave, as a backbone that is not there, that is all it says.
+
+    Parameters
+    ----------
+    error
+        What Hydra, OmegaConf or the YAML parser raised.
+    name
+        Of the user's file. None: it is a recipe, of which the user need not know.
+    recipes
+        The names of the recipes, of which the message may suggest one.
+    """
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ConfigError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is not None:
+        return ConfigError([problem.removeprefix("trainer.") for problem in cause.problems])
+    why = explain(error, recipes)
+    return ConfigError(why if name is None else f"'{name}' does not compose: {why}")
 
 
 def explain(error: BaseException, recipes: Sequence[str]) -> str:

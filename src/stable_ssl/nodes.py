@@ -200,6 +200,8 @@ def build(value: Any, path: str) -> Any:
         except DataError as error:  # it is written for people too
             raise ConfigError(f"{path}: {error}") from error
         except Exception as error:
+            if isinstance(error, ValueError) and str(error).partition(":")[0] in argument_names(value):
+                raise ConfigError(f"{path}.{error}") from error  # it begins with the name of an argument
             raise ConfigError(f"{path}: {value['_target_']} failed: {type(error).__name__}: {error}") from error
     if type(value) is dict:
         return {key: build(item, f"{path}.{key}") for key, item in value.items()}

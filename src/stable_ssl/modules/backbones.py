@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from ..exceptions import ConfigError, nearest
+from ..exceptions import ConfigError, nearest, similar
 from ..weights.loading import load_weights
 from ..weights.resampling import adapt_channels
 from ..weights.sources import parse_source
@@ -157,8 +156,8 @@ def _load_torchvision(name: str, given: _Given, **kwargs: Any) -> tuple[nn.Modul
     from torchvision import models
 
     if name not in models.list_models():
-        near = difflib.get_close_matches(name, [*models.list_models(), "resnet9", "ConvMixer"], n=3)
-        raise ValueError(f"name: there is no backbone '{name}'. Similar names: {near}.")
+        known = [*models.list_models(), "resnet9", "ConvMixer"]
+        raise ValueError(f"name: there is no backbone '{name}'.{similar(name, known)}")
     if name.startswith("vit_"):
         network = _load_torchvision_vit(name, given.weights, given.image_size, **kwargs)
     else:
@@ -200,8 +199,7 @@ def _load_timm(name: str, given: _Given, **kwargs: Any) -> tuple[nn.Module, int]
     except ImportError as error:
         raise ImportError(f"name: '{name}' needs `pip install 'stable-ssl[timm]'`.") from error
     if not timm.is_model(model := name.removeprefix("timm/")):
-        near = [f"timm/{known}" for known in difflib.get_close_matches(model, timm.list_models(), n=3)]
-        raise ValueError(f"name: timm has no '{model}'. Similar names: {near}.")
+        raise ValueError(f"name: timm has no '{model}'.{similar(model, timm.list_models(), 'timm/')}")
     is_vit = timm.models.is_model_in_modules(model, ["vision_transformer", "deit"])
     if (size := given.image_size) is not None and getattr(timm.get_pretrained_cfg(model), "fixed_input_size", False):
         kwargs["img_size"] = size if isinstance(size, int) else tuple(size)

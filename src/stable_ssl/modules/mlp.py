@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
+
+from ..exceptions import similar
 
 
 class MLP(nn.Sequential):
@@ -43,9 +44,7 @@ class MLP(nn.Sequential):
         if len(sizes) < 2:
             raise ValueError(f"sizes: {list(sizes)} must have at least 2 widths: the input's and the output's.")
         if not isinstance(getattr(nn, activation, None), type):
-            names = {name.lower(): name for name in dir(nn)}
-            near = [names[name] for name in difflib.get_close_matches(activation.lower(), names)]
-            raise ValueError(f"activation: torch.nn has no '{activation}'. Similar names: {near}.")
+            raise ValueError(f"activation: torch.nn has no '{activation}'.{similar(activation, dir(nn))}")
         layers: list[nn.Module] = []
         for width_in, width_out in itertools.pairwise(sizes[:-1]):
             layers.append(nn.Linear(width_in, width_out, bias=not batch_norm))
