@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import shlex
 import shutil
 import signal
 import struct
@@ -300,6 +301,15 @@ def test_images_are_taken_over_if_another_file_changes(root, damaged, tmp_path, 
     what = {"replaced": "changed", "removed": "removed"}[change]
     assert f"1 file was {what}, such as 'b/07.jpg'. It is begun anew, and takes over" in caplog.text
     assert sorted(path.name for path in tmp_path.glob("some*")) == ["some"]
+
+
+@pytest.mark.parametrize(("labels", "channels"), [("folder", 3), ("none", 1)])
+def test_the_line_to_train_on_a_small_file_works(root, tmp_path, capsys, labels, channels):
+    prepare(root, "--labels", labels, "--channels", channels, out=tmp_path / "some")
+    (line,) = (text for text in capsys.readouterr().out.splitlines() if text.startswith("Train on it: stable-ssl "))
+    quick = ["backbone=resnet9", "hardware.precision=fp32", "optim.epochs=1", f"logger.dump_path={tmp_path}/run"]
+    assert main([*shlex.split(line)[4:], *quick]) == 0
+    assert (tmp_path / "run" / "weights" / "final.safetensors").exists()
 
 
 def damage(content, prepared):

@@ -16,7 +16,9 @@ from ..exceptions import ConfigError
 from ..overrides import quoted
 from ..runtime.files import printable
 
-WITHOUT_LABELS = "train_split=null num_classes=2 '~logger.metric' '~logger.monitor.test'"
+WITHOUT_LABELS = ["train_split=null", "num_classes=2", "~logger.metric", "~logger.monitor.test"]
+GREY = ["channels=1", "mean=[0.5]", "std=[0.25]"]
+BATCH, OF_RECIPE = 256, 200  # images in a batch, and neighbours, that recipes for photographs have
 
 _PLAIN = r"[\w./~+-]+"  # a path that is a value of an override as it stands
 
@@ -58,15 +60,32 @@ def _prepare(args: argparse.Namespace, report: Any) -> int:
     before = int(source.plan.sources["size"].sum())
     what = f"{len(Prepared(out)):,} images, {_size(out.stat().st_size)}; their files have {_size(before)}"
     print(f"{printable(out)}: {'' if is_new else 'finished already: '}{what}.")
+    print(f"Train on it: {printable(shlex.join(['stable-ssl', *line_to_train(out)]))}")
+    return 0
+
+
+def line_to_train(file: Path) -> list[str]:
+    """Return the arguments of `stable-ssl` that train on a file: what the recipe has, but for what its images need."""
+    from ..data import Prepared
+    from ..pretraining.planning import NEIGHBOURS, choose_batch, choose_size, num_labelled
+
+    train, test = (Prepared(file, split) for split in ("train", "test"))
+    is_measured = len(train.classes) > 1 and len(test) > 0
+    images = train if is_measured else Prepared(file)
     words = [
-        "stable-ssl",
         "train",
         "simclr",
         "data=prepared",
-        f"root={out if re.fullmatch(_PLAIN, str(out)) else quoted(str(out))}",
+        f"root={file if re.fullmatch(_PLAIN, str(file)) else quoted(str(file))}",
+        f"size={choose_size(images.sizes)}",
     ]
-    print(f"Train on it: {printable(shlex.join(words))}{'' if images.classes else ' ' + WITHOUT_LABELS}")
-    return 0
+    if len(images) < BATCH:
+        words.append(f"data.train.batch_size={choose_batch(len(images), 'simclr', 0)}")
+    if images.channels == 1:
+        words += GREY
+    if not is_measured:
+        return words + WITHOUT_LABELS
+    return words + [f"neighbours={min(num_labelled(images), NEIGHBOURS)}"] * (num_labelled(images) < OF_RECIPE)
 
 
 def verify(path: str) -> int:
