@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import os
+import unicodedata
 from pathlib import Path
 
 from ..exceptions import ConfigError, nearest, some_of
@@ -84,18 +85,13 @@ def read_labels(path: Path, root: Path, files: list[str]) -> Labelled:
     name, known = printable(path), set(files)
     label_of: dict[str, str] = {}
     wrong: dict[str, list[str]] = {}
-    for line, file, label in _rows(path, name):
-        relative = os.path.normpath(file)
-        if not file or label is None:
-            what = "must have a path and a label, which may be empty"
-        elif os.path.isabs(file):
-            what = "must have a path that is relative to root"
-        elif relative not in known:
-            what = f"must have the path of an image in '{printable(root)}'"
-        elif relative in label_of:
+    rows, is_utf_8 = _rows(path, name), _is_utf_8("".join(files))
+    for (line, file, label), relative in zip(rows, _as_in_folder([row[1] for row in rows], known), strict=True):
+        what = _wrong_with(file, label, relative, known, root, is_utf_8)
+        if what is None and relative in label_of:
             what = "must not repeat a path"
-        else:
-            label_of[relative] = label
+        if what is None:
+            label_of[relative] = str(label)
             continue
         wrong.setdefault(what, []).append(f"line {line} ('{printable(file)}')")
     if wrong:
@@ -117,6 +113,47 @@ def read_labels(path: Path, root: Path, files: list[str]) -> Labelled:
     labels, classes = _counted(texts, name) if all(map(_is_number, texts)) else _numbered(texts)
     in_turn = iter(labels)
     return kept, [next(in_turn) if label_of[file] else -1 for file in kept], classes
+
+
+def _as_in_folder(paths: list[str], known: set[str]) -> list[str]:
+    """Return the paths as the folder has them; those of no image stay as they are.
+
+    A character such as ü may be one, or u and two dots: macOS writes names in the second form, other systems in the
+    first.
+    """
+    found = [os.path.normpath(path) for path in paths]
+    if known.issuperset(found):
+        return found
+    composed: dict[str, list[str]] = {}
+    for name in known:
+        composed.setdefault(unicodedata.normalize("NFC", name), []).append(name)
+    alike = [composed.get(unicodedata.normalize("NFC", path), []) for path in found]
+    return [path if path in known or len(names) != 1 else names[0] for path, names in zip(found, alike, strict=True)]
+
+
+def _wrong_with(file: str, label: str | None, relative: str, known: set[str], root: Path, is_utf_8: bool) -> str | None:
+    """Return what a row must have and does not; None if it is right. Names of files in the folder may be no UTF-8."""
+    if not file or label is None:
+        return "must have a path and a label, which may be empty"
+    if is_utf_8 and not _is_utf_8(label):
+        return f"must have a label in UTF-8, not '{printable(label)}' for example: save the file as UTF-8"
+    if os.path.isabs(file):
+        return "must have a path that is relative to root"
+    if relative in known:
+        return None
+    if os.path.normpath(file.replace("\\", "/")) in known:
+        return "must have / between folders and names, and not \\"
+    of_text = "" if _is_utf_8(file) else "; its path is not UTF-8, so save the file as UTF-8"
+    return f"must have the path of an image in '{printable(root)}'{of_text}"
+
+
+def _is_utf_8(text: str) -> bool:
+    """Return whether a text was read from UTF-8: other bytes were kept as characters that can't be encoded."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _rows(path: Path, name: str) -> list[tuple[int, str, str | None]]:
