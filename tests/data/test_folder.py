@@ -193,6 +193,26 @@ def test_labels_from_a_file_are_names_or_numbers_and_images_without_a_row_are_le
     assert (data.classes, data.targets) == (["0", "1", "2", "3"], [3, 1])
 
 
+def test_paths_and_labels_from_other_systems_are_taken_or_explained(tmp_path):
+    photos, table = tmp_path / "photos", tmp_path / "labels.csv"
+    names = ("a\u0308", "o\u0308", "\u00fc")  # ä and ö as macOS writes them, and ü as others do
+    make(photos, {f"sub/{name}.png": RGB for name in names})
+    table.write_text("path,label\nsub/\u00e4.png,x\nsub/u\u0308.png,y\nsub/o\u0308.png,x\n")
+    images = Images(photos, table)
+    assert images.files == ["sub/a\u0308.png", "sub/o\u0308.png", "sub/\u00fc.png"]
+    assert images.targets == [0, 0, 1]
+    for row, expected in (
+        ("sub\\\u00fc.png,x".encode(), "line 2 ('sub\\\u00fc.png') must have / between folders and names, and not \\."),
+        (
+            b"sub/\xc3\xbc.png,K\xe4the",
+            "must have a label in UTF-8, not 'K\\xe4the' for example: save the file as UTF-8.",
+        ),
+        (b"sub/\xfc.png,x", f"the path of an image in '{photos}'; its path is not UTF-8, so save the file as UTF-8."),
+    ):
+        table.write_bytes(b"path,label\n" + row)
+        assert expected in refused(ConfigError, photos, table)
+
+
 def test_images_with_an_empty_label_are_trained_on_and_never_held_out(tmp_path, caplog):
     root = make(tmp_path / "root", {f"{i:02}.png": RGB for i in range(30)})
     labels = {f"{i:02}.png": "ab"[i % 2] if i < 10 else "" for i in range(30)}
@@ -289,6 +309,13 @@ def test_all_files_that_can_not_be_read_are_named_at_once_or_left_out(root, capl
         (root / file).unlink()
     shutil.rmtree(root / "good")
     assert "nothing to load" in refused(DataError, root, on_error="skip")
+
+
+def test_names_that_would_control_a_terminal_are_escaped(root, capsys):
+    make(root, {"bad\n\x1b[31m\u202e.jpg": b"text"})
+    for said in (refused(DataError, root), (main(["prepare", str(root)]), capsys.readouterr().err)[1]):
+        assert r"'bad\n\x1b[31m\u202e.jpg' can't be read: it is no image" in said
+        assert not set("\x1b\u202e") & set(said)
 
 
 def test_what_may_not_be_read_is_named(cache):

@@ -88,6 +88,7 @@ def entry() -> None:
 def _failed(error: Exception) -> int:
     """Say why a command failed, and return its exit status."""
     from ..exceptions import CheckpointError, ConfigError, DataError
+    from ..runtime.files import printable
 
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     is_of_training = any(
@@ -99,7 +100,7 @@ def _failed(error: Exception) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     if isinstance(error, ConfigError):
-        print("\n".join(f"stable-ssl: {problem}" for problem in error.problems), file=sys.stderr)
+        print("\n".join(f"stable-ssl: {printable(problem, True)}" for problem in error.problems), file=sys.stderr)
         return 2
     is_explained = isinstance(error, CheckpointError | DataError) or _is_of_disk(error)
     if not is_explained or _has_code_of_user(error):
@@ -107,7 +108,7 @@ def _failed(error: Exception) -> int:
     elif is_of_training:  # the log has the error
         print("stable-ssl: the run failed; its messages and its status.json say why.", file=sys.stderr)
     else:
-        print(f"stable-ssl: {error}", file=sys.stderr)
+        print(f"stable-ssl: {printable(str(error), True)}", file=sys.stderr)
     return 1
 
 

@@ -14,6 +14,7 @@ from torchvision.datasets.folder import default_loader
 from torchvision.datasets.vision import StandardTransform
 
 from ..augmentations.images import orientation_of, turn
+from ..runtime.files import printable
 from .datasets import Digits, EncodedDataset
 from .images import ImageDecoder, content_of, open_content, open_image
 from .prepared import Prepared, PreparedImages
@@ -135,7 +136,7 @@ class EncodedImages:
         """Return the bytes or the path of a file, and its name."""
         number = int(self._indices[index])
         content, path = content_of(self._source(number))
-        return content, f"'{path}'" if path else self._name(number)
+        return content, f"'{printable(path)}'" if path else self._name(number)
 
 
 def _read(content: Any, name: str) -> bytes:

@@ -88,7 +88,7 @@ class Reader(Dataset):
             error = error.__cause__  # the file is named here
         path = path_of(self.dataset, index)
         sample = f"sample {index}" + (f" ('{path}')" if path else "")
-        sample, said = printable(sample), printable(f"{type(error).__name__}: {error}").rstrip(": ")
+        sample, said = printable(sample), printable(f"{type(error).__name__}: {error}", keeps_lines=True).rstrip(": ")
         if is_out_of_memory(error):
             return MemoryError(
                 f"memory ran out as {sample} of data.{self.name} was read: {said}. Lower num_workers or batch_size of "

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_REST = "\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069"
+_CONTROL, _IN_LINES = re.compile(f"[\0-\x0a{_REST}]"), re.compile(f"[\0-\x08{_REST}]")
 
 
 @contextmanager
@@ -40,10 +44,18 @@ def state_of(status: os.stat_result) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def printable(text: str | os.PathLike) -> str:
+def printable(text: str | os.PathLike, keeps_lines: bool = False) -> str:
     """Return a path, or a text with paths, as every terminal and file takes it.
 
     Names of files are bytes, and some are no UTF-8. Python keeps such bytes as characters that can't be written; here
-    they become "\\xe9", for example.
+    they become "\\xe9", for example. So do characters that would control a terminal, or the direction of its text.
+
+    Parameters
+    ----------
+    text
+        The path or the text.
+    keeps_lines
+        Leave line breaks and tabs as they are, since the text has several lines.
     """
-    return os.fspath(text).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    shown = os.fspath(text).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return (_IN_LINES if keeps_lines else _CONTROL).sub(lambda found: found[0].encode("unicode_escape").decode(), shown)
