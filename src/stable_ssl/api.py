@@ -20,7 +20,7 @@ from .exceptions import CheckpointError, ConfigError, nearest
 from .instantiate import instanciate_config
 from .nodes import build, live_paths, locate
 from .pretraining.request import parse
-from .pretraining.results import backbone_of, read_results
+from .pretraining.results import backbone_of, read_results, view_of
 from .pretraining.running import carry_out
 from .runtime.checkpoint import CheckpointStore, read_checkpoint
 from .runtime.folder import read_config
@@ -40,7 +40,8 @@ class Pretrained:
     backbone
         The network, on the CPU and in evaluation mode: images in, representations (batch, dim) out.
     view
-        Makes of an image, such as a PIL image with the channels of the training images, what the backbone gets.
+        Makes of an image, such as a PIL image, what the backbone gets. A grey or RGB PIL image gets the channels of the
+        training images.
     folder
         The run's folder.
     results
@@ -107,8 +108,7 @@ def pretrain(
     how_long = {"epochs": epochs, "minutes": minutes}
     request = parse(folder, overrides, method=method, backbone=backbone, size=size, labels=labels, out=out, **how_long)
     run = carry_out(request, lambda line: print(f"pretrain: {line}", flush=True))
-    view = build((read_config(run) or {})["pretrain"]["view"], "eval_view")
-    return Pretrained(backbone_of(load(run), run), view, run, read_results(run))
+    return Pretrained(backbone_of(load(run), run), view_of(run), run, read_results(run))
 
 
 def branch(

@@ -90,6 +90,8 @@ def test_one_line_makes_a_backbone_that_three_lines_use(photos, capsys):
     assert again.endswith(said[said.index("Nearest neighbours") :])
     found = stable_ssl.pretrain("photos/", ["hardware.seed=3"], labels="folder", epochs=2, size=16)
     assert torch.equal(found.backbone(found.view(Image.open(images.path_of(0)))[None]), expected)
+    grey = Image.open(images.path_of(0)).convert("L")
+    assert torch.equal(found.view(grey), found.view(grey.convert("RGB")))
     assert found.results["train/loss_ssl"][1] == records(run)[-2]["train/loss_ssl"]
     assert (run / "metrics.jsonl").read_bytes() == before
 
@@ -97,6 +99,14 @@ def test_one_line_makes_a_backbone_that_three_lines_use(photos, capsys):
     assert records(Path("anew")) == records(run)
     assert main([*line[:-1], "hardware.seed=4", "--out", str(run)]) == 2
     assert "overrides was ['hardware.seed=3'], now it is ['hardware.seed=4']" in capsys.readouterr().err
+
+
+def test_grey_images_need_one_mean_and_the_error_says_so(photos, capsys):
+    line = ["pretrain", "photos", "--epochs", "1", "--size", "16", "views=writing", "channels=1"]
+    assert main(line) != 0
+    said = capsys.readouterr().err
+    assert "needs images of 3 channels, not of 1. channels=3 of the data set makes RGB" in said
+    assert "mean=[0.5] std=[0.25]" in said
 
 
 @pytest.mark.parametrize(

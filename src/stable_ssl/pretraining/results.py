@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..augmentations.recipes import IMAGENET_MEAN, IMAGENET_STD
+from ..augmentations.views import View
+from ..nodes import build
 from ..runtime.folder import read_config
 from ..weights.files import newest_weights
 
@@ -76,6 +78,24 @@ def backbone_of(modules: nn.ModuleDict, folder: Path) -> nn.Module:
     for step in _path_of((read_config(folder) or {})["trainer"]):
         found = found[step] if found is modules else getattr(found, step)
     return found  # type: ignore[no-any-return]
+
+
+def view_of(folder: Path) -> View:
+    """Return the view that a run was evaluated by. A grey or RGB PIL image gets the channels of the run's images."""
+    config = read_config(folder) or {}
+    view = _ViewOfRun(build(config["pretrain"]["view"], "eval_view").operations)
+    view.mode = {1: "L", 3: "RGB"}.get(config["trainer"]["data"]["train"]["dataset"].get("channels"))
+    return view
+
+
+class _ViewOfRun(View):
+    mode: str | None = None
+
+    def __call__(self, image: Any) -> Tensor:
+        """Return the view of one image."""
+        if self.mode and getattr(image, "mode", None) in {"L", "RGB"} - {self.mode}:
+            image = image.convert(self.mode)
+        return super().__call__(image)
 
 
 def _path_of(trainer: Mapping[str, Any]) -> tuple[str, ...]:

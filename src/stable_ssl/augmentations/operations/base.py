@@ -129,8 +129,14 @@ class Operation:
     def check_channels(self, channels: int) -> None:
         """Raise a ValueError if images can't have so many channels."""
         if self.channels and channels not in self.channels:
+            hint = ""
+            if channels == 1 and 3 in self.channels:
+                hint = (
+                    " channels=3 of the data set makes RGB of grey images. For channels=1, give the views a mean and a "
+                    "std of one number, and no operation on colours: mean=[0.5] std=[0.25] in a recipe."
+                )
             raise ValueError(
-                f"{self} needs images of {' or '.join(map(str, self.channels))} channels, not of {channels}."
+                f"{self} needs images of {' or '.join(map(str, self.channels))} channels, not of {channels}.{hint}"
             )
 
     def __call__(self, image: Any) -> Any:
