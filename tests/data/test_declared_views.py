@@ -297,7 +297,7 @@ def test_images_that_take_more_memory_than_may_be_taken_are_read_by_the_batch(di
     caplog.set_level("INFO", "stable_ssl")
     monkeypatch.setattr("stable_ssl.data.in_memory.free_memory", lambda: 14 * 64 * 4 - 1)
     found = batches(Digits("test", size=8), views=EvalView(8, mean=[0.5], std=[0.5]))
-    assert "views are made where samples are read: the images would take about 0.0 GB" in caplog.text
+    assert "views are made where samples are read: the images would take about" in caplog.text
     caplog.clear()
     monkeypatch.undo()
     again = batches(Digits("test", size=8), views=EvalView(8, mean=[0.5], std=[0.5]))

@@ -201,6 +201,21 @@ def test_too_little_space_is_refused_before_anything_is_written(tmp_path, capsys
     assert not list(tmp_path.glob("some*"))
 
 
+def test_a_small_lack_of_space_is_told_in_small_units(root, small_disk, capsys):
+    Image.new("RGB", (900, 700)).save(root / "large.png")
+    prepare(root, "--format", "raw", "--size", 0, out=small_disk / "some", status=2)
+    assert "some.part' needs about 2.0 MB more, and its disk has 1.0 MB left. Make room" in capsys.readouterr().err
+
+
+def test_if_nothing_can_be_written_that_is_said(root, small_disk, capsys, monkeypatch):
+    monkeypatch.setattr(FolderToPrepare, "num_bytes", lambda self: 0)  # as if the disk filled up after the check
+    with pytest.raises(OSError, match="No space left"):
+        (small_disk / "full").write_bytes(bytes(1 << 21))
+    prepare(root, out=small_disk / "some", status=1)
+    assert "some.part' can't be written: No space left on device. Nothing was written." in capsys.readouterr().err
+    assert [path.name for path in small_disk.iterdir()] == ["full"]
+
+
 def test_a_file_that_can_not_be_made_is_refused_and_leaves_nothing(root, tmp_path, capsys):
     (tmp_path / "file").touch()
     Images(root)  # writes the cache

@@ -133,6 +133,7 @@ FAULTS = {
         r"'.*a.tar' is no tar file, or is damaged, after '0000.png' \(byte 1024\)",
     ),
     "compressed": (bz2.compress, "'.*a.tar' is compressed by bzip2, so no sample has a place"),
+    "a short text": (lambda content: b"hello", "'.*a.tar' is no tar file: it has 5 bytes, and the smallest has 1,024"),
     "something else": (lambda content: b"hello" * 300, "is no tar file, or is damaged, at its beginning"),
 }
 

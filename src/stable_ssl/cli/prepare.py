@@ -14,7 +14,7 @@ from typing import Any
 
 from ..exceptions import ConfigError
 from ..overrides import quoted
-from ..runtime.files import printable
+from ..runtime.files import printable, size_in_words
 
 WITHOUT_LABELS = ["train_split=null", "num_classes=2", "~logger.metric", "~logger.monitor.test"]
 GREY = ["channels=1", "mean=[0.5]", "std=[0.25]"]
@@ -58,7 +58,9 @@ def _prepare(args: argparse.Namespace, report: Any) -> int:
     source = FolderToPrepare(images, form, skips=args.on_error == "skip")
     is_new = prepare(source, out, report)
     before = int(source.plan.sources["size"].sum())
-    what = f"{len(Prepared(out)):,} images, {_size(out.stat().st_size)}; their files have {_size(before)}"
+    what = (
+        f"{len(Prepared(out)):,} images, {size_in_words(out.stat().st_size)}; their files have {size_in_words(before)}"
+    )
     print(f"{printable(out)}: {'' if is_new else 'finished already: '}{what}.")
     print(f"Train on it: {printable(shlex.join(['stable-ssl', *line_to_train(out)]))}")
     return 0
@@ -113,8 +115,3 @@ def _reporting() -> Iterator[Any]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("Looking at the files", total=None)
         yield lambda what, done, total: progress.update(task, description=what, completed=done, total=total)
-
-
-def _size(num_bytes: int) -> str:
-    unit, name = next((scale for scale in ((1e9, "GB"), (1e6, "MB")) if num_bytes >= scale[0] / 2), (1e3, "kB"))
-    return f"{num_bytes / unit:,.1f} {name}"

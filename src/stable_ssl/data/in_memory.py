@@ -19,6 +19,7 @@ from torch.utils.data import Subset, TensorDataset
 
 from ..augmentations.views import send
 from ..exceptions import ConfigError
+from ..runtime.files import size_in_words
 from ..runtime.preemption import StopWaiting
 from .ahead import one_ahead
 from .collating import collate_rests
@@ -114,11 +115,11 @@ def hold(
             held, expected = _read_all(len(dataset), first.shape, samples, limit)
     if held is None and wish is True:
         raise ConfigError(
-            f"data.{name}: in_memory is true, but the images take about {expected / 1e9:.1f} GB, and this process may "
-            f"take {limit / 1e9:.1f} GB of the free memory. Ask for more memory, or set in_memory to auto."
+            f"data.{name}: in_memory is true, but the images take about {size_in_words(expected)}, and this process "
+            f"may take {size_in_words(limit)} of the free memory. Ask for more memory, or set in_memory to auto."
         )
     if held is None:
-        log.info("%s: the images would take about %.1f GB of memory.", read_instead, expected / 1e9)
+        log.info("%s: the images would take about %s of memory.", read_instead, size_in_words(expected))
         return None
     log.info(
         "data.%s: %d images are held in memory (%.1f MB), and views made of them by the batch, without workers.",

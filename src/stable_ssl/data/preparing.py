@@ -15,7 +15,7 @@ from typing import IO
 import numpy as np
 
 from ..exceptions import ConfigError, DataError, some_of
-from ..runtime.files import printable, sync_folder
+from ..runtime.files import printable, size_in_words, sync_folder
 from ..runtime.launchers import threads_of_process
 from .encoding import DamagedImageError, FolderToPrepare
 from .prepared_file import HEADER, INDEX, RECORD, Plan, PreparedFile, header, read, read_plan, records
@@ -261,8 +261,8 @@ class _Writer:
         needed, free = self._source.num_bytes() - end, shutil.disk_usage(self._part.parent).free
         if needed > free:
             raise ConfigError(
-                f"'{printable(self._part)}' needs about {needed / 1e9:.2f} GB more, and its disk has {free / 1e9:.2f} "
-                "GB left. Make room, or choose another --out, a smaller --size, or --format jpeg."
+                f"'{printable(self._part)}' needs about {size_in_words(needed)} more, and its disk has "
+                f"{size_in_words(free)} left. Make room, or choose another --out, a smaller --size, or --format jpeg."
             )
 
     def _write_images(self, first: int, end: int) -> int:

@@ -169,9 +169,10 @@ class CheckpointStore:
             try:
                 state, meta = read_checkpoint(folder)
             except CheckpointError as error:
-                log.error("%s", error)
                 reasons[folder] = str(error)
                 continue
+            for reason in reasons.values():  # if none is valid, the error holds them
+                log.error("%s", reason)
             for invalid in reasons if is_owner else ():  # else they would be among the newest ones that are kept
                 aside = self.folder / f"invalid_{invalid.name.lstrip('.')}"
                 shutil.rmtree(aside, ignore_errors=True)
@@ -359,7 +360,11 @@ def _verify(folder: Path) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"'{folder / 'state.pt'}' can't be read: {error}") from error
     if found != expected:
-        raise CheckpointError(f"'{folder / 'state.pt'}' is damaged: it has {found} instead of {expected}.")
+        sizes = [fingerprint["bytes"] for fingerprint in (found, expected)]
+        what = (
+            "its bytes are not those that were written" if len({*sizes}) == 1 else "it has {:,} bytes instead of {:,}"
+        )
+        raise CheckpointError(f"'{folder / 'state.pt'}' is damaged: {what.format(*sizes)}.")
     return meta
 
 

@@ -44,6 +44,12 @@ def state_of(status: os.stat_result) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
+def size_in_words(num_bytes: float) -> str:
+    """Return a number of bytes in the unit that suits it, such as "1.5 MB"."""
+    unit, name = next((scale for scale in ((1e9, "GB"), (1e6, "MB")) if num_bytes >= scale[0] / 2), (1e3, "kB"))
+    return f"{num_bytes / unit:,.1f} {name}"
+
+
 def printable(text: str | os.PathLike, keeps_lines: bool = False) -> str:
     """Return a path, or a text with paths, as every terminal and file takes it.
 
