@@ -18,16 +18,16 @@ from .draw import Drawn
 from .operations.base import Operation, ToFloats
 from .operations.cropping import Cropping
 
-# All operations are done to as many images as fit into a core's cache together.
-PIECE_BYTES = 4 << 20
+# All operations are done to as many images as fit into the caches together.
+PIECE_BYTES = 8 << 20
 LINE = 64  # bytes of a line of a cache
 
 
-def pieces(num_bytes: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """Yield (first, end) of images that fit into a core's cache together, from the bytes of each."""
+def pieces(num_bytes: Iterable[int], most: int = PIECE_BYTES) -> Iterator[tuple[int, int]]:
+    """Yield (first, end) of images that have at most so many bytes together, or are one; from the bytes of each."""
     first = total = end = 0
     for number, size in enumerate(num_bytes):
-        if number > first and total + size > PIECE_BYTES:
+        if number > first and total + size > most:
             yield first, number
             first, total = number, 0
         total, end = total + size, number + 1

@@ -26,7 +26,7 @@ _AHEAD = 1  # further batches that are in work while one is waited for
 class DecodedBatches:
     """Decodes the images of a data set and makes views of them, in threads.
 
-    A thread decodes as many images as fit into a core's cache together, and makes all their views before it goes on. So
+    A thread decodes as many images as fit into the caches together, and makes all their views before it goes on. So
     no image is decoded twice, and none is copied. Batches are the same for any number of threads.
 
     Parameters
@@ -124,7 +124,8 @@ class _Batch:
         make, channels = self._source.make, self._source.images.channels
         self._target = make.begin(*self._key, sizes) if make.device is None else _Kept()
         num_bytes = sizes.prod(axis=1) * channels
-        for first, end in pieces(num_bytes.tolist()):
+        most = min(PIECE_BYTES, int(num_bytes.sum()) // self._source.num_threads)  # so that no thread is without work
+        for first, end in pieces(num_bytes.tolist(), most):
             self._pieces.append(self._threads.submit(self._fill, first, self.indices[first:end], sizes[first:end]))
 
     def _fill(self, first: int, indices: list[int], sizes: np.ndarray) -> None:
