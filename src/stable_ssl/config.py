@@ -141,7 +141,8 @@ class OptimConfig(_Config):
         Number of epochs.
     max_steps
         Mini-batches per epoch: -1, or any negative number, for all of them; a whole number for at most that many; a
-        number between 0 and 1 for that fraction of them.
+        number between 0 and 1 for that fraction of them. If it leaves some out, the console counts the steps of the run
+        instead of epochs.
     accumulation_steps
         Mini-batches per optimizer step.
     groups
