@@ -80,6 +80,11 @@ def test_a_bank_that_is_too_small_is_refused(make_toy):
     sets["bank"].dataset.targets = sets["bank"].dataset.tensors[1].tolist()  # 6 of 30 are -1
     with pytest.raises(ConfigError, match="25 neighbours are more than the 24 labelled samples of data.bank"):
         make_toy(data=sets, logger={"monitor": {"test": {"knn": KNN("bank", k=25)}}}).setup()
+    part = torch.utils.data.Subset(sets["bank"].dataset, range(10))  # 2 of them are -1
+    with pytest.raises(ConfigError, match="9 neighbours are more than the 8 labelled samples of data.bank"):
+        make_toy(
+            data=data() | {"bank": Loader(part, 8)}, logger={"monitor": {"test": {"knn": KNN("bank", k=9)}}}
+        ).setup()
     for arguments in ({"k": 0}, {"temperature": 0}):
         with pytest.raises(ConfigError, match="at least 1"):
             KNN("bank", **arguments)

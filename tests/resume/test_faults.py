@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ from toys import Toy, toy_dataset
 
 from stable_ssl import CheckpointError, ConfigError, DataError
 from stable_ssl.data import Loader
+from stable_ssl.runtime.folder import written_at_start
 
 
 def test_a_full_disk_costs_a_checkpoint_and_not_the_run(make_toy, small_disk):
@@ -91,6 +93,13 @@ def test_a_folder_that_can_not_be_written_is_refused_at_the_start(make_toy, smal
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     with pytest.raises(ConfigError, match="logger.dump_path: .* can't be written: .*Read-only file system"):
         make_toy(logger={"dump_path": small_disk / "run"}).setup()
+
+
+def test_a_file_that_is_there_is_not_blamed_for_a_full_disk(tmp_path):
+    (tmp_path / "config.yaml").write_text("")
+    said = "config.yaml' can't be written: No space left on device. Make room"
+    with pytest.raises(ConfigError, match=said), written_at_start(tmp_path / "config.yaml"):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 HOLDER = """

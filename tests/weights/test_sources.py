@@ -197,6 +197,10 @@ def test_weights_of_a_run_that_do_not_fit_are_named_with_the_lines_that_load_the
             assert len(networks) == 2
             for network in networks:
                 assert all(map(torch.equal, network.parameters(), trainer.module["backbone"].parameters()))
+    for damaged in ("{", "trainer: null"):
+        (tmp_path / "run" / "config.yaml").write_text(damaged)
+        with pytest.raises(CheckpointError, match="no key is the same"):
+            load_backbone("resnet18", weights=str(tmp_path / "run"))
 
 
 def test_student_and_teacher_get_the_weights_of_one_network_and_give_the_teachers(tmp_path):

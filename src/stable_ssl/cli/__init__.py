@@ -24,16 +24,9 @@ OF_JOBS = (
 OLD_FORM = ("--config-path", "--config-name", "--config-dir", "-cp", "-cn", "-cd")
 # What reads a sample, or builds a run, and so is in the traceback of every damaged file.
 _LIBRARIES = (
-    "PIL",
-    "datasets",
-    "hydra",
-    "numpy",
-    "omegaconf",
-    "pyarrow",
-    "safetensors",
-    "simplejpeg",
-    "torch",
-    "torchvision",
+    *("datasets", "fsspec", "huggingface_hub", "hydra", "hydra_plugins", "multiprocess", "numba", "numpy", "omegaconf"),
+    *("PIL", "pyarrow", "safetensors", "simplejpeg", "sklearn", "submitit", "tensorboard", "timm", "torch"),
+    *("torchvision", "wandb"),
 )
 SHOWING = (
     ["--cfg"],
@@ -113,7 +106,7 @@ def _failed(error: Exception) -> int:
 
 
 def _is_of_disk(error: Exception) -> bool:
-    """Return whether the machine could not write a file, and not because of what this package asked for."""
+    """Return whether a disk failed: it is full, over its quota or read-only, or does not answer."""
     codes = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.ESTALE)
     return isinstance(error, OSError) and error.errno in codes
 
@@ -127,9 +120,7 @@ def _has_code_of_user(error: Exception) -> bool:
     for name in re.findall(r'File "(.+?)", line', "".join(traceback.format_exception(error))):
         *_, library = re.split(r"[\\/](?:site|dist)-packages[\\/]", name)
         is_library = library != name and re.split(r"\W", library)[0] in _LIBRARIES
-        if not (
-            is_library or name.startswith((own + os.sep, "<frozen ")) or (library == name and name.startswith(standard))
-        ):
+        if not (is_library or name.startswith((own + os.sep, "<")) or (library == name and name.startswith(standard))):
             return True
     return False
 

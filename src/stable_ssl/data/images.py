@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..augmentations.images import as_plain, is_grey
 from ..exceptions import DataError
+from ..runtime.files import printable
 
 NUM_LOOKED_AT = 32  # images that tell whether a data set has colours
 
@@ -55,7 +56,7 @@ class ImageDecoder:
             the file.
         """
         content, path = content_of(source)
-        name = f"'{path}'" if path else name
+        name = f"'{printable(path)}'" if path else name
         try:
             return self._decoded(content, name)
         except Exception as error:

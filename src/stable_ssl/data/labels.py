@@ -111,8 +111,8 @@ def read_labels(path: Path, root: Path, files: list[str]) -> Labelled:
     if len(texts) < len(kept):
         log.info("%d of %d images have no label in '%s'.", len(kept) - len(texts), len(kept), name)
     labels, classes = _counted(texts, name) if all(map(_is_number, texts)) else _numbered(texts)
-    in_turn = iter(labels)
-    return kept, [next(in_turn) if label_of[file] else -1 for file in kept], classes
+    number_of = dict(zip(texts, labels, strict=True))
+    return kept, [number_of.get(label_of[file], -1) for file in kept], classes
 
 
 def _as_in_folder(paths: list[str], known: set[str]) -> list[str]:
@@ -163,11 +163,7 @@ def _rows(path: Path, name: str) -> list[tuple[int, str, str | None]]:
         with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             reader = csv.DictReader(file)
             columns = reader.fieldnames or []
-            rows = [
-                (reader.line_num, (row.get("path") or "").strip(), label and label.strip())
-                for row in reader
-                for label in [row.get("label")]
-            ]
+            rows = [(reader.line_num, *_stripped(row)) for row in reader]
     except (OSError, csv.Error) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise ConfigError(f"labels: '{name}' can't be read: {why}.") from error
@@ -177,6 +173,11 @@ def _rows(path: Path, name: str) -> list[tuple[int, str, str | None]]:
     if not rows:
         raise ConfigError(f"labels: '{name}' has no rows below its first line.")
     return rows
+
+
+def _stripped(row: dict[str, str | None]) -> tuple[str, str | None]:
+    label = row.get("label")
+    return (row.get("path") or "").strip(), None if label is None else label.strip()
 
 
 def _numbered(names: list[str]) -> tuple[list[int], list[str]]:

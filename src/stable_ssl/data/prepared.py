@@ -94,7 +94,7 @@ class Prepared(Dataset):
 
     def path_of(self, index: int) -> str:
         """Return what errors call an image."""
-        return f"{self.names[index]} in {self.root}"
+        return printable(f"{self.names[index]} in {self.root}")
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -168,5 +168,5 @@ def _jpeg(file: PreparedFile, number: int, out: np.ndarray) -> None:
     try:
         decode_jpeg(encoded, "RGB" if out.shape[2] == 3 else "GRAY", buffer=out)
     except ValueError:  # such as a warning of libjpeg-turbo, which Pillow passes over
-        name = f"'{file.plan.names[number]}' in '{file.path}'"
+        name = printable(f"'{file.plan.names[number]}' in '{file.path}'")
         out[:] = np.asarray(ImageDecoder(channels=out.shape[2])(encoded.tobytes(), name)).reshape(out.shape)

@@ -68,16 +68,21 @@ class Scan:
 
 
 @contextlib.contextmanager
-def one_at_a_time(root: Path) -> Iterator[None]:
+def one_at_a_time(root: Path) -> Iterator[bool]:
     """Wait until no other process of this user scans the folder; others wait until this one is done.
 
     So the processes of a run do not all read the same headers. If files can't be locked there, nobody waits.
+
+    Yields
+    ------
+    Whether another process was waited for.
     """
     path = cache_of(root)
     if path is None:
-        yield
+        yield False
         return
     place = int(path.stem[:7], 16)  # a byte of the file stands for the folder; a lock needs no byte to be there
+    has_waited = False
     with contextlib.ExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,9 +92,10 @@ def one_at_a_time(root: Path) -> Iterator[None]:
             except (BlockingIOError, PermissionError):  # another process has it
                 log.info("'%s': another process looks at the images. Its result is waited for.", printable(root))
                 fcntl.lockf(file, fcntl.LOCK_EX, 1, place)
+                has_waited = True
         except OSError as error:
             log.debug("'%s': scans can't be locked: %s", printable(root), error)
-        yield
+        yield has_waited
 
 
 def read_scan(root: Path) -> Scan:

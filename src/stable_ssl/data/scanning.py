@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import logging
 import os
@@ -155,13 +156,17 @@ def scan(root: Path, files: list[str], all_files: list[str]) -> tuple[np.ndarray
         return np.flatnonzero(~is_known)
 
     _in_threads(root, find, np.arange(len(files)), reasons, "{} of {} images were found again.")
-    if not len(unknown(read_scan(root))):
+    if not (num_unknown := len(unknown(read_scan(root)))):
         return table, dict(sorted(reasons.items()))
-    with one_at_a_time(root), warnings.catch_warnings():
+    with contextlib.ExitStack() as lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, of damaged files: they do not say which
+        has_waited = lock.enter_context(one_at_a_time(root))
         saved = read_scan(root)  # another process may have looked at the files in the meantime
+        rows = unknown(saved)
+        if has_waited and len(rows) == num_unknown:
+            lock.close()  # the other process could keep nothing, and neither will the next one
         try:
-            _in_threads(root, look_at, unknown(saved), reasons, "{} of {} images were looked at.")
+            _in_threads(root, look_at, rows, reasons, "{} of {} images were looked at.")
         finally:  # what was seen before an interruption is not looked at again
             saved.replace(files, table, all_files)
             write_scan(root, saved)

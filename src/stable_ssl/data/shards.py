@@ -88,7 +88,7 @@ def _members(descriptor: int, shard: Shard) -> Iterator[tuple[str, int, int, str
             raise DataError(
                 f"'{shard.path}' is compressed by {kind}, so no sample has a place of its own. Unpack it to a .tar."
             )
-        if at == 0 < len(header) < BLOCK:
+        if not at and 0 < len(header) < BLOCK:
             raise DataError(f"'{shard.path}' is no tar file: it has {len(header)} bytes, and the smallest has 1,024.")
         if len(header) < BLOCK:
             cut = "is empty" if not header and not name else f"is cut short {where}"

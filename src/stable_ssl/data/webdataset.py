@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ..exceptions import ConfigError, DataError, some_of
-from ..runtime.files import state_of
+from ..runtime.files import printable, state_of
 from .checks import is_function, require
 from .datasets import FUNCTION_OF_IMAGE, EncodedDataset, to_float_tensor
 from .images import check_options
@@ -178,7 +178,7 @@ class WebDataset(EncodedDataset):
 
     def name_of(self, index: int) -> str:
         """Return what errors call an image."""
-        return f"'{self.path_of(index)}'"
+        return f"'{printable(self.path_of(index))}'"
 
     def source(self, index: int) -> bytes:
         """Return the encoded image of a sample.

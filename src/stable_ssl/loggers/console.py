@@ -82,6 +82,7 @@ class Console:
         self._activity, self._is_training = "", False
         self._total, self._done, self._epoch, self._batch_size = 0, 0, 0, 0
         self._is_whole, self._before, self._of_all = True, 0, 0  # batches of earlier epochs, and of all, if not whole
+        self._trained = 0  # batches that were trained on, counted as the progress counts them
         self._measured_from = (time.perf_counter(), 0)  # time and number of batches
         self._batches_per_second = self.images_per_second = 0.0
         self.due = 0.0
@@ -118,6 +119,7 @@ class Console:
     def end_epoch(self, done: int) -> None:
         """End the epoch's training after `done` batches. Plain output gets a line if one is due."""
         self.show(done, ends=True)
+        self._trained = self._before + done
         self._hide()
 
     def begin_evaluation(self, set_name: str, num_batches: int | None) -> None:
@@ -129,7 +131,7 @@ class Console:
         """End the evaluation of an epoch, a number from 0, after a global step; show its results by name."""
         self._hide()
         if results:
-            place = f"epoch {epoch + 1}" if step and self._is_whole else f"step {step}"
+            place = f"epoch {epoch + 1}" if step and self._is_whole else f"step {self._trained or step}"
             log.info("%s  %s", place, _compact(results))
 
     def show(self, done: int, batch_size: int = 0, ends: bool = False) -> None:

@@ -86,7 +86,7 @@ class KNN(Monitor):
             )
         bank = trainer.data[self.bank]
         size = getattr(bank, "num_samples", None)
-        if size is not None and self.k > (size := size - num_unlabelled(bank)):
+        if size is not None and self.k > (size := size - num_unlabelled(getattr(bank, "dataset", None))):
             raise ConfigError(
                 f"{path}.k: {self.k} neighbours are more than the {size} labelled samples of data.{self.bank}."
             )

@@ -10,6 +10,7 @@ from ..compose import RECIPES, composer, resolved
 from ..exceptions import ConfigError, DataError
 from ..nodes import build
 from ..overrides import check_watched_sets, quoted
+from ..runtime.batches import num_unlabelled
 from .request import MASKED, Request
 from .sets import Sets, find_sets
 from .timing import measure
@@ -117,7 +118,7 @@ def _check_number(number: int, sets: Sets) -> None:
 
 def num_labelled(images: Any) -> int:
     """Return how many images have a label."""
-    return sum(label >= 0 for label in images.targets)
+    return len(images) - num_unlabelled(images)
 
 
 def choose_size(sizes: Any) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Subset
 
 from ..exceptions import DataError
 from .device import describe_batch
@@ -104,9 +105,12 @@ def has_labels(batch: Any, num_masks: int = 0) -> bool:
     return labels_in(batch) is not None
 
 
-def num_unlabelled(loader: Any) -> int:
-    """Return how many samples of a loader's data set have the label -1, which means none; 0 if it does not tell."""
-    targets = getattr(getattr(loader, "dataset", None), "targets", None)
+def num_unlabelled(dataset: Any) -> int:
+    """Return how many samples of a data set have the label -1, which means none; 0 if it does not tell."""
+    if isinstance(dataset, Subset):
+        targets = getattr(dataset.dataset, "targets", None)
+        return sum(targets[index] == -1 for index in dataset.indices) if isinstance(targets, list) else 0
+    targets = getattr(dataset, "targets", None)
     return targets.count(-1) if isinstance(targets, list) else 0
 
 

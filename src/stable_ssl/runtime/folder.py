@@ -204,7 +204,8 @@ def written_at_start(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         what = error.strerror or str(error)
-        if at := next((place for place in (path, *path.parents) if place.is_file()), None):
+        in_the_way = error.errno in (errno.EEXIST, errno.ENOTDIR)
+        if in_the_way and (at := next((place for place in (path, *path.parents) if place.is_file()), None)):
             what = f"'{at}' is a file" if at != path else "it is a file"
         remedy = _REMEDIES.get(error.errno or 0)
         then = f"{remedy}, or choose another folder" if remedy else "Choose another folder"

@@ -43,7 +43,7 @@ class SupervisedTrainer(BaseTrainer):
     def check_setup(self) -> None:
         """Raise a ConfigError before the first step if images have no label, and no loss of the user's is in charge."""
         is_own = self.loss is None and type(self).compute_loss is SupervisedTrainer.compute_loss
-        if is_own and "train" in self.data and (number := num_unlabelled(self.data["train"])):
+        if is_own and "train" in self.data and (number := num_unlabelled(getattr(self.data["train"], "dataset", None))):
             raise ConfigError(
                 f"data.train: {number} samples have no label (-1), and {type(self).__name__} learns from labels. Leave "
                 "these samples out, or give a loss that does, such as torch.nn.CrossEntropyLoss(ignore_index=-1)."

@@ -124,8 +124,12 @@ def how_to_make(place: str, name: str) -> str:
         The module that is looked for. If the run has none of this name, all of its modules are described.
     """
     path = Path(place).expanduser()
-    config = read_config(path.parent.parent if path.is_file() or (path / "meta.json").is_file() else path) or {}
-    modules = {key: node for key, node in config.get("trainer", {}).get("module", {}).items() if isinstance(node, dict)}
+    try:
+        config: Any = read_config(path.parent.parent if path.is_file() or (path / "meta.json").is_file() else path)
+        nodes = config["trainer"]["module"].items()
+    except Exception:  # there is none, or it is damaged, of which a resume tells
+        return ""
+    modules = {key: node for key, node in nodes if isinstance(node, dict)}
     modules = {name: modules[name]} if name in modules else modules
     calls = dict.fromkeys(_as_line(node, place) for node in _calls_of_load_backbone(modules))
     lines = [*calls, *(f"stable_ssl.load({place!r})[{key!r}]" for key in modules)]

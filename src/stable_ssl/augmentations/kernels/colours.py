@@ -19,7 +19,6 @@ TINY = np.float32(1e-3)  # a divisor below any level but 0
 MOST_SUMMED = 1 << 24  # levels whose sum fits into 32 bits
 BLACK, WHITE = np.int32(0), np.int32(255)
 FLOATS = 16  # written together
-MOST_IN_CACHE = 1 << 20  # values of a batch that may stay in a cache until they are used
 BLOCK = 1024  # pixels that stay in the nearest cache from one loop to the next
 
 
@@ -225,13 +224,16 @@ normalize_plane: Any = _normalize_plane
 
 
 @kernel
-def normalize(images: Array, mean: Array, std: Array, out: Array) -> None:
-    """Write (level / 255 - mean) / std to `out`, float32; `mean` and `std` have one value per channel."""
+def normalize(images: Array, mean: Array, std: Array, is_large: Number, out: Array) -> None:
+    """Write (level / 255 - mean) / std to `out`, float32, past the caches if the batch is large.
+
+    `mean` and `std` have one value per channel.
+    """
     is_aligned = out.ctypes.data % (4 * FLOATS) == 0 and out[0, 0].size % FLOATS == 0
     for i in range(len(images)):
         for channel in range(images.shape[1]):
             plane, target = images[i, channel].reshape(-1), out[i, channel].reshape(-1)
-            if is_aligned and out.size > MOST_IN_CACHE:
+            if is_large and is_aligned:
                 normalize_plane(plane, mean[channel], std[channel], target)
                 continue
             for x in range(plane.size):

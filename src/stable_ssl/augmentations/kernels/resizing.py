@@ -337,15 +337,16 @@ def crop_and_resize(
     out
         uint8 (batch, channels, new height, new width): the results.
     """
-    # The loop takes addresses: it would be compiled anew for each kind of array, and is not called once per image.
+    # With arrays, the loop would be compiled for each kind of them, and called once per image.
     images = [np.ascontiguousarray(image) for image in images]
+    assert all(image.dtype == np.uint8 and image.shape[2] == out.shape[1] for image in images)
     places = [(image.ctypes.data, *image.shape[:2]) for image in images]
     _crop_and_resize(np.array(places, np.int64).reshape(-1, 3), boxes, is_cubic, out)
 
 
 @kernel
 def _crop_and_resize(images: Array, boxes: Array, is_cubic: Number, out: Array) -> None:
-    """Do that for images of which the address, the height and the width are known, (batch, 3)."""
+    """Crop and resize images that are given by their address, height and width, (batch, 3)."""
     num_channels = out.shape[1]
     new_height, new_width = out.shape[2:]
     # Taps without weight reach beyond the end of a line by at most its length, and the last window further.

@@ -18,6 +18,7 @@ Size = int | Sequence[int]
 Range = Sequence[float]
 
 WHITE = 255.0
+MOST_IN_CACHE = 1 << 20  # values of a batch that may stay in a cache until they are used
 PIL_FILTERS = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # PIL's numbers for ways to interpolate
 
 
@@ -213,7 +214,9 @@ class ToFloats(Operation):
         from ..kernels.colours import normalize
 
         per_channel = (np.broadcast_to(np.array(values, np.float32), pixels.shape[1]).copy() for values in (mean, std))
-        normalize(pixels, *per_channel, out)
+        # `out` may be a part of a batch: its base is the whole of it.
+        num_values = out.size if out.base is None else out.base.size
+        normalize(pixels, *per_channel, num_values > MOST_IN_CACHE, out)
 
 
 def per_image(row: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ class Cropping(Operation):
         return self.on_images(drawn, pixels.transpose(0, 2, 3, 1))
 
     def on_images(self, drawn: Drawn, images: np.ndarray | list[np.ndarray]) -> np.ndarray:
-        """Do so for images (height, width, channels); they may differ in size if their results do not."""
+        """Resize images (height, width, channels) so. They may differ in size if their results do not."""
         from ..kernels.resizing import crop_and_resize
 
         boxes = np.stack([drawn["top"], drawn["left"], drawn["height"], drawn["width"]], axis=1)
