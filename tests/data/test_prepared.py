@@ -300,22 +300,77 @@ def test_an_image_that_can_t_be_decoded_is_left_out_if_asked(root, damaged, tmp_
     assert len(pixels_of(found)) == len(others)
 
 
+@pytest.fixture
+def made(root, monkeypatch):
+    """Return a list that gets the name of each image that is decoded."""
+    names, encode = [], FolderToPrepare.encoded
+
+    def noted(self, number):
+        names.append(self.plan.names[number])
+        return encode(self, number)
+
+    monkeypatch.setattr(FolderToPrepare, "encoded", noted)
+    monkeypatch.setattr(FolderToPrepare, "num_bytes", lambda self: 0)  # it encodes some images to estimate the size
+    return names
+
+
+def stopped(folder, *options, out, part):
+    """Prepare images, and leave them as if that had been stopped before the end."""
+    prepare(folder, *options, out=out)
+    out.rename(part)
+
+
 @pytest.mark.parametrize("change", ["replaced", "removed"])
-def test_images_are_taken_over_if_another_file_changes(root, damaged, tmp_path, caplog, monkeypatch, change):
-    prepare(root, "--on-error", "skip", out=tmp_path / "some")
-    (tmp_path / "some").rename(tmp_path / "some.part")  # as if it had been stopped
+def test_images_are_taken_over_if_another_file_changes(root, damaged, tmp_path, caplog, made, change):
+    out = tmp_path / "some"
+    stopped(root, "--on-error", "skip", out=out, part=tmp_path / "some.part")
     damaged.unlink()
     if change == "replaced":
         damaged.write_bytes(encoded(photo(44, 40, 99), "PNG"))
     expected = prepare(root, out=tmp_path / "anew").root.read_bytes()
-    made, encode = [], FolderToPrepare.encoded
-    monkeypatch.setattr(FolderToPrepare, "encoded", lambda self, number: made.append(number) or encode(self, number))
-    monkeypatch.setattr(FolderToPrepare, "num_bytes", lambda self: 0)  # it encodes some images to estimate the size
-    assert prepare(root, out=tmp_path / "some").root.read_bytes() == expected
-    assert [Images(root).files[number] for number in made] == ["b/07.jpg"] * (change == "replaced")
+    made.clear()
+    assert prepare(root, out=out).root.read_bytes() == expected
+    assert made == ["b/07.jpg"] * (change == "replaced")
     what = {"replaced": "changed", "removed": "removed"}[change]
     assert f"1 file was {what}, such as 'b/07.jpg'. It is begun anew, and takes over" in caplog.text
     assert sorted(path.name for path in tmp_path.glob("some*")) == ["some"]
+
+
+@pytest.mark.parametrize("other", ["settings", "images"])
+def test_images_are_taken_over_from_the_file_that_has_more_of_them(root, tmp_path, made, other):
+    part, earlier = tmp_path / "some.part", tmp_path / "some.part.earlier"
+    stopped(root, out=tmp_path / "some", part=part)
+    if other == "settings":
+        stopped(root, "--format", "raw", out=tmp_path / "other", part=earlier)
+    else:
+        same_names = shutil.copytree(root, tmp_path / "larger")
+        for name in Images(root).files:
+            (same_names / name).write_bytes(encoded(photo(200, 200)))
+        stopped(same_names, out=tmp_path / "other", part=earlier)
+    assert earlier.stat().st_size > part.stat().st_size
+    (root / "a" / "00.jpg").unlink()
+    made.clear()
+    prepare(root, out=tmp_path / "some")
+    assert made == []
+
+
+def test_images_are_taken_over_if_a_class_is_added(root, tmp_path, caplog, made):
+    out, options = tmp_path / "some", ("--labels", "folder")
+    stopped(root, *options, out=out, part=tmp_path / "some.part")
+    (root / "0").mkdir()  # the first of the classes, so all others get another label
+    shutil.copy(root / "a" / "00.jpg", root / "0" / "new.jpg")
+    expected = prepare(root, *options, out=tmp_path / "anew").root.read_bytes()
+    made.clear()
+    assert prepare(root, *options, out=out).root.read_bytes() == expected
+    assert made == ["0/new.jpg"]
+    assert "was begun with other files or labels: classes have other names; 1 file was added" in caplog.text
+
+
+def test_an_earlier_file_that_can_t_be_opened_is_named(root, tmp_path, capsys):
+    (tmp_path / "some.part.earlier").mkdir()
+    prepare(root, out=tmp_path / "some", status=2)
+    assert "some.part.earlier' can't be read: Is a directory. Remove it, and give" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.glob("some*")] == ["some.part.earlier"]
 
 
 @pytest.mark.parametrize(("labels", "channels"), [("folder", 3), ("none", 1)])

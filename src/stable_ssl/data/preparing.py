@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -24,6 +24,7 @@ from .threads import Threads
 log = logging.getLogger("stable_ssl")
 
 NOT_COMPARED = ("source", "version")  # may differ between a file and the line that goes on with it
+NOT_OF_IMAGES = (*NOT_COMPARED, "classes")  # the bytes of an image don't depend on them
 
 # Says how much is done: what is being done, how many images are done, and how many there are.
 Report = Callable[[str, int, int], None]
@@ -33,8 +34,8 @@ def prepare(source: FolderToPrepare, out: Path, report: Report) -> bool:
     """Write a file, or go on with it.
 
     Until it is complete, it is called `out`.part. Whatever ends the process, the next call goes on after the last whole
-    image. If the folder has changed since, it begins anew, and takes over the images that have not: what was written is
-    called `out`.part.earlier meanwhile. All is read back once before the file gets its name.
+    image. If the folder or its labels have changed since, it begins anew, and takes over the images that have not: what
+    was written is called `out`.part.earlier meanwhile. All is read back once before the file gets its name.
 
     An image that can't be decoded is an error. If the source skips those, the reason stands in its place in the file.
 
@@ -70,10 +71,8 @@ def prepare(source: FolderToPrepare, out: Path, report: Report) -> bool:
         return False
     try:
         with contextlib.ExitStack() as files:
-            file = _opened(out, part, files)
-            if _set_aside(file, source, part, earlier):
-                file = _opened(out, part, files)
-            _write(file, source, part, earlier, report)
+            file, known = _begun(out, part, earlier, source, files)
+            _Writer(file.fileno(), source, part, known, report).write()
             written = PreparedFile(part)
             if hasattr(os, "posix_fadvise"):  # else the images would be read back from memory, not from the disk
                 os.fsync(file.fileno())
@@ -91,13 +90,31 @@ def prepare(source: FolderToPrepare, out: Path, report: Report) -> bool:
     return True
 
 
-def _write(file: IO[bytes], source: FolderToPrepare, part: Path, earlier: Path, report: Report) -> None:
-    """Write what a file lacks; remove the file if that is all."""
-    try:
-        _Writer(file.fileno(), source, part, _Earlier(earlier, source), report).write()
-    finally:
-        if not os.fstat(file.fileno()).st_size:
-            part.unlink()
+def _begun(
+    out: Path, part: Path, earlier: Path, source: FolderToPrepare, files: contextlib.ExitStack
+) -> tuple[IO[bytes], _Earlier]:
+    """Return the file that is written, open and locked, and the images that it takes over.
+
+    If the file was begun before the folder changed, it is renamed. If there is one from an earlier change too, the one
+    with more images that can be taken over is kept.
+    """
+    file = _opened(out, part, files)
+    has_changed = _has_changed(file, source, part)
+    old = _opened_earlier(earlier, files)
+    known = _Earlier(old, earlier, source)
+    if not has_changed:
+        return file, known
+    begun = _Earlier(file, earlier, source)
+    # The file that is dropped is closed, because a disk frees the space of closed files only.
+    if len(begun) < len(known):
+        part.unlink()
+        file.close()
+    else:
+        os.replace(part, earlier)
+        known = begun
+        if old:
+            old.close()
+    return _opened(out, part, files), known
 
 
 def _opened(out: Path, part: Path, files: contextlib.ExitStack) -> IO[bytes]:
@@ -112,7 +129,26 @@ def _opened(out: Path, part: Path, files: contextlib.ExitStack) -> IO[bytes]:
         ) from error
     file = files.enter_context(os.fdopen(descriptor, "r+b", buffering=0))
     _lock(file, part)
+    files.callback(_remove_if_empty, file, part)
     return file
+
+
+def _remove_if_empty(file: IO[bytes], part: Path) -> None:
+    if not file.closed and not os.fstat(file.fileno()).st_size:
+        part.unlink()
+
+
+def _opened_earlier(earlier: Path, files: contextlib.ExitStack) -> IO[bytes] | None:
+    """Open the file that was begun before the folder changed; None if there is none."""
+    try:
+        return files.enter_context(earlier.open("rb", buffering=0))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigError(
+            f"'{printable(earlier)}' can't be read: {error.strerror}. Remove it, and give the same line again: its "
+            "images are then made anew."
+        ) from error
 
 
 def _lock(file: IO[bytes], part: Path) -> None:
@@ -137,14 +173,8 @@ def _plan_of(descriptor: int, source: FolderToPrepare, path: Path) -> Plan | Non
     return read_plan(descriptor, path)[1]
 
 
-def _set_aside(file: IO[bytes], source: FolderToPrepare, part: Path, earlier: Path) -> bool:
-    """Rename a file that was begun before the folder changed, so that its images can be taken over.
-
-    If there is one from an earlier change, the larger one is kept.
-
-    Returns
-    -------
-    Whether there was such a file: there is no `part` then.
+def _has_changed(file: IO[bytes], source: FolderToPrepare, part: Path) -> bool:
+    """Return whether a file was begun before the folder or its labels changed; the log then says so.
 
     Raises
     ------
@@ -154,20 +184,17 @@ def _set_aside(file: IO[bytes], source: FolderToPrepare, part: Path, earlier: Pa
     known = _plan_of(file.fileno(), source, part)
     if known is None:
         return False
-    differences = [*_files_that_differ(known, source.plan)]
-    if not differences or any(_settings_that_differ(known, source.plan)):
+    if any(_settings_that_differ(known, source.plan, NOT_OF_IMAGES)):
         _check_alike(known, source.plan, part)
-        return False
-    log.warning(
-        "'%s' was begun with other files: %s. It is begun anew, and takes over the images that are the same.",
-        printable(part),
-        "; ".join(differences),
-    )
-    if earlier.exists() and earlier.stat().st_size > part.stat().st_size:
-        part.unlink()
-    else:
-        os.replace(part, earlier)
-    return True
+    differences = _differences(known, source.plan)
+    if differences:
+        log.warning(
+            "'%s' was begun with other files or labels: %s. It is begun anew, and takes over the images that are the "
+            "same.",
+            printable(part),
+            "; ".join(differences),
+        )
+    return bool(differences)
 
 
 class _Earlier:
@@ -175,20 +202,22 @@ class _Earlier:
 
     Parameters
     ----------
+    file
+        The file, open; None if there is none.
     path
-        The file, which need not be there.
+        What errors call the file.
     source
         The folder as it is now. Images of files that have changed are left out.
     """
 
-    def __init__(self, path: Path, source: FolderToPrepare):
+    def __init__(self, file: IO[bytes] | None, path: Path, source: FolderToPrepare):
         self._path, self._rows = path, dict[int, tuple[int, ...]]()
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC) if path.exists() else -1
-        if self._descriptor < 0:
+        if not file:
             return
+        self._descriptor = file.fileno()
         with contextlib.suppress(DataError):  # it is damaged, so nothing is taken over
             head, known = read_plan(self._descriptor, path)
-            if any(_settings_that_differ(known, source.plan)):
+            if any(_settings_that_differ(known, source.plan, NOT_OF_IMAGES)):
                 return
             now = {name: number for number, name in enumerate(source.plan.names)}
             length = os.fstat(self._descriptor).st_size
@@ -199,9 +228,8 @@ class _Earlier:
                 if is_same and row[2]:  # what was left out has no height, and is tried again
                     self._rows[number] = row
 
-    def __del__(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
+    def __len__(self) -> int:
+        return len(self._rows)
 
     def __contains__(self, number: int) -> bool:
         return number in self._rows
@@ -328,7 +356,7 @@ def _tell_left_out(file: PreparedFile, source: FolderToPrepare) -> None:
 
 def _check_alike(known: Plan, wanted: Plan, path: Path) -> None:
     """Raise a ConfigError if a file is made of other images, or by other settings."""
-    differences = [*_settings_that_differ(known, wanted), *_files_that_differ(known, wanted)]
+    differences = _differences(known, wanted)
     if differences:
         raise ConfigError(
             f"'{printable(path)}' is there already, but it is not of these images and settings: "
@@ -336,9 +364,13 @@ def _check_alike(known: Plan, wanted: Plan, path: Path) -> None:
         )
 
 
-def _settings_that_differ(known: Plan, wanted: Plan) -> Iterator[str]:
+def _differences(known: Plan, wanted: Plan) -> list[str]:
+    return [*_settings_that_differ(known, wanted, NOT_COMPARED), *_files_that_differ(known, wanted)]
+
+
+def _settings_that_differ(known: Plan, wanted: Plan, but: Collection[str]) -> Iterator[str]:
     for key, value in wanted.settings.items():
-        if key not in NOT_COMPARED and known.settings.get(key) != value:
+        if key not in but and known.settings.get(key) != value:
             yield (
                 "classes have other names" if key == "classes" else f"{key} was {known.settings.get(key)}, now {value}"
             )
