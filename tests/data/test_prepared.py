@@ -366,6 +366,19 @@ def test_images_are_taken_over_if_a_class_is_added(root, tmp_path, caplog, made)
     assert "was begun with other files or labels: classes have other names; 1 file was added" in caplog.text
 
 
+def test_an_image_that_was_left_out_is_made_if_it_can_be_decoded_by_now(root, damaged, tmp_path, made):
+    stopped(root, "--on-error", "skip", out=tmp_path / "some", part=tmp_path / "some.part")
+    shutil.copy(tmp_path / "some.part", tmp_path / "other.part")
+    time = damaged.stat().st_mtime_ns
+    damaged.write_bytes(encoded(photo(50, 40), "PNG"))
+    os.utime(damaged, ns=(time, time))  # as if a newer decoder could decode the file of before
+    expected = prepare(root, out=tmp_path / "anew").root.read_bytes()
+    made.clear()
+    assert len(prepare(root, "--on-error", "skip", out=tmp_path / "other")) == 11
+    assert made == []
+    assert prepare(root, out=tmp_path / "some").root.read_bytes() == expected
+
+
 def test_an_earlier_file_that_can_t_be_opened_is_named(root, tmp_path, capsys):
     (tmp_path / "some.part.earlier").mkdir()
     prepare(root, out=tmp_path / "some", status=2)

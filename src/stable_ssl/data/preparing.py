@@ -280,6 +280,7 @@ class _Writer:
         for row in records(self._descriptor, end, len(self._source), length):
             if not row[2] and not self._source.skips:
                 self._made(number)  # which raises the error for an image that was left out
+                break  # it can be decoded now, so images are made again from here on
             self._index[number] = row
             number, end = number + 1, row[0] + row[1]
             self._report("Checking", number, len(self._source))
