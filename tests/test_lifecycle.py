@@ -622,7 +622,7 @@ def test_one_loader_may_have_two_names(make_toy):
 
 def test_logs_that_can_not_be_opened_end_the_run_and_let_the_folder_go(make_toy, tmp_path):
     (tmp_path / "run" / "metrics.jsonl").mkdir(parents=True)
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(ConfigError, match="metrics.jsonl' can't be written: Is a directory"):
         make_toy()()
     assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "failed"
     (tmp_path / "run" / "metrics.jsonl").rmdir()

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 
+import pytest
+
+from stable_ssl.exceptions import Preempted
 from stable_ssl.runtime.preemption import Request, StopRequest
 
 
@@ -39,3 +43,24 @@ def test_a_request_knows_its_words_and_its_exit_status_whoever_it_was_made_to():
         ("the time limit", 75),
         *((f"SIG{name}", 128 + signal.Signals[f"SIG{name}"]) for name in ("HUP", "TERM", "USR2", "USR1", "INT")),
     ]
+
+
+@pytest.mark.parametrize("then", ["PENDING", "RUNNING"])
+def test_a_job_that_slurm_requeues_in_the_same_moment_has_not_failed(then, tmp_path, monkeypatch):
+    """A real Slurm can't be made to requeue between the question and submitit's command: so a script stands for it."""
+    script = tmp_path / "scontrol"
+    script.write_text(
+        f"#!/bin/sh\nif [ $1 = requeue ]; then touch '{tmp_path}/asked'; exit 1; fi\n"
+        f"[ -e '{tmp_path}/asked' ] && state={then} || state=RUNNING\necho \"JobId=7 JobState=$state Reason=None\"\n"
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    before = signal.signal(signal.SIGUSR2, lambda *_: subprocess.check_call(["scontrol", "requeue", "7"]))
+    try:
+        with StopRequest() as stop, pytest.raises(Preempted if then == "PENDING" else subprocess.CalledProcessError):
+            stop.end_run(Request.SIGUSR2)
+    finally:
+        signal.signal(signal.SIGUSR2, before)

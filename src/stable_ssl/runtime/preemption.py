@@ -140,6 +140,10 @@ class StopRequest:
                 handler(signum, None)
             except SystemExit as end:  # submitit exits this way after it has requeued the job
                 raise Preempted(end.code) from None
+            except subprocess.CalledProcessError:  # Slurm may have requeued the job since it was asked
+                job = _submitit_job()
+                if not job or " JobState=RUNNING " in job:
+                    raise
         raise Preempted(128 + signum)
 
 
