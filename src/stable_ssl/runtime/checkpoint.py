@@ -94,12 +94,8 @@ class CheckpointStore:
         try:
             future.result()
             self._is_written = True
-        except (OSError, RuntimeError) as error:
-            # torch raises an error of its own for an error of the disk, which is then the context of torch's.
-            cause = error if isinstance(error, OSError) else error.__context__
-            if not isinstance(cause, OSError):
-                raise
-            log.error("The checkpoint of step %d could not be written: %s. %s", step, cause, self.what_stands())
+        except OSError as error:
+            log.error("The checkpoint of step %d could not be written: %s. %s", step, error, self.what_stands())
             self._is_written = False
         return self._is_written
 
@@ -117,7 +113,10 @@ class CheckpointStore:
         part.mkdir(parents=True)
         try:
             with _HashingFile(part / "state.pt") as file:
-                torch.save(state, file)
+                try:
+                    torch.save(state, file)
+                except RuntimeError as error:  # of torch's own, if the disk failed
+                    raise file.failure or error from None
                 file.flush()
                 os.fsync(file.fileno())
                 fingerprint = {"bytes": file.tell(), "sha256": file.sha256.hexdigest()}
@@ -240,15 +239,23 @@ class CheckpointStore:
 
 
 class _HashingFile(io.BufferedWriter):
-    """A file that computes its checksum while it is written, so that it need not be read again."""
+    """A file that computes its checksum while it is written, so that it need not be read again.
+
+    `failure` is the error of the disk, if there was one. torch raises another error then, which may forget its cause.
+    """
 
     def __init__(self, path: Path):
         super().__init__(open(path, "wb", buffering=0))  # noqa: SIM115 (closed with this one)
         self.sha256 = hashlib.sha256()
+        self.failure: OSError | None = None
 
     def write(self, data: ReadableBuffer) -> int:
         self.sha256.update(data)
-        return super().write(data)
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.failure = error
+            raise
 
 
 def on_host(state: Any, earlier: Any = None) -> Any:
