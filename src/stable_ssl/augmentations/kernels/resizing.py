@@ -337,11 +337,18 @@ def crop_and_resize(
     out
         uint8 (batch, channels, new height, new width): the results.
     """
-    # With arrays, the loop would be compiled for each kind of them, and called once per image.
-    images = [np.ascontiguousarray(image) for image in images]
-    assert all(image.dtype == np.uint8 and image.shape[2] == out.shape[1] for image in images)
-    places = [(image.ctypes.data, *image.shape[:2]) for image in images]
-    _crop_and_resize(np.array(places, np.int64).reshape(-1, 3), boxes, is_cubic, out)
+    # A loop over arrays would be compiled for each kind of array, and could not take images of different sizes.
+    if isinstance(images, np.ndarray):
+        images = np.ascontiguousarray(images)
+        assert (images.dtype, images.shape[3]) == (np.uint8, out.shape[1])
+        places = np.empty((len(images), 3), np.int64)
+        places[:, 0] = images.ctypes.data + images.strides[0] * np.arange(len(images))
+        places[:, 1:] = images.shape[1:3]
+    else:
+        images = [np.ascontiguousarray(image) for image in images]
+        assert all(image.dtype == np.uint8 and image.shape[2] == out.shape[1] for image in images)
+        places = np.array([(image.ctypes.data, *image.shape[:2]) for image in images], np.int64)
+    _crop_and_resize(places, boxes, is_cubic, out)
 
 
 @kernel

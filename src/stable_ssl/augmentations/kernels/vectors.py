@@ -1,5 +1,5 @@
-"""Vector registers for the loops of `resizing` and `blurring`: which instructions this processor has, and how LLVM is
-told to use them."""
+"""Vector registers for the loops of `resizing`, `blurring` and `colours`: which instructions this processor has, and
+how LLVM is told to use them."""
 
 from __future__ import annotations
 
