@@ -38,6 +38,7 @@ ROOMS = {
     "cli": (1.5, 1.5, "a file per command"),
     "api": (1.5, 1.5, "pretrain, load, branch"),
     "pretraining": (1.5, 1.5, "from a folder of images", "to a recipe"),
+    "rehearsal": (2.5, 1.5, "check: before the queue"),
     "instantiate": (1.5, 1.5, "YAML becomes a trainer"),
     "trainers": (3, 3, "a file per family"),
     "base": (1.5, 1.5, "BaseTrainer:", "a run from top to bottom"),

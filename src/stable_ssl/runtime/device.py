@@ -14,14 +14,14 @@ from ..exceptions import ConfigError
 log = logging.getLogger("stable_ssl")
 
 
-def resolve_device(name: str, local_rank: int = 0, world_size: int = 1) -> torch.device:
+def resolve_device(name: str | torch.device, local_rank: int = 0, world_size: int = 1) -> torch.device:
     """Return the device for a configured name, or the nearest one if it is missing and `do_without` lets the run go on.
 
     Parameters
     ----------
     name
         "cpu", "mps", "cuda", "cuda:N" for the CUDA device with index N, or "auto": cuda if there is one, else mps, else
-        cpu.
+        cpu. A `torch.device`, which only a rehearsal gives, is taken as it is.
     local_rank
         Index of this process on its machine. With several processes, it is also the index of the CUDA device.
     world_size
@@ -39,6 +39,8 @@ def resolve_device(name: str, local_rank: int = 0, world_size: int = 1) -> torch
         There are fewer CUDA devices than processes, the name means one device for several processes, or the device is
         missing and `do_without` refuses to go on.
     """
+    if isinstance(name, torch.device):
+        return name
     if world_size > 1 and name not in ("auto", "cuda", "cpu"):
         raise ConfigError(
             f"hardware.device: '{name}' is one device, but each of {world_size} processes needs its own. "

@@ -1,0 +1,1 @@
+"""What can be known about a run before it begins, on a machine without its GPU."""

@@ -1,0 +1,87 @@
+"""The stage of a rehearsal: what a check knows, and trainers that leave no trace."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..instantiate import instanciate_config
+from .cards import Card
+from .report import Report
+
+CPU, META = torch.device("cpu"), torch.device("meta")
+NEVER = 10**9  # steps
+
+
+@dataclass
+class Stage:
+    """What the parts of a check share. Each part reads what those before it have found, and adds to it.
+
+    Attributes
+    ----------
+    config
+        The configuration of the run, `{"trainer": {...}, ...}`. It is not changed.
+    folder
+        A temporary folder, which is gone after the check.
+    report
+        Gets what is found.
+    card
+        The card that the run is meant for. None: none was named.
+    world_size
+        Number of processes, one per card.
+    all_data
+        Whether all samples are read, instead of some.
+    built
+        What was built of the configuration, by its key: "module.backbone", "data.train.dataset", "loss", and so on. A
+        part that could not be built is missing, and the report says why.
+    trainer
+        A trainer on the CPU that has taken a step and was evaluated. None: it could not.
+    batch
+        The first batch of `data.train` as the run gets it, on the CPU: sample indices and the batch itself. None: there
+        is none.
+    """
+
+    config: Mapping[str, Any]
+    folder: Path
+    report: Report
+    card: Card | None = None
+    world_size: int = 1
+    all_data: bool = False
+    built: dict[str, Any] = field(default_factory=dict)
+    trainer: Any = None
+    batch: tuple[Any, Any] | None = None
+
+    def throw_away(self, name: str, device: torch.device = CPU) -> Any:
+        """Return a trainer of the run's configuration that is not set up yet, and leaves no trace.
+
+        It has one process and computes in fp32 on the given device. Its folder is in the temporary one, nothing is sent
+        to trackers, and nothing is logged or saved by itself.
+
+        Parameters
+        ----------
+        name
+            Of its folder; the same name goes on with the same run.
+        device
+            "meta": tensors have a shape and a place, but no values.
+
+        Raises
+        ------
+        ConfigError
+            The configuration is wrong.
+        """
+        config: dict[str, Any] = copy.deepcopy(dict(self.config))
+        trainer = config["trainer"]
+        hardware, logger = dict(trainer.get("hardware") or {}), dict(trainer.get("logger") or {})
+        hardware.update(device="cpu", precision="fp32", world_size=1, compile=False, time_limit=None)
+        hardware.pop("float16", None)
+        logger.update(dump_path=str(self.folder / name), level=30, log_every_step=NEVER, wandb=None, tensorboard=False)
+        logger.update(checkpoint_every_step=None, checkpoint_every_minutes=NEVER, checkpoint_frequency=None)
+        config["trainer"] = {**trainer, "hardware": hardware, "logger": logger}
+        made = instanciate_config(config)
+        made.hardware["device"] = device
+        return made

@@ -1,0 +1,33 @@
+"""Training steps of a trainer that is set up, outside of its run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..runtime.device import to_device
+
+
+def take_steps(trainer: Any, indices: Any, batch: Any, count: int) -> None:
+    """Take training steps, all with the same mini-batch, as an epoch of the run would take them.
+
+    Parameters
+    ----------
+    trainer
+        It is set up, and trains on `data.train`.
+    indices
+        Of the samples; None if they are not known.
+    batch
+        The mini-batch, on any device.
+    count
+        How many mini-batches. `optim.accumulation_steps` of them make an optimizer step.
+    """
+    trainer.train()
+    steps = trainer._steps
+    steps.begin_epoch(trainer.before_fit_epoch)
+    for batch_idx in range(count):
+        placed = to_device(batch, trainer.device, trainer.hardware["channels_last"])
+        vars(trainer).update(batch_idx=batch_idx, indices=indices, batch=placed, stepped=False)
+        steps.begin(batch_idx)
+        trainer.before_fit_step()
+        trainer._fit_step()
+        trainer._finish_batch()
