@@ -9,13 +9,14 @@ from typing import Any
 
 from .cards import Card
 from .report import Report
-from .stage import Stage
+from .stage import Stage, maker_of
 
 Part = Callable[[Stage], None]
 
 
 def rehearse(
     config: Mapping[str, Any],
+    make: Callable[[], Any] | None = None,
     card: Card | None = None,
     world_size: int = 1,
     all_data: bool = False,
@@ -28,6 +29,8 @@ def rehearse(
     ----------
     config
         The configuration of the run, `{"trainer": {...}}`.
+    make
+        Makes the run's trainer, anew at each call. None: as the configuration describes it.
     card
         The card that it is meant for. None: figures are given, and no verdict on memory.
     world_size
@@ -41,7 +44,7 @@ def rehearse(
     """
     report = Report()
     with TemporaryDirectory(prefix="stable_ssl_") as folder:
-        stage = Stage(config, Path(folder), report, card, world_size, all_data)
+        stage = Stage(config, make or maker_of(config), Path(folder), report, card, world_size, all_data)
         for name, part in parts(is_quick).items():
             say(name)
             try:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from logging import WARNING
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,10 @@ class Stage:
     Attributes
     ----------
     config
-        The configuration of the run, `{"trainer": {...}, ...}`. It is not changed.
+        The configuration of the run, `{"trainer": {...}, ...}`. It is not changed. A script may have put live objects
+        into it.
+    make
+        Makes the run's trainer, anew at each call, before its set-up.
     folder
         A temporary folder, which is gone after the check.
     report
@@ -47,6 +51,7 @@ class Stage:
     """
 
     config: Mapping[str, Any]
+    make: Callable[[], Any]
     folder: Path
     report: Report
     card: Card | None = None
@@ -74,14 +79,39 @@ class Stage:
         ConfigError
             The configuration is wrong.
         """
-        config: dict[str, Any] = copy.deepcopy(dict(self.config))
-        trainer = config["trainer"]
-        hardware, logger = dict(trainer.get("hardware") or {}), dict(trainer.get("logger") or {})
-        hardware.update(device="cpu", precision="fp32", world_size=1, compile=False, time_limit=None)
-        hardware.pop("float16", None)
-        logger.update(dump_path=str(self.folder / name), level=30, log_every_step=NEVER, wandb=None, tensorboard=False)
-        logger.update(checkpoint_every_step=None, checkpoint_every_minutes=NEVER, checkpoint_frequency=None)
-        config["trainer"] = {**trainer, "hardware": hardware, "logger": logger}
-        made = instanciate_config(config)
-        made.hardware["device"] = device
+        made = self.make()
+        made.hardware.update(
+            device=device, precision="fp32", float16=False, world_size=1, compile=False, time_limit=None
+        )
+        made.logger.update(
+            level=WARNING, log_every_step=NEVER, wandb=None, tensorboard=False, checkpoint_every_step=None,
+            checkpoint_every_minutes=NEVER, checkpoint_frequency=None,
+        )  # fmt: skip
+        made._dump_path = self.folder / name
         return made
+
+
+def maker_of(config: Mapping[str, Any]) -> Callable[[], Any]:
+    """Return a function that makes the trainer that a configuration describes, anew at each call."""
+    return lambda: instanciate_config(copy.deepcopy(dict(config)))
+
+
+def maker_like(trainer: Any) -> Callable[[], Any]:
+    """Return a function that makes trainers like one that a script made, from copies of what the script gave it.
+
+    Data sets are not copied, since they may be large and are only read.
+    """
+    args, kwargs = vars(trainer)["_captured"]
+    extras = vars(trainer).get("_extras", {})
+    sets = [
+        getattr(loader, "dataset", None)
+        for loader in (trainer.data if isinstance(trainer.data, Mapping) else {}).values()
+    ]
+
+    def make() -> Any:
+        own_args, own_kwargs = copy.deepcopy((args, kwargs), {id(dataset): dataset for dataset in sets})
+        fresh = type(trainer)(*own_args, **own_kwargs)
+        vars(fresh).update(_extras=extras, **extras)
+        return fresh
+
+    return make
