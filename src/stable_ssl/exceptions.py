@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -65,7 +66,7 @@ def option_named(key: str, option: str | None) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        named = [problem.replace(f"{key}:", f"{option}:", 1) for problem in error.problems]
+        named = [re.sub(rf"^{re.escape(key)}:", f"{option}:", problem) for problem in error.problems]
         if option is None or named == error.problems:
             raise
         raise ConfigError(named) from error
