@@ -43,6 +43,7 @@ _HOME = {
     "instanciate_config": "instantiate",
     "pretrain": "api",
     "load": "api",
+    "check": "api",
     "branch": "api",
     "Loader": "data",
     "BreakAllEpochs": "exceptions",

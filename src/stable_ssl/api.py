@@ -15,13 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from .base import BaseTrainer
-from .compose import compose, importable, origin_of
+from .compose import compose, find, importable, origin_of
 from .exceptions import CheckpointError, ConfigError, nearest
 from .instantiate import instanciate_config
-from .nodes import build, live_paths, locate
+from .nodes import build, live_paths, locate, plain
 from .pretraining.request import parse
 from .pretraining.results import backbone_of, read_results, view_of
 from .pretraining.running import carry_out
+from .rehearsal.cards import card_named
+from .rehearsal.check import check_first, rehearse
+from .rehearsal.report import Report
+from .rehearsal.stage import config_of, maker_like
 from .runtime.checkpoint import CheckpointStore, read_checkpoint
 from .runtime.folder import read_config
 from .runtime.runs_of_2025 import run_of_2025
@@ -65,6 +69,7 @@ def pretrain(
     minutes: float | None = None,
     labels: str | Path | None = None,
     out: str | Path | None = None,
+    check: bool = True,
 ) -> Pretrained:
     """Pretrain a backbone on a folder of images without labels. `stable-ssl pretrain` does the same.
 
@@ -94,6 +99,8 @@ def pretrain(
         labelled images, which is held out. None: no labels, unless `train` and `val` have the same folders inside.
     out
         The run's folder. None: `runs/pretrain_<folder>_<hash of the arguments>`.
+    check
+        Look at the configuration and at the first samples before training, as the quick part of `check` does.
 
     Raises
     ------
@@ -107,8 +114,61 @@ def pretrain(
     """
     how_long = {"epochs": epochs, "minutes": minutes}
     request = parse(folder, overrides, method=method, backbone=backbone, size=size, labels=labels, out=out, **how_long)
-    run = carry_out(request, lambda line: print(f"pretrain: {line}", flush=True))
+    run = carry_out(request, lambda line: print(f"pretrain: {line}", flush=True), check_first if check else None)
     return Pretrained(backbone_of(load(run), run), view_of(run), run, read_results(run))
+
+
+def check(
+    source: str | Path | Mapping[str, Any] | BaseTrainer,
+    overrides: Iterable[str] = (),
+    *,
+    device: str | None = None,
+    world_size: int | None = None,
+    all_data: bool = False,
+) -> Report:
+    """Find out what can be known about a run before it waits in a queue. `stable-ssl check` does the same.
+
+    It needs no GPU, downloads nothing, and leaves nothing behind. One step is taken with a small batch on the CPU, and
+    one with the real batch size on tensors without values.
+
+    Parameters
+    ----------
+    source
+        A recipe's name, a YAML file, a configuration, or a trainer that is not set up yet. The trainer is not changed.
+    overrides
+        Changes of settings of a recipe or file, as on the command line.
+    device
+        The card of the run: a name such as "h100-80gb", or its memory, such as "24gb". None: figures are given, and no
+        verdict on memory.
+    world_size
+        Number of processes, one per card. None: as the configuration says.
+    all_data
+        Read all samples, instead of 100 of each set.
+
+    Returns
+    -------
+    Report
+        `findings`, errors and warnings; `facts`, figures by part; `status`, 2 if the run certainly fails.
+
+    Examples
+    --------
+    >>> stable_ssl.check("simclr_cifar10", device="a100-40gb").status  # doctest: +SKIP
+    """
+    card = card_named(device) if device is not None else None
+    options: dict[str, Any] = {"card": card, "world_size": world_size, "all_data": all_data}
+    if isinstance(source, BaseTrainer):
+        with importable(Path.cwd()):
+            return rehearse(config_of(source), maker_like(source), **options)
+    name = str(source) if isinstance(source, str | Path) else None
+    folders = origin_of(*find(name))[1] if name else []
+    with importable(*folders, Path.cwd()):
+        try:
+            config = compose(name, overrides) if name else plain(source)
+        except ConfigError as error:
+            report = Report()
+            report.refuse("configuration", error)
+            return report
+        return rehearse(config, **options)
 
 
 def branch(

@@ -154,13 +154,15 @@ def make_parser() -> argparse.ArgumentParser:
     _add_settings(train, "changes of settings, such as optim.epochs=20 hardware.seed=1")
     train.add_argument("-m", "--multirun", action="store_true", help="run a sweep: key=1,2 gives two runs")
     train.add_argument("--slurm", action="store_true", help="submit a Slurm job, or a job array for a sweep")
-    for short, option in (("-cp", "--config-path"), ("-cd", "--config-dir"), ("-cn", "--config-name")):
-        train.add_argument(short, option, help=argparse.SUPPRESS)
+    _add_no_check(train)
+    _add_older_form(train)
     _add_options_of_hydra(train)
+    _add_check(commands)
     resume = commands.add_parser("resume", help="go on with a run that was interrupted", epilog=OF_JOBS)
     resume.add_argument("run", nargs="?", metavar="RUN", help="the run's folder (the newest unfinished run in runs/)")
     _add_settings(resume, "changes of settings that may differ, such as data.train.num_workers=4")
     resume.add_argument("--slurm", action="store_true", help="go on in a Slurm job")
+    _add_no_check(resume)
     branch = commands.add_parser(
         "branch",
         help="begin a new run from a checkpoint of another one, with changes",
@@ -176,6 +178,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     branch.add_argument("--restart-schedule", action="store_true", help="begin the schedule anew for the epochs left")
     branch.add_argument("--slurm", action="store_true", help="train the branch in a Slurm job")
+    _add_no_check(branch)
     views = commands.add_parser("views", help="draw samples and their views, with the parameters of each view")
     views.add_argument("source", metavar="RECIPE or FILE", help="a recipe's name or a YAML file")
     _add_settings(views, "changes of settings, such as hardware.seed=1")
@@ -192,6 +195,45 @@ def make_parser() -> argparse.ArgumentParser:
 def _add_settings(parser: argparse.ArgumentParser, text: str) -> None:
     """Add the arguments of the form key=value."""
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=text)
+
+
+def _add_no_check(parser: argparse.ArgumentParser) -> None:
+    """Add the option that leaves out the check before a run."""
+    parser.add_argument(
+        "--no-check",
+        action="store_true",
+        help="leave out the quick check of the configuration and the first samples before a job is submitted, as on a "
+        "login node without the data",
+    )
+
+
+def _add_older_form(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the older form of `train`, which name a file."""
+    for short, option in (("-cp", "--config-path"), ("-cd", "--config-dir"), ("-cn", "--config-name")):
+        parser.add_argument(short, option, help=argparse.SUPPRESS)
+
+
+def _add_check(commands: Any) -> None:
+    """Add the command `check`."""
+    check = commands.add_parser(
+        "check",
+        help="find out what can be known about a run before it waits in a queue",
+        epilog="It takes what `train` takes, needs no GPU, and downloads nothing. Exit status: 0, also with warnings; "
+        "2 if the run certainly fails; 1 if the check itself broke. With --slurm it looks at the job too.",
+    )
+    check.add_argument("source", nargs="?", metavar="RECIPE or FILE", help="a recipe's name or a YAML file")
+    _add_settings(check, "changes of settings, as for train")
+    check.add_argument(
+        "--device",
+        metavar="NAME",
+        help="the card of the run, such as h100-80gb, a100-40gb or rtx4090, or its memory, such as 24gb",
+    )
+    check.add_argument("-m", "--multirun", action="store_true", help="a sweep: its first run, and the others in brief")
+    check.add_argument("--world-size", type=int, metavar="N", help="number of processes, one per card (as configured)")
+    check.add_argument("--all-data", action="store_true", help="read all samples, instead of 100 of each set")
+    check.add_argument("--json", action="store_true", help="print everything that was found as JSON")
+    check.add_argument("--slurm", action="store_true", help="the run will be a Slurm job; slurm.time=MINUTES and so on")
+    _add_older_form(check)
 
 
 def _add_pretrain(commands: Any) -> None:
@@ -214,6 +256,7 @@ def _add_pretrain(commands: Any) -> None:
         ("--out", "DIR", "the run's folder (runs/pretrain_<FOLDER>_<hash of the arguments>)"),
     ):
         pretrain.add_argument(option, metavar=metavar, help=text)
+    pretrain.add_argument("--no-check", action="store_true", help="leave out the quick check before training")
 
 
 def _add_prepare(commands: Any) -> None:
@@ -268,5 +311,5 @@ def _add_options_of_hydra(parser: argparse.ArgumentParser) -> None:
 def _commands() -> dict[str, Callable[[argparse.Namespace, list[str]], int]]:
     from importlib import import_module
 
-    names = ("pretrain", "train", "resume", "branch", "views", "prepare", "recipes")
+    names = ("pretrain", "train", "check", "resume", "branch", "views", "prepare", "recipes")
     return {name: lambda *args, name=name: import_module(f"{__name__}.{name}").main(*args) for name in names}

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..compose import is_hydras
 from ..exceptions import ConfigError, nearest
-from .run import Run
+from .run import Run, say_once
 
 PREFIX = "slurm."
 SHORT = {
@@ -44,7 +44,9 @@ def split(overrides: list[str], is_slurm: bool, command: str) -> tuple[list[str]
     return settings, others
 
 
-def submit(configs: list[dict[str, Any]], name: str, settings: list[str], folders: Iterable[Path]) -> None:
+def submit(
+    configs: list[dict[str, Any]], name: str, settings: list[str], folders: Iterable[Path], is_checked: bool
+) -> None:
     """Submit one job per configuration, several as a job array, and print where the runs will be.
 
     Parameters
@@ -57,6 +59,8 @@ def submit(configs: list[dict[str, Any]], name: str, settings: list[str], folder
         Overrides that begin with `slurm.`.
     folders
         Folders whose modules a `_target_` may name.
+    is_checked
+        Whether the quick part of `stable-ssl check` looks at the first run before.
 
     Raises
     ------
@@ -74,6 +78,10 @@ def submit(configs: list[dict[str, Any]], name: str, settings: list[str], folder
     log_folder, parameters = read_settings(settings)
     for config in configs:
         _set_world_size(config["trainer"], parameters["nodes"] * parameters["tasks_per_node"])
+    if is_checked:
+        from ..rehearsal.check import check_first
+
+        check_first(configs[0], say_once)
     names = [type(instanciate_config(config)).__name__ for config in configs]
     given = [(config["trainer"].get("logger") or {}).get("dump_path") for config in configs]
     executor = submitit.AutoExecutor(log_folder, cluster="slurm", slurm_max_num_timeout=MAX_TIMEOUTS)

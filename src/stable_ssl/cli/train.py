@@ -16,15 +16,7 @@ from .sweep import Point, Sweep
 
 def main(args: argparse.Namespace, rest: list[str]) -> int:
     """Train the recipe or file that the arguments name."""
-    folder = args.config_path or args.config_dir
-    overrides = [*args.overrides, *rest]
-    source = args.source
-    if folder is not None or args.config_name is not None:
-        # The older form has no source: the argument in its place is the first override.
-        overrides = [*([source] if source else []), *overrides]
-        source, folder = args.config_name or "config", folder or "."
-    if source is not None and "=" in source and not Path(source).expanduser().exists():
-        raise ConfigError(f"train: '{source}' is an override; name a recipe or file before it.")
+    source, folder, overrides = source_of(args, rest)
     if hydra_options.asks_to_show(args):
         return hydra_options.show(args, source, folder, overrides)
     config_folder, name = find(source, folder)
@@ -42,11 +34,30 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
             config, hydra = compose_with_hydra(str(source), overrides, folder)
             configs = [config]
         if args.slurm and configs:
-            slurm.submit(configs, name, settings, folders)
+            slurm.submit(configs, name, settings, folders, not args.no_check)
         elif not args.slurm:
             with job_of(hydra):
                 Run(configs[0], folders)()
     return 0
+
+
+def source_of(args: argparse.Namespace, rest: list[str]) -> tuple[str | None, str | None, list[str]]:
+    """Return the recipe or file that the arguments name, the folder of configurations if one is given, and overrides.
+
+    Raises
+    ------
+    ConfigError
+        An override stands in the place of the recipe.
+    """
+    source, folder = args.source, args.config_path or args.config_dir
+    overrides = [*args.overrides, *rest]
+    if folder is not None or args.config_name is not None:
+        # The older form has no source: the argument in its place is the first override.
+        overrides = [*([source] if source else []), *overrides]
+        source, folder = args.config_name or "config", folder or "."
+    if source is not None and "=" in source and not Path(source).expanduser().exists():
+        raise ConfigError(f"{args.command}: '{source}' is an override; name a recipe or file before it.")
+    return source, folder, overrides
 
 
 def _warn_of_no_effect(overrides: list[str], is_sweep: bool) -> None:

@@ -24,8 +24,10 @@ from .planning import plan
 from .request import Request
 from .results import describe
 
+Check = Callable[[dict[str, Any], Callable[[str], None]], None]
 
-def carry_out(request: Request, say: Callable[[str], None]) -> Path:
+
+def carry_out(request: Request, say: Callable[[str], None], check: Check | None = None) -> Path:
     """Train the run of a request, or go on with it; return its folder.
 
     Parameters
@@ -34,6 +36,9 @@ def carry_out(request: Request, say: Callable[[str], None]) -> Path:
         What was asked for.
     say
         Gets lines for the user.
+    check
+        Looks at the configuration of a run that begins, and raises a ConfigError if it certainly fails. It gets `say`
+        for its warnings. None: nothing looks.
 
     Raises
     ------
@@ -58,7 +63,7 @@ def carry_out(request: Request, say: Callable[[str], None]) -> Path:
         _check_same(folder, held, request)
     if held is None or read_status(folder).get("status") not in COMPLETE:
         try:
-            _train(folder, held is None, request, say)
+            _train(folder, held is None, request, say, check)
         except (KeyboardInterrupt, Preempted):
             what = f"the run in '{folder}' was stopped" if read_config(folder) else "nothing was trained yet"
             then = "goes on" if _has_checkpoint(folder) else "begins anew, since nothing was saved"
@@ -98,10 +103,12 @@ def _say_changes(request: Request, held: dict[str, Any] | None, say: Callable[[s
         )
 
 
-def _train(folder: Path, is_new: bool, request: Request, say: Callable[[str], None]) -> None:
+def _train(folder: Path, is_new: bool, request: Request, say: Callable[[str], None], check: Check | None) -> None:
     with importable(Path.cwd()):
         if is_new:
             config = plan(request, say)
+            if check:
+                check(config, say)
             optim = config["trainer"]["optim"]
             length = f"{request.minutes:g} minutes" if request.minutes is not None else f"epochs: {optim['epochs']}"
             say(f"{request.method} with {request.backbone}, {length}, in '{folder}'")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from ..exceptions import ConfigError
 from .cards import Card
-from .report import Report
+from .report import ERROR, WARNING, Report
 from .stage import Stage, maker_of
 
 Part = Callable[[Stage], None]
@@ -18,9 +21,10 @@ def rehearse(
     config: Mapping[str, Any],
     make: Callable[[], Any] | None = None,
     card: Card | None = None,
-    world_size: int = 1,
+    world_size: int | None = None,
     all_data: bool = False,
     is_quick: bool = False,
+    slurm: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Report:
     """Find out what can be known about a run, without its GPU.
@@ -34,24 +38,62 @@ def rehearse(
     card
         The card that it is meant for. None: figures are given, and no verdict on memory.
     world_size
-        Number of processes, one per card.
+        Number of processes, one per card. None: that of the Slurm job, or of the configuration.
     all_data
         Read all samples, instead of some.
     is_quick
         Look at the configuration, and at the first sample of each data set, only.
+    slurm
+        The parameters of the Slurm job that the run is submitted as, by submitit's names. None: it is not.
     say
         Gets the name of each part of the check when it begins.
     """
     report = Report()
     with TemporaryDirectory(prefix="stable_ssl_") as folder:
-        stage = Stage(config, make or maker_of(config), Path(folder), report, card, world_size, all_data)
+        size = world_size or _world_size(config, slurm)
+        stage = Stage(config, make or maker_of(config), Path(folder), report, card, size, all_data, slurm)
         for name, part in parts(is_quick).items():
             say(name)
             try:
-                part(stage)
+                # What the run prints is not what the check prints.
+                with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+                    part(stage)
             except Exception as error:  # each part tells of the run's faults; what it raises is a fault of its own
                 report.broken[name] = f"{type(error).__name__}: {error}"
     return report
+
+
+def _world_size(config: Mapping[str, Any], slurm: Mapping[str, Any] | None) -> int:
+    """Return the number of processes that a Slurm job or a configuration asks for."""
+    if slurm:
+        return int(slurm["nodes"] * slurm["tasks_per_node"])
+    hardware = config.get("trainer", {}).get("hardware")
+    size = hardware.get("world_size", 1) if isinstance(hardware, Mapping) else 1
+    return size if isinstance(size, int) and size > 0 else 1
+
+
+def check_first(config: Mapping[str, Any], say: Callable[[str], None]) -> None:
+    """Look at the configuration and at the first samples of a run that is about to begin, in a few seconds.
+
+    Parameters
+    ----------
+    config
+        The configuration of the run, `{"trainer": {...}}`.
+    say
+        Gets a line per warning.
+
+    Raises
+    ------
+    ConfigError
+        The run certainly fails. The error has a sentence per reason.
+    """
+    report = rehearse(config, is_quick=True)
+    for finding in report.of(WARNING):
+        say(f"{finding.part}: {finding.text}")
+    for name, error in report.broken.items():
+        say(f"the check of the {name} broke: {error}")
+    if errors := report.of(ERROR):
+        raise ConfigError([*(finding.text for finding in errors), "--no-check begins without this check."])
 
 
 def parts(is_quick: bool) -> dict[str, Part]:

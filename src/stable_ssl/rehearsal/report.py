@@ -48,13 +48,19 @@ class Report:
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
 
+    def add(self, level: str, part: str, text: str) -> None:
+        """Add a finding, unless it is there already."""
+        finding = Finding(level, part, text)
+        if finding not in self.findings:
+            self.findings.append(finding)
+
     def error(self, part: str, text: str) -> None:
         """Add something for which the run certainly fails."""
-        self._add(ERROR, part, text)
+        self.add(ERROR, part, text)
 
     def warn(self, part: str, text: str) -> None:
         """Add something that may be wrong."""
-        self._add(WARNING, part, text)
+        self.add(WARNING, part, text)
 
     def refuse(self, part: str, error: ConfigError) -> None:
         """Add each problem of a ConfigError."""
@@ -77,8 +83,3 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """Return everything as JSON can hold it."""
         return {"status": self.status, **asdict(self)}
-
-    def _add(self, level: str, part: str, text: str) -> None:
-        finding = Finding(level, part, text)
-        if finding not in self.findings:
-            self.findings.append(finding)

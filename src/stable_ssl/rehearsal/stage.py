@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from ..arguments import arguments_by_name
+from ..base import BaseTrainer
 from ..instantiate import instanciate_config
 from .cards import Card
 from .report import Report
@@ -40,6 +42,8 @@ class Stage:
         Number of processes, one per card.
     all_data
         Whether all samples are read, instead of some.
+    slurm
+        The parameters of the Slurm job, by submitit's names. None: the run is no Slurm job.
     built
         What was built of the configuration, by its key: "module.backbone", "data.train.dataset", "loss", and so on. A
         part that could not be built is missing, and the report says why.
@@ -57,6 +61,7 @@ class Stage:
     card: Card | None = None
     world_size: int = 1
     all_data: bool = False
+    slurm: Mapping[str, Any] | None = None
     built: dict[str, Any] = field(default_factory=dict)
     trainer: Any = None
     batch: tuple[Any, Any] | None = None
@@ -96,7 +101,13 @@ def maker_of(config: Mapping[str, Any]) -> Callable[[], Any]:
     return lambda: instanciate_config(copy.deepcopy(dict(config)))
 
 
-def maker_like(trainer: Any) -> Callable[[], Any]:
+def config_of(trainer: BaseTrainer) -> dict[str, Any]:
+    """Return the configuration of a trainer that a script made, with its live objects."""
+    arguments = arguments_by_name(BaseTrainer, type(trainer), *vars(trainer)["_captured"])
+    return {"trainer": {"_target_": type(trainer), **arguments}}
+
+
+def maker_like(trainer: BaseTrainer) -> Callable[[], Any]:
     """Return a function that makes trainers like one that a script made, from copies of what the script gave it.
 
     Data sets are not copied, since they may be large and are only read.

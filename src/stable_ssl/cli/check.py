@@ -1,0 +1,68 @@
+"""`stable-ssl check`: everything that can be known about a run before the queue."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..compose import compose_with_hydra, find, importable, origin_of
+from ..exceptions import ConfigError
+from . import slurm
+from .sweep import Sweep
+from .train import source_of
+
+if TYPE_CHECKING:
+    from ..rehearsal.report import Report
+
+
+def main(args: argparse.Namespace, rest: list[str]) -> int:
+    """Check the run that `train` would make of the same arguments, and show what was found."""
+    from ..rehearsal.report import Report
+    from ..rehearsal.screen import show
+
+    try:
+        report = _checked(args, rest)
+    except ConfigError as error:
+        report = Report()
+        report.refuse("configuration", error)
+    if args.json:
+        print(json.dumps(report.as_dict(), indent=2, ensure_ascii=False))
+    else:
+        show(report)
+    return report.status
+
+
+def _checked(args: argparse.Namespace, rest: list[str]) -> Report:
+    """Check a run; of a sweep the first one, and the configuration and first samples of the others."""
+    from ..rehearsal.cards import card_named
+    from ..rehearsal.check import rehearse
+
+    card = card_named(args.device) if args.device is not None else None
+    source, folder, overrides = source_of(args, rest)
+    config_folder, name = find(source, folder)
+    settings, overrides = slurm.split(overrides, args.slurm, "check")
+    job = slurm.read_settings(settings)[1] if args.slurm else None
+    options = {"card": card, "world_size": args.world_size, "slurm": job}
+    with importable(Path.cwd(), config_folder, *origin_of(config_folder, name)[1]):
+        if args.multirun:
+            first, *others = Sweep(config_folder, name, overrides).points
+            config = first.config
+        else:
+            others = []
+            config, _ = compose_with_hydra(str(source), overrides, folder)
+        say = _say if sys.stderr.isatty() else lambda line: None
+        report = rehearse(config, **options, all_data=args.all_data, say=say)
+        for point in others:
+            say(point.name)
+            for finding in rehearse(point.config, **options, is_quick=True).findings:
+                if finding not in report.findings:
+                    report.add(finding.level, finding.part, f"{point.name}: {finding.text}")
+        return report
+
+
+def _say(line: str) -> None:
+    """Show which part of the check has begun, on a line that the next one overwrites."""
+    print(f"\r\x1b[Kcheck: {line} …", end="", file=sys.stderr, flush=True)
