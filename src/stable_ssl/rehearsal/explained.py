@@ -1,0 +1,370 @@
+"""An error of a run in one sentence: where it happened, what met there, and what to change."""
+
+from __future__ import annotations
+
+import os
+import re
+import sysconfig
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..exceptions import BreakEpoch, BreakStep, CheckpointError, ConfigError, DataError, NanError
+from ..nodes import argument_names, is_node
+from ..runtime.device import describe_batch
+from ..runtime.status import outcome
+
+_PACKAGE = Path(__file__).parent.parent
+_INSTALLED = tuple({os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")})
+_OWN = (CheckpointError, ConfigError, DataError, NanError)  # their messages are whole sentences
+_INTERNAL = {"launch", "setup", "forward"}
+_WIDTHS = ("in_features", "dim", "in_dim", "input_dim")  # what arguments for the width of the input are called
+_CHANNELS = ("in_channels", "in_chans", "channels")
+
+
+class Place:
+    """Where an error happened.
+
+    Parameters
+    ----------
+    error
+        The error.
+    trainer
+        The trainer whose run it ended.
+    outputs
+        The shapes of the modules' outputs before it, by name, the newest last.
+
+    Attributes
+    ----------
+    frames
+        The calls that led to it, as (code's name, local variables), the innermost first.
+    line
+        "file.py:12" of the innermost call in code that is neither installed nor this package's; "" if there is none.
+    key
+        The configuration's key of the innermost part that was called: a module, the loss, a metric, a monitor, the
+        optimizer or the schedule. "" if there is none.
+    part
+        That part. None: there is none.
+    got
+        The tensors that a module was called with, in words.
+    method
+        The innermost method of the trainer, such as "compute_loss()"; "" if there is none.
+    """
+
+    def __init__(self, error: BaseException, trainer: Any, outputs: Mapping[str, tuple[int, ...]]):
+        calls = list(traceback.walk_tb(error.__traceback__))[::-1]
+        self.trainer, self.outputs = trainer, outputs
+        self.frames = [(frame.f_code.co_name, frame.f_locals) for frame, _ in calls]
+        lines = ((Path(frame.f_code.co_filename), number) for frame, number in calls)
+        self.line = next((f"{_shown(path)}:{number}" for path, number in lines if _is_users(path)), "")
+        keys = _keys_of(trainer)
+        self.key, self.part, self.got, self.method = "", None, "", ""
+        for name, variables in self.frames:
+            owner = variables.get("self")
+            if owner is trainer and not name.startswith("_") and name not in _INTERNAL and not self.method:
+                self.method = f"{name}()"
+            if not self.key and id(owner) in keys:
+                self.key, self.part = keys[id(owner)], owner
+                self.got = _tensors_in(variables)
+
+    @property
+    def is_of_values(self) -> bool:
+        """Whether a metric or monitor was computing its value, which may need more samples."""
+        return self.key.startswith("logger.") and any(name == "compute" for name, _ in self.frames)
+
+    @property
+    def layer(self) -> str:
+        """The part's key with the kind of layer that it is, such as "module.backbone.0 (Linear)"."""
+        return f"{self.key} ({type(self.part).__name__})"
+
+    @property
+    def module(self) -> str:
+        """The key of the module in which the part is, such as "module.backbone"."""
+        return ".".join(self.key.split(".")[:2])
+
+
+def explain(error: BaseException, place: Place, config: Any) -> list[str]:
+    """Return one sentence or two for each problem that an error tells of.
+
+    Parameters
+    ----------
+    error, place
+        The error, and where it happened.
+    config
+        The trainer's configuration, for the keys that set what does not fit.
+    """
+    if isinstance(error, ConfigError):
+        return error.problems
+    message = (str(error).splitlines() or [""])[0]
+    if isinstance(error, _OWN):
+        return [message]
+    if isinstance(error, BreakStep | BreakEpoch):
+        return [f"{outcome(error)[1]}{_at(place)}"]
+    for kind, sentence in _KINDS:
+        if (match := re.search(kind, message)) and (text := sentence(match, place, config)):
+            return [f"{text}{_at(place)}"]
+    if metric := _of_metric(place):
+        return [f"{metric}{_at(place)}" if "predict()" in metric else f"{metric} {_named(error, message)}"]
+    where = f"{place.method or place.key or 'the run'}"
+    inside = f" In {place.layer}, which got {place.got}." if place.got else f" In {place.key}." if place.key else ""
+    return [f"{where}: {_named(error, message)}{inside}{_at(place)}"]
+
+
+def is_known(error: BaseException, place: Place) -> bool:
+    """Return whether an error is of a kind that has the same cause with any number of samples."""
+    message = (str(error).splitlines() or [""])[0]
+    return any(re.search(kind, message) for kind, _ in _KINDS) or "num_classes" in _of_metric(place)
+
+
+def _named(error: BaseException, message: str) -> str:
+    kind = type(error).__name__
+    ends = "" if message.endswith((".", "!", "?")) or not message else "."
+    is_sentence = isinstance(error, ValueError) and " " in message and message[0].isupper()
+    return f"{message}{ends}" if is_sentence and ends == "" else f"{kind}: {message}{ends}"
+
+
+def _at(place: Place) -> str:
+    return f" At {place.line}." if place.line else ""
+
+
+# The kinds of error --------------------------------------------------------------------------------------------------
+
+
+def _widths(match: re.Match, place: Place, config: Any) -> str:
+    """A layer takes another width than it gets: the innermost sizes of two matrices differ."""
+    got, takes = int(match[1]), int(match[2])
+    if not isinstance(place.part, nn.Module) or not place.key.startswith("module."):
+        return ""
+    return _misfit(place, "values per sample", takes, got, _set_to(place, config, takes, got, _WIDTHS))
+
+
+def _channels(match: re.Match, place: Place, config: Any) -> str:
+    takes, got = int(match[1]), int(match[2])
+    return _misfit(place, "channels", takes, got, _set_to(place, config, takes, got, _CHANNELS)) if place.key else ""
+
+
+def _norms(match: re.Match, place: Place, config: Any) -> str:
+    got, takes = int(match[1]), int(match[2])
+    return _misfit(place, "values", takes, got, _set_to(place, config, takes, got, _WIDTHS)) if place.key else ""
+
+
+def _layer_norm(match: re.Match, place: Place, config: Any) -> str:
+    takes, got = int(match[1]), int(match[2])
+    return _misfit(place, "values", takes, got, _set_to(place, config, takes, got, _WIDTHS)) if place.key else ""
+
+
+def _dimensions(match: re.Match, place: Place, config: Any) -> str:
+    if not place.key:
+        return ""
+    source = _source(place)
+    return (
+        f"{place.layer} got {place.got or 'its input'}{source}, which has another number of dimensions than it takes. "
+        "A head takes vectors (batch, dim), a convolution images (batch, channels, height, width): pool and flatten "
+        "what comes before a head, and give a backbone images."
+    )
+
+
+def _kinds_of_numbers(match: re.Match, place: Place, config: Any) -> str:
+    kind = match[1].replace("unsigned char", "uint8").lower()
+    kind = {"byte": "uint8", "double": "float64", "long": "int64", "char": "int8", "int": "int32"}.get(kind, kind)
+    where = place.layer if place.key else place.method or "a layer"
+    advice = (
+        "Give the Loader views, or convert the images to float32 in the data set's transform: image.float() / 255."
+        if "int" in kind
+        else "Have the data set give float32, for example by .float()."
+    )
+    return f"{where} takes float32, but gets {kind}{_source(place)}. {advice}"
+
+
+def _small_images(match: re.Match, place: Place, config: Any) -> str:
+    where = place.layer if place.key else "a layer"
+    return (
+        f"{where} gets {place.got or 'images'}, which are fewer pixels than it needs. Take larger images (size=…), or "
+        "a backbone with fewer poolings and strides (low_resolution=true for residual networks)."
+    )
+
+
+def _labels(match: re.Match, place: Place, config: Any) -> str:
+    scores, labels = _scores_and_labels(place)
+    if scores is None or labels is None:
+        return ""
+    smallest, largest, width = int(labels.min()), int(labels.max()), scores.shape[1]
+    if smallest < 0:
+        return (
+            f"{place.method or 'the loss'}: a label is {smallest}, which stands for no label. Leave these samples out, "
+            "or give the loss ignore_index."
+        )
+    heads = [name for name, shape in place.outputs.items() if shape[-1:] == (width,) and name.count(".") == 1]
+    head = heads[-1] if heads else ""
+    node, path = _node_of(head, config)
+    found = _paths_of(node, width, path) if node is not None else []
+    advice = f"Set {found[0]} to {largest + 1} or more" if len(found) == 1 else f"Give it {largest + 1} or more"
+    return (
+        f"{place.method or 'the loss'}: the labels go up to {largest}, but {head or 'the network'} gives {width} "
+        f"scores, for labels from 0 to {width - 1}. {advice}, or count the labels from 0."
+    )
+
+
+def _types_of_labels(match: re.Match, place: Place, config: Any) -> str:
+    _, labels = _scores_and_labels(place)
+    if labels is None:
+        return ""
+    return (
+        f"{place.method or 'the loss'}: the loss takes labels int64 (batch,), but they are {describe_batch(labels)}. "
+        "Convert them in the data set, or give a loss for such labels."
+    )
+
+
+def _sizes(match: re.Match, place: Place, config: Any) -> str:
+    if not place.key.startswith("module."):
+        return ""
+    return (
+        f"{place.layer} got {place.got or 'its input'}, but was built for another size ({match[0]}). Set the size that "
+        f"{place.module} is built for to that of the images, or the images' size to that of {place.module}."
+    )
+
+
+# What `mat1 and mat2 …` and so on tell is known by torch's own words for it.
+_KINDS: list[tuple[str, Callable[[re.Match, Place, Any], str]]] = [
+    (r"shapes cannot be multiplied \(\d+x(\d+) and (\d+)x\d+\)", _widths),
+    (r"to have (\d+) channels, but got (\d+) channels", _channels),
+    (r"running_mean should contain (\d+) elements not (\d+)", _norms),
+    (r"normalized_shape=\[(\d+)\], expected .* got input of size\[.*?(\d+)\]", _layer_norm),
+    (
+        r"expected \d\S*( or \d\S*)? input \(got \d\S* input\)|Expected .* input to conv\dd, but got input of",
+        _dimensions,
+    ),
+    (r"Input type \((.+?)\) and (?:bias|weight) type", _kinds_of_numbers),
+    (r"must have the same dtype, but got (\w+) and \w+", _kinds_of_numbers),
+    (r"expected (?:m1 and m2|scalar type).* (?:but found|!=)[ :]*(?:\w+ != )?(\w+)", _kinds_of_numbers),
+    (r"not implemented for '(Byte|Char|Int|Long|Short|Bool)'", _kinds_of_numbers),
+    (r"Kernel size can't be greater than actual input size|Output size is too small", _small_images),
+    (r"Target -?\d+ is out of bounds", _labels),
+    (r"expected target dtype to be|Expected floating point type for target|target tensor expected", _types_of_labels),
+    (r"Wrong image (?:height|width)!.*|Input (?:height|width) .*doesn't match model.*|Input image size .*", _sizes),
+]
+
+
+def _misfit(place: Place, what: str, takes: int, got: int, advice: str) -> str:
+    return f"{place.layer} takes {takes} {what}, but gets {got}{_source(place)}: {place.got}. {advice}"
+
+
+def _source(place: Place) -> str:
+    """Return " from module.…": the other module whose newest output has the shape that the part got."""
+    own = place.module
+    last = next((name for name in [*place.outputs][::-1] if name.count(".") == 1 and name != own), "")
+    shape = str(place.outputs[last]) if last else ""
+    return f" from {last}" if last and shape in place.got else ""
+
+
+def _set_to(place: Place, config: Any, takes: int, got: int, names: tuple[str, ...]) -> str:
+    """Return what to set so that a module takes `got`: the argument whose value is `takes`, if just one is."""
+    node, path = _node_of(place.key, config)
+    found = _paths_of(node, takes, path) if node is not None else []
+    if len(found) == 1:
+        return f"Set {found[0]} to {got}."
+    arguments = argument_names(node) if node is not None else []
+    if named := next((name for name in names if name in arguments), None):
+        return f"Set {path}.{named} to {got}."
+    if found:
+        return f"Set that of {' and '.join(found)} to {got} which is the width of the input."
+    return f"Make {path or place.module} for {got}, or what comes before it give {takes}."
+
+
+def _node_of(key: str, config: Any) -> tuple[Any, str]:
+    """Return the innermost node of a configuration on the way to a key, and its own key. None: there is none."""
+    value, path, found = config, "", (None, "")
+    for part in key.split("."):
+        part = "student" if part == "teacher" else part
+        positional = value.get("_args_") if isinstance(value, Mapping) else None
+        if isinstance(value, Mapping) and part in value:
+            value, path = value[part], f"{path}.{part}" if path else part
+        elif part.isdigit() and isinstance(positional, list) and int(part) < len(positional):
+            value, path = positional[int(part)], f"{path}._args_[{part}]"
+        else:
+            break
+        found = (value, path) if is_node(value) else found
+    return found
+
+
+def _paths_of(value: Any, wanted: int, path: str) -> list[str]:
+    """Return the keys at which a node has a number. Of a list, the first place counts."""
+    if isinstance(value, Mapping):
+        items = ((f"{path}.{key}", item) for key, item in value.items())
+    elif isinstance(value, list | tuple):
+        items = ((f"{path}[{place}]", item) for place, item in enumerate(value))
+    else:
+        return [path] if type(value) is int and value == wanted else []
+    found = [one for key, item in items for one in _paths_of(item, wanted, key)]
+    return found[:1] if isinstance(value, list | tuple) else found
+
+
+def _scores_and_labels(place: Place) -> tuple[Tensor | None, Tensor | None]:
+    """Return what torch's cross-entropy was called with."""
+    for name, variables in place.frames:
+        if name in ("cross_entropy", "nll_loss"):
+            scores, labels = variables.get("input"), variables.get("target")
+            if isinstance(scores, Tensor) and isinstance(labels, Tensor) and scores.ndim > 1:
+                return scores, labels
+    return None, None
+
+
+def _of_metric(place: Place) -> str:
+    """Return what is wrong between the predictions and a metric, if the error came from there."""
+    for name, variables in place.frames:
+        if name != "update" or "set_name" not in variables or "predictions" not in variables:
+            continue
+        predictions, labels, metric = (variables.get(key) for key in ("predictions", "labels", "metric"))
+        key = f"logger.metric.{variables['set_name']}.{variables['name']}"
+        got = f"predictions {describe_batch(predictions)} and labels {describe_batch(labels)}"
+        classes = getattr(metric, "num_classes", None)
+        width = predictions.shape[1] if isinstance(predictions, Tensor) and predictions.ndim == 2 else None
+        if width is not None and isinstance(classes, int) and classes != width:
+            return f"{key}: num_classes is {classes}, but predict() gives {width} scores. Make the two equal."
+        largest = int(labels.max()) if isinstance(labels, Tensor) and labels.numel() else -1
+        if isinstance(classes, int) and largest >= classes:
+            return f"{key}: predict() gives {classes} scores, as num_classes says, but the labels go up to {largest}."
+        return f"{key}: it can't take {got}."
+    return ""
+
+
+# Where ---------------------------------------------------------------------------------------------------------------
+
+
+def _keys_of(trainer: Any) -> dict[int, str]:
+    """Return the keys of a trainer's parts, by their ids."""
+    if trainer is None:
+        return {}
+    keys = {id(module): name for name, module in trainer.named_modules() if name not in ("", "module")}
+    for kind in ("metric", "monitor"):
+        for set_name, named in (trainer.logger[kind] or {}).items():
+            for name, part in named.items() if isinstance(named, Mapping) else ():
+                keys[id(part)] = f"logger.{kind}.{set_name}.{name}"
+    keys.update((id(trainer.optim[name]), f"optim.{name}") for name in ("optimizer", "scheduler"))
+    return keys
+
+
+def _tensors_in(variables: Mapping[str, Any]) -> str:
+    """Return the tensors among a call's arguments in words."""
+    given = [value for name, value in variables.items() if name != "self" and _has_tensors(value)]
+    return ", ".join(describe_batch(value, with_ranges=False) for value in given[:3])
+
+
+def _has_tensors(value: Any) -> bool:
+    if isinstance(value, nn.Parameter):
+        return False
+    return isinstance(value, Tensor) or (isinstance(value, list | tuple) and any(isinstance(v, Tensor) for v in value))
+
+
+def _is_users(path: Path) -> bool:
+    """Return whether a file is neither this package's, nor of an installed one, nor of Python's own."""
+    place = os.path.realpath(path)
+    return os.path.isfile(place) and not (path.is_relative_to(_PACKAGE) or place.startswith(_INSTALLED))
+
+
+def _shown(path: Path) -> str:
+    """Return a path, from the working folder on if it is below it."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,0 +1,115 @@
+"""The groups of parameters of a run: how many there are, with which rate, decay and schedule."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from torch.optim.lr_scheduler import LambdaLR
+
+from ..engine.optimizing import unscheduled
+
+_MOST_STEPS = 5_000  # for which a schedule of functions is asked for its rates
+_MOST_SECONDS = 2.0  # for a schedule that must be gone through step by step
+
+Rates = tuple[float, float, float | None]
+
+
+def table_of_groups(trainer: Any) -> list[dict[str, Any]]:
+    """Return what a run does to each group of its parameters.
+
+    Parameters
+    ----------
+    trainer
+        It is set up. Afterwards, it is of no more use: its schedule has gone on.
+
+    Returns
+    -------
+    list of dict
+        Per group of an optimizer: its `name` in `optim.groups`; the class of its `optimizer`; its `modules`; its
+        numbers of `tensors` and `parameters`; `lr`, its largest rate; its `weight_decay`; its `schedule` in words; and
+        its `rates`: the first, the largest and the last one, which is None if it takes too long to find. What no
+        optimizer has comes last.
+    """
+    names = {id(parameter): name for name, parameter in trainer.named_parameters()}
+    schedule = trainer.optim["scheduler"]
+    made: list[dict[str, Any]] = []
+    for optimizer in [trainer.optim["optimizer"], *trainer._steps.trained.side.values()]:
+        is_own = optimizer is trainer.optim["optimizer"] and schedule is not None
+        rates = _rates(trainer) if is_own else [_constant(group) for group in optimizer.param_groups]
+        kind = type(schedule).__name__ if is_own else ""
+        for group, found in zip(optimizer.param_groups, rates, strict=True):
+            made.append(
+                {
+                    "name": group.get("name"),
+                    "optimizer": type(optimizer).__name__,
+                    **_sizes(group["params"], names),
+                    "lr": found[1],
+                    "weight_decay": group.get("weight_decay"),
+                    "schedule": _in_words(found, kind),
+                    "rates": list(found),
+                }
+            )
+    if rest := [parameter for parameter in trainer.parameters() if id(parameter) in names]:
+        fixed = {"name": None, "optimizer": None, "lr": 0.0, "weight_decay": None, "rates": [0.0, 0.0, 0.0]}
+        made.append({**fixed, **_sizes(rest, names), "schedule": "not trained"})
+    return made
+
+
+def _sizes(parameters: list[Any], names: dict[int, str]) -> dict[str, Any]:
+    """Return the modules and sizes of some parameters, whose names are taken out of `names`."""
+    parts = [names.pop(id(parameter), "").split(".") for parameter in parameters]
+    return {
+        "modules": list(dict.fromkeys(part[1] if part[0] == "module" else part[0] for part in parts)),
+        "tensors": len(parameters),
+        "parameters": sum(parameter.numel() for parameter in parameters),
+    }
+
+
+def _constant(group: dict[str, Any]) -> Rates:
+    return (float(group["lr"]),) * 3
+
+
+def _in_words(rates: Rates, kind: str) -> str:
+    """Return the course of a rate in words, such as "0.1 → 0.3 → 0, OneCycleLR"."""
+    shown = ["…" if rate is None else f"{rate:.3g}" for rate in rates]
+    course = [now for number, now in enumerate(shown) if number == 0 or now != shown[number - 1]]
+    return " → ".join(course) + (f", {kind}" if kind else "") if len(course) > 1 else "constant"
+
+
+def _rates(trainer: Any) -> list[Rates]:
+    """Return the first, the largest and the last rate of each group of the method's optimizer."""
+    groups, constant = trainer.optim["optimizer"].param_groups, unscheduled(trainer.optim["groups"])
+    trainer._saver._schedule.fit(-1, {}, 0)  # back to its beginning
+    courses: list[list[float]] = [[float(group["lr"])] for group in groups]
+    is_whole = True  # until a schedule has to be left before its end
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch expects a step of the optimizer before each one of the schedule
+        for is_last in _advanced(trainer.optim["scheduler"], trainer.optim["total_steps"]):
+            is_whole = is_last
+            for course, group in zip(courses, groups, strict=True):
+                course.append(float(group["lr"]))
+    return [
+        (course[0],) * 3
+        if group.get("name", "") in constant
+        else (course[0], max(course), course[-1] if is_whole else None)
+        for course, group in zip(courses, groups, strict=True)
+    ]
+
+
+def _advanced(schedule: Any, total: int) -> Iterator[bool]:
+    """Move a schedule through the steps of a run, and yield at each whether it was the last that matters."""
+    if isinstance(schedule, LambdaLR):  # the step alone decides on the rates
+        for step in [*range(1, total - 1, max(total // _MOST_STEPS, 1)), total - 1]:
+            schedule.last_epoch = step - 1
+            schedule.step()
+            yield True
+        return
+    end = time.monotonic() + _MOST_SECONDS
+    for step in range(1, total):
+        schedule.step()
+        yield step == total - 1
+        if time.monotonic() > end:
+            return

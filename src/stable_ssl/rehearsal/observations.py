@@ -1,0 +1,82 @@
+"""What is odd about a step that came to its end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..exceptions import some_of
+from .watching import Watch, folded
+
+
+def observations(run: Any, values: Mapping[str, float]) -> Iterator[str]:
+    """Yield a sentence or two for each thing that is odd.
+
+    Parameters
+    ----------
+    run
+        The run: its `trainer`, its `watch`, and its `size`.
+    values
+        What it logged, by name.
+    """
+    yield from _of_gradients(run.watch)
+    yield from _of_modes(run.watch)
+    for name in ("latest_representations", "latest_embeddings"):
+        if _is_constant(getattr(run.trainer, name, None)):
+            yield (
+                f"self.{name} are the same for all samples of the first step, although the images differ: the network "
+                "has collapsed before training. Look at its initialisation, and at the range of the images."
+            )
+    if odd := [name for name, value in values.items() if not math.isfinite(value)]:
+        yield f"Not finite with {run.size} samples: {some_of(odd)}. With all samples they may be."
+    frozen = [n for n, p in run.trainer.named_parameters() if n in run.watch.gradients and not p.requires_grad]
+    if frozen:
+        yield (
+            f"Trained in the first step, but frozen after the evaluation: {some_of(folded(frozen, frozen))}. A hook "
+            "has called requires_grad_(False). Thaw them in after_eval, or in before_fit_epoch."
+        )
+
+
+def _of_gradients(watch: Watch) -> Iterator[str]:
+    names = list(watch.gradients)
+    none = [name for name, kind in watch.gradients.items() if kind == "none"]
+    if none:
+        yield (
+            f"No gradient reaches {some_of(folded(none, names))} in the first step, although trainable. Does "
+            "compute_loss use it? If it need not, remove it, or name it in optim.frozen."
+        )
+    if names and all(kind in ("none", "zero") for kind in watch.gradients.values()):
+        yield "All gradients are 0 in the first step, so nothing is learned. Is the loss constant, or detached?"
+
+
+def _of_modes(watch: Watch) -> Iterator[str]:
+    for phase, other in (("training", "evaluation"), ("evaluation", "training")):
+        if found := watch.in_other_mode[phase]:
+            yield (
+                f"In {phase} mode of the run, these are in {other} mode: {some_of(found)}. A hook, or the module, has "
+                f"called {'eval' if phase == 'training' else 'train'}()."
+            )
+
+
+def _is_constant(outputs: Any) -> bool:
+    """Return whether outputs, (samples, dim) or a list of them, are the same for all samples."""
+    if isinstance(outputs, list | tuple) and outputs and all(isinstance(one, Tensor) for one in outputs):
+        return all(_is_constant(one) for one in outputs)
+    if not isinstance(outputs, Tensor) or outputs.ndim < 2 or len(outputs) < 2 or not outputs.is_floating_point():
+        return False
+    spread = (outputs - outputs[:1]).abs().max()
+    return bool(torch.isfinite(spread) and spread <= 1e-6 * outputs.abs().max())
+
+
+def why_not_finite(watch: Watch) -> str:
+    """Return what is known of a loss or weight that is not finite."""
+    parts = watch.losses if isinstance(watch.losses, Mapping) else {}
+    bad = [name for name, value in parts.items() if not math.isfinite(float(value))]
+    if bad:
+        return f"Not finite: {some_of(bad)}."
+    odd = [name for name, kind in watch.gradients.items() if kind == "not finite"]
+    return f"Its gradients are not finite: {some_of(folded(odd, list(watch.gradients)))}." if odd else ""

@@ -1,0 +1,134 @@
+"""What a trainer's modules, losses and gradients do in one step and one evaluation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.module import register_module_forward_hook
+
+
+class Watch:
+    """Watches a trainer that is set up.
+
+    Parameters
+    ----------
+    trainer
+        The trainer.
+
+    Attributes
+    ----------
+    outputs
+        The shape of the newest output of each module that gave a tensor, by its name. The newest comes last.
+    losses
+        What `compute_loss` returned first. None: it did not return.
+    gradients
+        Of each trainable parameter, at the end of the first optimizer step: "none", "zero", "finite" or "not finite".
+        Empty before that step.
+    in_other_mode
+        Names of batch normalisations and dropout layers that were used in evaluation mode in training ("training"), and
+        of those that were used in training mode in an evaluation ("evaluation").
+    seconds
+        Of the first optimizer step. 0 before it.
+    """
+
+    def __init__(self, trainer: Any):
+        self._trainer = trainer
+        self._names = {id(module): name for name, module in trainer.named_modules() if name}
+        frozen = trainer.optim["frozen_norm"]
+        self._fixed = {id(norm) for norm in frozen}
+        self.outputs: dict[str, tuple[int, ...]] = {}
+        self.losses: Any = None
+        self.gradients: dict[str, str] = {}
+        self.in_other_mode: dict[str, list[str]] = {"training": [], "evaluation": []}
+        self.seconds = self._begun = 0.0
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch what happens in the block."""
+        steps = vars(self._trainer).get("_steps")
+        wrapped = {"begin": self._begin, "backward": self._backward, "step": self._step} if steps else {}
+        hook = register_module_forward_hook(self._after_forward)
+        for name, wrap in wrapped.items():
+            setattr(steps, name, _after(wrap, getattr(steps, name)))
+        try:
+            yield
+        finally:
+            hook.remove()
+            for name in wrapped:
+                delattr(steps, name)
+
+    def _begin(self, *args: Any) -> None:
+        self._begun = self._begun or time.perf_counter()
+
+    def _backward(self, losses: Any, owner: str) -> None:
+        self.losses = losses if self.losses is None else self.losses
+
+    def _step(self, before: Callable[[], None]) -> None:
+        if not self.gradients:
+            self.seconds = time.perf_counter() - self._begun
+            self.gradients = {n: _kind_of(p.grad) for n, p in self._trainer.named_parameters() if p.requires_grad}
+
+    def _after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
+        name = self._names.get(id(module))
+        if name is None:
+            return
+        if isinstance(output, Tensor):
+            self.outputs.pop(name, None)
+            self.outputs[name] = tuple(output.shape)
+        is_training = self._trainer.training
+        if module.training != is_training and isinstance(module, _BatchNorm | _DropoutNd):
+            found = self.in_other_mode["training" if is_training else "evaluation"]
+            is_trained = any(p.requires_grad for p in module.parameters())
+            if name not in found and id(module) not in self._fixed and (is_trained or not is_training):
+                found.append(name)
+
+
+def _after(first: Callable[..., None], function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that calls two functions with its arguments, and returns what the second one returns."""
+
+    def both(*args: Any) -> Any:
+        first(*args)
+        return function(*args)
+
+    return both
+
+
+def _kind_of(gradient: Tensor | None) -> str:
+    if gradient is None:
+        return "none"
+    values = gradient.coalesce().values() if gradient.is_sparse else gradient
+    if not torch.isfinite(values).all():
+        return "not finite"
+    return "finite" if values.any() else "zero"
+
+
+def folded(names: Collection[str], of: Collection[str]) -> list[str]:
+    """Return names of parameters; instead of all of a module's, the module's name with ".*".
+
+    Parameters
+    ----------
+    names
+        The names.
+    of
+        The names of all parameters that count.
+
+    Examples
+    --------
+    >>> folded(["module.head.0.weight", "module.head.0.bias"], ["module.head.0.weight", "module.head.0.bias", "loss.w"])
+    ['module.head.*']
+    """
+    chosen, others = set(names), set(of) - set(names)
+    shown: dict[str, None] = {}
+    for name in names:
+        parts = name.split(".")
+        wholes = (".".join(parts[:depth]) + "." for depth in range(min(2, len(parts) - 1), len(parts)))
+        whole = next((w for w in wholes if not any(other.startswith(w) for other in others)), None)
+        shown[f"{whole}*" if whole and sum(one.startswith(whole) for one in chosen) > 1 else name] = None
+    return list(shown)
