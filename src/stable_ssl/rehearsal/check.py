@@ -98,4 +98,6 @@ def check_first(config: Mapping[str, Any], say: Callable[[str], None]) -> None:
 
 def parts(is_quick: bool) -> dict[str, Part]:
     """Return the parts of a check by name, in their order."""
-    return {}
+    from .small_run import check_small_run
+
+    return {"step": check_small_run}
