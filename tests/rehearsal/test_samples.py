@@ -17,7 +17,7 @@ from stable_ssl.data import ImageFolder, Images, Loader
 from stable_ssl.rehearsal.looking import NUM_LOOKED_AT, chosen
 from stable_ssl.rehearsal.report import Report
 from stable_ssl.rehearsal.samples import check_first_samples, check_samples
-from stable_ssl.rehearsal.stage import Stage
+from stable_ssl.rehearsal.stage import Stage, maker_of
 
 VIEW = View([RandomResizedCrop(16), HorizontalFlip()])
 JOINT = "stable_ssl.trainers.JointEmbeddingTrainer"
@@ -52,7 +52,7 @@ def report(tmp_path):
 
     def check(data, target=JOINT, module=None, metric=None, part=check_samples, monitor=None, **stage):
         config = {"trainer": {"_target_": target, "data": data, "logger": {"monitor": monitor or {}}}}
-        made = Stage(config, tmp_path, Report(), **stage)
+        made = Stage(config, maker_of(config), tmp_path, Report(), **stage)
         made.built.update({f"data.{name}": loader for name, loader in data.items()})
         made.built.update({f"module.{name}": one for name, one in (module or {}).items()})
         made.built.update({f"logger.metric.{name}": one for name, one in (metric or {}).items()})
