@@ -32,10 +32,13 @@ def check_slurm(stage: Stage) -> None:
     _check_memory(stage, job)
     partitions = _partitions(stage, job)
     _check_requeue(stage, job, partitions)
-    stage.report.tell("slurm", has_commands=bool(partitions), **_shown(job))
+    asked = _asked(job)
+    stage.report.tell("slurm", has_commands=bool(partitions), **asked)
+    names = {"timeout_min": "minutes", "nodes": "nodes", "tasks_per_node": "tasks", "gpus_per_node": "GPUs"}
+    stage.report.tell("slurm", summary=", ".join(f"{asked[key]} {word}" for key, word in names.items() if key in asked))
 
 
-def _shown(job: Mapping[str, Any]) -> dict[str, Any]:
+def _asked(job: Mapping[str, Any]) -> dict[str, Any]:
     names = ("timeout_min", "nodes", "tasks_per_node", "gpus_per_node", "cpus_per_task", "mem_gb", "slurm_partition")
     return {name.removeprefix("slurm_"): job[name] for name in names if name in job}
 

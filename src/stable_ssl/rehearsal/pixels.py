@@ -47,13 +47,15 @@ def facts_of(loader: Loader, looks: list[Look]) -> dict[str, Any]:
     """Return figures about a data set for the report."""
     good = [look for look in looks if not look.error]
     images = [look for look in good if look.shape]
-    facts: dict[str, Any] = {"samples": len(loader.dataset), "looked_at": len(looks)}
+    facts: dict[str, Any] = {"images": len(loader.dataset), "looked_at": len(looks)}
     if unreadable := len(looks) - len(good):
         facts["unreadable"] = unreadable
     if images:
         ordered = sorted(_sizes(loader, images), key=lambda size: size[0] * size[1])
         places = {"smallest": 0, "median": len(ordered) // 2, "largest": -1}
-        facts["sizes"] = {word: [int(side) for side in ordered[place]] for word, place in places.items()}
+        facts.update((word, [int(side) for side in ordered[place]]) for word, place in places.items())
+        texts = [f"{height} × {width}" for height, width in (ordered[0], ordered[-1])]
+        facts["sizes"] = " to ".join(dict.fromkeys(texts))
         facts["channels"] = {
             str(number): count for number, count in Counter(one.shape[2] for one in images if one.shape).items()
         }

@@ -114,7 +114,7 @@ def _look_at_set(stage: Stage, name: str, loader: Loader, seen: dict[str, tuple[
     key = _identity(stage, name, loader)
     if key in seen:
         earlier, (looker, looks) = seen[key]
-        stage.report.tell("data", **{name: {"samples": len(loader.dataset), "as": earlier}})
+        stage.report.tell("data", **{name: {"images": len(loader.dataset), "as": earlier}})
     else:
         looker, looks = _looks(stage, loader, chosen(len(loader.dataset), stage.all_data), stage.all_data)
         seen[key] = name, (looker, looks)

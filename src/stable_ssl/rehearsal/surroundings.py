@@ -106,7 +106,11 @@ def _check_folder(stage: Stage, path: Path, keep: int) -> None:
         report.error("disk", " ".join(["logger.dump_path:", *error.problems]))
         return
     step = held["progress"].get("global_step")
+    summary = stage.report.facts.get("disk", {}).get("summary", "")
     report.tell("disk", resumes=str(path), resumes_from_step=step)
+    report.tell(
+        "disk", summary="; ".join(filter(None, [summary, f"goes on with the run in '{path}', from step {step}"]))
+    )
     epochs = (stage.config["trainer"].get("optim") or {}).get("epochs") or 1000
     if status.get("status") in COMPLETE and epochs <= status.get("epochs", epochs):
         report.warn(
@@ -168,6 +172,8 @@ def _check_room(stage: Stage, place: Path, logger: Any, optim: Any) -> None:
     total = checkpoint * (kept + 1) + weights * num_weights  # a new checkpoint is written before the oldest is deleted
     report.tell("disk", checkpoint_bytes=checkpoint, checkpoints=kept, weights_bytes=weights, weights=num_weights)
     report.tell("disk", total_bytes=total, free_bytes=free, folder=str(place.absolute()))
+    texts = f"{kept + 1} checkpoints of {size_in_words(checkpoint)}", f"{num_weights} files of weights"
+    report.tell("disk", summary=f"{' and '.join(texts[: 1 + bool(num_weights)])}; {size_in_words(free)} are free")
     room = f"the disk of '{place.absolute()}' has {size_in_words(free)}"
     if checkpoint > free:
         report.error(
