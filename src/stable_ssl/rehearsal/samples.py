@@ -6,7 +6,7 @@ import contextlib
 import copy
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -71,7 +71,7 @@ def _loaders(stage: Stage, may_build: bool = False) -> dict[str, Any]:
     for name in data_sets(nodes):
         key = f"data.{name}"
         with _told(stage):
-            if key not in stage.built and may_build:
+            if key not in stage.built and may_build and not _may_download(nodes[name]):
                 stage.built[key] = build(nodes[name], key)
             if key not in stage.built:
                 continue
@@ -81,6 +81,14 @@ def _loaders(stage: Stage, may_build: bool = False) -> dict[str, Any]:
             loader.bind(_seed(stage), name)
             found[name] = loader
     return found
+
+
+def _may_download(value: Any) -> bool:
+    """Return whether a node of a data set may download it, which a check never does."""
+    if isinstance(value, Mapping):
+        is_of_hub = ".HuggingFace" in str(value.get("_target_"))
+        return value.get("download") is True or is_of_hub or any(map(_may_download, value.values()))
+    return isinstance(value, list | tuple) and any(map(_may_download, value))
 
 
 @contextlib.contextmanager
@@ -166,7 +174,7 @@ def check_unreadable(stage: Stage, loader: Loader, looks: list[Look]) -> None:
     if not found:
         return
     is_left_out = loader.unreadable == "skip"
-    looked_at = f"{len(found)} of {len(looks)} samples that were read"
+    looked_at = f"{len(found)} of {len(looks)} samples that were tried"
     if len(found) == len(looks) and len(looks) > 1:
         advice = NONE_READ
     elif is_left_out:
