@@ -203,6 +203,15 @@ def test_samples_without_declared_views_that_make_no_batch_or_odd_values(report,
     assert len(found.findings) == 1
 
 
+@pytest.mark.parametrize(
+    "sample", [(), {}, None, {"a": 1}, torch.rand(3, 8, 8).to_sparse(), torch.rand(8).requires_grad_(), object()]
+)
+def test_samples_of_any_kind_break_nothing(report, sample):
+    found = report({"train": Loader(Own(lambda i: sample), 8, shuffle=True, collate_fn=list)})
+    assert found.findings == []
+    assert found.facts["data"]["train"]["images"] == 30
+
+
 def test_a_transform_that_fails_for_some_images_is_named(report):
     def transform(image):
         assert np.asarray(image).shape[2] == 3, "needs RGB"

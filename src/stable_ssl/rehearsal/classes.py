@@ -14,6 +14,7 @@ from ..exceptions import ConfigError, some_of
 from ..nodes import locate
 from ..trainers import SelfSupervisedTrainer, SupervisedTrainer
 from .labels import ENOUGH, Labels
+from .sections import trainer_of
 from .stage import Stage
 
 
@@ -88,14 +89,14 @@ def _heads(stage: Stage) -> Iterator[ClassCount]:
             continue
         if key.endswith("_classifier"):
             yield ClassCount(key, "train", number, "out_features", probes, takes_missing=True)
-        elif key == "module.backbone" and learns and stage.config["trainer"].get("loss") is None:
+        elif key == "module.backbone" and learns and trainer_of(stage).get("loss") is None:
             yield ClassCount(key, "train", number, "its last layer", True, ignored=-100)  # torch's sign for no label
 
 
 def _trainer(stage: Stage) -> type:
     """Return the trainer's class; that of all trainers if it can't be imported, which is said elsewhere."""
     try:
-        found = locate(stage.config["trainer"].get("_target_"), "trainer")
+        found = locate(trainer_of(stage).get("_target_"), "trainer")
     except ConfigError:
         return BaseTrainer
     return found if isinstance(found, type) else BaseTrainer

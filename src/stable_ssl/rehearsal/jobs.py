@@ -11,6 +11,7 @@ from typing import Any
 from ..exceptions import nearest
 from ..runtime.files import size_in_words
 from .report import Report
+from .sections import section
 from .stage import Stage
 
 SIGNAL_SECONDS = 90  # submitit's own delay
@@ -54,8 +55,7 @@ def _more(job: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_tasks(stage: Stage, job: Mapping[str, Any]) -> None:
     """Compare processes, tasks, GPUs and CPUs."""
-    report, trainer = stage.report, stage.config["trainer"]
-    hardware = trainer.get("hardware") or {}
+    report, hardware = stage.report, section(stage, "hardware")
     per_node = job.get("tasks_per_node", 1)
     tasks, world = job.get("nodes", 1) * per_node, hardware.get("world_size")
     if world not in (None, tasks):
@@ -95,7 +95,7 @@ def _check_cpus(stage: Stage, job: Mapping[str, Any]) -> None:
     if any(key in job for key in ("slurm_cpus_per_gpu", "slurm_exclusive")) or "cpus-per-task" in _more(job):
         return
     cpus = job.get("cpus_per_task")
-    train = (stage.config["trainer"].get("data") or {}).get("train")
+    train = section(stage, "data").get("train")
     workers = train.get("num_workers") or 0 if isinstance(train, Mapping) else getattr(train, "num_workers", 0)
     if cpus is None:
         stage.report.warn(
@@ -136,7 +136,7 @@ def _check_time(stage: Stage, job: Mapping[str, Any]) -> None:
     """Compare the time limit with the run, and the time after the signal with a step and a checkpoint."""
     report, facts = stage.report, stage.report.facts
     limit, delay = 60 * job.get("timeout_min", 60), job.get("slurm_signal_delay_s", SIGNAL_SECONDS)
-    own = (stage.config["trainer"].get("hardware") or {}).get("time_limit")
+    own = section(stage, "hardware").get("time_limit")
     if isinstance(own, int | float) and 60 * own >= limit - delay:
         report.warn(
             "slurm",

@@ -75,7 +75,10 @@ def labels_of_set(loader: Loader, looks: list[Look]) -> Labels:
         listed = getattr(dataset, attribute, None)
         if not isinstance(listed, list | tuple | np.ndarray) and type(listed).__name__ != "Tensor":
             continue
-        table = np.asarray(listed)
+        try:
+            table = np.asarray(listed)
+        except ValueError:  # lists of several lengths
+            continue
         is_whole = table.ndim == 1 and table.dtype.kind in "iu" and len(table) > int(indices.max(initial=-1))
         if is_whole and all(table[indices[look.index]] == label for look, label in seen):
             own = table[indices]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,7 +123,10 @@ class Looker(Reader):
         else:
             while isinstance(image, list | tuple) and image:  # several views
                 image = image[0]
-            pixels = as_array(image) if isinstance(image, Tensor | np.ndarray) or hasattr(image, "getexif") else None
+            pixels = None
+            if isinstance(image, Tensor | np.ndarray) or hasattr(image, "getexif"):
+                with suppress(Exception):  # such as a sparse tensor, or one that needs a gradient
+                    pixels = as_array(image)
         if pixels is not None and pixels.dtype.kind in "biuf" and pixels.size:
             _measure_values(look, pixels)
 

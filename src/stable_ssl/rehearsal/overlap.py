@@ -11,6 +11,7 @@ from ..data import Loader
 from ..exceptions import some_of
 from ..runtime.files import printable
 from .looking import unwrapped
+from .sections import section
 from .stage import Stage
 
 
@@ -18,7 +19,7 @@ def check_overlap(stage: Stage, loaders: Mapping[str, Loader]) -> None:
     """Warn of evaluation sets that have files of the training set; a bank of neighbours has them on purpose."""
     if "train" not in loaders:
         return
-    banks = set(_banks((stage.config["trainer"].get("logger") or {}).get("monitor")))
+    banks = set(_banks(section(stage, "logger").get("monitor")))
     trained, own = files_of(loaders["train"].dataset), _node(stage, "train")
     for name, loader in loaders.items():
         if name == "train" or name in banks:
@@ -51,7 +52,7 @@ def _banks(value: Any) -> Iterator[str]:
 
 def _node(stage: Stage, name: str) -> str | None:
     """Return the configuration of a data set as text; None if it has none."""
-    node = stage.config["trainer"]["data"].get(name)
+    node = section(stage, "data").get(name)
     if not isinstance(node, Mapping) or not isinstance(node.get("dataset"), Mapping):
         return None
     try:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from ..augmentations import MultiView
 from ..augmentations.operations import Normalize
 from ..data import Loader
 from ..data.reading import CollateSamples, Reader
@@ -29,7 +28,7 @@ def check_pixels(stage: Stage, loader: Loader, looker: Looker, looks: list[Look]
     good = [look for look in looks if not look.error]
     images = [look for look in good if look.shape]
     if loader.views is not None:
-        if images and _check_views(stage, loader, looker, images):
+        if check_views_of(stage, loader, looker, looks) and images:
             _check_small(stage, loader, images)
             _check_normalisation(stage, loader, images)
     elif good and _makes_batch(stage, loader, looker, good):
@@ -89,9 +88,12 @@ def _statistics(images: list[Look]) -> tuple[list[float], list[float]]:
 # Declared views -----------------------------------------------------------------------------------------------------
 
 
-def _check_views(stage: Stage, loader: Loader, looker: Looker, images: list[Look]) -> bool:
+def check_views_of(stage: Stage, loader: Loader, looker: Looker, looks: list[Look]) -> bool:
     """Report if declared views can't be made of an image; return whether they can of all."""
-    views: MultiView = loader.views  # type: ignore[assignment]
+    images = [look for look in looks if look.shape and not look.error]
+    views = loader.views
+    if views is None or not images:
+        return True
     shaped = [(look, (*look.shape[:2], _channels(look, looker))) for look in images if look.shape]
     numbers = {shape[2]: look for look, shape in reversed(shaped)}  # the first of each
     if len(numbers) > 1:

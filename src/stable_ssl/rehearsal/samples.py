@@ -26,7 +26,8 @@ from .classes import check_labels
 from .labels import Labels, labels_of_batches, labels_of_set
 from .looking import Look, Looker, chosen, look_at
 from .overlap import check_overlap
-from .pixels import check_pixels, facts_of
+from .pixels import check_pixels, check_views_of, facts_of
+from .sections import section
 from .stage import Stage
 
 NUM_BATCHES = 2  # of a stream
@@ -41,7 +42,7 @@ def check_first_samples(stage: Stage) -> None:
                 if isinstance(loader, Loader):
                     looker, looks = _looks(stage, loader, [0], is_all=False)
                     check_unreadable(stage, loader, looks)
-                    check_pixels(stage, loader, looker, looks)
+                    check_views_of(stage, loader, looker, looks)
                 else:
                     _look_at_stream(stage, name, loader, 1)
 
@@ -66,7 +67,7 @@ def check_samples(stage: Stage) -> None:
 
 def _loaders(stage: Stage, may_build: bool = False) -> dict[str, Any]:
     """Return the loaders that could be built, by name, each bound to its name."""
-    nodes = stage.config["trainer"].get("data") or {}
+    nodes = section(stage, "data")
     found: dict[str, Any] = {}
     for name in data_sets(nodes):
         key = f"data.{name}"
@@ -103,8 +104,8 @@ def _told(stage: Stage) -> Iterator[None]:
 
 
 def _seed(stage: Stage) -> int:
-    hardware = stage.config["trainer"].get("hardware") or {}
-    return int(hardware.get("seed") or 0)
+    seed = section(stage, "hardware").get("seed")
+    return seed if isinstance(seed, int) else 0
 
 
 # Samples by number --------------------------------------------------------------------------------------------------
@@ -138,7 +139,7 @@ def _look_at_set(stage: Stage, name: str, loader: Loader, seen: dict[str, tuple[
 
 def _identity(stage: Stage, name: str, loader: Loader) -> str:
     """Return a text that is the same for sets that read the same samples in the same way."""
-    node = stage.config["trainer"]["data"][name]
+    node = section(stage, "data")[name]
     if not isinstance(node, dict) or "dataset" not in node:
         return name
     views = "declared" if loader.views is not None else node.get("views")

@@ -24,6 +24,7 @@ from ..runtime.folder import holds_a_users_file, written_at_start
 from ..runtime.runs_of_2025 import run_of_2025
 from ..runtime.status import COMPLETE, read_status
 from .jobs import check_slurm
+from .sections import section
 from .stage import Stage
 
 __all__ = ["check_disk", "check_slurm"]
@@ -36,11 +37,11 @@ _MOST_WRITTEN = 1 << 25  # bytes, to see how fast the disk is
 def check_disk(stage: Stage) -> None:
     """Check the folder of the run, and whether its disk has room for checkpoints and weights."""
     problems: list[str] = []
-    given = stage.config["trainer"].get("logger") or {}
+    given = section(stage, "logger")
     logger = parse_config(
         LoggerConfig, {k: v for k, v in given.items() if k not in ("metric", "monitor")}, "", problems
     )
-    optim = parse_config(OptimConfig, stage.config["trainer"].get("optim") or {}, "", problems)
+    optim = parse_config(OptimConfig, section(stage, "optim"), "", problems)
     if logger is None or optim is None:  # which is said elsewhere
         return
     path = Path(logger.dump_path or "runs").expanduser()
@@ -48,10 +49,10 @@ def check_disk(stage: Stage) -> None:
     if _is_writable(stage, path, place):
         _check_room(stage, place, logger, optim)
     if logger.dump_path and path.is_dir():
-        _check_folder(stage, path, logger.checkpoint_keep)
+        _check_folder(stage, path, logger, optim)
     if stage.slurm is not None:
         _check_reach(stage, path, "logger.dump_path")
-        for key, value in _places(stage.config["trainer"].get("data") or {}, "data"):
+        for key, value in _places(section(stage, "data"), "data"):
             _check_reach(stage, Path(value).expanduser(), key)
 
 
@@ -80,7 +81,7 @@ def _free(place: Path) -> int:
     return shutil.disk_usage(place).free
 
 
-def _check_folder(stage: Stage, path: Path, keep: int) -> None:
+def _check_folder(stage: Stage, path: Path, logger: Any, optim: Any) -> None:
     """Report if a folder that is there can't be the run's, and say if it is, and the run goes on."""
     report = stage.report
     if not (path / "config.yaml").exists() and (old := run_of_2025(path)):
@@ -96,7 +97,7 @@ def _check_folder(stage: Stage, path: Path, keep: int) -> None:
             "disk",
             f"logger.dump_path: a process is running in '{path}' now. Wait for its end, or choose another folder.",
         )
-    held = what_is_held(CheckpointStore(path / "checkpoints", keep), path)
+    held = what_is_held(CheckpointStore(path / "checkpoints", logger.checkpoint_keep), path)
     if held is None:
         return
     try:
@@ -111,8 +112,7 @@ def _check_folder(stage: Stage, path: Path, keep: int) -> None:
     report.tell(
         "disk", summary="; ".join(filter(None, [summary, f"goes on with the run in '{path}', from step {step}"]))
     )
-    epochs = (stage.config["trainer"].get("optim") or {}).get("epochs") or 1000
-    if status.get("status") in COMPLETE and epochs <= status.get("epochs", epochs):
+    if status.get("status") in COMPLETE and optim.epochs <= status.get("epochs", optim.epochs):
         report.warn(
             "disk",
             f"logger.dump_path: the run in '{path}' is {status['status']}, so nothing would be done. Choose another "
@@ -228,7 +228,7 @@ def _newest(folder: Path) -> int:
 
 def _state_per_byte(stage: Stage) -> float:
     """Return how many bytes of state the optimizer keeps per byte of a parameter. A step of a small one tells it."""
-    node: Any = (stage.config["trainer"].get("optim") or {}).get("optimizer")
+    node: Any = section(stage, "optim").get("optimizer")
     try:
         parameter = nn.Parameter(torch.ones(64, 64))
         make = build({**node, "_partial_": True} if is_node(node) else node, "optim.optimizer")
