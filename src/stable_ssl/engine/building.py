@@ -118,7 +118,8 @@ class Builder:
                 loader.leave_out(self._ranks.from_main(loader.find_unreadable))
                 loader.prepare(self._device)
         self.loaders.update((name, data[name]) for name in data_sets(data))
-        _compare_classes(self.loaders.get("train"), {name: data[name] for name in data_sets(data)})
+        for sentence in other_classes(self.loaders.get("train"), {name: data[name] for name in data_sets(data)}):
+            log.warning("%s", sentence)
         return data
 
     def after_hook(self, data: dict[str, Any], optim: Any, logger: Any) -> None:
@@ -285,19 +286,19 @@ def _share_files(one: Loader, other: Any) -> bool:
     return is_strict and place is not None and place == place_of(other.dataset)
 
 
-def _compare_classes(train: Any, loaders: Mapping[str, Any]) -> None:
-    """Warn if an evaluation set numbers its classes otherwise than the training set does, as folders may."""
+def other_classes(train: Any, loaders: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each evaluation set that numbers its classes otherwise than the training set does."""
     known: list[Any] = [getattr(getattr(one, "dataset", None), "classes", None) for one in (train, *loaders.values())]
     trained, *others = known
+    found = []
     for name, classes in zip(loaders, others, strict=True) if trained else ():
         if classes and list(classes) != list(trained):
             odd = sorted({str(one) for one in classes} ^ {str(one) for one in trained})[:5]
-            log.warning(
-                "data.%s: its classes are not those of data.train, so a label means another class there. They differ "
-                "in %s.",
-                name,
-                odd or "their order",
+            found.append(
+                f"data.{name}: its classes are not those of data.train, so a label means another class there. They "
+                f"differ in {odd or 'their order'}."
             )
+    return found
 
 
 def data_sets(data: Mapping[str, Any], but: str = "") -> list[str]:

@@ -146,7 +146,7 @@ class RunFolder:
         """
         from omegaconf import OmegaConf
 
-        if self._holds_a_users_file():
+        if holds_a_users_file(self.path):
             raise ConfigError(
                 f"logger.dump_path: '{self.path / 'config.yaml'}' is not of a run, and would be overwritten. Choose "
                 "another folder."
@@ -166,15 +166,6 @@ class RunFolder:
         )
         self.path.mkdir(parents=True, exist_ok=True)
         return True
-
-    def _holds_a_users_file(self) -> bool:
-        """Return whether there is a `config.yaml` that no run wrote. A run's names its behaviour, or has a status."""
-        if not (self.path / "config.yaml").exists() or (self.path / "status.json").exists():
-            return False
-        try:
-            return "behaviour" not in (read_config(self.path) or {})
-        except Exception:  # whatever is in it, no run wrote it
-            return True
 
     @property
     def branch(self) -> dict[str, Any]:
@@ -220,6 +211,16 @@ def read_config(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     return OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[return-value]
+
+
+def holds_a_users_file(folder: Path) -> bool:
+    """Return whether a `config.yaml` is there that no run wrote. A run's names its behaviour, or has a status."""
+    if not (folder / "config.yaml").exists() or (folder / "status.json").exists():
+        return False
+    try:
+        return "behaviour" not in (read_config(folder) or {})
+    except Exception:  # whatever is in it, no run wrote it
+        return True
 
 
 def choose_path(name: str) -> Path:
