@@ -100,10 +100,10 @@ def hold(
         `in_memory` is True, and the images don't fit.
     """
     read_instead = f"data.{name}: views are made where samples are read"
-    if not _is_constant(dataset):
+    if not is_constant(dataset):
         log.info("%s, since a %s may give other images each time.", read_instead, type(dataset).__name__)
         return None
-    wish = _of_whole(dataset, "in_memory")
+    wish = of_whole(dataset, "in_memory")
     if wish is False:
         log.info("%s, since in_memory is false.", read_instead)
         return None
@@ -221,15 +221,15 @@ def free_memory() -> int:
     return free
 
 
-def _of_whole(dataset: Any, name: str) -> Any:
+def of_whole(dataset: Any, name: str) -> Any:
     """Return an attribute of a data set, or of the one that it is a part of; None if there is none."""
-    return _of_whole(dataset.dataset, name) if type(dataset) is Subset else getattr(dataset, name, None)
+    return of_whole(dataset.dataset, name) if type(dataset) is Subset else getattr(dataset, name, None)
 
 
-def _is_constant(dataset: Any) -> bool:
+def is_constant(dataset: Any) -> bool:
     """Say whether a data set is known to give the same images each time; a user's class says so by `constant`."""
     if type(dataset) is Subset:
-        return _is_constant(dataset.dataset)
+        return is_constant(dataset.dataset)
     if type(dataset) in (TensorDataset, list, tuple) or getattr(dataset, "constant", False) is True:
         return True
     return is_plain(dataset)

@@ -1,0 +1,147 @@
+"""The memory that a run takes of its card: parts that one can count by hand, and the verdict."""
+
+from __future__ import annotations
+
+import functools
+
+import methods
+import pytest
+import torch
+from torch import nn
+from toys import Toy
+
+from stable_ssl.data import Loader
+from stable_ssl.exceptions import ConfigError
+from stable_ssl.monitors import KNN
+from stable_ssl.rehearsal.accounting import Accounting
+from stable_ssl.rehearsal.cards import GIB, Card, card_named
+from stable_ssl.rehearsal.memory import check_memory, knn_bytes
+from stable_ssl.rehearsal.report import Report
+from stable_ssl.rehearsal.stage import Stage
+
+IN, HIDDEN, OUT = 64, 512, 8  # widths of a small network
+BATCH = 1024
+
+
+class Small(Toy):
+    """Trains a network of two layers."""
+
+
+def vectors(number=16 * BATCH):
+    return torch.utils.data.TensorDataset(torch.zeros(number, IN), torch.zeros(number, dtype=torch.long))
+
+
+def stage_of(folder, card=None, batch_size=BATCH, world_size=1, **parts):
+    """Return a stage of a run whose batch is there."""
+
+    def make():
+        optim = {"optimizer": functools.partial(torch.optim.AdamW, lr=0.1), "epochs": 1, **parts.get("optim", {})}
+        network = nn.Sequential(nn.Linear(IN, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, OUT))
+        return Small(
+            {"train": Loader(vectors(), batch_size, drop_last=True), **parts.get("data", {})}, {"backbone": network},
+            {"device": "cpu", "precision": parts.get("precision", "fp32")}, optim,
+            {"dump_path": folder / "unused", "monitor": parts.get("monitor", {})},
+        )  # fmt: skip
+
+    stage = Stage({}, make, folder, Report(), card, world_size)
+    stage.batch = list(range(32)), [torch.zeros(32, IN), torch.zeros(32, dtype=torch.long)]
+    return stage
+
+
+def memory_of(stage):
+    check_memory(stage)
+    return stage.report.facts["memory"]
+
+
+def test_parameters_optimizer_and_activations_are_those_that_one_counts_by_hand(tmp_path):
+    found = memory_of(stage_of(tmp_path))
+    parts, parameters = found["parts"], 4 * (IN * HIDDEN + HIDDEN + HIDDEN * OUT + OUT)
+    assert found["peak_bytes"] == sum(parts.values())
+    assert parts["parameters"] == pytest.approx(parameters, abs=4 * 512)  # each is rounded to the allocator's unit
+    assert parts["optimizer"] == pytest.approx(2 * parameters, abs=12 * 512)
+    assert parts["views"] == 4 * BATCH * IN + 8 * BATCH
+    # The worst moment is the backward pass of the ReLU: its output, and the gradients of its output and of its input.
+    hidden = 4 * BATCH * HIDDEN
+    assert parts["activations"] + parts["temporaries"] == pytest.approx(3 * hidden, rel=0.05)
+    assert found["flops_per_step"]["products"] == 2 * BATCH * (2 * IN * HIDDEN + 3 * HIDDEN * OUT)
+
+
+def test_bf16_halves_the_activations(tmp_path):
+    parts = [memory_of(stage_of(tmp_path / kind, precision=kind))["parts"] for kind in ("fp32", "bf16")]
+    full, half = (part["activations"] + part["temporaries"] for part in parts)
+    assert 0.5 <= half / full < 0.6
+    assert parts[0]["parameters"] == parts[1]["parameters"]
+
+
+def test_gradients_of_a_group_of_batches_are_there_beside_the_activations(tmp_path):
+    alone = memory_of(stage_of(tmp_path / "alone"))["parts"]
+    grouped = memory_of(stage_of(tmp_path / "grouped", optim={"accumulation_steps": 4}))["parts"]
+    assert alone["gradients"] < grouped["gradients"] == grouped["parameters"]
+
+
+def test_a_peak_above_the_card_is_an_error_and_one_within_the_margin_a_warning(tmp_path):
+    found = memory_of(stage_of(tmp_path / "figures"))
+    peak, margin = found["peak_bytes"], found["margin_bytes"]
+    assert found["largest_batch"] is None
+    levels = {}
+    for memory in (peak - 1, peak, peak + margin - 1, peak + margin):
+        stage = stage_of(tmp_path / str(memory), Card("card", memory))
+        check_memory(stage)
+        levels[memory] = [(finding.level, finding.part) for finding in stage.report.findings]
+        text = "".join(finding.text for finding in stage.report.findings)
+        assert not text or (f"data.train.batch_size={BATCH}" in text and "hardware.precision (fp32) to bf16" in text)
+    assert list(levels.values()) == [[("error", "memory")], [("warning", "memory")], [("warning", "memory")], []]
+
+
+def test_the_largest_batch_fits_and_a_larger_one_does_not(tmp_path):
+    card = card_named("0.55gb")
+    largest = memory_of(stage_of(tmp_path / "estimate", card))["largest_batch"]
+    assert largest > 2 * BATCH
+    for number, batch_size in enumerate((int(0.99 * largest), int(1.01 * largest))):
+        run = memory_of(stage_of(tmp_path / str(number), batch_size=batch_size // 8 * 8))
+        assert (run["peak_bytes"] + run["margin_bytes"] > card.memory_bytes) == bool(number)
+
+
+def test_the_exchange_between_processes_takes_a_copy_of_the_gradients(tmp_path):
+    sgd = {"optimizer": functools.partial(torch.optim.SGD, lr=0.1)}  # its step takes no memory of its own
+    found = memory_of(stage_of(tmp_path, batch_size=2, world_size=2, optim=sgd))
+    assert found["moment"] == "exchange of gradients"
+    assert found["parts"]["gradients"] == pytest.approx(2 * found["parts"]["parameters"], abs=8 * 512)
+
+
+def test_the_bank_of_knn_takes_what_a_real_evaluation_of_it_allocates(tmp_path):
+    sets = {name: Loader(vectors(1000), 250) for name in ("bank", "test")}
+    monitor = {"test": {"knn": KNN("bank", k=5)}}
+    stage = stage_of(tmp_path, data=sets, monitor=monitor)
+    trainer = stage.throw_away("real")
+    trainer.setup()
+    trainer.forward = lambda x: torch.zeros(len(x), 256)
+    knn, account = trainer.logger["monitor"]["test"]["knn"], Accounting()
+    with torch.no_grad(), account:
+        for _, batch in trainer._feed.evaluation(trainer.data, "test"):
+            trainer.batch = batch
+            knn.on_eval(trainer)
+        knn.compute(trainer)
+    assert knn_bytes(256, 1000, 1000) == pytest.approx(sum(account.at_peak.values()), rel=0.1)
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_every_method_can_be_estimated(name, tmp_path):
+    stage = Stage({}, lambda: methods.make(name, tmp_path / "unused"), tmp_path, Report())
+    stage.batch = next(methods.make(name, tmp_path / "unused").data["train"].batches(0))
+    found = memory_of(stage)
+    assert not stage.report.findings
+    assert found["peak_bytes"] > found["parts"]["parameters"] > 0
+    assert found["parts"]["views"] > 0
+
+
+@pytest.mark.parametrize("name", ["h100-80gb", "H100 80GB", "h10080gb"])
+def test_cards_are_found_by_name(name):
+    card = card_named(name)
+    assert (card.name, card.memory_bytes, card.bf16) == ("h100-80gb", 80 * GIB, pytest.approx(989e12, rel=1e-3))
+
+
+def test_a_card_may_be_a_size_and_a_misspelled_one_is_named():
+    assert card_named("24gb") == Card("24gb", 24 * GIB)
+    with pytest.raises(ConfigError, match="device: 'a100-40g' .* Did you mean 'a100-40gb'?"):
+        card_named("a100-40g")
