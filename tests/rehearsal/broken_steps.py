@@ -410,11 +410,11 @@ STEPS = {
     ),
     "a test set has other channels": (
         supervised, {"module.backbone": {**NARROW, "num_classes": 10}, "data.test": loader(channels=3)},
-        "module.backbone.features.0.0 (Conv2d) takes 1 channels, but gets 3: float32 (2, 3, 8, 8).",
+        "data.test: its images have 3 channels, but those of data.train have 1, as module.backbone.features.0.0 (Conv2d) takes.",
     ),
     "patches do not divide the images": (
         supervised, {"module.backbone": {**VIT, "num_classes": 10}, "data.train": loader(size=10)},
-        "",
+        "module.backbone: patch_size: 4 does not divide the size of views of 10 × 10 pixels.",
     ),
     "positions are for other images": (
         supervised, {"module.backbone": node("broken_steps.Positions")},
@@ -520,7 +520,7 @@ STEPS = {
         supervised, {"logger.monitor.train.rankme": node("stable_ssl.monitors.RankMe")}, "logger.monitor.train.rankme: ",
     ),
     "nearest neighbours have no labels": (
-        joint, {"data.test": loader(labels="float32"), "logger.metric": {}}, "KNN needs batches [images, labels]",
+        joint, {"data.test": loader(labels="float32"), "logger.metric": {}}, "logger.monitor.test.knn: KNN needs batches [images, labels]",
     ),
     # Gradients
     "a module is not used (warning)": (
@@ -535,7 +535,7 @@ STEPS = {
         "optim.scheduler: IndexError: list index out of range. At " + place("return [1.0][step]"),
     ),
     "a state is not restored": (*own("Forgets"), "A resumed run would not go on as it was: modules._extra_state.seen"),
-    "a state is no number": (*own("Unsaved"), ""),
+    "a state is no number": (*own("Unsaved"), "No checkpoint can hold modules._extra_state.kind (type)."),
     "a module is made late": (*own("Late"), "The run can't be resumed, since its checkpoint can't be read back: Unexpected key(s) in state_dict: "
         '"module.head.weight", "module.head.bias". Make modules, parameters and buffers in prepare_modules(modules)'),
     "a number is not saved (warning)": (*own("Attribute"), "A resumed run begins with the first value of self.mean again"),

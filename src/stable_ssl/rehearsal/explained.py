@@ -68,6 +68,8 @@ class Place:
     method
         The outermost of the methods of the trainer that a user may write, such as "compute_loss()", or the phase of the
         run in words.
+    evaluated
+        The name of the set whose batch was being evaluated; "" if none was.
     is_sentence
         Whether this package has raised the error, with a sentence of its own.
     """
@@ -90,6 +92,8 @@ class Place:
         if not self.method and any(name == "backward" for name, _ in self.frames):
             self.method = "The backward pass"
         self.is_sentence = bool(calls) and _raises(*calls[0])
+        sets = (variables.get("name_loader") for name, variables in self.frames if name == "_eval_step")
+        self.evaluated = next(sets, "")
 
     @property
     def is_of_values(self) -> bool:
@@ -121,7 +125,7 @@ def explain(error: BaseException, place: Place, config: Any) -> list[str]:
         return error.problems
     message = _first_line(error)
     if isinstance(error, _OWN):
-        return [message]
+        return [f"{place.key}: {message}" if place.key.startswith("logger.") else message]
     if isinstance(error, BreakStep | BreakEpoch):
         return [f"{outcome(error)[1]}{_at(place)}"]
     for kind, sentence in _KINDS:
@@ -131,8 +135,8 @@ def explain(error: BaseException, place: Place, config: Any) -> list[str]:
         return [metric if "predict()" in metric else f"{metric} {_named(error, message)}"]
     where = place.key if not place.method or place.key.startswith("logger.") else place.method
     if place.is_sentence:
-        is_users = place.line or place.key.startswith("logger.")
-        return [f"{where}: {message}{_at(place)}" if is_users else message]
+        where = place.key if place.key.startswith(("logger.", "module.")) else where if place.line else ""
+        return [f"{where}: {message}{_at(place)}" if where else message]
     inside = f" In {place.layer}" if place.key not in ("", where) else ""
     got = f", which got {place.got}." if inside and place.got else "." if inside else ""
     return [f"{where or 'The run'}: {_named(error, message)}{inside}{got}{_at(place)}"]
@@ -149,7 +153,7 @@ def is_known(error: BaseException, place: Place) -> bool:
 def _first_line(error: BaseException) -> str:
     # The text of a KeyError is in quotation marks.
     is_sentence = isinstance(error, KeyError) and error.args and " " in str(error.args[0])
-    return (str(error.args[0] if is_sentence else error).splitlines() or [""])[0]
+    return (str(error.args[0] if is_sentence else error).splitlines() or [""])[0].split(" Hint: ")[0]
 
 
 def _named(error: BaseException, message: str) -> str:
@@ -173,7 +177,14 @@ def _widths(match: re.Match, place: Place, config: Any) -> str:
 
 def _channels(match: re.Match, place: Place, config: Any) -> str:
     takes, got = int(match[1]), int(match[2])
-    return _misfit(place, "channels", takes, got, _set_to(place, config, takes, got, _CHANNELS)) if place.key else ""
+    if not place.key:
+        return ""
+    if place.evaluated and "train" in place.trainer.data:
+        return (
+            f"data.{place.evaluated}: its images have {got} channels, but those of data.train have {takes}, as "
+            f"{place.layer} takes. Make them alike."
+        )
+    return _misfit(place, "channels", takes, got, _set_to(place, config, takes, got, _CHANNELS))
 
 
 def _norms(match: re.Match, place: Place, config: Any) -> str:

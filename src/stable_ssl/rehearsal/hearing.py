@@ -66,5 +66,5 @@ class Heard(logging.Filter):
         """Return the warnings, each once; errors too if the run came to its end, since they did not end it."""
         last = logging.ERROR if is_whole else logging.WARNING
         found = [text for level, text in self._records if logging.WARNING <= level <= last]
-        found += [f"{one.category.__name__}: {one.message}" for one in self._warnings]
+        found += [f"{one.category.__name__}: {str(one.message).splitlines()[0]}" for one in self._warnings]
         return [text for text in dict.fromkeys(found) if not _LEFT_OUT.search(text)]

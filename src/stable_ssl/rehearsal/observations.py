@@ -76,7 +76,11 @@ def _is_constant(outputs: Any) -> bool:
 def why_not_finite(watch: Watch, trainer: Any) -> str:
     """Return what is known of a loss or a value that is not finite after the first step; "" if nothing is."""
     parts = watch.losses if isinstance(watch.losses, Mapping) else {"loss": watch.losses}
-    numbers = {name: float(value) for name, value in parts.items() if isinstance(value, int | float | Tensor)}
+    numbers = {
+        name: float(torch.as_tensor(value).detach())
+        for name, value in parts.items()
+        if isinstance(value, int | float | Tensor)
+    }
     if bad := [f"{name} {value}" for name, value in numbers.items() if not math.isfinite(value)]:
         return f"compute_loss(): not finite in the first step: {some_of(bad)}."
     if odd := [name for name, kind in watch.gradients.items() if kind == "not finite"]:

@@ -23,7 +23,7 @@ from .few import Batch, Few, few_of, first_batch
 from .groups import table_of_groups
 from .hearing import Heard, left_as_it_was
 from .observations import observations, why_not_finite
-from .read_back import differences, lost, numbers_of
+from .read_back import differences, lost, numbers_of, unsavable
 from .report import ERROR
 from .stage import Stage
 from .watching import Watch
@@ -208,6 +208,11 @@ class _Tries:
         problems = explain(run.error, run.place, self._stage.config["trainer"])
         if isinstance(run.error, NanError):
             problems = [why_not_finite(run.watch, run.trainer) or problem for problem in problems]
+        if isinstance(run.error, CheckpointError) and (odd := unsavable(run.trainer._saver._state())):
+            problems = [
+                f"No checkpoint can hold {some_of(odd)}. A state may hold tensors, numbers, texts, and lists and dicts "
+                "of them, so that loading it never runs code."
+            ]
         is_certain = is_certain and not (isinstance(run.error, _OF_NUMBERS) and run.place.is_of_values)
         if not is_certain:
             problems = [f"{problem} It has seen {run.size} samples only." for problem in problems]
