@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import linecache
 import os
 import re
 import sysconfig
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,7 +22,20 @@ from ..runtime.status import outcome
 _PACKAGE = Path(__file__).parent.parent
 _INSTALLED = tuple({os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")})
 _OWN = (CheckpointError, ConfigError, DataError, NanError)  # their messages are whole sentences
-_INTERNAL = {"launch", "setup", "forward"}
+_METHODS = {
+    *(
+        "forward",
+        "predict",
+        "compute_loss",
+        "prepare_modules",
+        "initialize_modules",
+        "optimized_modules",
+        "check_setup",
+    ),
+    *("side_optimizers", "side_losses", "before_optimizer_step", "before_fit", "after_fit", "before_fit_epoch"),
+    *("after_fit_epoch", "before_fit_step", "after_fit_step", "before_eval", "after_eval", "before_eval_step"),
+    *("after_eval_step", "begin_epoch", "begin_step", "update_teacher", "_instanciate"),
+}
 _WIDTHS = ("in_features", "dim", "in_dim", "input_dim")  # what arguments for the width of the input are called
 _CHANNELS = ("in_channels", "in_chans", "channels")
 
@@ -51,7 +66,12 @@ class Place:
     got
         The tensors that a module was called with, in words.
     method
-        The innermost method of the trainer, such as "compute_loss()"; "" if there is none.
+        The outermost of the methods of the trainer that a user may write, such as "compute_loss()", or the phase of the
+        run in words.
+    evaluated
+        The name of the set whose batch was being evaluated; "" if none was.
+    is_sentence
+        Whether this package has raised the error, with a sentence of its own.
     """
 
     def __init__(self, error: BaseException, trainer: Any, outputs: Mapping[str, tuple[int, ...]]):
@@ -64,11 +84,16 @@ class Place:
         self.key, self.part, self.got, self.method = "", None, "", ""
         for name, variables in self.frames:
             owner = variables.get("self")
-            if owner is trainer and not name.startswith("_") and name not in _INTERNAL and not self.method:
+            if owner is trainer and name in _METHODS:
                 self.method = f"{name}()"
             if not self.key and id(owner) in keys:
                 self.key, self.part = keys[id(owner)], owner
                 self.got = _tensors_in(variables)
+        if not self.method and any(name == "backward" for name, _ in self.frames):
+            self.method = "The backward pass"
+        self.is_sentence = bool(calls) and _raises(*calls[0])
+        sets = (variables.get("name_loader") for name, variables in self.frames if name == "_eval_step")
+        self.evaluated = next(sets, "")
 
     @property
     def is_of_values(self) -> bool:
@@ -98,32 +123,41 @@ def explain(error: BaseException, place: Place, config: Any) -> list[str]:
     """
     if isinstance(error, ConfigError):
         return error.problems
-    message = (str(error).splitlines() or [""])[0]
+    message = _first_line(error)
     if isinstance(error, _OWN):
-        return [message]
+        return [f"{place.key}: {message}" if place.key.startswith("logger.") else message]
     if isinstance(error, BreakStep | BreakEpoch):
         return [f"{outcome(error)[1]}{_at(place)}"]
     for kind, sentence in _KINDS:
         if (match := re.search(kind, message)) and (text := sentence(match, place, config)):
             return [f"{text}{_at(place)}"]
     if metric := _of_metric(place):
-        return [f"{metric}{_at(place)}" if "predict()" in metric else f"{metric} {_named(error, message)}"]
-    where = f"{place.method or place.key or 'the run'}"
-    inside = f" In {place.layer}, which got {place.got}." if place.got else f" In {place.key}." if place.key else ""
-    return [f"{where}: {_named(error, message)}{inside}{_at(place)}"]
+        return [metric if "predict()" in metric else f"{metric} {_named(error, message)}"]
+    where = place.key if not place.method or place.key.startswith("logger.") else place.method
+    if place.is_sentence:
+        where = place.key if place.key.startswith(("logger.", "module.")) else where if place.line else ""
+        return [f"{where}: {message}{_at(place)}" if where else message]
+    inside = f" In {place.layer}" if place.key not in ("", where) else ""
+    got = f", which got {place.got}." if inside and place.got else "." if inside else ""
+    return [f"{where or 'The run'}: {_named(error, message)}{inside}{got}{_at(place)}"]
 
 
 def is_known(error: BaseException, place: Place) -> bool:
     """Return whether an error is of a kind that has the same cause with any number of samples."""
-    message = (str(error).splitlines() or [""])[0]
-    return any(re.search(kind, message) for kind, _ in _KINDS) or "num_classes" in _of_metric(place)
+    message = _first_line(error)
+    is_of_numbers = re.search(r"at least|more than|fewer than", message)
+    is_known = any(re.search(kind, message) for kind, _ in _KINDS) or bool(_of_metric(place))
+    return is_known or (place.is_sentence and not is_of_numbers)
+
+
+def _first_line(error: BaseException) -> str:
+    # The text of a KeyError is in quotation marks.
+    is_sentence = isinstance(error, KeyError) and error.args and " " in str(error.args[0])
+    return (str(error.args[0] if is_sentence else error).splitlines() or [""])[0].split(" Hint: ")[0]
 
 
 def _named(error: BaseException, message: str) -> str:
-    kind = type(error).__name__
-    ends = "" if message.endswith((".", "!", "?")) or not message else "."
-    is_sentence = isinstance(error, ValueError) and " " in message and message[0].isupper()
-    return f"{message}{ends}" if is_sentence and ends == "" else f"{kind}: {message}{ends}"
+    return f"{type(error).__name__}: {message}".removesuffix(": ").removesuffix(".") + "."
 
 
 def _at(place: Place) -> str:
@@ -143,7 +177,14 @@ def _widths(match: re.Match, place: Place, config: Any) -> str:
 
 def _channels(match: re.Match, place: Place, config: Any) -> str:
     takes, got = int(match[1]), int(match[2])
-    return _misfit(place, "channels", takes, got, _set_to(place, config, takes, got, _CHANNELS)) if place.key else ""
+    if not place.key:
+        return ""
+    if place.evaluated and "train" in place.trainer.data:
+        return (
+            f"data.{place.evaluated}: its images have {got} channels, but those of data.train have {takes}, as "
+            f"{place.layer} takes. Make them alike."
+        )
+    return _misfit(place, "channels", takes, got, _set_to(place, config, takes, got, _CHANNELS))
 
 
 def _norms(match: re.Match, place: Place, config: Any) -> str:
@@ -343,7 +384,9 @@ def _keys_of(trainer: Any) -> dict[int, str]:
         for set_name, named in (trainer.logger[kind] or {}).items():
             for name, part in named.items() if isinstance(named, Mapping) else ():
                 keys[id(part)] = f"logger.{kind}.{set_name}.{name}"
-    keys.update((id(trainer.optim[name]), f"optim.{name}") for name in ("optimizer", "scheduler"))
+    for name in ("optimizer", "scheduler"):
+        if trainer.optim[name] is not None:
+            keys[id(trainer.optim[name])] = f"optim.{name}"
     return keys
 
 
@@ -357,6 +400,12 @@ def _has_tensors(value: Any) -> bool:
     if isinstance(value, nn.Parameter):
         return False
     return isinstance(value, Tensor) or (isinstance(value, list | tuple) and any(isinstance(v, Tensor) for v in value))
+
+
+def _raises(frame: FrameType, number: int) -> bool:
+    """Return whether a line is a `raise` of this package."""
+    path = frame.f_code.co_filename
+    return Path(path).is_relative_to(_PACKAGE) and linecache.getline(path, number).lstrip().startswith("raise ")
 
 
 def _is_users(path: Path) -> bool:

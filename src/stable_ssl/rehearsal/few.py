@@ -63,7 +63,7 @@ def _not_held(loader: Loader) -> Iterator[None]:
 
 
 def few_of(found: Batch, count: int) -> Batch:
-    """Return a batch with fewer of its samples: one of the largest label, and the first ones.
+    """Return a batch with fewer of its samples: one of the largest label, one of the smallest, and the first ones.
 
     Parameters
     ----------
@@ -78,8 +78,8 @@ def few_of(found: Batch, count: int) -> Batch:
     if size <= count:
         return found
     labels = labels_of(batch)
-    last = int(labels.argmax()) if labels is not None and len(labels) == size else 0
-    rows = sorted([last, *[row for row in range(size) if row != last][: count - 1]])
+    odd = [int(labels.argmax()), int(labels.argmin())] if labels is not None and len(labels) == size else []
+    rows = sorted([*dict.fromkeys([*odd, *range(size)])][:count])
 
     def chosen(part: Any) -> Any:
         if isinstance(part, list | tuple) and len(part) == size:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..engine.optimizing import unscheduled
 
-_MOST_STEPS = 5_000  # for which a schedule of functions is asked for its rates
-_MOST_SECONDS = 2.0  # for a schedule that must be gone through step by step
+_MOST_STEPS = 5_000  # for which a function of the step is asked for its value
+_MOST_SECONDS = 2.0  # for a schedule that has to be gone through step by step
 
 Rates = tuple[float, float, float | None]
 
@@ -81,35 +81,38 @@ def _in_words(rates: Rates, kind: str) -> str:
 
 def _rates(trainer: Any) -> list[Rates]:
     """Return the first, the largest and the last rate of each group of the method's optimizer."""
+    schedule, total = trainer.optim["scheduler"], trainer.optim["total_steps"]
     groups, constant = trainer.optim["optimizer"].param_groups, unscheduled(trainer.optim["groups"])
-    trainer._saver._schedule.fit(-1, {}, 0)  # back to its beginning
-    courses: list[list[float]] = [[float(group["lr"])] for group in groups]
-    is_whole = True  # until a schedule has to be left before its end
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch expects a step of the optimizer before each one of the schedule
-        for is_last in _advanced(trainer.optim["scheduler"], trainer.optim["total_steps"]):
-            is_whole = is_last
-            for course, group in zip(courses, groups, strict=True):
-                course.append(float(group["lr"]))
+    if getattr(type(schedule), "get_lr", None) is LambdaLR.get_lr:
+        courses = [_of_function(factor, total) for factor in schedule.lr_lambdas]
+        rows = zip(schedule.base_lrs, courses, strict=True)
+        found = [(float(base * first), float(base * largest), base * last) for base, (first, largest, last) in rows]
+    else:
+        found = _gone_through(trainer, total)
     return [
-        (course[0],) * 3
-        if group.get("name", "") in constant
-        else (course[0], max(course), course[-1] if is_whole else None)
-        for course, group in zip(courses, groups, strict=True)
+        (rates[0], rates[0], rates[0]) if group.get("name", "") in constant else rates
+        for rates, group in zip(found, groups, strict=True)
     ]
 
 
-def _advanced(schedule: Any, total: int) -> Iterator[bool]:
-    """Move a schedule through the steps of a run, and yield at each whether it was the last that matters."""
-    if isinstance(schedule, LambdaLR):  # the step alone decides on the rates
-        for step in [*range(1, total - 1, max(total // _MOST_STEPS, 1)), total - 1]:
-            schedule.last_epoch = step - 1
-            schedule.step()
-            yield True
-        return
+def _of_function(factor: Callable[[int], float], total: int) -> tuple[float, float, float]:
+    """Return the first, the largest and the last value of a function of the step."""
+    stride = max(total // _MOST_STEPS, 1)
+    near = max(range(0, total, stride), key=factor)
+    largest = max(map(factor, range(max(near - stride, 0), min(near + stride + 1, total))))
+    return factor(0), largest, factor(total - 1)
+
+
+def _gone_through(trainer: Any, total: int) -> list[Rates]:
+    """Return what `_rates` does by letting the schedule step."""
+    trainer._saver._schedule.fit(-1, {}, 0)  # back to its beginning
+    schedule, groups = trainer.optim["scheduler"], trainer.optim["optimizer"].param_groups
+    rows = [[float(group["lr"]) for group in groups]]
     end = time.monotonic() + _MOST_SECONDS
-    for step in range(1, total):
-        schedule.step()
-        yield step == total - 1
-        if time.monotonic() > end:
-            return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch expects a step of the optimizer before each one of the schedule
+        while len(rows) < total and time.monotonic() < end:
+            schedule.step()
+            rows.append([float(group["lr"]) for group in groups])
+    is_whole = len(rows) == total
+    return [(course[0], max(course), course[-1] if is_whole else None) for course in zip(*rows, strict=True)]

@@ -14,10 +14,10 @@ from ..runtime.seeding import preserved_generators
 
 log = logging.getLogger("stable_ssl")
 
-# What a run says because it has few samples, one step, and no GPU.
-_OF_FEW_SAMPLES = re.compile(
+# What a run says because it has few samples, one step, and no GPU; and what the check says itself.
+_LEFT_OUT = re.compile(
     r"The learning rate was 0 in every step|pin_memory|This DataLoader will create|samples in (preds|targets)|"
-    r"lr_scheduler\.step\(\)"
+    r"no gradient reaches it in the first step|CAN'T BE RESUMED|lr_scheduler\.step\(\)"
 )
 
 
@@ -66,5 +66,5 @@ class Heard(logging.Filter):
         """Return the warnings, each once; errors too if the run came to its end, since they did not end it."""
         last = logging.ERROR if is_whole else logging.WARNING
         found = [text for level, text in self._records if logging.WARNING <= level <= last]
-        found += [f"{one.category.__name__}: {one.message}" for one in self._warnings]
-        return [text for text in dict.fromkeys(found) if not _OF_FEW_SAMPLES.search(text)]
+        found += [f"{one.category.__name__}: {str(one.message).splitlines()[0]}" for one in self._warnings]
+        return [text for text in dict.fromkeys(found) if not _LEFT_OUT.search(text)]

@@ -31,6 +31,7 @@ def observations(run: Any, values: Mapping[str, float]) -> Iterator[str]:
                 f"self.{name} are the same for all samples of the first step, although the images differ: the network "
                 "has collapsed before training. Look at its initialisation, and at the range of the images."
             )
+            break
     if odd := [name for name, value in values.items() if not math.isfinite(value)]:
         yield f"Not finite with {run.size} samples: {some_of(odd)}. With all samples they may be."
     frozen = [n for n, p in run.trainer.named_parameters() if n in run.watch.gradients and not p.requires_grad]
@@ -57,8 +58,8 @@ def _of_modes(watch: Watch) -> Iterator[str]:
     for phase, other in (("training", "evaluation"), ("evaluation", "training")):
         if found := watch.in_other_mode[phase]:
             yield (
-                f"In {phase} mode of the run, these are in {other} mode: {some_of(found)}. A hook, or the module, has "
-                f"called {'eval' if phase == 'training' else 'train'}()."
+                f"In {phase} mode of the run, these are in {other} mode: {some_of([*found])}. A hook, or the module, "
+                f"has called {'eval' if phase == 'training' else 'train'}()."
             )
 
 
@@ -72,11 +73,20 @@ def _is_constant(outputs: Any) -> bool:
     return bool(torch.isfinite(spread) and spread <= 1e-6 * outputs.abs().max())
 
 
-def why_not_finite(watch: Watch) -> str:
-    """Return what is known of a loss or weight that is not finite."""
-    parts = watch.losses if isinstance(watch.losses, Mapping) else {}
-    bad = [name for name, value in parts.items() if not math.isfinite(float(value))]
-    if bad:
-        return f"Not finite: {some_of(bad)}."
-    odd = [name for name, kind in watch.gradients.items() if kind == "not finite"]
-    return f"Its gradients are not finite: {some_of(folded(odd, list(watch.gradients)))}." if odd else ""
+def why_not_finite(watch: Watch, trainer: Any) -> str:
+    """Return what is known of a loss or a value that is not finite after the first step; "" if nothing is."""
+    parts = watch.losses if isinstance(watch.losses, Mapping) else {"loss": watch.losses}
+    numbers = {
+        name: float(torch.as_tensor(value).detach())
+        for name, value in parts.items()
+        if isinstance(value, int | float | Tensor)
+    }
+    if bad := [f"{name} {value}" for name, value in numbers.items() if not math.isfinite(value)]:
+        return f"compute_loss(): not finite in the first step: {some_of(bad)}."
+    if odd := [name for name, kind in watch.gradients.items() if kind == "not finite"]:
+        names = some_of(folded(odd, list(watch.gradients)))
+        return f"The loss of the first step is finite, but not the gradients of {names}. Is there a root or log of 0?"
+    values = [name for name, value in trainer.state_dict().items() if isinstance(value, Tensor)]
+    if odd := [name for name in values if not torch.isfinite(trainer.state_dict()[name]).all()]:
+        return f"Not finite after the first step: {some_of(odd)}."
+    return ""

@@ -53,6 +53,16 @@ def _bits(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
 
 
+def unsavable(state: Any, path: str = "") -> list[str]:
+    """Return the keys of a nested state whose values no checkpoint can hold, with their types."""
+    if isinstance(state, Mapping):
+        return [one for key, value in state.items() for one in unsavable(value, f"{path}.{key}" if path else str(key))]
+    if isinstance(state, list | tuple):
+        return [one for place, value in enumerate(state) for one in unsavable(value, f"{path}[{place}]")]
+    is_plain = state is None or isinstance(state, Tensor | int | float | complex | str | bytes)
+    return [] if is_plain else [f"{path} ({type(state).__name__})"]
+
+
 def numbers_of(trainer: Any) -> dict[str, Any]:
     """Return copies of the numbers that are plain attributes of a trainer and its modules, of the user's own classes.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -12,7 +13,7 @@ from torch import nn
 
 from ..data.in_memory import free_memory
 from ..engine.building import data_sets
-from ..exceptions import NanError, Preempted, some_of
+from ..exceptions import CheckpointError, NanError, Preempted, some_of
 from ..loggers.jsonl import read_metrics
 from ..monitors import KNN
 from ..runtime.batches import labels_of
@@ -22,7 +23,7 @@ from .few import Batch, Few, few_of, first_batch
 from .groups import table_of_groups
 from .hearing import Heard, left_as_it_was
 from .observations import observations, why_not_finite
-from .read_back import differences, lost, numbers_of
+from .read_back import differences, lost, numbers_of, unsavable
 from .report import ERROR
 from .stage import Stage
 from .watching import Watch
@@ -112,7 +113,13 @@ def _set_up(stage: Stage, name: str, last: ExitStack) -> Any:
     except Preempted:
         raise
     except (Exception, SystemExit) as error:
-        _tell_error(stage, explain(error, Place(error, trainer, {}), stage.config["trainer"]))
+        problems = explain(error, Place(error, trainer, {}), stage.config["trainer"])
+        if isinstance(error, CheckpointError):
+            text = re.sub(
+                r"^'.*' does not fit this \w+: (Error\(s\) in loading state_dict for \w+:)?", "", str(error), flags=re.S
+            )
+            problems = [f"The run can't be resumed, since its checkpoint can't be read back: {' '.join(text.split())}"]
+        _tell_error(stage, problems)
         return None
     return trainer
 
@@ -200,10 +207,16 @@ class _Tries:
         assert run.place is not None
         problems = explain(run.error, run.place, self._stage.config["trainer"])
         if isinstance(run.error, NanError):
-            problems = [f"{problem} {why_not_finite(run.watch)}" for problem in problems]
-        if not is_certain or run.place.is_of_values:
-            problems = [f"{problem} (With {run.size} samples; more were not tried.)" for problem in problems]
-        _tell_error(self._stage, problems, is_certain and not run.place.is_of_values)
+            problems = [why_not_finite(run.watch, run.trainer) or problem for problem in problems]
+        if isinstance(run.error, CheckpointError) and (odd := unsavable(run.trainer._saver._state())):
+            problems = [
+                f"No checkpoint can hold {some_of(odd)}. A state may hold tensors, numbers, texts, and lists and dicts "
+                "of them, so that loading it never runs code."
+            ]
+        is_certain = is_certain and not (isinstance(run.error, _OF_NUMBERS) and run.place.is_of_values)
+        if not is_certain:
+            problems = [f"{problem} It has seen {run.size} samples only." for problem in problems]
+        _tell_error(self._stage, problems, is_certain)
 
     def _launch(self, trainer: Any, name: str, size: int) -> SmallRun:
         """Launch a run for one optimizer step with few samples, and one evaluation."""

@@ -33,7 +33,7 @@ class Watch:
         Empty before that step.
     in_other_mode
         Names of batch normalisations and dropout layers that were used in evaluation mode in training ("training"), and
-        of those that were used in training mode in an evaluation ("evaluation").
+        of those that were used in training mode in an evaluation ("evaluation"); the names are the keys.
     seconds
         Of the first optimizer step. 0 before it.
     """
@@ -46,25 +46,31 @@ class Watch:
         self.outputs: dict[str, tuple[int, ...]] = {}
         self.losses: Any = None
         self.gradients: dict[str, str] = {}
-        self.in_other_mode: dict[str, list[str]] = {"training": [], "evaluation": []}
+        self.in_other_mode: dict[str, dict[str, None]] = {"training": {}, "evaluation": {}}
+        self._is_evaluating = False
         self.seconds = self._begun = 0.0
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Watch what happens in the block."""
-        steps = vars(self._trainer).get("_steps")
-        wrapped = {"begin": self._begin, "backward": self._backward, "step": self._step} if steps else {}
+        steps, evaluation = vars(self._trainer).get("_steps"), self._trainer._evaluation
+        wrapped = [(steps, "begin", self._begin), (steps, "backward", self._backward), (steps, "step", self._step)]
+        wrapped = [*(wrapped if steps else []), (evaluation, "begin", self._begin_evaluation)]
         hook = register_module_forward_hook(self._after_forward)
-        for name, wrap in wrapped.items():
-            setattr(steps, name, _after(wrap, getattr(steps, name)))
+        for part, name, first in wrapped:
+            setattr(part, name, _after(first, getattr(part, name)))
         try:
             yield
         finally:
             hook.remove()
-            for name in wrapped:
-                delattr(steps, name)
+            for part, name, _ in wrapped:
+                delattr(part, name)
 
-    def _begin(self, *args: Any) -> None:
+    def _begin_evaluation(self, hook: Callable[[], None]) -> None:
+        self._is_evaluating = True
+
+    def _begin(self, batch_idx: int) -> None:
+        self._is_evaluating = False
         self._begun = self._begun or time.perf_counter()
 
     def _backward(self, losses: Any, owner: str) -> None:
@@ -82,15 +88,17 @@ class Watch:
         if isinstance(output, Tensor):
             self.outputs.pop(name, None)
             self.outputs[name] = tuple(output.shape)
-        is_training = self._trainer.training
-        if module.training != is_training and isinstance(module, _BatchNorm | _DropoutNd):
-            found = self.in_other_mode["training" if is_training else "evaluation"]
-            is_trained = any(p.requires_grad for p in module.parameters())
-            if name not in found and id(module) not in self._fixed and (is_trained or not is_training):
-                found.append(name)
+        if isinstance(module, _BatchNorm | _DropoutNd) and self._is_in_other_mode(module):
+            self.in_other_mode["evaluation" if self._is_evaluating else "training"][name] = None
+
+    def _is_in_other_mode(self, module: nn.Module) -> bool:
+        if self._is_evaluating:
+            return module.training
+        is_trained = all(p.requires_grad for p in module.parameters()) and id(module) not in self._fixed
+        return self._trainer.training and not module.training and is_trained
 
 
-def _after(first: Callable[..., None], function: Callable[..., Any]) -> Callable[..., Any]:
+def _after(first: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function that calls two functions with its arguments, and returns what the second one returns."""
 
     def both(*args: Any) -> Any:
