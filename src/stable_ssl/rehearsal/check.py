@@ -98,6 +98,20 @@ def check_first(config: Mapping[str, Any], say: Callable[[str], None]) -> None:
 
 def parts(is_quick: bool) -> dict[str, Part]:
     """Return the parts of a check by name, in their order."""
+    from .jobs import check_slurm
+    from .memory import check_memory
+    from .pace import check_pace
+    from .samples import check_first_samples, check_samples
     from .small_run import check_small_run
+    from .surroundings import check_disk
 
-    return {"step": check_small_run}
+    if is_quick:
+        return {"first samples": check_first_samples}
+    return {
+        "data": check_samples,
+        "step": check_small_run,
+        "memory": check_memory,
+        "time": check_pace,
+        "disk": check_disk,
+        "slurm": check_slurm,
+    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -16,6 +16,7 @@ from .report import ERROR, WARNING, Report
 PARTS = ("configuration", "data", "step", "device", "memory", "time", "disk", "slurm")
 MARKS = {ERROR: ("✗", "bold red"), WARNING: ("!", "yellow"), "": ("✓", "green"), "unknown": ("–", "dim")}
 GIB = 2**30
+UNITS = ((86400.0, "days"), (3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"))
 
 
 def show(report: Report, console: Console | None = None) -> None:
@@ -65,69 +66,81 @@ def _summary(report: Report) -> Table:
     return table
 
 
-def _groups(groups: list[Mapping[str, Any]]) -> Table:
-    table = Table("parameters", "of", "rate", "decay", "schedule", box=None, pad_edge=False, header_style="dim")
+def _groups(groups: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table("parameters", "of", "rate", "decay", box=None, pad_edge=False, header_style="dim")
     for group in groups:
-        table.add_row(
-            f"{group['parameters']:,}", str(group.get("modules", "")), f"{group['lr']:g}",
-            f"{group['weight_decay']:g}", str(group.get("schedule", "")),
-        )  # fmt: skip
+        modules = group.get("modules", ())
+        rate = group.get("schedule") or f"{group['lr']:g}"
+        table.add_row(f"{group['parameters']:,}", some_of(modules, 3), str(rate), f"{group['weight_decay']:g}")
     return table
-
-
-def _of_configuration(facts: Mapping[str, Any]) -> str:
-    return str(facts.get("summary", "all keys are known, and everything that they name can be imported"))
 
 
 def _of_data(facts: Mapping[str, Any]) -> str:
     return "; ".join(f"{name}: {_of_set(one)}" for name, one in facts.items())
 
 
-def _of_set(one: Any) -> str:
-    if not isinstance(one, Mapping):
-        return str(one)
-    texts = [f"{one['images']:,} images" if isinstance(one.get("images"), int) else "a stream"]
-    texts += [f"{one[key]}" for key in ("sizes",) if one.get(key)]
+def _of_set(one: Mapping[str, Any]) -> str:
+    if not isinstance(one.get("images"), int):
+        return "a stream"
+    texts = [f"{one['images']:,} images"]
+    texts += [f"as in {one['as']}"] if "as" in one else []
+    texts += [str(one["sizes"])] if one.get("sizes") else []
     texts += [f"{one['classes']} classes"] if one.get("classes") else []
     return ", ".join(texts)
 
 
 def _of_step(facts: Mapping[str, Any]) -> str:
-    loss = facts.get("loss", {})
-    values = [f"{name} {value:.4g}" for name, value in loss.items()] if isinstance(loss, Mapping) else [f"{loss:.4g}"]
-    return f"a batch of {facts.get('batch_size')}: {some_of(values, 3)}"
+    values = [f"{name} {value:.4g}" for name, value in facts.get("loss", {}).items()]
+    return f"with {facts.get('batch_size')} samples on the CPU: {some_of(values, 3)}"
 
 
 def _of_device(facts: Mapping[str, Any]) -> str:
-    flops = facts.get("flops_per_step")
-    return f"{flops / 1e12:.3g} TFLOP per step" if flops else "two steps on tensors without values"
+    return f"with {facts['batch_size']} samples without values" if "batch_size" in facts else ""
 
 
 def _of_memory(facts: Mapping[str, Any]) -> str:
-    parts = [f"{name} {size / GIB:.2f}" for name, size in facts.get("parts", {}).items() if size >= GIB / 200]
-    peak = facts.get("peak_bytes")
-    return "" if peak is None else f"{peak / GIB:.1f} GiB per card at the peak ({', '.join(parts)})"
+    if "peak_bytes" not in facts:
+        return ""
+    parts = sorted(facts["parts"].items(), key=lambda part: -part[1])
+    shares = [f"{name.replace('_', ' ')} {size / GIB:.1f}" for name, size in parts if size >= GIB / 20]
+    of = f" of {facts['card_bytes'] / GIB:.0f}" if facts.get("card_bytes") else ""
+    margin = f" and a margin of {facts['margin_bytes'] / GIB:.1f}"
+    text = f"{facts['peak_bytes'] / GIB:.1f}{of} GiB per card{margin}, with {facts['batch_size']} samples"
+    fits = f"; {facts['largest_batch']:,} samples would fit" if facts.get("largest_batch") else ""
+    return f"{text}{f' ({some_of(shares, 4)})' if shares else ''}{fits}"
 
 
 def _of_time(facts: Mapping[str, Any]) -> str:
-    return str(facts.get("summary", ""))
+    texts = []
+    if facts.get("flops_per_step"):
+        texts.append(f"{facts['flops_per_step'] / 1e12:.3g} TFLOP per step")
+    if steps := facts.get("step_seconds"):
+        texts.append(f"{_between(steps)} per step, {_between(facts['run_seconds'])} for {facts['steps']:,} steps")
+    if rate := facts.get("images_per_second"):
+        needed = facts.get("needed_images_per_second")
+        wanted = f", {needed[0]:,.0f} to {needed[1]:,.0f} wanted" if needed else ""
+        texts.append(f"{rate:,.0f} images per second are ready here{wanted}")
+    return "; ".join(texts)
 
 
-def _of_disk(facts: Mapping[str, Any]) -> str:
-    return str(facts.get("summary", ""))
+def _between(seconds: Sequence[float]) -> str:
+    """Return a range of times in a unit that suits it, such as "2 to 5 h"."""
+    most = max(seconds)
+    size, unit = next((one for one in UNITS if most >= one[0]), UNITS[-1])
+    return f"{seconds[0] / size:.2g} to {most / size:.2g} {unit}"
 
 
-def _of_slurm(facts: Mapping[str, Any]) -> str:
+def _summary_of(facts: Mapping[str, Any]) -> str:
     return str(facts.get("summary", ""))
 
 
 _LINES = {
-    "configuration": _of_configuration,
+    "configuration": _summary_of,
     "data": _of_data,
     "step": _of_step,
     "device": _of_device,
     "memory": _of_memory,
     "time": _of_time,
-    "disk": _of_disk,
-    "slurm": _of_slurm,
+    "disk": _summary_of,
+    "slurm": _summary_of,
 }
