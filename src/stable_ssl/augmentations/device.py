@@ -38,8 +38,11 @@ def make_view(operations: Sequence[Operation], drawn: Sequence[Drawn], images: T
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return the tensor on the device, without waiting for it."""
-    return tensor.to(device) if device.type != "cuda" else tensor.pin_memory().to(device, non_blocking=True)
+    """Return the tensor on the device, without waiting for it. A mask has itself as `on_host`, as in any batch."""
+    sent = tensor.to(device) if device.type != "cuda" else tensor.pin_memory().to(device, non_blocking=True)
+    if tensor.dtype == torch.bool and sent is not tensor:
+        sent.on_host = tensor  # type: ignore[attr-defined]
+    return sent
 
 
 def _pays_to_compile(device: torch.device) -> bool:

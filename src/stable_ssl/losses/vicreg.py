@@ -60,7 +60,9 @@ class VICRegLoss(nn.Module):
             z_i, z_j = gather_pair(self, z_i, z_j)  # (N, dim) each
             loss = self.sim_coeff * nn.functional.mse_loss(z_i, z_j)
             for z in (z_i, z_j):
-                covariance = z.T.cov()  # (dim, dim)
+                # What `Tensor.cov` computes, to the bit; on a GPU that waits for the device.
+                centred = z.T - z.T.sum(1, keepdim=True) / len(z)  # (dim, N)
+                covariance = centred @ centred.T / (len(z) - 1)  # (dim, dim)
                 deviation = (covariance.diagonal() + self.epsilon).sqrt()  # (dim,)
                 loss = loss + self.std_coeff / 2 * (1 - deviation).relu().mean()
                 loss = loss + self.cov_coeff * off_diagonal(covariance).square().sum() / len(covariance)

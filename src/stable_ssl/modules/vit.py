@@ -7,7 +7,7 @@ left one. Images may have different numbers of them, so shorter rows are padded,
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -306,7 +306,8 @@ class _Blocks(nn.Module):
 def places_of(mask: Bool[Tensor, "batch patches"]) -> tuple[Int[Tensor, "batch most"], Bool[Tensor, "batch most"]]:
     """Return the indices of each row's true entries, padded to the longest row, and a mask that is False at padding.
 
-    On a GPU this waits for the device, because the length of the longest row is known only there.
+    The length of the longest row must be known in host memory. It is counted in the mask's `on_host`, its copy there,
+    which batches have. Without one, a GPU is waited for.
 
     Examples
     --------
@@ -315,9 +316,30 @@ def places_of(mask: Bool[Tensor, "batch patches"]) -> tuple[Int[Tensor, "batch m
     (tensor([1, 2]), tensor([[ True,  True],
             [ True, False]]))
     """
-    counts = mask.sum(1)  # (batch,)
-    places = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, : int(counts.max())]
+    counts, on_host = mask.sum(1), _on_host(mask)  # (batch,)
+    most = int((counts if on_host is None else on_host.sum(1)).max())
+    places = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
     return places, torch.arange(places.shape[1], device=mask.device) < counts[:, None]
+
+
+def mask_of(mask: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the mask that a function makes of another one. If that has a copy in host memory, the result has one too.
+
+    Examples
+    --------
+    >>> mask_of(torch.tensor([[False, True]]), torch.logical_not)
+    tensor([[ True, False]])
+    """
+    made, on_host = function(mask), _on_host(mask)
+    if on_host is not None:
+        made.on_host = function(on_host)  # type: ignore[attr-defined]
+    return made
+
+
+def _on_host(mask: Tensor) -> Tensor | None:
+    """Return the copy of a mask in host memory, if it has one, and was not changed in place since."""
+    on_host: Tensor | None = getattr(mask, "on_host", None)
+    return None if on_host is None or mask.is_inference() or mask._version else on_host
 
 
 def take(

@@ -21,13 +21,22 @@ def take_steps(trainer: Any, indices: Any, batch: Any, count: int) -> None:
     count
         How many mini-batches. `optim.accumulation_steps` of them make an optimizer step.
     """
-    trainer.train()
-    steps = trainer._steps
-    steps.begin_epoch(trainer.before_fit_epoch)
+    begin_epoch(trainer)
     for batch_idx in range(count):
-        placed = to_device(batch, trainer.device, trainer.hardware["channels_last"])
-        vars(trainer).update(batch_idx=batch_idx, indices=indices, batch=placed, stepped=False)
-        steps.begin(batch_idx)
-        trainer.before_fit_step()
-        trainer._fit_step()
-        trainer._finish_batch()
+        take_batch(trainer, batch_idx, indices, batch)
+
+
+def begin_epoch(trainer: Any) -> None:
+    """Begin an epoch of training: modules are in training mode, and the trainer's hook has run."""
+    trainer.train()
+    trainer._steps.begin_epoch(trainer.before_fit_epoch)
+
+
+def take_batch(trainer: Any, batch_idx: int, indices: Any, batch: Any) -> None:
+    """Train on one mini-batch, as `_fit_epoch` does. `batch_idx` is its place in the epoch; see `take_steps`."""
+    placed = to_device(batch, trainer.device, trainer.hardware["channels_last"])
+    vars(trainer).update(batch_idx=batch_idx, indices=indices, batch=placed, stepped=False)
+    trainer._steps.begin(batch_idx)
+    trainer.before_fit_step()
+    trainer._fit_step()
+    trainer._finish_batch()

@@ -134,6 +134,9 @@ def place_module(module: nn.Module, device: torch.device, channels_last: bool) -
 def to_device(batch: Any, device: torch.device, channels_last: bool = False) -> Any:
     """Copy the tensors of a nested batch (lists, tuples, dicts) to a device. On CUDA this does not wait for the copy.
 
+    The copy of a mask, a tensor of type bool, has the mask itself as its attribute `on_host`. So its values can be used
+    without a wait for the device, as `modules.vit.places_of` does.
+
     Parameters
     ----------
     batch
@@ -145,11 +148,14 @@ def to_device(batch: Any, device: torch.device, channels_last: bool = False) -> 
     """
     # On other devices, the host memory could be used again before a copy in the background has read it. CUDA reads
     # pageable memory before the call returns.
-    in_background = device.type == "cuda"
+    in_background = device.type in ("cuda", "meta")  # a rehearsal has meta in place of CUDA
     if isinstance(batch, Tensor):
         if channels_last and batch.ndim == 4:
             return batch.to(device, non_blocking=in_background, memory_format=torch.channels_last)
-        return batch.to(device, non_blocking=in_background)
+        placed = batch.to(device, non_blocking=in_background)
+        if batch.dtype == torch.bool and placed is not batch:
+            placed.on_host = batch  # type: ignore[attr-defined]
+        return placed
     if isinstance(batch, dict):
         return {key: to_device(value, device, channels_last) for key, value in batch.items()}
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..base import BaseTrainer
 from ..exceptions import ConfigError
 from ..modules.foreign_vit import as_vit
 from ..modules.patches import patchify
-from ..modules.vit import PatchPredictor, take
+from ..modules.vit import PatchPredictor, mask_of, take
 from .self_supervised import SelfSupervisedTrainer
 
 
@@ -80,7 +81,7 @@ class MaskedTrainer(SelfSupervisedTrainer):
         backbone, decoder = as_vit(self.module["backbone"]), self.module["decoder"]
         (images,), (is_hidden,) = self.views_and_masks()  # the mask is (batch, patches)
         check_views(images, backbone, decoder, "decoder")
-        places, is_real = backbone.places_of(~is_hidden, images)  # (batch, visible) each
+        places, is_real = backbone.places_of(mask_of(is_hidden, torch.logical_not), images)  # (batch, visible) each
         hidden, is_there = backbone.places_of(is_hidden, images)  # (batch, hidden) each
         tokens = backbone.forward_tokens(images, places, is_real)  # (batch, [1 +] visible, dim)
         self.watch([backbone.pool(tokens, is_real)])  # (batch, dim)

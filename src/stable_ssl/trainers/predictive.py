@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..exceptions import ConfigError, DataError
 from ..modules.foreign_vit import as_vit
 from ..modules.teacher_student import check_ema, check_evaluate_with, copy_values, ema_coefficient, follow
-from ..modules.vit import PatchPredictor, take
+from ..modules.vit import PatchPredictor, mask_of, take
 from ..runtime.batches import has_labels
 from ..runtime.device import describe_batch
 from .calls import PredictiveCalls
@@ -243,7 +243,7 @@ class IJEPATrainer(JointEmbeddingPredictiveTrainer):
         check_views(images, encoder, predictor, "predictor")
         # kept, most: the number of patches of the largest context and of the largest target block
         places, is_real = encoder.places_of(is_context, images)  # (batch, kept) each
-        wanted, is_wanted = encoder.places_of(is_target.flatten(0, 1), images)  # (batch × targets, most) each
+        wanted, is_wanted = encoder.places_of(mask_of(is_target, _one_per_row), images)  # (batch × targets, most) each
         with torch.no_grad():
             outputs = as_vit(self.module["target_encoder"]).forward_tokens(images)  # (batch, [1 +] patches, dim)
         tokens = encoder.forward_tokens(images, places, is_real)  # (batch, [1 +] kept, dim)
@@ -254,3 +254,8 @@ class IJEPATrainer(JointEmbeddingPredictiveTrainer):
         predicted = predictor(tokens, places, is_real, wanted, is_wanted)  # (batch × targets, most, dim)
         targets = take(encoder.patches_of(outputs), wanted.reshape(len(images), -1)).view(*wanted.shape, -1)
         return self.with_probes({"loss_ssl": self.loss(predicted, targets, is_wanted)})
+
+
+def _one_per_row(masks: Tensor) -> Tensor:
+    """Return masks (batch, number, patches) as (batch × number, patches)."""
+    return masks.flatten(0, 1)

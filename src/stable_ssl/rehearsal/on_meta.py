@@ -1,0 +1,180 @@
+"""The training step on `meta`, at the real batch size: what would wait for a GPU, and what a GPU would refuse."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..exceptions import BreakAllEpochs, BreakEpoch, BreakStep
+from . import waits
+from .lines import line_of
+from .stage import META, Stage
+from .stepping import begin_epoch, take_batch
+from .waits import Finding, Findings, noticing
+
+PART = "device"
+_MOST_TRIES = 6
+_SAYS_DEVICE = re.compile(r"expected device|same device|different devices|expected device \w+ but got")
+_ADVICE = {
+    waits.MIXED: "CUDA refuses that. Make the tensor on self.device, or register it as a buffer of a module.",
+    waits.AS_ARRAY: "CUDA refuses that. Use .cpu() first, outside of steps, or torch's function.",
+    waits.READS: "Keep the value a tensor: self.log(name, tensor) waits at logging steps only (self.is_logging).",
+    waits.TO_HOST: "Keep the tensor on the device, or copy it at logging steps only (self.is_logging).",
+    waits.TO_DEVICE: "Make the tensor on the device, or once in a buffer of a module.",
+    waits.BY_HOST_INDEX: "Index by a slice, or by a tensor that is on the device already, such as a buffer.",
+    waits.SHAPE: "torch.where, or a product with the mask, keeps the shape.",
+    waits.CHECKS: "If it can't be left out, expect a slower loop.",
+}
+
+
+def check_on_meta(stage: Stage) -> None:
+    """Take training steps, and an evaluation step per set, on the `meta` device, and report what would go wrong.
+
+    Two optimizer steps are taken with the run's first mini-batch, and a third one that logs. Waits count in the second
+    one only: in the first, tables are made and copied once, and the third waits by nature. What CUDA refuses counts
+    everywhere. `flops_per_step` is that of an optimizer step of one process.
+    """
+    if stage.batch is None:
+        return
+    findings, flops = Findings(), FlopCounterMode(display=False)
+    findings.counts_waits = False
+    try:
+        with noticing(findings):
+            trainer = stage.throw_away("meta", META)
+            trainer.setup()
+    except Exception as error:
+        _tell_error(stage, findings, error)
+    else:
+        with _eager():
+            failure = _train(trainer, stage.batch, findings, flops)
+            if failure is None:
+                _evaluate(stage, trainer, findings)
+            else:
+                _tell_error(stage, findings, failure)
+        if per_batch := flops.get_total_flops() / _group(trainer):
+            group = min(trainer._steps.num_batches, trainer.optim["accumulation_steps"])
+            stage.report.tell(PART, flops_per_step=round(per_batch * group))
+    for finding in findings.all:
+        (stage.report.error if finding.kind in waits.ERRORS else stage.report.warn)(PART, _sentence(finding))
+    stage.report.tell(PART, waits_per_step=len(findings.all) - len(findings.errors()))
+
+
+def _sentence(finding: Finding) -> str:
+    if finding.kind in waits.ERRORS:
+        return f"{finding.place} {finding.kind} ({finding.what}). {_ADVICE[finding.kind]}"
+    return f"{finding.place} {finding.kind} ({finding.what}): each step waits for the device. {_ADVICE[finding.kind]}"
+
+
+def _group(trainer: Any) -> int:
+    """Return how many mini-batches make an optimizer step here: two stand for more."""
+    return int(min(trainer.optim["accumulation_steps"], trainer._steps.num_batches, 2))
+
+
+def _train(trainer: Any, batch: tuple[Any, Any], findings: Findings, flops: FlopCounterMode) -> Exception | None:
+    """Take three optimizer steps, and return the error that ended them, if one did."""
+    trainer._steps.accumulation = _group(trainer)
+
+    def step() -> None:
+        for batch_idx in range(trainer._steps.accumulation):
+            take_batch(trainer, batch_idx, *batch)
+
+    def counted_step() -> None:
+        with flops:
+            step()
+
+    error = _tried(lambda: begin_epoch(trainer), trainer, findings)
+    for do in (step, counted_step) if error is None else ():
+        findings.counts_waits = True
+        error = error or _tried(do, trainer, findings)
+        findings.counts_waits = False
+        if do is step and error is None:
+            findings.forget_waits()
+    if error is None:
+        trainer._recorder._every, trainer._recorder.emit = 1, lambda record: None
+        error = _tried(step, trainer, findings)
+        error = error if error and _is_of_devices(error) else None  # the values that are logged are missing
+    return error
+
+
+def _tried(do: Callable[[], None], trainer: Any, findings: Findings) -> Exception | None:
+    """Do something on `meta`, and return the error that it ends with, if it does.
+
+    Code may raise because of an invented value, such as a true `torch.isnan(loss).any()`. Then it is tried again with
+    the other answer.
+    """
+    failure: Exception | None = None
+    for _ in range(_MOST_TRIES):
+        with noticing(findings):
+            try:
+                do()
+            except (BreakStep, BreakEpoch, BreakAllEpochs):
+                trainer._steps.drop_group()
+                return None
+            except Exception as error:
+                failure = error
+                trainer._steps.drop_group()
+            else:
+                return None
+        if not findings.answer_otherwise():
+            break
+    return failure
+
+
+def _evaluate(stage: Stage, trainer: Any, findings: Findings) -> None:
+    """Give a batch of each evaluation set to its metrics. Only what CUDA refuses counts: values are read by nature."""
+    for name in trainer.eval_sets if stage.trainer is not None else ():
+        try:
+            found = next(iter(stage.trainer.data[name].batches(0)), None)
+        except Exception:  # the check of the data says so
+            found = None
+        if found is None:
+            continue
+        trainer.eval()
+
+        def step(name: str = name, found: tuple[Any, Any] = found) -> None:
+            with torch.no_grad():
+                trainer.batch_idx, trainer.indices, trainer.batch = 0, found[0], trainer._feed.on_device(found[1])
+                trainer.before_eval_step()
+                trainer._eval_step(name)
+                trainer.after_eval_step()
+                for metric in trainer.logger["metric"][name].values():
+                    metric.compute()
+
+        error = _tried(step, trainer, findings)
+        if error is not None and _is_of_devices(error):
+            _tell_error(stage, findings, error)
+
+
+@contextlib.contextmanager
+def _eager() -> Iterator[None]:
+    """Let functions that the user's code has compiled run as they are written."""
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def _is_of_devices(error: Exception) -> bool:
+    return _SAYS_DEVICE.search(str(error)) is not None
+
+
+def _tell_error(stage: Stage, findings: Findings, error: Exception) -> None:
+    """Report an error that ended the rehearsal, unless something else has been said that explains it."""
+    if findings.errors():
+        return
+    text = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+    if _is_of_devices(error):
+        stage.report.error(PART, f"{line_of(error)} mixes tensors of several devices: {text}")
+    elif stage.trainer is not None:  # if the step on the CPU failed too, that has been said
+        stage.report.warn(
+            PART,
+            f"{line_of(error)}: the step can't be rehearsed without a GPU beyond this line, which may need the values "
+            f"of tensors ({text}). Waits and tensors on the wrong device behind it are not known.",
+        )
