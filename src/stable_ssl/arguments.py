@@ -16,6 +16,7 @@ from .config import full_key
 from .exceptions import ConfigError, nearest
 from .nodes import check_nodes, describe, is_node, locate, plain
 from .signatures import evaluated, wrong_kind
+from .trials import try_nodes, try_optimization
 from .weights.sources import parse_source
 
 if TYPE_CHECKING:
@@ -94,9 +95,9 @@ def check_arguments(
     if shapeless:
         problems.extend(f"{name}: not a dict of names." for name in shapeless)
         return
+    sets = [name for name in data if not name.startswith("_")]
     for name, value in (("data", data), ("module", module), ("loss", loss)):
         check_nodes(value, name, problems)
-    sets = [name for name in data if not name.startswith("_")]
     if not sets:
         problems.append("data: no data set. `train` is trained on, any other name is evaluated on.")
     if trainer.optim is not None:
@@ -104,6 +105,7 @@ def check_arguments(
             check_nodes(trainer.optim[name], f"optim.{name}", problems, partial=True)
     if "train" in sets:
         problems += list(_missing_for_training(base, trainer, problems))
+    problems += [*_plain_parts(data, loss, sets), *_tried(data, trainer.optim, problems)]
     if isinstance(loss, type):
         problems.append(f"loss: a class, {loss.__name__}; make an object of it.")
     if trainer.logger is not None:
@@ -119,6 +121,23 @@ def check_arguments(
         nodes |= {f"optim.{name}": trainer.optim[name] for name in ("optimizer", "scheduler")}
     _check_attributes(base, cls, attributes, nodes, problems)
     problems += list(_unknown_sets(trainer, sets, problems))
+
+
+def _plain_parts(data: Mapping[str, Any], loss: Any, sets: list[str]) -> Iterator[str]:
+    """Yield a sentence per data set that is a plain value, and if the loss is one."""
+    for name in sets:
+        if isinstance(data[name], str | int | float | None):
+            yield f"data.{name}: {data[name]!r} is no loader. Give one, or leave the set out: ~data.{name}."
+    if isinstance(loss, str | int | float):
+        yield f"loss: {loss!r} is no loss. Give a node, such as {{_target_: stable_ssl.losses.NTXEntLoss}}."
+
+
+def _tried(data: Any, optim: Any, problems: list[str]) -> Iterator[str]:
+    """Yield what the constructors of parts that cost nothing say, if nothing was found in the sections before."""
+    if not any(problem.startswith("data.") for problem in problems):
+        yield from try_nodes(data, "data")
+    if optim is not None and not any(problem.startswith("optim.") for problem in problems):
+        yield from try_optimization(optim["optimizer"], optim["scheduler"])
 
 
 def check_own_names(trainer: BaseTrainer) -> None:
@@ -217,7 +236,9 @@ def _check_watched_sets(base: type[BaseTrainer], trainer: BaseTrainer, sets: lis
     """
     logger = trainer.logger
     for field, valid in (("metric", [name for name in sets if name != "train"]), ("monitor", sets)):
-        check_nodes(logger[field], f"logger.{field}", problems)
+        wrong: list[str] = []
+        check_nodes(logger[field], f"logger.{field}", wrong)
+        problems += wrong or try_nodes(logger[field], f"logger.{field}")
         for name, watched in logger[field].items():
             if field == "metric" and watched and name in valid and type(trainer).predict is base.predict:
                 problems.append(f"{type(trainer).__name__} does not implement predict(), which logger.metric needs.")

@@ -72,6 +72,15 @@ def option_named(key: str, option: str | None) -> Iterator[None]:
         raise ConfigError(named) from error
 
 
+@contextmanager
+def as_config_error() -> Iterator[None]:
+    """Have a ValueError of the `with` block, which names an option, be a ConfigError."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
 class Preempted(SystemExit):
     """The run was asked to stop, has saved its state, and will continue when it is started again.
 

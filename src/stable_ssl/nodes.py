@@ -266,7 +266,7 @@ def origin(config: Any) -> dict[str, Any]:
     """
     modules = (sys.modules.get(target.split(".")[0]) for target in sorted(_targets(config)))
     places = [Path(place) for module in modules if module is not None for place in _places(module)]
-    folders = [str(place.absolute().parent) for place in places if not _is_installed(place)]
+    folders = [str(place.absolute().parent) for place in places if not is_installed(place)]
     return {"working_folder": os.getcwd(), "import_from": list(dict.fromkeys(folders))}
 
 
@@ -284,8 +284,8 @@ def _places(module: Any) -> list[str]:
     return [*getattr(module, "__path__", [file] if file else [])]
 
 
-def _is_installed(place: Path) -> bool:
-    """Return whether a module belongs to this package, to Python or to an installed package."""
-    return place == Path(__file__).parent or any(
+def is_installed(place: Path) -> bool:
+    """Return whether a file or folder belongs to this package, to Python or to an installed package."""
+    return place.is_relative_to(Path(__file__).parent) or any(
         place.is_relative_to(sysconfig.get_path(kind)) for kind in ("stdlib", "platstdlib", "purelib", "platlib")
     )

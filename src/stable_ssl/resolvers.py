@@ -101,12 +101,21 @@ def _patch_side(key: str, *, _root_: Any) -> int:
     return _side(key, _content(_root_, key))
 
 
+def _bare(node: str) -> Any:
+    """Return the node of a network without weights to begin with: its width is the same, and nothing is downloaded."""
+    content = json.loads(node)
+    is_known = isinstance(content, dict) and str(content.get("_target_", "")).startswith(
+        ("stable_ssl.modules", "torchvision.models")
+    )
+    return {**content, "weights": None} if is_known and "weights" in content else content
+
+
 @functools.lru_cache(maxsize=64)
 def _side(key: str, node: str) -> int:
     import torch
 
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        network = build(json.loads(node), key)
+        network = build(_bare(node), key)
     side = getattr(network, "patch_size", None) or getattr(getattr(network, "patch_embed", None), "patch_size", None)
     height, width = side if isinstance(side, list | tuple) else (side, side)
     if not isinstance(height, int) or height != width:
@@ -139,7 +148,7 @@ def _width(key: str, node: str, images: tuple[int, ...]) -> int:
     for device in ("meta", "cpu"):
         try:
             with torch.device(device), torch.random.fork_rng(devices=[]), torch.no_grad():
-                outputs = build(json.loads(node), key).eval()(torch.zeros(images))
+                outputs = build(_bare(node), key).eval()(torch.zeros(images))
                 return int(outputs.shape[1])
         except ConfigError:
             raise

@@ -60,6 +60,9 @@ class _Schedule(LambdaLR):
     ):
         if total_steps < 1:
             raise ValueError(f"total_steps: {total_steps} is below 1.")
+        for name, value in (("start_factor", start_factor), ("end_lr", end_lr)):
+            if value < 0:
+                raise ValueError(f"{name}: {value} is below 0, and so would the learning rate be.")
         peak = int(peak_step * total_steps) if peak_step < 1 else peak_step
         if not 0 <= peak <= total_steps:
             raise ValueError(

@@ -332,7 +332,7 @@ def test_ijepa_calls_its_networks_as_today(tmp_path):
 
 def test_another_network_to_evaluate_is_refused(tmp_path):
     for name in ("byol", "ijepa"):
-        with pytest.raises(ValueError, match="evaluate_with: 'both' is neither 'teacher' nor 'student'"):
+        with pytest.raises(ConfigError, match="evaluate_with: 'both' is neither 'teacher' nor 'student'"):
             make(name, tmp_path / name, evaluate_with="both").setup()
 
 

@@ -71,6 +71,8 @@ def check_stream_loader(given: Mapping[str, Any], is_declared: bool) -> None:
 
 def _wrong_data(dataset: Any) -> list[str]:
     kind = type(dataset).__name__
+    if isinstance(dataset, str):
+        return [f"dataset: {dataset!r} is a text, and no data set."]
     if isinstance(dataset, IterableDataset):
         return [f"dataset: a {kind} is a stream, without samples by number; use torch's DataLoader for it."]
     if hasattr(dataset, "num_shards") and not hasattr(dataset, "__getitem__"):

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..exceptions import ConfigError
+
 log = logging.getLogger("stable_ssl")
 
 
@@ -180,9 +182,9 @@ class TeacherStudentModule(nn.Module):
 
 
 def check_evaluate_with(name: str) -> None:
-    """Raise a ValueError unless the option `evaluate_with` of a trainer is "teacher" or "student"."""
+    """Raise a ConfigError unless the option `evaluate_with` of a trainer is "teacher" or "student"."""
     if name not in ("teacher", "student"):
-        raise ValueError(f"evaluate_with: {name!r} is neither 'teacher' nor 'student'.")
+        raise ConfigError(f"evaluate_with: {name!r} is neither 'teacher' nor 'student'.")
 
 
 def check_ema(owner: Any) -> None:

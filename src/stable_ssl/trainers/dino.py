@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..exceptions import ConfigError
+from ..exceptions import ConfigError, as_config_error
 from ..losses import DINOLoss
 from ..modules.heads import DINOHead
 from ..modules.teacher_student import TeacherStudentModule
@@ -75,7 +75,8 @@ class DINOTrainer(SelfDistillationTrainer):
             log.warning("loss is unused: DINOTrainer makes its own, from temperature_student and center_momentum.")
         projector: Any = modules["projector"]
         num_scores = _count_scores(projector.student)
-        self.loss = DINOLoss(num_scores, self.temperature_student, self.temperature_teacher, self.center_momentum)
+        with as_config_error():
+            self.loss = DINOLoss(num_scores, self.temperature_student, self.temperature_teacher, self.center_momentum)
 
     @property
     def center(self) -> Tensor:

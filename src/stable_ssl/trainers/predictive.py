@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..exceptions import ConfigError, DataError
+from ..exceptions import ConfigError, DataError, as_config_error
 from ..modules.foreign_vit import as_vit
 from ..modules.teacher_student import check_ema, check_evaluate_with, copy_values, ema_coefficient, follow
 from ..modules.vit import PatchPredictor, mask_of, take
@@ -86,9 +86,8 @@ class JointEmbeddingPredictiveTrainer(SelfSupervisedTrainer):
         Raises
         ------
         ConfigError
-            A weight of the two encoders differs in name or shape.
-        ValueError
-            A coefficient is not between 0 and 1, or `ema_schedule` or `evaluate_with` is unknown.
+            A weight of the two encoders differs in name or shape, a coefficient is not between 0 and 1, or
+            `ema_schedule` or `evaluate_with` is unknown.
         """
         super().prepare_modules(modules)
         context, target = (
@@ -97,7 +96,8 @@ class JointEmbeddingPredictiveTrainer(SelfSupervisedTrainer):
         )
         if context != target:
             raise ConfigError("module.target_encoder: its weights differ in name or shape from context_encoder's.")
-        check_ema(self)
+        with as_config_error():
+            check_ema(self)
         check_evaluate_with(self.evaluate_with)
         modules["target_encoder"].requires_grad_(False)
 

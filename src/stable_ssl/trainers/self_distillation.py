@@ -71,9 +71,8 @@ class SelfDistillationTrainer(SelfSupervisedTrainer):
         Raises
         ------
         ConfigError
-            Only one network has a teacher, or none has one and `symmetric` is false.
-        ValueError
-            `evaluate_with` is neither of the two.
+            Only one network has a teacher, none has one and `symmetric` is false, or `evaluate_with` is neither of the
+            two.
         """
         super().prepare_modules(modules)
         check_evaluate_with(self.evaluate_with)

@@ -15,8 +15,8 @@ from .sources import how_to_make, parse_source, read_source
 log = logging.getLogger("stable_ssl")
 
 
-def load_weights(source: Any, module: nn.Module, name: str, key: str | None = None) -> None:
-    """Load a network's weights from a run, a file or timm, and log what was found.
+def load_weights(source: Any, module: nn.Module, name: str, key: str | None = None) -> str:
+    """Load a network's weights from a run, a file or timm, and log and return what was found.
 
     Heads that do not fit are left out, position embeddings are resampled, and the first convolution is adapted to the
     network's number of channels. A network of the `meta` device has no values, and is left alone.
@@ -42,7 +42,7 @@ def load_weights(source: Any, module: nn.Module, name: str, key: str | None = No
     """
     wanted = parse_source(source, key or f"module_init.{name}")
     if any(parameter.is_meta for parameter in module.parameters()):
-        return
+        return ""
     place, tensors, is_own = read_source(wanted)
     parts = [module]
     try:
@@ -66,7 +66,9 @@ def load_weights(source: Any, module: nn.Module, name: str, key: str | None = No
     for part in parts:
         part.load_state_dict(match.values, strict=False)
     level, label = logging.INFO if match.is_complete else logging.WARNING, name if key else f"module.{name}"
-    log.log(level, "%s: %s", label, _told(match, own, place))
+    told = _told(match, own, place)
+    log.log(level, "%s: %s", label, told)
+    return told
 
 
 def _pair_in(module: nn.Module) -> list[nn.Module]:
