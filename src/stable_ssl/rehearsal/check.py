@@ -98,18 +98,24 @@ def check_first(config: Mapping[str, Any], say: Callable[[str], None]) -> None:
 
 def parts(is_quick: bool) -> dict[str, Part]:
     """Return the parts of a check by name, in their order."""
+    from .building import build_parts
+    from .configuration import check_configuration
     from .jobs import check_slurm
     from .memory import check_memory
+    from .on_meta import check_on_meta
     from .pace import check_pace
     from .samples import check_first_samples, check_samples
     from .small_run import check_small_run
     from .surroundings import check_disk
 
     if is_quick:
-        return {"first samples": check_first_samples}
+        return {"configuration": check_configuration, "first samples": check_first_samples}
     return {
+        "configuration": check_configuration,
+        "parts": build_parts,
         "data": check_samples,
         "step": check_small_run,
+        "device": check_on_meta,
         "memory": check_memory,
         "time": check_pace,
         "disk": check_disk,

@@ -59,9 +59,11 @@ def _summary(report: Report) -> Table:
         levels = {finding.level for finding in report.findings if finding.part == part}
         if part == "slurm" and not (facts or levels):
             continue
+        text = _LINES[part](facts) if facts else ""
         state = ERROR if ERROR in levels else WARNING if WARNING in levels else "" if facts else "unknown"
         mark, style = MARKS[state]
-        text = _LINES[part](facts) if facts else "" if levels else "not looked at, since something before it failed"
+        if not (text or facts or levels):
+            text = "not looked at, since something before it failed"
         table.add_row(Text(mark, style), Text(part, "bold"), Text(text))
     return table
 
