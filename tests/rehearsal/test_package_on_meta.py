@@ -107,7 +107,21 @@ def test_each_schedule_and_what_surrounds_a_step_waits_for_nothing(schedule, tmp
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", "barlow_twins byol dino ijepa lejepa mae moco simclr simsiam supervised swav vicreg".split()
+    "name",
+    [
+        "barlow_twins",
+        "byol",
+        "dino",
+        "ijepa",
+        "lejepa",
+        "mae",
+        "moco",
+        "simclr",
+        "simsiam",
+        "supervised",
+        "swav",
+        "vicreg",
+    ],
 )
 def test_each_recipe_trains_without_a_wait(name, tmp_path):
     report, _ = rehearsed(maker_of(compose(f"{name}_digits")), tmp_path)
@@ -185,7 +199,11 @@ class Careless(Toy):
         masked[labels == 0] = losses.detach()[0]  # SHAPE
         self.latest = losses.detach()
         used = [together.mean(), chosen.mean(), hard.mean(), picked.mean(), listed.mean(), fine.mean(), masked.mean()]
-        assert text and size and on_host.numel() == len(known) == n and shift.numel() and inverse.numel()
+        assert text
+        assert size
+        assert on_host.numel() == len(known) == n
+        assert shift.numel()
+        assert inverse.numel()
         assert len(rows) >= len(classes)
         return sum(used, losses.mean()) * scale
 
@@ -289,7 +307,8 @@ def test_a_metric_on_another_device_is_an_error_and_reading_its_value_is_none(ma
     trainer = make_toy(data=data, module={"backbone": toy_backbone()}, logger={"metric": {"test": {"m": BadMetric()}}})
     report, _ = rehearsed(maker_like(trainer), tmp_path)
     (finding,) = report.findings
-    assert finding.level == "error" and f":{inspect.getsourcelines(BadMetric.update)[1] + 1} mixes" in finding.text
+    assert finding.level == "error"
+    assert f":{inspect.getsourcelines(BadMetric.update)[1] + 1} mixes" in finding.text
 
 
 def test_autocast_of_torch_is_as_before_after_a_rehearsal():
