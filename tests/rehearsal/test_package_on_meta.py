@@ -106,9 +106,7 @@ def test_each_schedule_and_what_surrounds_a_step_waits_for_nothing(schedule, tmp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", "barlow_twins byol dino ijepa lejepa mae moco simclr simsiam supervised swav vicreg".split()
-)
+@pytest.mark.parametrize("name", [*(name for name in methods.METHODS if name != "byol_with_batch_norm"), "supervised"])
 def test_each_recipe_trains_without_a_wait(name, tmp_path):
     report, _ = rehearsed(maker_of(compose(f"{name}_digits")), tmp_path)
     assert not report.findings
@@ -130,7 +128,9 @@ def test_the_flops_are_those_of_one_optimizer_step(tmp_path):
 def test_a_mask_on_a_device_is_counted_in_host_memory():
     mask = torch.rand(6, 20, generator=torch.Generator().manual_seed(0)) < 0.4
     placed = to_device([mask], torch.device("meta"))[0]
-    with noticing(findings := Findings()):
+    findings = Findings()
+    findings.counts_waits = True
+    with noticing(findings):
         places, is_real = places_of(placed)
         assert places.shape == is_real.shape == (6, int(mask.sum(1).max()))
         assert not findings.all
@@ -150,7 +150,8 @@ class Careless(Toy):
 
     def after_fit_step(self):
         if self.is_logging:
-            self.kept.append(self.latest.item())
+            self.kept.append(self.latest.mean().item())
+            self.log("weighted", self.latest @ torch.ones(8))  # MIXED
         self.latest.tolist()  # TO_HOST
 
     def compute_loss(self):
@@ -185,8 +186,8 @@ class Careless(Toy):
         masked[labels == 0] = losses.detach()[0]  # SHAPE
         self.latest = losses.detach()
         used = [together.mean(), chosen.mean(), hard.mean(), picked.mean(), listed.mean(), fine.mean(), masked.mean()]
-        assert text and size and on_host.numel() == len(known) == n and shift.numel() and inverse.numel()
-        assert len(rows) >= len(classes)
+        assert (type(text), type(size), len(known), len(on_host), len(shift)) == (str, int, n, n, n)
+        assert len(rows) >= len(classes) > 0 < len(inverse)
         return sum(used, losses.mean()) * scale
 
 
@@ -289,7 +290,8 @@ def test_a_metric_on_another_device_is_an_error_and_reading_its_value_is_none(ma
     trainer = make_toy(data=data, module={"backbone": toy_backbone()}, logger={"metric": {"test": {"m": BadMetric()}}})
     report, _ = rehearsed(maker_like(trainer), tmp_path)
     (finding,) = report.findings
-    assert finding.level == "error" and f":{inspect.getsourcelines(BadMetric.update)[1] + 1} mixes" in finding.text
+    assert finding.level == "error"
+    assert f":{inspect.getsourcelines(BadMetric.update)[1] + 1} mixes" in finding.text
 
 
 def test_autocast_of_torch_is_as_before_after_a_rehearsal():

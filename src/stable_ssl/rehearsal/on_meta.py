@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -13,13 +13,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..exceptions import BreakAllEpochs, BreakEpoch, BreakStep
 from . import waits
+from .few import first_batch
+from .hearing import Heard, left_as_it_was
 from .lines import line_of
+from .small_run import close
 from .stage import META, Stage
 from .stepping import begin_epoch, take_batch
 from .waits import Finding, Findings, noticing
 
 PART = "device"
 _MOST_TRIES = 6
+_MOST_SAMPLES = 8  # of a set to evaluate on
 _SAYS_DEVICE = re.compile(r"expected device|same device|different devices|expected device \w+ but got")
 _ADVICE = {
     waits.MIXED: "CUDA refuses that. Make the tensor on self.device, or register it as a buffer of a module.",
@@ -42,27 +46,33 @@ def check_on_meta(stage: Stage) -> None:
     """
     if stage.batch is None:
         return
-    findings, flops = Findings(), FlopCounterMode(display=False)
-    findings.counts_waits = False
-    try:
-        with noticing(findings):
+    findings = Findings()
+    with left_as_it_was(), Heard().listening(), _eager(), ExitStack() as last:
+        try:
             trainer = stage.throw_away("meta", META)
-            trainer.setup()
-    except Exception as error:
-        _tell_error(stage, findings, error)
-    else:
-        with _eager():
-            failure = _train(trainer, stage.batch, findings, flops)
-            if failure is None:
-                _evaluate(stage, trainer, findings)
-            else:
-                _tell_error(stage, findings, failure)
-        if per_batch := flops.get_total_flops() / _group(trainer):
-            group = min(trainer._steps.num_batches, trainer.optim["accumulation_steps"])
-            stage.report.tell(PART, flops_per_step=round(per_batch * group))
+            last.callback(close, trainer)
+            with noticing(findings):
+                trainer.setup()
+        except Exception as error:
+            _tell_error(stage, findings, error)
+        else:
+            _rehearse(stage, trainer, findings)
     for finding in findings.all:
         (stage.report.error if finding.kind in waits.ERRORS else stage.report.warn)(PART, _sentence(finding))
     stage.report.tell(PART, waits_per_step=len(findings.all) - len(findings.errors()))
+
+
+def _rehearse(stage: Stage, trainer: Any, findings: Findings) -> None:
+    """Train and evaluate a trainer that is set up on `meta`."""
+    flops = FlopCounterMode(display=False)
+    error = _train(trainer, stage.batch, findings, flops)
+    if error is None:
+        _evaluate(stage, trainer, findings)
+    else:
+        _tell_error(stage, findings, error)
+    if per_batch := flops.get_total_flops() / _group(trainer):
+        group = min(trainer._steps.num_batches, trainer.optim["accumulation_steps"])
+        stage.report.tell(PART, flops_per_step=round(per_batch * group))
 
 
 def _sentence(finding: Finding) -> str:
@@ -76,7 +86,7 @@ def _group(trainer: Any) -> int:
     return int(min(trainer.optim["accumulation_steps"], trainer._steps.num_batches, 2))
 
 
-def _train(trainer: Any, batch: tuple[Any, Any], findings: Findings, flops: FlopCounterMode) -> Exception | None:
+def _train(trainer: Any, batch: Any, findings: Findings, flops: FlopCounterMode) -> Exception | None:
     """Take three optimizer steps, and return the error that ended them, if one did."""
     trainer._steps.accumulation = _group(trainer)
 
@@ -88,7 +98,11 @@ def _train(trainer: Any, batch: tuple[Any, Any], findings: Findings, flops: Flop
         with flops:
             step()
 
-    error = _tried(lambda: begin_epoch(trainer), trainer, findings)
+    def begin() -> None:
+        trainer.before_fit()
+        begin_epoch(trainer)
+
+    error = _tried(begin, trainer, findings)
     for do in (step, counted_step) if error is None else ():
         findings.counts_waits = True
         error = error or _tried(do, trainer, findings)
@@ -130,7 +144,7 @@ def _evaluate(stage: Stage, trainer: Any, findings: Findings) -> None:
     """Give a batch of each evaluation set to its metrics. Only what CUDA refuses counts: values are read by nature."""
     for name in trainer.eval_sets if stage.trainer is not None else ():
         try:
-            found = next(iter(stage.trainer.data[name].batches(0)), None)
+            found = first_batch(stage.trainer.data[name], _MOST_SAMPLES)
         except Exception:  # the check of the data says so
             found = None
         if found is None:
@@ -151,7 +165,7 @@ def _evaluate(stage: Stage, trainer: Any, findings: Findings) -> None:
             _tell_error(stage, findings, error)
 
 
-@contextlib.contextmanager
+@contextmanager
 def _eager() -> Iterator[None]:
     """Let functions that the user's code has compiled run as they are written."""
     if "torch._dynamo" not in sys.modules:

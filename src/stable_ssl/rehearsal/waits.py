@@ -59,12 +59,12 @@ class Findings:
     Attributes
     ----------
     counts_waits
-        Whether waits are noted now, and not only what CUDA refuses.
+        Whether waits are noted now, and not only what CUDA refuses. False at first.
     """
 
     def __init__(self) -> None:
         self.all: list[Finding] = []
-        self.counts_waits = True
+        self.counts_waits = False
         self._answers: dict[str, bool] = {}  # to bool(), by place
 
     def note(self, kind: str, what: str) -> None:
