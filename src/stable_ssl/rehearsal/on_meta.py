@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -22,6 +22,8 @@ from .stepping import begin_epoch, take_batch
 from .waits import Finding, Findings, noticing
 
 PART = "device"
+# A step of the package reads values in these files if optim.nonfinite is skip, and never else.
+_LOOK_AT_LOSSES = ("stable_ssl/engine/stepping.py", "stable_ssl/runtime/precision.py")
 _MOST_TRIES = 6
 _MOST_SAMPLES = 8  # of a set to evaluate on
 _SAYS_DEVICE = re.compile(r"expected device|same device|different devices|expected device \w+ but got")
@@ -76,9 +78,13 @@ def _rehearse(stage: Stage, trainer: Any, findings: Findings) -> None:
 
 
 def _sentence(finding: Finding) -> str:
+    if finding.kind == waits.READS and finding.place.startswith(_LOOK_AT_LOSSES):
+        return "optim.nonfinite: skip looks at each step's loss and gradients, so each step waits for the device."
     if finding.kind in waits.ERRORS:
         return f"{finding.place} {finding.kind} ({finding.what}). {_ADVICE[finding.kind]}"
-    return f"{finding.place} {finding.kind} ({finding.what}): each step waits for the device. {_ADVICE[finding.kind]}"
+    return (
+        f"{finding.place} {finding.kind} ({finding.what}), so each step waits for the device. {_ADVICE[finding.kind]}"
+    )
 
 
 def _group(trainer: Any) -> int:
@@ -88,30 +94,32 @@ def _group(trainer: Any) -> int:
 
 def _train(trainer: Any, batch: Any, findings: Findings, flops: FlopCounterMode) -> Exception | None:
     """Take three optimizer steps, and return the error that ended them, if one did."""
-    trainer._steps.accumulation = _group(trainer)
-
-    def step() -> None:
-        for batch_idx in range(trainer._steps.accumulation):
-            take_batch(trainer, batch_idx, *batch)
-
-    def counted_step() -> None:
-        with flops:
-            step()
+    steps, group = trainer._steps, _group(trainer)
+    steps.accumulation = group
+    later = group if steps.num_batches >= 2 * group else 0  # what is done every so many mini-batches is often done at 0
 
     def begin() -> None:
         trainer.before_fit()
         begin_epoch(trainer)
 
+    def take(first: int, counter: FlopCounterMode | None = None) -> Exception | None:
+        def step() -> None:
+            with counter or nullcontext():
+                for batch_idx in range(first, first + group):
+                    take_batch(trainer, batch_idx, *batch)
+
+        return _tried(step, trainer, findings)
+
     error = _tried(begin, trainer, findings)
-    for do in (step, counted_step) if error is None else ():
-        findings.counts_waits = True
-        error = error or _tried(do, trainer, findings)
-        findings.counts_waits = False
-        if do is step and error is None:
-            findings.forget_waits()
+    findings.counts_waits = True
+    error = error or take(0)
+    if error is None:
+        findings.forget_waits()
+        error = take(later, flops)
+    findings.counts_waits = False
     if error is None:
         trainer._recorder._every, trainer._recorder.emit = 1, lambda record: None
-        error = _tried(step, trainer, findings)
+        error = take(later)
         error = error if error and _is_of_devices(error) else None  # the values that are logged are missing
     return error
 
