@@ -253,6 +253,12 @@ def test_cuda_by_name_is_the_device(make_toy, tmp_path):
     assert not report.findings
 
 
+def test_a_run_that_skips_bad_steps_waits_and_the_key_is_named(make_toy, tmp_path):
+    report, _ = rehearsed(maker_like(make_toy(nonfinite="skip", grad_max_norm=1.0)), tmp_path)
+    assert [f.level for f in report.findings] == ["warning"]
+    assert report.findings[0].text.startswith("optim.nonfinite: skip looks at")
+
+
 class Unknown(Toy):
     """Can't be computed without values."""
 
