@@ -106,23 +106,7 @@ def test_each_schedule_and_what_surrounds_a_step_waits_for_nothing(schedule, tmp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    [
-        "barlow_twins",
-        "byol",
-        "dino",
-        "ijepa",
-        "lejepa",
-        "mae",
-        "moco",
-        "simclr",
-        "simsiam",
-        "supervised",
-        "swav",
-        "vicreg",
-    ],
-)
+@pytest.mark.parametrize("name", [*(name for name in methods.METHODS if name != "byol_with_batch_norm"), "supervised"])
 def test_each_recipe_trains_without_a_wait(name, tmp_path):
     report, _ = rehearsed(maker_of(compose(f"{name}_digits")), tmp_path)
     assert not report.findings
@@ -144,7 +128,9 @@ def test_the_flops_are_those_of_one_optimizer_step(tmp_path):
 def test_a_mask_on_a_device_is_counted_in_host_memory():
     mask = torch.rand(6, 20, generator=torch.Generator().manual_seed(0)) < 0.4
     placed = to_device([mask], torch.device("meta"))[0]
-    with noticing(findings := Findings()):
+    findings = Findings()
+    findings.counts_waits = True
+    with noticing(findings):
         places, is_real = places_of(placed)
         assert places.shape == is_real.shape == (6, int(mask.sum(1).max()))
         assert not findings.all
@@ -164,7 +150,8 @@ class Careless(Toy):
 
     def after_fit_step(self):
         if self.is_logging:
-            self.kept.append(self.latest.item())
+            self.kept.append(self.latest.mean().item())
+            self.log("weighted", self.latest @ torch.ones(8))  # MIXED
         self.latest.tolist()  # TO_HOST
 
     def compute_loss(self):
@@ -199,12 +186,8 @@ class Careless(Toy):
         masked[labels == 0] = losses.detach()[0]  # SHAPE
         self.latest = losses.detach()
         used = [together.mean(), chosen.mean(), hard.mean(), picked.mean(), listed.mean(), fine.mean(), masked.mean()]
-        assert text
-        assert size
-        assert on_host.numel() == len(known) == n
-        assert shift.numel()
-        assert inverse.numel()
-        assert len(rows) >= len(classes)
+        assert (type(text), type(size), len(known), len(on_host), len(shift)) == (str, int, n, n, n)
+        assert len(rows) >= len(classes) > 0 < len(inverse)
         return sum(used, losses.mean()) * scale
 
 
@@ -268,6 +251,12 @@ class OnGpu(Toy):
 def test_cuda_by_name_is_the_device(make_toy, tmp_path):
     report, _ = rehearsed(maker_like(make_toy(OnGpu)), tmp_path)
     assert not report.findings
+
+
+def test_a_run_that_skips_bad_steps_waits_and_the_key_is_named(make_toy, tmp_path):
+    report, _ = rehearsed(maker_like(make_toy(nonfinite="skip", grad_max_norm=1.0)), tmp_path)
+    assert [f.level for f in report.findings] == ["warning"]
+    assert report.findings[0].text.startswith("optim.nonfinite: skip looks at")
 
 
 class Unknown(Toy):

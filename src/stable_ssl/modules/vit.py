@@ -323,13 +323,7 @@ def places_of(mask: Bool[Tensor, "batch patches"]) -> tuple[Int[Tensor, "batch m
 
 
 def mask_of(mask: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return the mask that a function makes of another one. If that has a copy in host memory, the result has one too.
-
-    Examples
-    --------
-    >>> mask_of(torch.tensor([[False, True]]), torch.logical_not)
-    tensor([[ True, False]])
-    """
+    """Return the mask that a function makes of another, with a copy in host memory if the other has one."""
     made, on_host = function(mask), _on_host(mask)
     if on_host is not None:
         made.on_host = function(on_host)  # type: ignore[attr-defined]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -13,13 +13,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..exceptions import BreakAllEpochs, BreakEpoch, BreakStep
 from . import waits
+from .few import first_batch
+from .hearing import Heard, left_as_it_was
 from .lines import line_of
+from .small_run import close
 from .stage import META, Stage
 from .stepping import begin_epoch, take_batch
 from .waits import Finding, Findings, noticing
 
 PART = "device"
+# A step of the package reads values in these files if optim.nonfinite is skip, and never else.
+_LOOK_AT_LOSSES = ("stable_ssl/engine/stepping.py", "stable_ssl/runtime/precision.py")
 _MOST_TRIES = 6
+_MOST_SAMPLES = 8  # of a set to evaluate on
 _SAYS_DEVICE = re.compile(r"expected device|same device|different devices|expected device \w+ but got")
 _ADVICE = {
     waits.MIXED: "CUDA refuses that. Make the tensor on self.device, or register it as a buffer of a module.",
@@ -42,33 +48,43 @@ def check_on_meta(stage: Stage) -> None:
     """
     if stage.batch is None:
         return
-    findings, flops = Findings(), FlopCounterMode(display=False)
-    findings.counts_waits = False
-    try:
-        with noticing(findings):
+    findings = Findings()
+    with left_as_it_was(), Heard().listening(), _eager(), ExitStack() as last:
+        try:
             trainer = stage.throw_away("meta", META)
-            trainer.setup()
-    except Exception as error:
-        _tell_error(stage, findings, error)
-    else:
-        with _eager():
-            failure = _train(trainer, stage.batch, findings, flops)
-            if failure is None:
-                _evaluate(stage, trainer, findings)
-            else:
-                _tell_error(stage, findings, failure)
-        if per_batch := flops.get_total_flops() / _group(trainer):
-            group = min(trainer._steps.num_batches, trainer.optim["accumulation_steps"])
-            stage.report.tell(PART, flops_per_step=round(per_batch * group))
+            last.callback(close, trainer)
+            with noticing(findings):
+                trainer.setup()
+        except Exception as error:
+            _tell_error(stage, findings, error)
+        else:
+            _rehearse(stage, trainer, findings)
     for finding in findings.all:
         (stage.report.error if finding.kind in waits.ERRORS else stage.report.warn)(PART, _sentence(finding))
     stage.report.tell(PART, waits_per_step=len(findings.all) - len(findings.errors()))
 
 
+def _rehearse(stage: Stage, trainer: Any, findings: Findings) -> None:
+    """Train and evaluate a trainer that is set up on `meta`."""
+    flops = FlopCounterMode(display=False)
+    error = _train(trainer, stage.batch, findings, flops)
+    if error is None:
+        _evaluate(stage, trainer, findings)
+    else:
+        _tell_error(stage, findings, error)
+    if per_batch := flops.get_total_flops() / _group(trainer):
+        group = min(trainer._steps.num_batches, trainer.optim["accumulation_steps"])
+        stage.report.tell(PART, flops_per_step=round(per_batch * group))
+
+
 def _sentence(finding: Finding) -> str:
+    if finding.kind == waits.READS and finding.place.startswith(_LOOK_AT_LOSSES):
+        return "optim.nonfinite: skip looks at each step's loss and gradients, so each step waits for the device."
     if finding.kind in waits.ERRORS:
         return f"{finding.place} {finding.kind} ({finding.what}). {_ADVICE[finding.kind]}"
-    return f"{finding.place} {finding.kind} ({finding.what}): each step waits for the device. {_ADVICE[finding.kind]}"
+    return (
+        f"{finding.place} {finding.kind} ({finding.what}), so each step waits for the device. {_ADVICE[finding.kind]}"
+    )
 
 
 def _group(trainer: Any) -> int:
@@ -76,28 +92,34 @@ def _group(trainer: Any) -> int:
     return int(min(trainer.optim["accumulation_steps"], trainer._steps.num_batches, 2))
 
 
-def _train(trainer: Any, batch: tuple[Any, Any], findings: Findings, flops: FlopCounterMode) -> Exception | None:
+def _train(trainer: Any, batch: Any, findings: Findings, flops: FlopCounterMode) -> Exception | None:
     """Take three optimizer steps, and return the error that ended them, if one did."""
-    trainer._steps.accumulation = _group(trainer)
+    steps, group = trainer._steps, _group(trainer)
+    steps.accumulation = group
+    later = group if steps.num_batches >= 2 * group else 0  # what is done every so many mini-batches is often done at 0
 
-    def step() -> None:
-        for batch_idx in range(trainer._steps.accumulation):
-            take_batch(trainer, batch_idx, *batch)
+    def begin() -> None:
+        trainer.before_fit()
+        begin_epoch(trainer)
 
-    def counted_step() -> None:
-        with flops:
-            step()
+    def take(first: int, counter: FlopCounterMode | None = None) -> Exception | None:
+        def step() -> None:
+            with counter or nullcontext():
+                for batch_idx in range(first, first + group):
+                    take_batch(trainer, batch_idx, *batch)
 
-    error = _tried(lambda: begin_epoch(trainer), trainer, findings)
-    for do in (step, counted_step) if error is None else ():
-        findings.counts_waits = True
-        error = error or _tried(do, trainer, findings)
-        findings.counts_waits = False
-        if do is step and error is None:
-            findings.forget_waits()
+        return _tried(step, trainer, findings)
+
+    error = _tried(begin, trainer, findings)
+    findings.counts_waits = True
+    error = error or take(0)
+    if error is None:
+        findings.forget_waits()
+        error = take(later, flops)
+    findings.counts_waits = False
     if error is None:
         trainer._recorder._every, trainer._recorder.emit = 1, lambda record: None
-        error = _tried(step, trainer, findings)
+        error = take(later)
         error = error if error and _is_of_devices(error) else None  # the values that are logged are missing
     return error
 
@@ -130,7 +152,7 @@ def _evaluate(stage: Stage, trainer: Any, findings: Findings) -> None:
     """Give a batch of each evaluation set to its metrics. Only what CUDA refuses counts: values are read by nature."""
     for name in trainer.eval_sets if stage.trainer is not None else ():
         try:
-            found = next(iter(stage.trainer.data[name].batches(0)), None)
+            found = first_batch(stage.trainer.data[name], _MOST_SAMPLES)
         except Exception:  # the check of the data says so
             found = None
         if found is None:
@@ -151,7 +173,7 @@ def _evaluate(stage: Stage, trainer: Any, findings: Findings) -> None:
             _tell_error(stage, findings, error)
 
 
-@contextlib.contextmanager
+@contextmanager
 def _eager() -> Iterator[None]:
     """Let functions that the user's code has compiled run as they are written."""
     if "torch._dynamo" not in sys.modules:

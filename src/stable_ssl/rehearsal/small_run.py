@@ -108,7 +108,7 @@ def _set_up(stage: Stage, name: str, last: ExitStack) -> Any:
     trainer: Any = None
     try:
         trainer = stage.throw_away(name)
-        last.callback(_close, trainer)
+        last.callback(close, trainer)
         trainer.setup()
     except Preempted:
         raise
@@ -124,7 +124,7 @@ def _set_up(stage: Stage, name: str, last: ExitStack) -> Any:
     return trainer
 
 
-def _close(trainer: Any) -> None:
+def close(trainer: Any) -> None:
     """Release the folder of a trainer, and end its threads and worker processes."""
     run = vars(trainer).get("_run")
     if run is not None:

@@ -22,7 +22,7 @@ from .lines import caller
 aten = torch.ops.aten
 META = "meta"
 
-READS = "reads a value of a tensor (.item(), or bool(), int() or float() of it)"
+READS = "reads a value of a tensor"
 TO_HOST = "copies a tensor to host memory"
 TO_DEVICE = "copies from host memory without non_blocking=True"
 BY_HOST_INDEX = "indexes a tensor by numbers in host memory, which are copied to the device first"
@@ -59,12 +59,12 @@ class Findings:
     Attributes
     ----------
     counts_waits
-        Whether waits are noted now, and not only what CUDA refuses.
+        Whether waits are noted now, and not only what CUDA refuses. False at first.
     """
 
     def __init__(self) -> None:
         self.all: list[Finding] = []
-        self.counts_waits = True
+        self.counts_waits = False
         self._answers: dict[str, bool] = {}  # to bool(), by place
 
     def note(self, kind: str, what: str) -> None:
@@ -153,7 +153,7 @@ class _Calls(TorchFunctionMode):
             self._findings.note(AS_ARRAY, "numpy()")
             return func(torch.ones_like(first, device="cpu"), *args[1:], **kwargs)
         if is_meta and func in _SHOWN:
-            self._findings.note(READS, "the text of a tensor")
+            self._findings.note(READS, "its text")
             return func(torch.ones_like(first, device="cpu"), *args[1:], **kwargs)
         if func is Tensor.cuda:
             return first.to(META)
@@ -288,12 +288,14 @@ class _Operations(TorchDispatchMode):
             self._findings.note(SHAPE, _name(func))
             return _SHAPES[func](*args, **kwargs)
         if func in _CHECKS:
-            self._findings.note(CHECKS, _name(func))
+            name = args[1] if func is aten._linalg_check_errors.default else _name(func)
+            self._findings.note(CHECKS, name)
         return func(*args, **kwargs)
 
     def _read(self, func: Any, tensor: Tensor) -> bool | int | float | complex:
-        self._findings.note(READS, "item()" if func is aten._local_scalar_dense.default else f"{_name(func)}()")
-        if func is not aten._local_scalar_dense.default or tensor.dtype == torch.bool:
+        is_one = func is aten._local_scalar_dense.default
+        self._findings.note(READS, "item(), bool(), int() or float()" if is_one else f"{_name(func)}()")
+        if not is_one or tensor.dtype == torch.bool:
             return self._findings.answer()
         return 1.0 if tensor.is_floating_point() else 1j if tensor.is_complex() else 1
 
@@ -359,7 +361,7 @@ def _on_meta(value: Any) -> Any:
 
 
 def _name(func: Any) -> str:
-    return str(func._schema.name.removeprefix("aten::").strip("_"))
+    return str(func._schema.name.removeprefix("aten::").strip("_").rstrip("2"))
 
 
 def _described(tensors: Sequence[Tensor]) -> str:
