@@ -82,17 +82,19 @@ def _in_words(rates: Rates, kind: str) -> str:
 def _rates(trainer: Any) -> list[Rates]:
     """Return the first, the largest and the last rate of each group of the method's optimizer."""
     schedule, total = trainer.optim["scheduler"], trainer.optim["total_steps"]
-    groups, constant = trainer.optim["optimizer"].param_groups, unscheduled(trainer.optim["groups"])
+    constant = unscheduled(trainer.optim["groups"])
+    fixed = {
+        number: _constant(group)
+        for number, group in enumerate(trainer.optim["optimizer"].param_groups)
+        if group.get("name", "") in constant
+    }
     if getattr(type(schedule), "get_lr", None) is LambdaLR.get_lr:
         courses = [_of_function(factor, total) for factor in schedule.lr_lambdas]
         rows = zip(schedule.base_lrs, courses, strict=True)
         found = [(float(base * first), float(base * largest), base * last) for base, (first, largest, last) in rows]
     else:
         found = _gone_through(trainer, total)
-    return [
-        (rates[0], rates[0], rates[0]) if group.get("name", "") in constant else rates
-        for rates, group in zip(found, groups, strict=True)
-    ]
+    return [fixed.get(number, rates) for number, rates in enumerate(found)]
 
 
 def _of_function(factor: Callable[[int], float], total: int) -> tuple[float, float, float]:

@@ -80,7 +80,7 @@ def check_small_run(stage: Stage) -> None:
         return
     heard, run = Heard(), None
     with left_as_it_was(), heard.listening(), ExitStack() as last:
-        run = _Tries(stage, last).made()
+        run = _Tries(stage, last, heard).made()
         if run is not None:
             stage.trainer = run.trainer
             _tell_of(stage, run)
@@ -97,7 +97,7 @@ def _has_memory(stage: Stage) -> bool:
     if needed > free:
         stage.report.warn(
             "step",
-            f"No step was tried: with {count / 1e6:,.0f} million parameters it needs {needed / 2**30:.1f} GiB of "
+            f"No step was tried: with {count / 1e6:,.0f} million parameters it needs {needed / 2**30:,.1f} GiB of "
             f"memory, and this machine has {free / 2**30:.1f} left. Run the check on a larger one.",
         )
     return needed <= free
@@ -137,10 +137,15 @@ def _close(trainer: Any) -> None:
 
 def _tell_error(stage: Stage, problems: list[str], is_certain: bool = True) -> None:
     """Report problems, but not those of a key that has an error already."""
-    known = {finding.text.partition(": ")[0] for finding in stage.report.of(ERROR) if finding.part != "step"}
+    known = {_key_of(finding.text) for finding in stage.report.of(ERROR) if finding.part != "step"}
     for problem in problems:
-        if problem.partition(": ")[0] not in known:
+        if not any(f"{_key_of(problem)}.".startswith(f"{key}.") for key in known):
             (stage.report.error if is_certain else stage.report.warn)("step", problem)
+
+
+def _key_of(problem: str) -> str:
+    """Return the key that a sentence begins with."""
+    return problem.partition(": ")[0]
 
 
 # The tries ------------------------------------------------------------------------------------------------------------
@@ -155,10 +160,12 @@ class _Tries:
         The stage. Its report gets the error of the last try.
     last
         Closes all trainers when the check is over.
+    heard
+        What is said. What tries before the last one say is forgotten.
     """
 
-    def __init__(self, stage: Stage, last: ExitStack):
-        self._stage, self._last = stage, last
+    def __init__(self, stage: Stage, last: ExitStack, heard: Heard):
+        self._stage, self._last, self._heard = stage, last, heard
         self._batches: dict[str, Batch] = {}
 
     def made(self) -> SmallRun | None:
@@ -175,6 +182,7 @@ class _Tries:
             if run.size == whole or is_slow or not _may_be_mended(run):
                 self._tell(run, is_certain=not (is_slow and _may_be_mended(run)))
                 return None
+            self._heard.forget()
             name = f"small_{size}"
             trainer = _set_up(self._stage, name, self._last)
             if trainer is None or (size == whole and not self._read(trainer, is_whole=True)):
