@@ -18,11 +18,12 @@ from ..loggers.jsonl import read_metrics
 from ..monitors import KNN
 from ..runtime.batches import labels_of
 from ..runtime.device import count_images
-from .explained import Place, explain, is_known
+from .explained import explain, is_known
 from .few import Batch, Few, few_of, first_batch
 from .groups import table_of_groups
 from .hearing import Heard, left_as_it_was
 from .observations import observations, why_not_finite
+from .places import Place
 from .read_back import differences, lost, numbers_of, unsavable
 from .report import ERROR
 from .stage import Stage
