@@ -106,7 +106,7 @@ class Place:
 
 def _keys_of(trainer: Any) -> dict[int, str]:
     """Return the keys of a trainer's parts, by their ids."""
-    if trainer is None:
+    if trainer is None or "_modules" not in vars(trainer):
         return {}
     keys = {id(module): name for name, module in trainer.named_modules() if name not in ("", "module")}
     for kind in ("metric", "monitor"):
