@@ -128,6 +128,16 @@ def _kinds_of_numbers(match: re.Match, place: Place, config: Any) -> str:
     return f"{where} takes float32, but gets {kind}{_source(place)}. {advice}"
 
 
+def _list_of_views(match: re.Match, place: Place, config: Any) -> str:
+    if not place.key.startswith("module."):
+        return ""
+    got = f": {place.got}" if place.got else ""
+    return (
+        f"{place.layer} takes one tensor, but gets a list{got}. Does the data set, or data.train.views, "
+        "give several views of each image? Give one, or take a trainer for several."
+    )
+
+
 def _small_images(match: re.Match, place: Place, config: Any) -> str:
     where = place.layer if place.key else "a layer"
     return (
@@ -189,6 +199,7 @@ _KINDS: list[tuple[str, Callable[[re.Match, Place, Any], str]]] = [
     (r"Input type \((.+?)\) and (?:bias|weight) type", _kinds_of_numbers),
     (r"must have the same dtype, but got (\w+) and \w+", _kinds_of_numbers),
     (r"expected (?:m1 and m2|scalar type).* (?:but found|!=)[ :]*(?:\w+ != )?(\w+)", _kinds_of_numbers),
+    (r"got \(list, |must be Tensor, not list|'list' object has no attribute", _list_of_views),
     (r"not implemented for '(Byte|Char|Int|Long|Short|Bool)'", _kinds_of_numbers),
     (r"Kernel size can't be greater than actual input size|Output size is too small", _small_images),
     (r"Target -?\d+ is out of bounds", _labels),

@@ -10,8 +10,8 @@ from torch import nn
 from ..data.in_memory import free_memory
 from .stage import Stage
 
-# A parameter in fp32 is 12 bytes of state: its value, and two values of an optimizer. When a checkpoint is written, there
-# is a copy of them.
+# In fp32, a parameter has 12 bytes of state: its value, and two values of an optimizer. When a checkpoint is written,
+# there is a copy of them.
 BYTES_PER_PARAMETER = 24
 
 

@@ -142,6 +142,7 @@ class Tries:
                 self._tell(run, is_certain=not (is_slow and _may_be_mended(run)))
                 return None
             self._heard.forget()
+            self._last.pop_all().close()
             name = f"small_{size}"
             trainer = set_up(self._stage, name, self._last)
             if trainer is None or (size == whole and not self._read(trainer, is_whole=True)):
