@@ -194,6 +194,11 @@ class AtEnd(SupervisedTrainer):
         open("/nonexistent/results.txt")
 
 
+class Stops(SupervisedTrainer):
+    def before_fit_step(self):
+        raise BreakStep
+
+
 class Exits(SupervisedTrainer):
     def after_fit_step(self):
         if self.stepped:
@@ -446,6 +451,11 @@ STEPS = {
     "a training set has one view": (
         joint, {"data.train": loader()}, "JointEmbeddingTrainer needs 2 views of each image",
     ),
+    "a training set has a list of views": (
+        supervised,
+        {"data.train": loader(copies=2)},
+        "module.backbone.0 (Flatten) takes one tensor, but gets a list: [float32 (2, 1, 8, 8), float32 (2, 1, 8, 8)].",
+    ),
     # Classes
     "a network has too few classes": (
         supervised, {"module.backbone": flat(linear(64, 5))},
@@ -496,6 +506,7 @@ STEPS = {
     "after_fit_epoch": (*own("AfterEpoch"), "after_fit_epoch(): ZeroDivisionError: division by zero. At " + place("1 / self.batch_idx")),
     "after_eval": (*own("AfterEval"), "after_eval(): AttributeError: 'AfterEval' object has no attribute 'best'. At " + place("self.best, 0.0")),
     "after_fit": (*own("AtEnd"), "after_fit(): FileNotFoundError: [Errno 2] No such file or directory: '/nonexistent/results.txt'. At " + place("open(")),
+    "a hook breaks each step (warning)": (*own("Stops"), "No optimizer step was taken, since hooks have broken off"),
     "a hook ends the process": (*own("Exits"), "after_fit_step(): SystemExit"),
     "a hook breaks what it can't": (*own("Skips"), "BreakStep was raised in a hook that can't use it"),
     "a hook replaces the optimizer": (*own("Optimizes"), "optim.optimizer: a hook replaced it after the set-up."),

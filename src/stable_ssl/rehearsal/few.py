@@ -123,4 +123,10 @@ class Few:
         return len(self._loader)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(vars(self)["_loader"], name)
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self._loader, name)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:  # a hook may ask what it is
+        return type(self._loader)

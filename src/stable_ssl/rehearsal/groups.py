@@ -47,13 +47,13 @@ def table_of_groups(trainer: Any) -> list[dict[str, Any]]:
                     "optimizer": type(optimizer).__name__,
                     **_sizes(group["params"], names),
                     "lr": found[1],
-                    "weight_decay": group.get("weight_decay"),
+                    "weight_decay": float(group.get("weight_decay") or 0.0),
                     "schedule": _in_words(found, kind),
                     "rates": list(found),
                 }
             )
     if rest := [parameter for parameter in trainer.parameters() if id(parameter) in names]:
-        fixed = {"name": None, "optimizer": None, "lr": 0.0, "weight_decay": None, "rates": [0.0, 0.0, 0.0]}
+        fixed = {"name": None, "optimizer": None, "lr": 0.0, "weight_decay": 0.0, "rates": [0.0, 0.0, 0.0]}
         made.append({**fixed, **_sizes(rest, names), "schedule": "not trained"})
     return made
 
@@ -62,7 +62,7 @@ def _sizes(parameters: list[Any], names: dict[int, str]) -> dict[str, Any]:
     """Return the modules and sizes of some parameters, whose names are taken out of `names`."""
     parts = [names.pop(id(parameter), "").split(".") for parameter in parameters]
     return {
-        "modules": list(dict.fromkeys(part[1] if part[0] == "module" else part[0] for part in parts)),
+        "modules": ", ".join(dict.fromkeys(part[1] if part[0] == "module" else part[0] for part in parts)),
         "tensors": len(parameters),
         "parameters": sum(parameter.numel() for parameter in parameters),
     }
@@ -82,17 +82,19 @@ def _in_words(rates: Rates, kind: str) -> str:
 def _rates(trainer: Any) -> list[Rates]:
     """Return the first, the largest and the last rate of each group of the method's optimizer."""
     schedule, total = trainer.optim["scheduler"], trainer.optim["total_steps"]
-    groups, constant = trainer.optim["optimizer"].param_groups, unscheduled(trainer.optim["groups"])
+    constant = unscheduled(trainer.optim["groups"])
+    fixed = {
+        number: _constant(group)
+        for number, group in enumerate(trainer.optim["optimizer"].param_groups)
+        if group.get("name", "") in constant
+    }
     if getattr(type(schedule), "get_lr", None) is LambdaLR.get_lr:
         courses = [_of_function(factor, total) for factor in schedule.lr_lambdas]
         rows = zip(schedule.base_lrs, courses, strict=True)
         found = [(float(base * first), float(base * largest), base * last) for base, (first, largest, last) in rows]
     else:
         found = _gone_through(trainer, total)
-    return [
-        (rates[0], rates[0], rates[0]) if group.get("name", "") in constant else rates
-        for rates, group in zip(found, groups, strict=True)
-    ]
+    return [fixed.get(number, rates) for number, rates in enumerate(found)]
 
 
 def _of_function(factor: Callable[[int], float], total: int) -> tuple[float, float, float]:

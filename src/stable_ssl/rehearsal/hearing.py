@@ -57,6 +57,11 @@ class Heard(logging.Filter):
         finally:
             log.removeFilter(self)
 
+    def forget(self) -> None:
+        """Forget what was heard so far."""
+        self._records.clear()
+        self._warnings.clear()
+
     def filter(self, record: logging.LogRecord) -> bool:
         """Keep a message."""
         self._records.append((record.levelno, record.getMessage()))

@@ -23,6 +23,8 @@ def observations(run: Any, values: Mapping[str, float]) -> Iterator[str]:
     values
         What it logged, by name.
     """
+    if "train" in run.trainer.data and not run.watch.gradients:
+        yield "No optimizer step was taken, since hooks have broken off each mini-batch, the epoch, or training."
     yield from _of_gradients(run.watch)
     yield from _of_modes(run.watch)
     for name in ("latest_representations", "latest_embeddings"):

@@ -16,9 +16,9 @@ from . import waits
 from .few import first_batch
 from .hearing import Heard, left_as_it_was
 from .lines import line_of
-from .small_run import close
 from .stage import META, Stage
 from .stepping import begin_epoch, take_batch
+from .tries import close
 from .waits import Finding, Findings, noticing
 
 PART = "device"

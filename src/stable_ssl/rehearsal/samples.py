@@ -72,7 +72,7 @@ def _loaders(stage: Stage, may_build: bool = False) -> dict[str, Any]:
     for name in data_sets(nodes):
         key = f"data.{name}"
         with _told(stage):
-            if key not in stage.built and may_build and not _may_download(nodes[name]):
+            if key not in stage.built and may_build and not may_download(nodes[name]):
                 stage.built[key] = build(nodes[name], key)
             if key not in stage.built:
                 continue
@@ -84,12 +84,12 @@ def _loaders(stage: Stage, may_build: bool = False) -> dict[str, Any]:
     return found
 
 
-def _may_download(value: Any) -> bool:
+def may_download(value: Any) -> bool:
     """Return whether a node of a data set may download it, which a check never does."""
     if isinstance(value, Mapping):
         is_of_hub = ".HuggingFace" in str(value.get("_target_"))
-        return value.get("download") is True or is_of_hub or any(map(_may_download, value.values()))
-    return isinstance(value, list | tuple) and any(map(_may_download, value))
+        return value.get("download") is True or is_of_hub or any(map(may_download, value.values()))
+    return isinstance(value, list | tuple) and any(map(may_download, value))
 
 
 @contextlib.contextmanager

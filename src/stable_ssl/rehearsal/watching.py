@@ -77,7 +77,7 @@ class Watch:
         self.losses = losses if self.losses is None else self.losses
 
     def _step(self, before: Callable[[], None]) -> None:
-        if not self.gradients:
+        if not self.gradients and self._trainer._steps._num_backward:  # else a hook has broken off all mini-batches
             self.seconds = time.perf_counter() - self._begun
             self.gradients = {n: _kind_of(p.grad) for n, p in self._trainer.named_parameters() if p.requires_grad}
 
