@@ -55,19 +55,18 @@ def views_on_card(loader: Any, held: int, card: Card | None) -> bool:
     return loader.on == "device" or fits
 
 
-def bytes_per_view(loader: Loader) -> float:
-    """Return the largest amount of memory that making the views of an image on a card takes, per image.
+def bytes_per_image(loader: Loader) -> tuple[float, float]:
+    """Return the memory of the views of an image that are made on a card, and what making them takes beside it.
 
-    It counts each operation by itself. On CUDA they are compiled together, and take less.
+    The latter is what operations take that are done one by one. On CUDA they are compiled together, and take less.
     """
     assert loader.views is not None
     images = torch.zeros((_TRIED, *loader._find_shape()), dtype=torch.uint8)
     account = Accounting()
-    account.assign([images], "views")
     with torch.no_grad(), account:
         made = loader.views.make(images, 0, 0, list(range(_TRIED)))
-    del made
-    return sum(account.at_peak.values()) / _TRIED
+    lasting = sum(tensor.nbytes for tensor in made)
+    return lasting / _TRIED, (images.nbytes + sum(account.at_peak.values()) - lasting) / _TRIED
 
 
 def host_parts(data: Mapping[str, Any], held: Mapping[str, int], batch_bytes: int, state_bytes: int) -> dict[str, int]:

@@ -12,7 +12,7 @@ from ..exceptions import ConfigError
 from ..monitors import KNN
 from .cards import GIB
 from .fake import FakeRun
-from .host import bytes_per_view, held_bytes, host_memory, host_parts, views_on_card
+from .host import bytes_per_image, held_bytes, host_memory, host_parts, views_on_card
 from .report import ERROR
 from .stage import Stage
 
@@ -31,8 +31,9 @@ def check_memory(stage: Stage) -> None:
 
     - `peak_bytes`, and its `parts`, at the worst `moment`: in a "training step"; in the "exchange of gradients" of
       several processes, which takes a copy of all gradients; or in an "evaluation" with the kNN bank. In "views" are
-      the batch itself and, if views are made on the card, the images there, the next batch and the work space;
-    - `margin_bytes`: 0.5 GiB for CUDA's context, as much for NCCL with several processes, and 10 % of the peak;
+      the batch itself and, if views are made on the card, the images there and the next batch;
+    - `margin_bytes`: 0.5 GiB for CUDA's context, as much for NCCL with several processes, 10 % of the peak, and the
+      work space of views that are made on the card;
     - `batch_size`, and the `largest_batch` that fits the card with the margin. A line through the peaks of two batch
       sizes gives it, so it is an estimate;
     - `host_bytes` and `host_parts`, per process;
@@ -66,7 +67,7 @@ class _Estimate:
         names = data_sets(trainer.data)
         self._held = {name: held_bytes(trainer.data[name], self._world_size) for name in names}
         self._on_card = views_on_card(trainer.data["train"], self._held["train"], self._card)
-        self._per_view = bytes_per_view(trainer.data["train"]) if self._on_card else 0.0
+        self._per_image = bytes_per_image(trainer.data["train"]) if self._on_card else (0.0, 0.0)
         count = min(self._count, 2)  # more mini-batches take no more memory than two
         other = self.batch_size // 2 if self.batch_size >= 4 else 2 * self.batch_size
         self._account, smaller = run.step(self.batch_size, count), run.step(other, count)
@@ -90,7 +91,7 @@ class _Estimate:
 
     def _views(self, batch_size: int) -> int:
         """Return the memory of the card for views that are made there, without the batch in use."""
-        return self._held["train"] + int(self._per_view * batch_size) if self._on_card else 0
+        return self._held["train"] + int(self._per_image[0] * batch_size) if self._on_card else 0
 
     def _knn_bank(self) -> int:
         """Return the memory of the largest kNN evaluation."""
@@ -105,8 +106,9 @@ class _Estimate:
                     sizes.append(knn_bytes(rows.shape[1], bank, queries // self._world_size))
         return max(sizes)
 
-    def _margin(self, peak: float) -> int:
-        return CONTEXT + (COMMUNICATION if self._world_size > 1 else 0) + int(SHARE * peak)
+    def _margin(self, peak: float, batch_size: int) -> float:
+        context = CONTEXT + (COMMUNICATION if self._world_size > 1 else 0)
+        return context + SHARE * peak + self._per_image[1] * batch_size
 
     def _largest_batch(self, memory: int) -> int:
         """Return the largest batch that fits with the margin, 0 if none does: peaks lie on a line over batch sizes."""
@@ -114,13 +116,13 @@ class _Estimate:
         at_own = sum(self._account.at_peak.values())
         slope = (at_own - at_other) / (self.batch_size - other)
         fixed = at_own - slope * self.batch_size + self._views(0)
-        room = (memory - self._margin(0)) / (1 + SHARE) - fixed
-        return max(0, int(room / (slope + self._per_view if self._on_card else slope)))
+        room = memory - self._margin(0, 0) - (1 + SHARE) * fixed
+        return max(0, int(room / ((1 + SHARE) * (slope + self._per_image[0]) + self._per_image[1])))
 
     def report(self) -> None:
         """Write the figures, and what is wrong with them, to the stage's report."""
         account, card, report = self._account, self._card, self._stage.report
-        margin = self._margin(self.peak)
+        margin = int(self._margin(self.peak, self.batch_size))
         largest = None if card is None else self._largest_batch(card.memory_bytes)
         states = [*self._trainer.parameters(), *self._trainer.buffers(), *self._run.states()]
         batch_bytes = _bytes(tree_leaves(self._stage.batch)) * self.batch_size // self._run.num_samples
