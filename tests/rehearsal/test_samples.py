@@ -158,7 +158,7 @@ def test_views_that_do_not_suit_the_images_name_the_view_and_the_image(report):
     )
     assert "data.train.views: " in channels
     assert "Normalize" in channels
-    assert "1 channels" in channels
+    assert "1 channel." in channels
     (device,) = said(report({"train": Loader(mixed, 8, views=VIEW, on="device", shuffle=True)}), "error")
     assert "data.train.on: 'device' needs images of one size" in device
     assert "20 × 40" in device
@@ -233,11 +233,11 @@ LABELS = {
     "from 1 with room": ([1, 2, 3] * 10, 4, None, "warning", "the labels run from 1 to 3, so they seem to be counted from 1"),
     "one class": ([2] * 30, 3, None, "warning", "data.train: all samples have the class 2"),
     "an empty class": ([0, 1, 3] * 10, 4, None, "warning", "data.train: 1 of 4 classes have no sample: 2."),
-    "none for a metric": ([0, 1, -1] * 10, 2, 2, "error", "logger.metric.train.accuracy: it needs labels, but 10 samples of data.train have -1"),
+    "none for a metric": ([0, 1, -1] * 10, 2, 2, "error", "logger.metric.train.accuracy: it needs labels, but data.train has 10 samples with the label -1, which is no class (sample 2)"),
     "none for a probe": ([-1] * 30, 2, None, "warning", "module.backbone_classifier: it has nothing to learn from"),
-    "floats": ([0.5] * 30, 2, None, "error", "data.train: module.backbone_classifier needs labels that are whole numbers from 0 on, but they are a float (30 samples)"),
-    "texts": (["cat"] * 30, 2, None, "error", "but they are the text 'cat' (30 samples)"),
-    "many labels": ([torch.ones(14)] * 30, 2, None, "error", "but they are float32 (14,) (30 samples)"),
+    "floats": ([0.5] * 30, 2, None, "error", "data.train: module.backbone_classifier needs labels that are whole numbers from 0 on, and there are floats, such as 0.5, in 30 samples"),
+    "texts": (["cat"] * 30, 2, None, "error", "and there are texts, such as 'cat', in 30 samples"),
+    "many labels": ([torch.ones(14)] * 30, 2, None, "error", "and there are float32 (14,) in 30 samples"),
 }  # fmt: skip
 
 
@@ -294,6 +294,15 @@ def test_sets_that_share_files_or_number_classes_otherwise_are_warnings(report, 
     assert "['a', 'c']" in order
     bank = {"test": {"knn": {"_target_": "stable_ssl.monitors.KNN", "bank": "test"}}}
     assert report({"train": train, "test": same}, monitor=bank).findings == []
+
+
+def test_what_several_sets_have_in_common_is_said_once(report):
+    sets = {
+        name: Loader(pairs([0.5] * 30), 8, views=View([CenterCrop(32)]), shuffle=True) for name in ("train", "bank")
+    }
+    (error,) = said(report(sets), "error")
+    assert error.startswith("data.train.views: sample 0 has only 20 × 20 pixels")
+    assert error.endswith("So it is with data.bank.")
 
 
 SIZES = {

@@ -7,6 +7,7 @@ import copy
 import itertools
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -27,8 +28,10 @@ from .labels import Labels, labels_of_batches, labels_of_set
 from .looking import Look, Looker, chosen, look_at
 from .overlap import check_overlap
 from .pixels import check_pixels, check_views_of, facts_of
+from .report import Report
 from .sections import section
 from .stage import Stage
+from .together import add_together
 
 NUM_BATCHES = 2  # of a stream
 NUM_TWICE = 3  # samples are read twice
@@ -36,33 +39,38 @@ NUM_TWICE = 3  # samples are read twice
 
 def check_first_samples(stage: Stage) -> None:
     """Read the first sample of each data set, and see whether its views can be made of it."""
+    own = replace(stage, report=Report())
+    loaders = _loaders(own, may_build=True)
     with preserved_generators():
-        for name, loader in _loaders(stage, may_build=True).items():
-            with _told(stage):
+        for name, loader in loaders.items():
+            with _told(own):
                 if isinstance(loader, Loader):
-                    looker, looks = _looks(stage, loader, [0], is_all=False)
-                    check_unreadable(stage, loader, looks)
-                    check_views_of(stage, loader, looker, looks)
+                    looker, looks = _looks(own, loader, [0], is_all=False)
+                    check_unreadable(own, loader, looks)
+                    check_views_of(own, loader, looker, looks)
                 else:
-                    _look_at_stream(stage, name, loader, 1)
+                    _look_at_stream(own, name, loader, 1)
+    add_together(stage.report, own.report, loaders)
 
 
 def check_samples(stage: Stage) -> None:
     """Look at 100 samples of each data set, or at all if `stage.all_data` is set, and at their labels."""
+    own = replace(stage, report=Report())
     labels: dict[str, Labels | None] = {}
-    loaders, seen = _loaders(stage), dict[str, Any]()
+    loaders, seen = _loaders(own), dict[str, Any]()
     with preserved_generators():
         for name, loader in loaders.items():
-            with _told(stage):
+            with _told(own):
                 if isinstance(loader, Loader):
-                    labels[name] = _look_at_set(stage, name, loader, seen)
+                    labels[name] = _look_at_set(own, name, loader, seen)
                 else:
-                    labels[name] = _look_at_stream(stage, name, loader, NUM_BATCHES)
-    check_labels(stage, {name: found for name, found in labels.items() if found is not None})
+                    labels[name] = _look_at_stream(own, name, loader, NUM_BATCHES)
+    check_labels(own, {name: found for name, found in labels.items() if found is not None})
     others = {name: loader for name, loader in loaders.items() if name != "train"}
     for sentence in other_classes(loaders.get("train"), others):
-        stage.report.warn("data", sentence)
-    check_overlap(stage, {name: loader for name, loader in loaders.items() if isinstance(loader, Loader)})
+        own.report.warn("data", sentence)
+    check_overlap(own, {name: loader for name, loader in loaders.items() if isinstance(loader, Loader)})
+    add_together(stage.report, own.report, loaders)
 
 
 def _loaders(stage: Stage, may_build: bool = False) -> dict[str, Any]:
