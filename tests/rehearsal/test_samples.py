@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import urllib.request
 
 import numpy as np
 import pytest
@@ -305,6 +306,24 @@ def test_what_several_sets_have_in_common_is_said_once(report):
     assert error.endswith("So it is with data.bank.")
 
 
+def test_the_quick_part_builds_what_is_not_built_and_downloads_nothing(report, tmp_path):
+    def loader(target, **arguments):
+        return {"_target_": "stable_ssl.data.Loader", "dataset": {"_target_": target, **arguments}, "batch_size": 4}
+
+    root = folder_of(tmp_path / "images", [(20, 20)] * 4)
+    (root / "b" / "01.png").write_bytes(b"")
+    (root / "a" / "00.png").write_bytes(b"")
+    data = {
+        "train": loader("stable_ssl.data.ImageFolder", root=str(root)),
+        "test": loader("torchvision.datasets.CIFAR10", root=str(tmp_path / "cifar"), download=True),
+    }
+    found = report(data, part=lambda stage: (stage.built.clear(), check_first_samples(stage)))
+    (error,), (warning,) = said(found, "error"), said(found, "warning")
+    assert "data.train: sample 0 (" in error
+    assert "data.test.dataset: CIFAR10 is not in" in warning
+    assert not (tmp_path / "cifar").exists()
+
+
 SIZES = {
     "more than there are": ({"batch_size": 64}, 1, "warning", "data.train.batch_size: 64 is more than the 30 samples"),
     "drop_last on four processes": ({"batch_size": 8, "drop_last": True}, 4, "error", "data.train.batch_size: 30 samples make no batch of 8 on each of 4 processes with drop_last"),
@@ -340,6 +359,9 @@ def test_a_few_batches_of_a_stream_are_read_and_no_more(report):
     assert len(taken) == 8
     (empty,) = said(report({"train": torch.utils.data.DataLoader(Stream([]), 4)}), "error")
     assert empty == "data.train: it gives no batch."
+    remote = (urllib.request.urlopen("http://192.0.2.1/shard.tar", timeout=1) for _ in range(3))
+    (missing,) = said(report({"train": torch.utils.data.DataLoader(Stream(remote), 4)}), "warning")
+    assert "A check reads none over the network" in missing
     failing = (1 / 0 for _ in range(3))
     (error,) = said(
         report({"train": torch.utils.data.DataLoader(Stream(failing), 4)}, part=check_first_samples), "error"

@@ -25,6 +25,7 @@ from ..runtime.batches import LABEL_KEYS
 from ..runtime.cpus import cpus_here
 from ..runtime.device import describe_batch
 from ..runtime.files import printable
+from .offline import needs_network
 
 NUM_LOOKED_AT = 100
 SECONDS = 20.0  # for the samples of one data set, unless all are wanted
@@ -45,6 +46,8 @@ class Look:
         Why it can't be used. None: it can.
     is_unreadable
         Whether the sample is to blame for that, as a file that is damaged.
+    is_remote
+        Whether the sample would have to be read over the network.
     kind
         Its parts in words, such as "(float32 (3, 32, 32), int)".
     shape
@@ -65,6 +68,7 @@ class Look:
     name: str
     error: str | None = None
     is_unreadable: bool = False
+    is_remote: bool = False
     kind: str = ""
     shape: tuple[int, ...] | None = None
     dtype: str = ""
@@ -103,7 +107,8 @@ class Looker(Reader):
             sample = super().__getitem__(entry)
             self._measure(look, sample)
         except (DataError, MemoryError) as error:
-            look.error, look.is_unreadable = str(error), isinstance(error, UnreadableError)
+            look.error, look.is_remote = str(error), needs_network(error)
+            look.is_unreadable = isinstance(error, UnreadableError) and not look.is_remote
         return look
 
     def _measure(self, look: Look, sample: Any) -> None:
