@@ -5,8 +5,8 @@
 Each recipe has a fresh process. Memory on the CPU: the estimate counts tensors. Reality is the largest resident memory
 of the process during a step, without what it had before the step: weights, optimizer and batch, which are there
 already. Blocks of 64 KiB and more are given back to the system at once (MALLOC_MMAP_THRESHOLD_), so that the resident
-memory follows torch's allocations; what oneDNN allocates for itself is in it. On CUDA: `max_memory_allocated` of a step,
-with all that the card holds, in bf16.
+memory follows torch's allocations; what oneDNN allocates for itself is in it. On CUDA: `max_memory_allocated` of a
+step, with all that the card holds, in bf16.
 
 Time: the estimate takes, on the CPU, the speed of a product of matrices and of a copy that are measured first in the
 place of a card's data sheet. Reality is the median of several steps.

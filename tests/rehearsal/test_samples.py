@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import urllib.request
 
 import numpy as np
 import pytest
@@ -158,7 +159,7 @@ def test_views_that_do_not_suit_the_images_name_the_view_and_the_image(report):
     )
     assert "data.train.views: " in channels
     assert "Normalize" in channels
-    assert "1 channels" in channels
+    assert "1 channel." in channels
     (device,) = said(report({"train": Loader(mixed, 8, views=VIEW, on="device", shuffle=True)}), "error")
     assert "data.train.on: 'device' needs images of one size" in device
     assert "20 × 40" in device
@@ -233,11 +234,11 @@ LABELS = {
     "from 1 with room": ([1, 2, 3] * 10, 4, None, "warning", "the labels run from 1 to 3, so they seem to be counted from 1"),
     "one class": ([2] * 30, 3, None, "warning", "data.train: all samples have the class 2"),
     "an empty class": ([0, 1, 3] * 10, 4, None, "warning", "data.train: 1 of 4 classes have no sample: 2."),
-    "none for a metric": ([0, 1, -1] * 10, 2, 2, "error", "logger.metric.train.accuracy: it needs labels, but 10 samples of data.train have -1"),
+    "none for a metric": ([0, 1, -1] * 10, 2, 2, "error", "logger.metric.train.accuracy: it needs labels, but data.train has 10 samples with the label -1, which is no class (sample 2)"),
     "none for a probe": ([-1] * 30, 2, None, "warning", "module.backbone_classifier: it has nothing to learn from"),
-    "floats": ([0.5] * 30, 2, None, "error", "data.train: module.backbone_classifier needs labels that are whole numbers from 0 on, but they are a float (30 samples)"),
-    "texts": (["cat"] * 30, 2, None, "error", "but they are the text 'cat' (30 samples)"),
-    "many labels": ([torch.ones(14)] * 30, 2, None, "error", "but they are float32 (14,) (30 samples)"),
+    "floats": ([0.5] * 30, 2, None, "error", "data.train: module.backbone_classifier needs labels that are whole numbers from 0 on, and there are floats, such as 0.5, in 30 samples"),
+    "texts": (["cat"] * 30, 2, None, "error", "and there are texts, such as 'cat', in 30 samples"),
+    "many labels": ([torch.ones(14)] * 30, 2, None, "error", "and there are float32 (14,) in 30 samples"),
 }  # fmt: skip
 
 
@@ -296,6 +297,33 @@ def test_sets_that_share_files_or_number_classes_otherwise_are_warnings(report, 
     assert report({"train": train, "test": same}, monitor=bank).findings == []
 
 
+def test_what_several_sets_have_in_common_is_said_once(report):
+    sets = {
+        name: Loader(pairs([0.5] * 30), 8, views=View([CenterCrop(32)]), shuffle=True) for name in ("train", "bank")
+    }
+    (error,) = said(report(sets), "error")
+    assert error.startswith("data.train.views: sample 0 has only 20 × 20 pixels")
+    assert error.endswith("So it is with data.bank.")
+
+
+def test_the_quick_part_builds_what_is_not_built_and_downloads_nothing(report, tmp_path):
+    def loader(target, **arguments):
+        return {"_target_": "stable_ssl.data.Loader", "dataset": {"_target_": target, **arguments}, "batch_size": 4}
+
+    root = folder_of(tmp_path / "images", [(20, 20)] * 4)
+    (root / "b" / "01.png").write_bytes(b"")
+    (root / "a" / "00.png").write_bytes(b"")
+    data = {
+        "train": loader("stable_ssl.data.ImageFolder", root=str(root)),
+        "test": loader("torchvision.datasets.CIFAR10", root=str(tmp_path / "cifar"), download=True),
+    }
+    found = report(data, part=lambda stage: (stage.built.clear(), check_first_samples(stage)))
+    (error,), (warning,) = said(found, "error"), said(found, "warning")
+    assert "data.train: sample 0 (" in error
+    assert "data.test.dataset: CIFAR10 is not in" in warning
+    assert not (tmp_path / "cifar").exists()
+
+
 SIZES = {
     "more than there are": ({"batch_size": 64}, 1, "warning", "data.train.batch_size: 64 is more than the 30 samples"),
     "drop_last on four processes": ({"batch_size": 8, "drop_last": True}, 4, "error", "data.train.batch_size: 30 samples make no batch of 8 on each of 4 processes with drop_last"),
@@ -331,6 +359,9 @@ def test_a_few_batches_of_a_stream_are_read_and_no_more(report):
     assert len(taken) == 8
     (empty,) = said(report({"train": torch.utils.data.DataLoader(Stream([]), 4)}), "error")
     assert empty == "data.train: it gives no batch."
+    remote = (urllib.request.urlopen("http://192.0.2.1/shard.tar", timeout=1) for _ in range(3))
+    (missing,) = said(report({"train": torch.utils.data.DataLoader(Stream(remote), 4)}), "warning")
+    assert "A check reads none over the network" in missing
     failing = (1 / 0 for _ in range(3))
     (error,) = said(
         report({"train": torch.utils.data.DataLoader(Stream(failing), 4)}, part=check_first_samples), "error"

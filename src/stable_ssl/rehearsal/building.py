@@ -42,6 +42,12 @@ def build_parts(stage: Stage) -> None:
         _Parts(stage).build_all()
 
 
+def build_data(stage: Stage) -> None:
+    """Build the data sets of a run alone, as `build_parts` does."""
+    with offline(), preserved_generators():
+        _Parts(stage).build_data()
+
+
 class _Parts:
     """The parts of one run.
 
@@ -82,14 +88,18 @@ class _Parts:
         loss = self._part("loss", self._node.get("loss") if self._trainer is None else self._trainer.loss)
         if self._trainer is not None and loss is not _MISSING:
             self._trainer.loss = loss
-        for name in self._sets():
-            self._build_set(name)
+        self.build_data()
         if self._sections["logger"] is not None:
             self._build_watched(self._sections["logger"])
         if self._sections["optim"] is not None and "train" in self._sets():
             self._build_optimization(self._sections["optim"])
         self._check_setup()
         self._check_hooks()
+
+    def build_data(self) -> None:
+        """Build the data sets."""
+        for name in self._sets():
+            self._build_set(name)
 
     # One part ---------------------------------------------------------------------------------------------------------
 

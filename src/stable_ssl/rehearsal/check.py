@@ -11,6 +11,7 @@ from typing import Any
 
 from ..exceptions import ConfigError
 from .cards import Card
+from .offline import offline
 from .report import ERROR, WARNING, Report
 from .stage import Stage, maker_of
 
@@ -56,7 +57,7 @@ def rehearse(
             say(name)
             try:
                 # What the run prints is not what the check prints.
-                with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+                with redirect_stdout(StringIO()), redirect_stderr(StringIO()), offline():
                     part(stage)
             except Exception as error:  # each part tells of the run's faults; what it raises is a fault of its own
                 report.broken[name] = f"{type(error).__name__}: {error}"

@@ -138,46 +138,51 @@ def _say(stage: Stage, counter: ClassCount) -> Callable[[str, str], None]:
     return stage.report.error if counter.is_certain else stage.report.warn
 
 
+def _samples(count: int) -> str:
+    return f"{count} sample{'s' * (count != 1)}"
+
+
 def _check_kinds(stage: Stage, counter: ClassCount, labels: Labels) -> None:
     """Say if labels are no whole numbers."""
-    wrong = {kind: count for kind, count in labels.others.items() if kind != "none"}
-    if wrong:
-        kinds = ", ".join(f"{kind} ({count} samples)" for kind, count in wrong.items())
-        leave = f"or remove {counter.key}."
-        _say(stage, counter)(
-            "data",
-            f"data.{labels.name}: {counter.key} needs labels that are whole numbers from 0 on, but they are {kinds}. "
-            f"Number the classes in the data set, {leave}",
-        )
+    if not labels.others:
+        return
+    shown = [
+        f"{kind}{f', such as {first},' if first != kind else ''} in {_samples(count)}"
+        for kind, (count, first) in labels.others.items()
+    ]
+    _say(stage, counter)(
+        "data",
+        f"data.{labels.name}: {counter.key} needs labels that are whole numbers from 0 on, and there are "
+        f"{some_of(shown, 3, ' and ')}. Number the classes in the data set, or remove {counter.key}.",
+    )
 
 
 def _check_missing(stage: Stage, counter: ClassCount, labels: Labels) -> None:
     """Say if samples have no label."""
-    data, negative = f"data.{labels.name}", labels.numbers[labels.numbers < 0]
+    data, has_none = f"data.{labels.name}", not len(labels.classes) and not labels.others
     if counter.takes_missing:
-        if not len(labels.classes) and not (labels.others.keys() - {"none"}):
+        if has_none:
             stage.report.warn(
                 "data",
                 f"{counter.key}: it has nothing to learn from, since no sample of {data} has a label. Remove it, or "
                 "give the data set labels.",
             )
         return
+    needs, negative = f"{counter.key}: it needs labels, but {data} has", labels.numbers[labels.numbers < 0]
     negative = negative if counter.ignored is None else negative[negative != counter.ignored]
     if len(negative):
-        first = int(negative[0])
-        remedy = (
-            "set its ignore_index to -1" if counter.key.startswith("logger.") else "give a loss with ignore_index=-1"
-        )
+        first, is_metric = int(negative[0]), counter.key.startswith("logger.")
+        remedy = "set its ignore_index to -1" if is_metric else "give a loss with ignore_index=-1"
         _say(stage, counter)(
             "data",
-            f"{counter.key}: it needs labels, but {len(negative)} samples of {data} have {first}, which is no class "
-            f"({labels.first(first)}). Leave them out, or {remedy}.",
+            f"{needs} {_samples(len(negative))} with the label {first}, which is no class ({labels.first(first)}). "
+            f"Leave them out, or {remedy}.",
         )
-    if count := labels.others["none"]:
+    if labels.absent:
         _say(stage, counter)(
             "data",
-            f"{counter.key}: it needs labels, but {count} samples of {data} have none. Have the data set give (image, "
-            f"label), or remove {counter.key}.",
+            f"{needs} {_samples(labels.absent)} without one. Have the data set give (image, label), or remove "
+            f"{counter.key}.",
         )
 
 

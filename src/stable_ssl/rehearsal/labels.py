@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..data import Loader
-from .looking import Look, as_label, unwrapped
+from .looking import Label, Look, as_label, unwrapped
 
 ENOUGH = 20  # samples of a class, or of one class only, from which it is no accident
 
@@ -28,7 +27,9 @@ class Labels:
     places
         What messages call the sample of each number.
     others
-        How many samples have a label of each other kind, in words; "none" for those without.
+        How many samples have a label of each other kind, by the kind in words, and the first such label.
+    absent
+        How many samples have no part that may be a label.
     num_classes
         As many as the data set has names for; None if it has none.
     is_all
@@ -38,7 +39,8 @@ class Labels:
     name: str
     numbers: np.ndarray
     places: Callable[[int], str]
-    others: Counter[str]
+    others: dict[str, tuple[int, str]]
+    absent: int
     num_classes: int | None
     is_all: bool
 
@@ -82,25 +84,31 @@ def labels_of_set(loader: Loader, looks: list[Look]) -> Labels:
         is_whole = table.ndim == 1 and table.dtype.kind in "iu" and len(table) > int(indices.max(initial=-1))
         if is_whole and all(table[indices[look.index]] == label for look, label in seen):
             own = table[indices]
-            return Labels(loader.name, own, lambda at: f"sample {at}", Counter(), named, is_all=True)
-    whole = [(look, label) for look, label in seen if isinstance(label, int)]
-    others = Counter(_in_words(label) for _, label in seen if not isinstance(label, int))
-    numbers = np.array([label for _, label in whole], np.int64)
+            return Labels(loader.name, own, "sample {}".format, {}, 0, named, is_all=True)
+    numbers = np.array([label for _, label in seen if isinstance(label, int)], np.int64)
+    places = [look.name for look, label in seen if isinstance(label, int)]
+    others, absent = _others([label for _, label in seen])
     is_all = len(seen) == len(loader.dataset)
-    return Labels(loader.name, numbers, lambda at: whole[at][0].name, others, named, is_all)
+    return Labels(loader.name, numbers, places.__getitem__, others, absent, named, is_all)
 
 
 def labels_of_batches(name: str, values: Iterable[Any]) -> Labels:
-    """Return the labels in some batches of a stream: tensors, lists, or None."""
-    found: list[int | float | str | None] = []
+    """Return the labels in some batches of a stream: tensors or lists; None for a batch without."""
+    found: list[Label | None] = []
     for value in values:
         found += [None] if value is None else [as_label(one) for one in value]
     numbers = np.array([label for label in found if isinstance(label, int)], np.int64)
-    others = Counter(_in_words(label) for label in found if not isinstance(label, int))
-    return Labels(name, numbers, lambda at: f"label {at} of those that were read", others, None, is_all=False)
+    places = "label {} of those that were read".format
+    return Labels(name, numbers, places, *_others(found), num_classes=None, is_all=False)
 
 
-def _in_words(label: float | str | None) -> str:
-    if isinstance(label, float):
-        return "a float" if not label.is_integer() else "a whole number as a float"
-    return "none" if label is None else label
+def _others(labels: Iterable[Label | None]) -> tuple[dict[str, tuple[int, str]], int]:
+    """Return how many labels there are of each kind that is no whole number, with the first; and how many lack."""
+    found: dict[str, tuple[int, str]] = {}
+    absent = 0
+    for label in labels:
+        if isinstance(label, tuple):
+            count, first = found.get(label[0], (0, label[1]))
+            found[label[0]] = count + 1, first
+        absent += label is None
+    return found, absent

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
@@ -26,10 +25,13 @@ from ..runtime.batches import LABEL_KEYS
 from ..runtime.cpus import cpus_here
 from ..runtime.device import describe_batch
 from ..runtime.files import printable
+from .offline import needs_network
 
 NUM_LOOKED_AT = 100
 SECONDS = 20.0  # for the samples of one data set, unless all are wanted
 _MOST_PIXELS = 1 << 18  # of an image, that are measured
+
+Label = int | tuple[str, str]
 
 
 @dataclass
@@ -44,6 +46,8 @@ class Look:
         Why it can't be used. None: it can.
     is_unreadable
         Whether the sample is to blame for that, as a file that is damaged.
+    is_remote
+        Whether the sample would have to be read over the network.
     kind
         Its parts in words, such as "(float32 (3, 32, 32), int)".
     shape
@@ -55,7 +59,7 @@ class Look:
     lowest, highest
         Of these values.
     label
-        A whole number; a float; anything else in words. None: there is none.
+        A whole number, or the kind of anything else in words, with the first of it. None: the sample has no such part.
     checksum
         Of the values.
     """
@@ -64,6 +68,7 @@ class Look:
     name: str
     error: str | None = None
     is_unreadable: bool = False
+    is_remote: bool = False
     kind: str = ""
     shape: tuple[int, ...] | None = None
     dtype: str = ""
@@ -71,7 +76,7 @@ class Look:
     square: np.ndarray | None = None
     lowest: float = 0.0
     highest: float = 0.0
-    label: int | float | str | None = None
+    label: Label | None = None
     checksum: int = 0
 
 
@@ -102,7 +107,8 @@ class Looker(Reader):
             sample = super().__getitem__(entry)
             self._measure(look, sample)
         except (DataError, MemoryError) as error:
-            look.error, look.is_unreadable = str(error), isinstance(error, UnreadableError)
+            look.error, look.is_remote = str(error), needs_network(error)
+            look.is_unreadable = isinstance(error, UnreadableError) and not look.is_remote
         return look
 
     def _measure(self, look: Look, sample: Any) -> None:
@@ -144,26 +150,24 @@ def _measure_values(look: Look, pixels: np.ndarray) -> None:
         look.lowest, look.highest = float(values.min()), float(values.max())
 
 
-def _label(rest: Any) -> int | float | str | None:
+def _label(rest: Any) -> Label | None:
     """Return the label among the parts of a sample that are not its image."""
-    if isinstance(rest, Mapping):
-        found = next((rest[key] for key in LABEL_KEYS if key in rest), None)
-    else:
-        found = rest[0] if rest else None
-    return as_label(found)
+    found = [rest[key] for key in LABEL_KEYS if key in rest] if isinstance(rest, Mapping) else rest
+    return as_label(found[0]) if found else None
 
 
-def as_label(value: Any) -> int | float | str | None:
-    """Return a label as a whole number or a float; anything else in words."""
+def as_label(value: Any) -> Label:
+    """Return a label as a whole number; the kind of anything else in words, and the label itself."""
     if isinstance(value, Tensor | np.ndarray | np.generic) and getattr(value, "ndim", 1) == 0:
         value = value.item()
     if isinstance(value, bool | int):
         return int(value)
-    if value is None or isinstance(value, float):
-        return value
-    if isinstance(value, np.ndarray):
-        value = torch.from_numpy(value) if value.dtype.kind in "biuf" else value
-    return f"the text '{value[:40]}'" if isinstance(value, str) else describe_batch(value, with_ranges=False)
+    if isinstance(value, float):
+        return "floats", f"{value:g}"
+    if isinstance(value, str):
+        return "texts", repr(value[:40])
+    kind = str(value.dtype) if isinstance(value, np.ndarray) else describe_batch(value, with_ranges=False)
+    return kind, kind
 
 
 def chosen(num_samples: int, is_all: bool) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import time
 from collections.abc import Generator
@@ -126,13 +127,13 @@ def _to_measure(stage: Stage) -> Any:
 
 def _endless(loader: Any) -> Generator[tuple[Any, Any]]:
     """Yield (sample indices, batch) of a loader, epoch after epoch."""
-    epoch, count = 0, 1
-    while count:
-        count = 0
-        for found in loader.batches(epoch):
-            yield found
-            count += 1
-        epoch += 1
+    for epoch in itertools.count():
+        batches = loader.batches(epoch)
+        first = next(batches, None)
+        if first is None:
+            return
+        yield first
+        yield from batches
 
 
 def _num_workers(loader: Any) -> int:

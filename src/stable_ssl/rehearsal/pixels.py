@@ -130,7 +130,11 @@ def _channels(look: Look, looker: Looker) -> int:
 def _naming(problem: str, look: Look, shape: tuple[int, ...]) -> str:
     """Return a problem of the views, with the sample that has it."""
     said = re.sub(r"\bsample 0\b", look.name, problem)
-    return said if look.name in said else f"{said} ({look.name} is {shape[0]} × {shape[1]}, with {shape[2]} channels.)"
+    return said if look.name in said else f"{said} ({look.name} is {_in_words(shape)}.)"
+
+
+def _in_words(shape: tuple[int, ...]) -> str:
+    return f"{shape[0]} × {shape[1]}, with {shape[2]} channel{'s' * (shape[2] != 1)}"
 
 
 def _extremes(shaped: list[tuple[Look, tuple[int, ...]]]) -> list[tuple[Look, tuple[int, ...]]]:

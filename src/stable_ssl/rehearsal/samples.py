@@ -6,7 +6,8 @@ import contextlib
 import copy
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -17,79 +18,84 @@ from ..data.unreadable import NONE_READ, described
 from ..data.views import find_shape
 from ..engine.building import data_sets, other_classes
 from ..exceptions import ConfigError, DataError
-from ..nodes import build
 from ..runtime.batches import images_of, labels_in
 from ..runtime.device import describe_batch
 from ..runtime.seeding import preserved_generators
 from .batching import check_counts, check_order
+from .building import build_data
 from .classes import check_labels
 from .labels import Labels, labels_of_batches, labels_of_set
 from .looking import Look, Looker, chosen, look_at
+from .offline import needs_network, offline
 from .overlap import check_overlap
 from .pixels import check_pixels, check_views_of, facts_of
+from .report import Report
 from .sections import section
 from .stage import Stage
+from .together import add_together
 
 NUM_BATCHES = 2  # of a stream
 NUM_TWICE = 3  # samples are read twice
 
+_REMOTE = (
+    "data.{}: its samples are not on this machine. A check reads none over the network, so it has not looked at them."
+)
+
 
 def check_first_samples(stage: Stage) -> None:
-    """Read the first sample of each data set, and see whether its views can be made of it."""
-    with preserved_generators():
-        for name, loader in _loaders(stage, may_build=True).items():
-            with _told(stage):
+    """Read the first sample of each data set, and see whether its views can be made of it. Nothing is downloaded."""
+    own = replace(stage, report=Report())
+    if not any(key.startswith("data.") for key in stage.built):
+        build_data(own)
+    loaders = _loaders(own)
+    with offline(), preserved_generators():
+        for name, loader in loaders.items():
+            with _told(own):
                 if isinstance(loader, Loader):
-                    looker, looks = _looks(stage, loader, [0], is_all=False)
-                    check_unreadable(stage, loader, looks)
-                    check_views_of(stage, loader, looker, looks)
+                    looker, looks = _looks(own, loader, [0], is_all=False)
+                    check_unreadable(own, loader, looks)
+                    check_views_of(own, loader, looker, looks)
                 else:
-                    _look_at_stream(stage, name, loader, 1)
+                    _look_at_stream(own, name, loader, 1)
+    add_together(stage.report, own.report, loaders)
 
 
 def check_samples(stage: Stage) -> None:
-    """Look at 100 samples of each data set, or at all if `stage.all_data` is set, and at their labels."""
+    """Look at 100 samples of each data set, or at all if `stage.all_data` is set, and at their labels.
+
+    Nothing is downloaded. A data set that could not be built is left out, since that was reported.
+    """
+    own = replace(stage, report=Report())
     labels: dict[str, Labels | None] = {}
-    loaders, seen = _loaders(stage), dict[str, Any]()
-    with preserved_generators():
+    loaders, seen = _loaders(own), dict[str, Any]()
+    with offline(), preserved_generators():
         for name, loader in loaders.items():
-            with _told(stage):
+            with _told(own):
                 if isinstance(loader, Loader):
-                    labels[name] = _look_at_set(stage, name, loader, seen)
+                    labels[name] = _look_at_set(own, name, loader, seen)
                 else:
-                    labels[name] = _look_at_stream(stage, name, loader, NUM_BATCHES)
-    check_labels(stage, {name: found for name, found in labels.items() if found is not None})
+                    labels[name] = _look_at_stream(own, name, loader, NUM_BATCHES)
+    check_labels(own, {name: found for name, found in labels.items() if found is not None})
     others = {name: loader for name, loader in loaders.items() if name != "train"}
     for sentence in other_classes(loaders.get("train"), others):
-        stage.report.warn("data", sentence)
-    check_overlap(stage, {name: loader for name, loader in loaders.items() if isinstance(loader, Loader)})
+        own.report.warn("data", sentence)
+    check_overlap(own, {name: loader for name, loader in loaders.items() if isinstance(loader, Loader)})
+    add_together(stage.report, own.report, loaders)
 
 
-def _loaders(stage: Stage, may_build: bool = False) -> dict[str, Any]:
+def _loaders(stage: Stage) -> dict[str, Any]:
     """Return the loaders that could be built, by name, each bound to its name."""
-    nodes = section(stage, "data")
     found: dict[str, Any] = {}
-    for name in data_sets(nodes):
-        key = f"data.{name}"
+    for name in data_sets(section(stage, "data")):
+        source = stage.built.get(f"data.{name}")
+        if source is None:
+            continue
         with _told(stage):
-            if key not in stage.built and may_build and not may_download(nodes[name]):
-                stage.built[key] = build(nodes[name], key)
-            if key not in stage.built:
-                continue
-            source = stage.built[key]
             is_twice = any(source is stage.built[f"data.{other}"] for other in found)
             loader = as_loader(copy.copy(source) if is_twice else source, name)
             loader.bind(_seed(stage), name)
             found[name] = loader
     return found
-
-
-def may_download(value: Any) -> bool:
-    """Return whether a node of a data set may download it, which a check never does."""
-    if isinstance(value, Mapping):
-        is_of_hub = ".HuggingFace" in str(value.get("_target_"))
-        return value.get("download") is True or is_of_hub or any(map(may_download, value.values()))
-    return isinstance(value, list | tuple) and any(map(may_download, value))
 
 
 @contextlib.contextmanager
@@ -167,8 +173,10 @@ def _channels(reader: Reader) -> int | None:
 def check_unreadable(stage: Stage, loader: Loader, looks: list[Look]) -> None:
     """Report the samples that can't be used."""
     report, name = stage.report, loader.name
+    if any(look.is_remote for look in looks):
+        report.warn("data", _REMOTE.format(name))
     for look in looks:
-        if look.error and not look.is_unreadable:
+        if look.error and not (look.is_unreadable or look.is_remote):
             report.error("data", look.error)
             break
     found = {look.index: look.error for look in looks if look.error and look.is_unreadable}
@@ -211,9 +219,12 @@ def _look_at_stream(stage: Stage, name: str, loader: Any, count: int) -> Labels 
     try:
         with contextlib.closing(loader.batches(0)) as coming:
             batches = [batch for _, batch in itertools.islice(coming, count)]
-    except (ConfigError, DataError):
-        raise
     except Exception as error:  # of the user's code
+        if needs_network(error):
+            stage.report.warn("data", _REMOTE.format(name))
+            return None
+        if isinstance(error, ConfigError | DataError):
+            raise
         raise DataError(f"data.{name}: its batches can't be read: {type(error).__name__}: {error}") from error
     finally:
         loader.close()

@@ -16,7 +16,6 @@ from .hearing import Heard, left_as_it_was
 from .observations import observations
 from .read_back import differences, lost, numbers_of
 from .room import BYTES_PER_PARAMETER, has_room
-from .samples import may_download
 from .sections import section
 from .stage import Stage
 from .tries import SmallRun, Tries, set_up
@@ -45,9 +44,8 @@ def check_small_run(stage: Stage) -> None:
 
 
 def _waits_for_data(stage: Stage) -> bool:
-    """Return whether a data set is not here and would be downloaded, which a check never does."""
-    nodes = section(stage, "data")
-    return any(f"data.{name}" not in stage.built and may_download(nodes[name]) for name in data_sets(nodes))
+    """Return whether a data set could not be built, as one that is not here and is not downloaded. It was reported."""
+    return bool(stage.built) and any(f"data.{name}" not in stage.built for name in data_sets(section(stage, "data")))
 
 
 def _tell_of(stage: Stage, run: SmallRun) -> None:
