@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,8 @@ from typing import Any
 from ..arguments import arguments_by_name
 from ..base import BaseTrainer
 from ..config import SECTIONS, full_key, parse_config
-from ..exceptions import ConfigError, nearest
-from ..nodes import OF_A_RUN, locate, plain
+from ..exceptions import ConfigError
+from ..nodes import OF_A_RUN, argument_names, locate, plain
 from .hooks import misnamed, uncallable
 from .stage import Stage
 from .users_code import UsersCode, is_users, place_of, targets_in, with_place
@@ -88,12 +89,17 @@ def _unread(cls: type, made: Any, config: Mapping[str, Any], node: Mapping[str, 
         beside = {key: value for key, value in config.items() if key not in OF_A_RUN and config is not node}
         given = {key: value for key, value in {**arguments, **beside}.items() if key not in _OF_TRAINERS}
     own = UsersCode([base for base in cls.__mro__ if is_users(base)])
-    known = [name for name in dir(cls) if not name.startswith("_")]
+    known = {name: name for name in dir(cls) if not name.startswith("_")}
+    nodes = {name: node[name] for name in ("loss", "optim", "module", "data", "logger") if name in node}
+    for path, inner, _ in targets_in(nodes):
+        for argument in argument_names(inner):
+            known.setdefault(argument, f"{path}.{argument}")
     settings = {f"optim.{key}": (node.get("optim") or {}).get(key) for key in ("optimizer", "scheduler")}
     for name in given:
         if not hasattr(cls, name) and not (own.reads(name) or code.reads(name)):
-            meant = full_key(name, settings)
-            hint = f" Did you mean '{meant}'?" if meant else nearest(name, known, cutoff=0.7)
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+            meant = full_key(name, settings) or (known[near[0]] if near else "")
+            hint = f" Did you mean '{meant}'?" if meant else ""
             yield f"{name}: becomes an attribute of {cls.__name__}, and nothing reads it.{hint}"
 
 
