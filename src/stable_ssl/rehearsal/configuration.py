@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ from ..arguments import arguments_by_name
 from ..base import BaseTrainer
 from ..config import SECTIONS, full_key, parse_config
 from ..exceptions import ConfigError
-from ..nodes import OF_A_RUN, argument_names, locate, plain
+from ..nodes import OF_A_RUN, argument_names, locate, place_of, plain
 from .hooks import misnamed, uncallable
 from .stage import Stage
-from .users_code import UsersCode, is_users, place_of, targets_in, with_place
+from .users_code import UsersCode, is_users, targets_in, with_place
 from .usual import Settings, unusual
 
 PART = "configuration"
@@ -47,6 +48,13 @@ def check_configuration(stage: Stage) -> None:
         for text in unusual(settings):
             stage.report.warn(PART, text)
         _check_devices(stage, settings)
+        for name in ("wandb", "tensorboard"):
+            if settings.logger[name] and find_spec(name) is None:
+                stage.report.warn(
+                    PART,
+                    f"logger.{name}: there is no package {name} (`pip install 'stable-ssl[{name}]'`), and the run "
+                    "would go on without it.",
+                )
 
 
 def check_hooks(stage: Stage, cls: type, code: UsersCode, is_monitor: bool = False) -> None:
@@ -117,13 +125,18 @@ def _settings(stage: Stage, made: Any, node: Mapping[str, Any]) -> Settings | No
 
 
 def _check_devices(stage: Stage, settings: Settings) -> None:
-    """Refuse one device for several processes, of which each needs its own."""
+    """Refuse one device for several processes, of which each needs its own, and fp16 on the CPU if a queue is used."""
     name = settings.hardware["device"]
     if settings.world_size > 1 and name not in ("auto", "cuda", "cpu"):
         stage.report.error(
             PART,
             f"hardware.device: '{name}' is one device, but each of {settings.world_size} processes needs its own. Set "
             "it to cuda or cpu.",
+        )
+    if settings.hardware["precision"] == "fp16" and name in ("cpu", "mps"):
+        is_error = settings.world_size > 1 or stage.slurm is not None
+        (stage.report.error if is_error else stage.report.warn)(
+            PART, f"hardware.precision: fp16 needs a CUDA device, and hardware.device is '{name}'. Set it to fp32."
         )
 
 
