@@ -106,3 +106,10 @@ def test_several_values_are_for_sweeps(tmp_path):
 def test_a_recipe_that_is_not_there_is_named_with_the_nearest_one():
     with pytest.raises(ConfigError, match=r"^no recipe 'simclr_digts'\. Did you mean 'simclr_digits'\? There are: "):
         compose("simclr_digts")
+
+
+def test_an_override_that_nothing_refers_to_is_named_and_others_are_not(caplog):
+    compose(
+        "simclr_digits", ["momentum=0.5", "size=8", "backbone.widths=[8,8,8,8]", "warmup_epochs=2", "num_classes=10"]
+    )
+    assert caplog.messages == ["'momentum=0.5' has no effect: nothing in this configuration refers to momentum."]

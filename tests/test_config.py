@@ -24,6 +24,7 @@ from stable_ssl.nodes import build, check_nodes, describe
 
 SECTIONS = {HardwareConfig: "hardware", OptimConfig: "optim", LoggerConfig: "logger"}
 SGD = {"_target_": "torch.optim.SGD"}
+UNREADABLE = {"_target_": "stable_ssl.data.Parquet", "path": "/nowhere/*.parquet"}  # an error if it is built
 
 
 def problems_of(cls, **fields):
@@ -462,3 +463,35 @@ def test_the_arguments_of_a_user_s_constructor_are_checked_too():
 def test_a_setting_that_an_earlier_run_did_not_have_gets_its_default_and_a_section_is_not_made_up():
     assert with_defaults({"optim": {"epochs": 3}, "width": 8})["optim"].items() >= {"epochs": 3, "groups": {}}.items()
     assert with_defaults({"width": 8}) == {"width": 8}
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "sentence"),
+    [
+        ("optim", {"optimizer": "torch.optim.SGD"}, "optim.optimizer: 'torch.optim.SGD' is neither a node nor"),
+        ("optim", {"optimizer": {**SGD, "lr": -1.0}}, "optim.optimizer: ValueError: Invalid learning rate: -1.0"),
+        ("optim", {"optimizer": SGD, "scheduler": "cosine"}, "optim.scheduler: 'cosine' is neither a node nor"),
+        (
+            "optim",
+            {"optimizer": SGD, "scheduler": {"_target_": "stable_ssl.schedulers.LinearWarmup", "peak_step": -1}},
+            "optim.scheduler: ValueError: peak_step: -1 must be a fraction",
+        ),
+        ("data", {"train": {"_target_": "stable_ssl.data.Loader", "dataset": UNREADABLE, "batch_size": 0}}, "data.train: batch_size: must be"),
+        ("data", {"train": {"_target_": "stable_ssl.data.Loader", "dataset": UNREADABLE, "views": {"_target_": "stable_ssl.augmentations.View", "operations": 3}}}, "data.train.views: stable_ssl.augmentations.View failed"),
+        ("data", {"train": "photos"}, "data.train: 'photos' is no loader."),
+        ("loss", "ntxent", "loss: 'ntxent' is no loss."),
+        (
+            "logger",
+            {"metric": {"test": {"accuracy": {"_target_": "torchmetrics.classification.MulticlassAccuracy", "num_classes": 1}}}},
+            "logger.metric.test.accuracy: torchmetrics.classification.MulticlassAccuracy failed",
+        ),
+    ],
+)  # fmt: skip
+def test_a_value_that_a_constructor_refuses_is_named_before_data_are_read(section, value, sentence):
+    arguments = {
+        "data": {"train": [], "test": []}, "module": {"backbone": torch.nn.Linear(1, 1)}, "hardware": {},
+        "optim": {"optimizer": SGD}, "logger": {}, "loss": None,
+    }  # fmt: skip
+    with pytest.raises(ConfigError) as caught:
+        SupervisedTrainer(**{**arguments, section: value})
+    assert [problem[: len(sentence)] for problem in caught.value.problems] == [sentence]

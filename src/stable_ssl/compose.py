@@ -15,7 +15,7 @@ from typing import Any
 from .exceptions import ConfigError, nearest
 from .explaining import refused
 from .nodes import OF_A_RUN, argument_names
-from .overrides import check_watched_sets
+from .overrides import check_watched_sets, warn_of_no_effect
 from .resolvers import register_resolvers
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -105,7 +105,8 @@ def compose_with_hydra(source: str, overrides: Iterable[str], folder: str | None
     """Return what `compose` returns, and Hydra's part of the configuration."""
     with composer(*find(source, folder)) as (composed, complete):
         given = list(overrides)
-        config = composed(complete(given))
+        config = composed(completed := complete(given))
+        warn_of_no_effect(completed, config)
         run = resolved(config)
         check_watched_sets(given, run["trainer"])
         needs_hydras = config.hydra.job.chdir or "${hydra:runtime.output_dir}" in str(config.trainer)

@@ -11,6 +11,7 @@ import inspect
 import os
 import sys
 import sysconfig
+import traceback
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.util import find_spec
@@ -148,7 +149,8 @@ def _import_longest(target: str, where: str) -> tuple[Any, list[str]]:
             if missing != module and not module.startswith(f"{missing}."):
                 raise ConfigError(f"{where}: '{target}' can't be imported: {_missing_package(missing)}") from error
         except Exception as error:
-            raise ConfigError(f"{where}: importing '{module}' failed: {type(error).__name__}: {error}") from error
+            said = f"{where}: importing '{module}' failed: {type(error).__name__}: {error}"
+            raise ConfigError(f"{said}{place_of(error)}") from error
     raise ConfigError(f"{where}: '{target}' can't be found: {_missing_package(parts[0])}")
 
 
@@ -284,8 +286,21 @@ def _places(module: Any) -> list[str]:
     return [*getattr(module, "__path__", [file] if file else [])]
 
 
+def place_of(error: BaseException) -> str:
+    """Return " (train.py:12)" for the last line of the user's code that an error came through; else ""."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    places = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    own = [f" ({file.name}:{line})" for file, line in places if file.is_file() and not is_installed(file)]
+    return own[-1] if own and not isinstance(error, SyntaxError) else ""  # a SyntaxError says its line itself
+
+
 def is_installed(place: Path) -> bool:
     """Return whether a file or folder belongs to this package, to Python or to an installed package."""
-    return place.is_relative_to(Path(__file__).parent) or any(
-        place.is_relative_to(sysconfig.get_path(kind)) for kind in ("stdlib", "platstdlib", "purelib", "platlib")
-    )
+    return any(map(place.is_relative_to, _installed_places()))
+
+
+@functools.cache
+def _installed_places() -> list[Path]:
+    paths = [sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")]
+    return [Path(__file__).parent, *map(Path, paths)]

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from .exceptions import ConfigError, nearest
+
+log = logging.getLogger("stable_ssl")
+
+# The keys that resolvers read beside the one that they name.
+_READ_BY = {"feature_dim": ("size", "channels"), "num_classes": ("num_classes",)}
 
 
 def check_watched_sets(overrides: Iterable[str], trainer: Mapping[str, Any]) -> None:
@@ -43,6 +49,42 @@ def check_watched_sets(overrides: Iterable[str], trainer: Mapping[str, Any]) -> 
         ]
     if problems:
         raise ConfigError(problems)
+
+
+def warn_of_no_effect(overrides: Iterable[str], config: Any) -> None:
+    """Warn of overrides that set a key beside `trainer` to which nothing refers.
+
+    Parameters
+    ----------
+    overrides
+        The overrides, complete.
+    config
+        The composed configuration, with interpolations unresolved.
+    """
+    from omegaconf import OmegaConf
+
+    content: Any = OmegaConf.to_container(config, resolve=False)
+    if "behaviour" in content:  # the keys of a run's own configuration become attributes of the trainer
+        return
+    used, waiting = set[str](), ["trainer", "hydra"]
+    while waiting:
+        used.add(name := waiting.pop())
+        named = {key for text in _references(content.get(name)) for key in re.findall(r"\w+", text)}
+        named |= {key for resolver, keys in _READ_BY.items() if resolver in named for key in keys}
+        waiting += [key for key in content if key in named and key not in used]
+    for override in overrides:
+        key = re.split(r"[.=@/]", override.lstrip("+~"))[0]
+        if key in content.keys() - used:
+            log.warning("'%s' has no effect: nothing in this configuration refers to %s.", override, key)
+
+
+def _references(value: Any) -> Iterator[str]:
+    """Yield the texts with interpolations in a configuration."""
+    if isinstance(value, str):
+        yield from [value] if "${" in value else []
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _references(item)
 
 
 def quoted(text: str) -> str:

@@ -10,6 +10,7 @@ SETTINGS = [
     (DIGITS, "hardware.device=gpu", "error", "hardware.device: 'gpu' is not 'auto', 'cpu', 'mps', 'cuda'"),
     (DIGITS, "hardware.device=cuda:1 hardware.world_size=2", "error", "hardware.device: 'cuda:1' is one device, but"),
     (DIGITS, "hardware.precision=fp8", "error", "hardware.precision: 'fp8' is not 'fp32', 'bf16' or 'fp16'."),
+    (DIGITS, "hardware.precision=fp16 hardware.device=cpu", "warning", "hardware.precision: fp16 needs a CUDA device"),
     (DIGITS, "hardware.float16=maybe", "error", "hardware.float16: 'maybe' is not true or false."),
     (DIGITS, "hardware.world_size=0", "error", "hardware.world_size: 0 is not a whole number of at least 1."),
     (DIGITS, "hardware.strategy=zero", "error", "hardware.strategy: 'zero' is not 'ddp'."),

@@ -20,13 +20,13 @@ from ..engine.building import data_sets
 from ..engine.optimizing import build_optimization
 from ..exceptions import CheckpointError, ConfigError, DataError, nearest
 from ..loggers.metrics import by_name, check_metrics, require_methods, watched
-from ..nodes import is_node, plain
+from ..nodes import is_node, place_of, plain
 from ..runtime.seeding import preserved_generators
 from ..weights.loading import load_weights
 from .configuration import PART, check_hooks
 from .offline import is_told_offline, needs_network, offline, places_of_caches, without_download
 from .stage import CPU, Stage
-from .users_code import UsersCode, is_users, place_of, with_place
+from .users_code import UsersCode, is_users, with_place
 from .usual import unusual_steps
 
 _MISSING: Any = object()  # stands for what could not be built

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from ..arguments import arguments_by_name
 from ..base import BaseTrainer
 from ..config import SECTIONS, full_key, parse_config
-from ..exceptions import ConfigError, nearest
-from ..nodes import OF_A_RUN, locate, plain
+from ..exceptions import ConfigError
+from ..nodes import OF_A_RUN, argument_names, locate, place_of, plain
 from .hooks import misnamed, uncallable
 from .stage import Stage
-from .users_code import UsersCode, is_users, place_of, targets_in, with_place
+from .users_code import UsersCode, is_users, targets_in, with_place
 from .usual import Settings, unusual
 
 PART = "configuration"
@@ -46,6 +48,13 @@ def check_configuration(stage: Stage) -> None:
         for text in unusual(settings):
             stage.report.warn(PART, text)
         _check_devices(stage, settings)
+        for name in ("wandb", "tensorboard"):
+            if settings.logger[name] and find_spec(name) is None:
+                stage.report.warn(
+                    PART,
+                    f"logger.{name}: there is no package {name} (`pip install 'stable-ssl[{name}]'`), and the run "
+                    "would go on without it.",
+                )
 
 
 def check_hooks(stage: Stage, cls: type, code: UsersCode, is_monitor: bool = False) -> None:
@@ -88,12 +97,17 @@ def _unread(cls: type, made: Any, config: Mapping[str, Any], node: Mapping[str, 
         beside = {key: value for key, value in config.items() if key not in OF_A_RUN and config is not node}
         given = {key: value for key, value in {**arguments, **beside}.items() if key not in _OF_TRAINERS}
     own = UsersCode([base for base in cls.__mro__ if is_users(base)])
-    known = [name for name in dir(cls) if not name.startswith("_")]
+    known = {name: name for name in dir(cls) if not name.startswith("_")}
+    nodes = {name: node[name] for name in ("loss", "optim", "module", "data", "logger") if name in node}
+    for path, inner, _ in targets_in(nodes):
+        for argument in argument_names(inner):
+            known.setdefault(argument, f"{path}.{argument}")
     settings = {f"optim.{key}": (node.get("optim") or {}).get(key) for key in ("optimizer", "scheduler")}
     for name in given:
         if not hasattr(cls, name) and not (own.reads(name) or code.reads(name)):
-            meant = full_key(name, settings)
-            hint = f" Did you mean '{meant}'?" if meant else nearest(name, known, cutoff=0.7)
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+            meant = full_key(name, settings) or (known[near[0]] if near else "")
+            hint = f" Did you mean '{meant}'?" if meant else ""
             yield f"{name}: becomes an attribute of {cls.__name__}, and nothing reads it.{hint}"
 
 
@@ -111,13 +125,18 @@ def _settings(stage: Stage, made: Any, node: Mapping[str, Any]) -> Settings | No
 
 
 def _check_devices(stage: Stage, settings: Settings) -> None:
-    """Refuse one device for several processes, of which each needs its own."""
+    """Refuse one device for several processes, of which each needs its own, and fp16 on the CPU if a queue is used."""
     name = settings.hardware["device"]
     if settings.world_size > 1 and name not in ("auto", "cuda", "cpu"):
         stage.report.error(
             PART,
             f"hardware.device: '{name}' is one device, but each of {settings.world_size} processes needs its own. Set "
             "it to cuda or cpu.",
+        )
+    if settings.hardware["precision"] == "fp16" and name in ("cpu", "mps"):
+        is_error = settings.world_size > 1 or stage.slurm is not None
+        (stage.report.error if is_error else stage.report.warn)(
+            PART, f"hardware.precision: fp16 needs a CUDA device, and hardware.device is '{name}'. Set it to fp32."
         )
 
 

@@ -6,7 +6,6 @@ import ast
 import contextlib
 import inspect
 import sys
-import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from ..exceptions import ConfigError
-from ..nodes import is_installed, is_node, locate, plain
+from ..nodes import is_installed, is_node, locate, place_of, plain
 
 
 def is_users(part: Any) -> bool:
@@ -27,21 +26,11 @@ def _module_of(part: Any) -> ModuleType | None:
     return part if isinstance(part, ModuleType) else sys.modules.get(str(getattr(part, "__module__", None)))
 
 
-def place_of(error: BaseException) -> str:
-    """Return " (train.py:12)" for the last line of the user's code that an error came through; else ""."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    places = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
-    if isinstance(error, SyntaxError):
-        places.append((str(error.filename), error.lineno))
-    own = [(Path(file), line) for file, line in places if Path(file).is_file() and not is_installed(Path(file))]
-    return f" ({own[-1][0].name}:{own[-1][1]})" if own else ""
-
-
 def with_place(error: ConfigError) -> ConfigError:
     """Return the error with the user's line that it came from, if the problem is one and has such a line."""
     place = place_of(error) if error.__cause__ is not None and len(error.problems) == 1 else ""
-    return ConfigError(f"{error.problems[0]}{place}") if place else error
+    is_new = place and not error.problems[0].endswith(place)
+    return ConfigError(f"{error.problems[0]}{place}") if is_new else error
 
 
 def targets_in(value: Any, path: str = "") -> Iterator[tuple[str, Mapping[str, Any], Any]]:
