@@ -16,7 +16,6 @@ from .report import ERROR, WARNING, Report
 PARTS = ("configuration", "data", "step", "device", "memory", "time", "disk", "slurm")
 MARKS = {ERROR: ("✗", "bold red"), WARNING: ("!", "yellow"), "": ("✓", "green"), "unknown": ("–", "dim")}
 GIB = 2**30
-UNITS = ((86400.0, "days"), (3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"))
 
 
 def show(report: Report, console: Console | None = None) -> None:
@@ -59,7 +58,7 @@ def _summary(report: Report) -> Table:
         levels = {finding.level for finding in report.findings if finding.part == part}
         if part == "slurm" and not (facts or levels):
             continue
-        text = _LINES[part](facts) if facts else ""
+        text = _LINES[part](facts) if facts and not (part == "configuration" and ERROR in levels) else ""
         state = ERROR if ERROR in levels else WARNING if WARNING in levels else "" if facts else "unknown"
         mark, style = MARKS[state]
         if not (text or facts or levels):
@@ -71,9 +70,8 @@ def _summary(report: Report) -> Table:
 def _groups(groups: Sequence[Mapping[str, Any]]) -> Table:
     table = Table("parameters", "of", "rate", "decay", box=None, pad_edge=False, header_style="dim")
     for group in groups:
-        modules = group.get("modules", ())
         rate = group.get("schedule") or f"{group['lr']:g}"
-        table.add_row(f"{group['parameters']:,}", some_of(modules, 3), str(rate), f"{group['weight_decay']:g}")
+        table.add_row(f"{group['parameters']:,}", group["modules"], str(rate), f"{group['weight_decay']:g}")
     return table
 
 
@@ -97,7 +95,11 @@ def _of_step(facts: Mapping[str, Any]) -> str:
 
 
 def _of_device(facts: Mapping[str, Any]) -> str:
-    return f"with {facts['batch_size']} samples without values" if "batch_size" in facts else ""
+    waits = facts.get("waits_per_step")
+    if waits is None:
+        return ""
+    found = f"{waits} place{'s' * (waits != 1)} in a step" if waits else "no place in a step"
+    return f"{found} would wait for the card, tried with tensors without values"
 
 
 def _of_memory(facts: Mapping[str, Any]) -> str:
@@ -112,24 +114,8 @@ def _of_memory(facts: Mapping[str, Any]) -> str:
     return f"{text}{f' ({some_of(shares, 4)})' if shares else ''}{fits}"
 
 
-def _of_time(facts: Mapping[str, Any]) -> str:
-    texts = []
-    if facts.get("flops_per_step"):
-        texts.append(f"{facts['flops_per_step'] / 1e12:.3g} TFLOP per step")
-    if steps := facts.get("step_seconds"):
-        texts.append(f"{_between(steps)} per step, {_between(facts['run_seconds'])} for {facts['steps']:,} steps")
-    if rate := facts.get("images_per_second"):
-        needed = facts.get("needed_images_per_second")
-        wanted = f", {needed[0]:,.0f} to {needed[1]:,.0f} wanted" if needed else ""
-        texts.append(f"{rate:,.0f} images per second are ready here{wanted}")
-    return "; ".join(texts)
-
-
-def _between(seconds: Sequence[float]) -> str:
-    """Return a range of times in a unit that suits it, such as "2 to 5 h"."""
-    most = max(seconds)
-    size, unit = next((one for one in UNITS if most >= one[0]), UNITS[-1])
-    return f"{seconds[0] / size:.2g} to {most / size:.2g} {unit}"
+def _of_configuration(facts: Mapping[str, Any]) -> str:
+    return "the trainer and all its parts can be built"
 
 
 def _summary_of(facts: Mapping[str, Any]) -> str:
@@ -137,12 +123,12 @@ def _summary_of(facts: Mapping[str, Any]) -> str:
 
 
 _LINES = {
-    "configuration": _summary_of,
+    "configuration": _of_configuration,
     "data": _of_data,
     "step": _of_step,
     "device": _of_device,
     "memory": _of_memory,
-    "time": _of_time,
+    "time": _summary_of,
     "disk": _summary_of,
     "slurm": _summary_of,
 }
