@@ -150,6 +150,14 @@ class InPlace(SupervisedTrainer):
         return squares.sum()
 
 
+class Remembers(SupervisedTrainer):
+    last = 0
+
+    def compute_loss(self):
+        self.last = 0.9 * self.last + super().compute_loss()["loss"]
+        return self.last
+
+
 class Misspelled(SupervisedTrainer):
     def compute_loss(self):
         return self.module["backbon"](self.batch[0]).sum()
@@ -491,13 +499,17 @@ STEPS = {
         "compute_loss(): the loss takes labels int64 (batch,), but they are int64 (2, 10).",
     ),
     # The loss
-    "a part of the loss is infinite": (*own("Unbounded"), "compute_loss(): not finite in the first step: bad "),
+    "a part of the loss is infinite": (*own("Unbounded"), "compute_loss(): not finite in step 1: bad "),
     "a gradient is not finite": (*own("Rooted"), "The loss of the first step is finite, but not the gradients of module.backbone.1.weight."),
     "the loss is detached": (*own("Detached"), "Detached.compute_loss() returned"),
     "there is a loss per sample": (*own("PerSample"), "PerSample.compute_loss() returned float32 (2,)"),
     "the loss is not returned": (*own("Empty"), "Empty.compute_loss() returned None"),
     "the loss is constant (warning)": (*own("Flat"), "All gradients are 0 in the first step"),
     "an operation changes what the backward pass needs": (*own("InPlace"), "The backward pass: RuntimeError: one of the variables needed for gradient"),
+    "a loss keeps the graph of the step before": (
+        *own("Remembers", **{"data.train": loader(number=24)}),
+        "The backward pass: RuntimeError: Trying to backward through the graph a second time",
+    ),
     "a module's name is misspelled": (
         *own("Misspelled"), "compute_loss(): KeyError: 'backbon'. At " + place('["backbon"]'),
     ),

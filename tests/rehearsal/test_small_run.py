@@ -114,7 +114,7 @@ def test_a_group_of_mini_batches_makes_the_step(tmp_path):
     trainer = Counts({"train": Loader(toy_dataset(), 4)}, {"backbone": toy_backbone()}, {}, optim, {})
     stage = checked(trainer, tmp_path)
     assert not stage.report.findings
-    assert (Counts.calls, stage.trainer.global_step) == (3, 1)
+    assert (Counts.calls, stage.trainer.global_step) == (6, 2)
 
 
 def test_hooks_run_in_the_order_of_a_run(tmp_path):

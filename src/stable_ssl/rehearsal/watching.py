@@ -27,7 +27,7 @@ class Watch:
     outputs
         The shape of the newest output of each module that gave a tensor, by its name. The newest comes last.
     losses
-        What `compute_loss` returned first. None: it did not return.
+        What `compute_loss` returned last. None: it did not return.
     gradients
         Of each trainable parameter, at the end of the first optimizer step: "none", "zero", "finite" or "not finite".
         Empty before that step.
@@ -35,7 +35,7 @@ class Watch:
         Names of batch normalisations and dropout layers that were used in evaluation mode in training ("training"), and
         of those that were used in training mode in an evaluation ("evaluation"); the names are the keys.
     seconds
-        Of the first optimizer step. 0 before it.
+        Of the newest optimizer step, its backward pass included; without the update of the parameters. 0 before it.
     """
 
     def __init__(self, trainer: Any):
@@ -71,14 +71,17 @@ class Watch:
 
     def _begin(self, batch_idx: int) -> None:
         self._is_evaluating = False
-        self._begun = self._begun or time.perf_counter()
+        if batch_idx % self._trainer._steps.accumulation == 0:
+            self._begun = time.perf_counter()
 
     def _backward(self, losses: Any, owner: str) -> None:
-        self.losses = losses if self.losses is None else self.losses
+        self.losses = losses
 
     def _step(self, before: Callable[[], None]) -> None:
-        if not self.gradients and self._trainer._steps._num_backward:  # else a hook has broken off all mini-batches
-            self.seconds = time.perf_counter() - self._begun
+        if not self._trainer._steps._num_backward:  # a hook has broken off all mini-batches
+            return
+        self.seconds = time.perf_counter() - self._begun
+        if not self.gradients:
             self.gradients = {n: _kind_of(p.grad) for n, p in self._trainer.named_parameters() if p.requires_grad}
 
     def _after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
