@@ -234,8 +234,8 @@ def test_the_table_of_groups_has_the_rates_of_all_steps(schedule, tmp_path):
     assert decayed["lr"] == pytest.approx(max(rates))
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.01, 0.0)
     assert (fixed["rates"], fixed["schedule"], fixed["name"]) == ([0.03] * 3, "constant", "projector")
-    assert (decayed["modules"], fixed["modules"]) == ("backbone", "projector")
-    assert probes["modules"] == "backbone_classifier, projector_classifier"
+    assert (decayed["modules"], fixed["modules"]) == (["backbone"], ["projector"])
+    assert probes["modules"] == ["backbone_classifier", "projector_classifier"]
     assert (decayed["tensors"], decayed["parameters"]) == (1, 64 * 12)
     counted = sum(group["parameters"] for group in (decayed, others, fixed, fixed_others, probes))
     assert counted == sum(p.numel() for p in stage.trainer.parameters())

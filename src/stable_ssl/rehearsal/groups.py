@@ -62,7 +62,7 @@ def _sizes(parameters: list[Any], names: dict[int, str]) -> dict[str, Any]:
     """Return the modules and sizes of some parameters, whose names are taken out of `names`."""
     parts = [names.pop(id(parameter), "").split(".") for parameter in parameters]
     return {
-        "modules": ", ".join(dict.fromkeys(part[1] if part[0] == "module" else part[0] for part in parts)),
+        "modules": list(dict.fromkeys(part[1] if part[0] == "module" else part[0] for part in parts)),
         "tensors": len(parameters),
         "parameters": sum(parameter.numel() for parameter in parameters),
     }
