@@ -291,6 +291,11 @@ class Greedy(nn.Module):
         return nn.functional.cross_entropy(scores, labels)
 
 
+class Many(Monitor):
+    def compute(self, trainer):
+        raise ValueError("20 samples are needed.")
+
+
 class Typo(Monitor):
     def compute(self, trainer):
         return trainer.latest_embedding.mean()
@@ -442,6 +447,11 @@ STEPS = {
         joint, {"module.backbone": node("torch.nn.Conv2d", 1, 12, 3), "module.projector": node("torch.nn.BatchNorm1d", 12)},
         "module.projector (BatchNorm1d) got float32 (4, 12, 6, 6) from module.backbone, which has another number of dimensions",
     ),
+    "a linear head gets maps of features": (
+        supervised,
+        {"module.backbone": node("torch.nn.Sequential", node("torch.nn.Conv2d", 1, 12, 3), linear(12, 10))},
+        "module.backbone.1 (Linear) got float32 (2, 12, 6, 6), which has another number of dimensions than it takes.",
+    ),
     "a loss gets maps of features": (
         joint, {"module.backbone": node("torch.nn.Conv2d", 1, 12, 3), "module.projector": node("torch.nn.Identity")},
         "NTXEntLoss needs two embeddings of the same shape (batch, dim), but got (2, 12, 6, 6)",
@@ -538,6 +548,13 @@ STEPS = {
     "a monitor asks for what is not there": (
         joint, {"logger.monitor.test.typo": node("broken_steps.Typo")},
         "logger.monitor.test.typo: AttributeError",
+    ),
+    "a monitor needs many samples (warning)": (
+        supervised,
+        {"logger.monitor.test.many": node("broken_steps.Many")},
+        "logger.monitor.test.many: ValueError: 20 samples are needed. At "
+        + place('ValueError("20')
+        + " With more than 12 samples it may work.",
     ),
     "RankMe has nothing to look at": (
         supervised, {"logger.monitor.train.rankme": node("stable_ssl.monitors.RankMe")}, "logger.monitor.train.rankme: ",

@@ -233,7 +233,7 @@ def test_the_table_of_groups_has_the_rates_of_all_steps(schedule, tmp_path):
     assert decayed["rates"] == pytest.approx([rates[0], max(rates), rates[-1]])
     assert decayed["lr"] == pytest.approx(max(rates))
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.01, 0.0)
-    assert (fixed["rates"], fixed["schedule"], fixed["name"]) == ([0.03] * 3, "constant", "projector")
+    assert (fixed["rates"], fixed["schedule"], fixed["name"]) == ([0.03] * 3, "0.03, constant", "projector")
     assert (decayed["modules"], fixed["modules"]) == (["backbone"], ["projector"])
     assert probes["modules"] == ["backbone_classifier", "projector_classifier"]
     assert (decayed["tensors"], decayed["parameters"]) == (1, 64 * 12)

@@ -76,7 +76,7 @@ def _in_words(rates: Rates, kind: str) -> str:
     """Return the course of a rate in words, such as "0.1 → 0.3 → 0, OneCycleLR"."""
     shown = ["…" if rate is None else f"{rate:.3g}" for rate in rates]
     course = [now for number, now in enumerate(shown) if number == 0 or now != shown[number - 1]]
-    return " → ".join(course) + (f", {kind}" if kind else "") if len(course) > 1 else "constant"
+    return " → ".join(course) + (f", {kind}" if kind else "") if len(course) > 1 else f"{course[0]}, constant"
 
 
 def _rates(trainer: Any) -> list[Rates]:

@@ -30,8 +30,8 @@ def observations(run: Any, values: Mapping[str, float]) -> Iterator[str]:
     for name in ("latest_representations", "latest_embeddings"):
         if _is_constant(getattr(run.trainer, name, None)):
             yield (
-                f"self.{name} are the same for all samples of the first step, although the images differ: the network "
-                "has collapsed before training. Look at its initialisation, and at the range of the images."
+                f"self.{name} are the same for all samples: the images are, or the network has collapsed before "
+                "training. Look at its first weights, and at the range of the images."
             )
             break
     if odd := [name for name, value in values.items() if not math.isfinite(value)]:

@@ -61,7 +61,7 @@ def _tell_of(stage: Stage, run: SmallRun) -> None:
         seconds_per_step=run.watch.seconds,
         seconds_of_checkpoint=run.seconds_of_checkpoint,
     )
-    for text in observations(run, {**losses, **metrics}):
+    for text in observations(run, metrics):
         stage.report.warn("step", text)
 
 

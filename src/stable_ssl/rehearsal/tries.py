@@ -181,7 +181,7 @@ class Tries:
             ]
         is_certain = is_certain and not (isinstance(run.error, _OF_NUMBERS) and run.place.is_of_values)
         if not is_certain:
-            problems = [f"{problem} It has seen {run.size} samples only." for problem in problems]
+            problems = [f"{problem} With more than {run.size} samples it may work." for problem in problems]
         _tell_error(self._stage, problems, is_certain)
 
     def _launch(self, trainer: Any, name: str, size: int) -> SmallRun:

@@ -32,8 +32,8 @@ class Watch:
         Of each trainable parameter, at the end of the first optimizer step: "none", "zero", "finite" or "not finite".
         Empty before that step.
     in_other_mode
-        Names of batch normalisations and dropout layers that were used in evaluation mode in training ("training"), and
-        of those that were used in training mode in an evaluation ("evaluation"); the names are the keys.
+        Names of batch normalisations that are trained, but were in evaluation mode in training ("training"); and of
+        those, and dropout layers, that were in training mode in an evaluation ("evaluation"). The names are the keys.
     seconds
         Of the newest optimizer step, its backward pass included; without the update of the parameters. 0 before it.
     """
@@ -41,8 +41,7 @@ class Watch:
     def __init__(self, trainer: Any):
         self._trainer = trainer
         self._names = {id(module): name for name, module in trainer.named_modules() if name}
-        frozen = trainer.optim["frozen_norm"]
-        self._fixed = {id(norm) for norm in frozen}
+        self._fixed = {id(norm) for norm in trainer.optim["frozen_norm"]}
         self.outputs: dict[str, tuple[int, ...]] = {}
         self.losses: Any = None
         self.gradients: dict[str, str] = {}
@@ -97,7 +96,8 @@ class Watch:
     def _is_in_other_mode(self, module: nn.Module) -> bool:
         if self._is_evaluating:
             return module.training
-        is_trained = all(p.requires_grad for p in module.parameters()) and id(module) not in self._fixed
+        # A part that is frozen, such as a teacher, may well be in evaluation mode.
+        is_trained = any(p.requires_grad for p in module.parameters()) and id(module) not in self._fixed
         return self._trainer.training and not module.training and is_trained
 
 
