@@ -510,6 +510,11 @@ STEPS = {
     ),
     # The loss
     "a part of the loss is infinite": (*own("Unbounded"), "compute_loss(): not finite in step 1: bad "),
+    "a rate is too large": (
+        supervised,
+        {"data.train": loader(number=24), "optim.optimizer.lr": 1e38},
+        "compute_loss(): not finite in step 2: loss nan. Step 1 was finite: is optim.optimizer.lr too large?",
+    ),
     "a gradient is not finite": (*own("Rooted"), "The loss of the first step is finite, but not the gradients of module.backbone.1.weight."),
     "the loss is detached": (*own("Detached"), "Detached.compute_loss() returned"),
     "there is a loss per sample": (*own("PerSample"), "PerSample.compute_loss() returned float32 (2,)"),

@@ -85,6 +85,8 @@ def test_nothing_is_left_behind(tmp_path):
     assert [random.getstate(), np.random.get_state()[1].tolist()] == before
     assert torch.equal(torch.get_rng_state(), state)
     assert not torch.are_deterministic_algorithms_enabled()
+    for thread in {*threading.enumerate()} - {*threads}:
+        thread.join(10)
     assert threading.enumerate() == threads
     assert signal.getsignal(signal.SIGTERM) == handlers
     assert (logger.handlers, logger.filters, logger.propagate) == ([], [], True)
