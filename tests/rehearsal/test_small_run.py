@@ -189,7 +189,11 @@ def test_a_step_that_does_not_fit_into_memory_is_not_tried(tmp_path):
         huge = nn.Linear(10**6, 10**6)
     config = supervised()
     stage = Stage(
-        {"trainer": config}, maker_of({"trainer": config}), tmp_path, Report(), built={"module.backbone": huge}
+        {"trainer": config},
+        maker_of({"trainer": config}),
+        tmp_path,
+        Report(),
+        built={"module.backbone": huge, "data.train": None, "data.test": None},
     )
     check_small_run(stage)
     [finding] = stage.report.findings

@@ -18,14 +18,12 @@ from ..runtime.device import describe_batch
 _PACKAGE = Path(__file__).parent.parent
 _INSTALLED = tuple({os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")})
 # The methods of a trainer that a user may write.
-_METHODS = frozenset(
-    (
-        "forward predict compute_loss prepare_modules initialize_modules optimized_modules check_setup side_optimizers "
-        "side_losses before_optimizer_step before_fit after_fit before_fit_epoch after_fit_epoch before_fit_step "
-        "after_fit_step before_eval after_eval before_eval_step after_eval_step begin_epoch begin_step update_teacher "
-        "_instanciate"
-    ).split()
-)
+_METHODS = {
+    "forward", "predict", "compute_loss", "prepare_modules", "initialize_modules", "optimized_modules", "check_setup",
+    "side_optimizers", "side_losses", "before_optimizer_step", "before_fit", "after_fit", "before_fit_epoch",
+    "after_fit_epoch", "before_fit_step", "after_fit_step", "before_eval", "after_eval", "before_eval_step",
+    "after_eval_step", "begin_epoch", "begin_step", "update_teacher", "_instanciate",
+}  # fmt: skip
 
 
 class Place:
