@@ -150,6 +150,14 @@ class InPlace(SupervisedTrainer):
         return squares.sum()
 
 
+class Remembers(SupervisedTrainer):
+    last = 0
+
+    def compute_loss(self):
+        self.last = 0.9 * self.last + super().compute_loss()["loss"]
+        return self.last
+
+
 class Misspelled(SupervisedTrainer):
     def compute_loss(self):
         return self.module["backbon"](self.batch[0]).sum()
@@ -281,6 +289,11 @@ class Greedy(nn.Module):
         if len(scores) < self.least:
             raise ValueError(f"Needs at least {self.least} samples, not {len(scores)}.")
         return nn.functional.cross_entropy(scores, labels)
+
+
+class Many(Monitor):
+    def compute(self, trainer):
+        raise ValueError("20 samples are needed.")
 
 
 class Typo(Monitor):
@@ -434,6 +447,11 @@ STEPS = {
         joint, {"module.backbone": node("torch.nn.Conv2d", 1, 12, 3), "module.projector": node("torch.nn.BatchNorm1d", 12)},
         "module.projector (BatchNorm1d) got float32 (4, 12, 6, 6) from module.backbone, which has another number of dimensions",
     ),
+    "a linear head gets maps of features": (
+        supervised,
+        {"module.backbone": node("torch.nn.Sequential", node("torch.nn.Conv2d", 1, 12, 3), linear(12, 10))},
+        "module.backbone.1 (Linear) got float32 (2, 12, 6, 6), which has another number of dimensions than it takes.",
+    ),
     "a loss gets maps of features": (
         joint, {"module.backbone": node("torch.nn.Conv2d", 1, 12, 3), "module.projector": node("torch.nn.Identity")},
         "NTXEntLoss needs two embeddings of the same shape (batch, dim), but got (2, 12, 6, 6)",
@@ -491,13 +509,22 @@ STEPS = {
         "compute_loss(): the loss takes labels int64 (batch,), but they are int64 (2, 10).",
     ),
     # The loss
-    "a part of the loss is infinite": (*own("Unbounded"), "compute_loss(): not finite in the first step: bad "),
+    "a part of the loss is infinite": (*own("Unbounded"), "compute_loss(): not finite in step 1: bad "),
+    "a rate is too large": (
+        supervised,
+        {"data.train": loader(number=24), "optim.optimizer.lr": 1e38},
+        "compute_loss(): not finite in step 2: loss nan. Step 1 was finite: is optim.optimizer.lr too large?",
+    ),
     "a gradient is not finite": (*own("Rooted"), "The loss of the first step is finite, but not the gradients of module.backbone.1.weight."),
     "the loss is detached": (*own("Detached"), "Detached.compute_loss() returned"),
     "there is a loss per sample": (*own("PerSample"), "PerSample.compute_loss() returned float32 (2,)"),
     "the loss is not returned": (*own("Empty"), "Empty.compute_loss() returned None"),
     "the loss is constant (warning)": (*own("Flat"), "All gradients are 0 in the first step"),
     "an operation changes what the backward pass needs": (*own("InPlace"), "The backward pass: RuntimeError: one of the variables needed for gradient"),
+    "a loss keeps the graph of the step before": (
+        *own("Remembers", **{"data.train": loader(number=24)}),
+        "The backward pass: RuntimeError: Trying to backward through the graph a second time",
+    ),
     "a module's name is misspelled": (
         *own("Misspelled"), "compute_loss(): KeyError: 'backbon'. At " + place('["backbon"]'),
     ),
@@ -526,6 +553,13 @@ STEPS = {
     "a monitor asks for what is not there": (
         joint, {"logger.monitor.test.typo": node("broken_steps.Typo")},
         "logger.monitor.test.typo: AttributeError",
+    ),
+    "a monitor needs many samples (warning)": (
+        supervised,
+        {"logger.monitor.test.many": node("broken_steps.Many")},
+        "logger.monitor.test.many: ValueError: 20 samples are needed. At "
+        + place('ValueError("20')
+        + " With more than 12 samples it may work.",
     ),
     "RankMe has nothing to look at": (
         supervised, {"logger.monitor.train.rankme": node("stable_ssl.monitors.RankMe")}, "logger.monitor.train.rankme: ",

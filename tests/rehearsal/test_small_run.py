@@ -85,6 +85,8 @@ def test_nothing_is_left_behind(tmp_path):
     assert [random.getstate(), np.random.get_state()[1].tolist()] == before
     assert torch.equal(torch.get_rng_state(), state)
     assert not torch.are_deterministic_algorithms_enabled()
+    for thread in {*threading.enumerate()} - {*threads}:
+        thread.join(10)
     assert threading.enumerate() == threads
     assert signal.getsignal(signal.SIGTERM) == handlers
     assert (logger.handlers, logger.filters, logger.propagate) == ([], [], True)
@@ -114,7 +116,7 @@ def test_a_group_of_mini_batches_makes_the_step(tmp_path):
     trainer = Counts({"train": Loader(toy_dataset(), 4)}, {"backbone": toy_backbone()}, {}, optim, {})
     stage = checked(trainer, tmp_path)
     assert not stage.report.findings
-    assert (Counts.calls, stage.trainer.global_step) == (3, 1)
+    assert (Counts.calls, stage.trainer.global_step) == (6, 2)
 
 
 def test_hooks_run_in_the_order_of_a_run(tmp_path):
@@ -187,7 +189,11 @@ def test_a_step_that_does_not_fit_into_memory_is_not_tried(tmp_path):
         huge = nn.Linear(10**6, 10**6)
     config = supervised()
     stage = Stage(
-        {"trainer": config}, maker_of({"trainer": config}), tmp_path, Report(), built={"module.backbone": huge}
+        {"trainer": config},
+        maker_of({"trainer": config}),
+        tmp_path,
+        Report(),
+        built={"module.backbone": huge, "data.train": None, "data.test": None},
     )
     check_small_run(stage)
     [finding] = stage.report.findings
@@ -233,9 +239,9 @@ def test_the_table_of_groups_has_the_rates_of_all_steps(schedule, tmp_path):
     assert decayed["rates"] == pytest.approx([rates[0], max(rates), rates[-1]])
     assert decayed["lr"] == pytest.approx(max(rates))
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.01, 0.0)
-    assert (fixed["rates"], fixed["schedule"], fixed["name"]) == ([0.03] * 3, "constant", "projector")
-    assert (decayed["modules"], fixed["modules"]) == ("backbone", "projector")
-    assert probes["modules"] == "backbone_classifier, projector_classifier"
+    assert (fixed["rates"], fixed["schedule"], fixed["name"]) == ([0.03] * 3, "0.03, constant", "projector")
+    assert (decayed["modules"], fixed["modules"]) == (["backbone"], ["projector"])
+    assert probes["modules"] == ["backbone_classifier", "projector_classifier"]
     assert (decayed["tensors"], decayed["parameters"]) == (1, 64 * 12)
     counted = sum(group["parameters"] for group in (decayed, others, fixed, fixed_others, probes))
     assert counted == sum(p.numel() for p in stage.trainer.parameters())

@@ -76,33 +76,25 @@ def _at(place: Place) -> str:
 
 
 def _widths(match: re.Match, place: Place, config: Any) -> str:
-    """A layer takes another width than it gets: the innermost sizes of two matrices differ."""
-    got, takes = int(match[1]), int(match[2])
+    got, takes = int(match["got"]), int(match["takes"])
     if not isinstance(place.part, nn.Module) or not place.key.startswith("module."):
         return ""
-    return _misfit(place, "values per sample", takes, got, _set_to(place, config, takes, got, _WIDTHS))
+    if isinstance(place.part, nn.Linear) and place.num_dimensions == 4:  # the width of the images is no width to set
+        return _dimensions(match, place, config)
+    what = "values per sample" if isinstance(place.part, nn.Linear) else "values"
+    return _misfit(place, what, takes, got, _set_to(place, config, takes, got, _WIDTHS))
 
 
 def _channels(match: re.Match, place: Place, config: Any) -> str:
-    takes, got = int(match[1]), int(match[2])
+    takes, got = int(match["takes"]), int(match["got"])
     if not place.key:
         return ""
     if place.evaluated and "train" in place.trainer.data:
         return (
-            f"data.{place.evaluated}: its images have {got} channels, but those of data.train have {takes}, as "
-            f"{place.layer} takes. Make them alike."
+            f"data.{place.evaluated}: its images have {got} channel{'s' * (got != 1)}, but those of data.train have "
+            f"{takes}, as {place.layer} takes. Make them alike."
         )
     return _misfit(place, "channels", takes, got, _set_to(place, config, takes, got, _CHANNELS))
-
-
-def _norms(match: re.Match, place: Place, config: Any) -> str:
-    got, takes = int(match[1]), int(match[2])
-    return _misfit(place, "values", takes, got, _set_to(place, config, takes, got, _WIDTHS)) if place.key else ""
-
-
-def _layer_norm(match: re.Match, place: Place, config: Any) -> str:
-    takes, got = int(match[1]), int(match[2])
-    return _misfit(place, "values", takes, got, _set_to(place, config, takes, got, _WIDTHS)) if place.key else ""
 
 
 def _dimensions(match: re.Match, place: Place, config: Any) -> str:
@@ -186,12 +178,12 @@ def _sizes(match: re.Match, place: Place, config: Any) -> str:
     )
 
 
-# What `mat1 and mat2 …` and so on tell is known by torch's own words for it.
+# The kinds of error by torch's words for them. A function that returns "" leaves an error to the general sentence.
 _KINDS: list[tuple[str, Callable[[re.Match, Place, Any], str]]] = [
-    (r"shapes cannot be multiplied \(\d+x(\d+) and (\d+)x\d+\)", _widths),
-    (r"to have (\d+) channels, but got (\d+) channels", _channels),
-    (r"running_mean should contain (\d+) elements not (\d+)", _norms),
-    (r"normalized_shape=\[(\d+)\], expected .* got input of size\[.*?(\d+)\]", _layer_norm),
+    (r"shapes cannot be multiplied \(\d+x(?P<got>\d+) and (?P<takes>\d+)x\d+\)", _widths),
+    (r"running_mean should contain (?P<got>\d+) elements not (?P<takes>\d+)", _widths),
+    (r"normalized_shape=\[(?P<takes>\d+)\], expected .* got input of size\[.*?(?P<got>\d+)\]", _widths),
+    (r"to have (?P<takes>\d+) channels, but got (?P<got>\d+) channels", _channels),
     (
         r"expected \d\S*( or \d\S*)? input \(got \d\S* input\)|Expected .* input to conv\dd, but got input of",
         _dimensions,
@@ -209,6 +201,7 @@ _KINDS: list[tuple[str, Callable[[re.Match, Place, Any], str]]] = [
 
 
 def _misfit(place: Place, what: str, takes: int, got: int, advice: str) -> str:
+    what = what.replace("channels", "channel") if takes == 1 else what
     return f"{place.layer} takes {takes} {what}, but gets {got}{_source(place)}: {place.got}. {advice}"
 
 
@@ -230,7 +223,7 @@ def _set_to(place: Place, config: Any, takes: int, got: int, names: tuple[str, .
     if named := next((name for name in names if name in arguments), None):
         return f"Set {path}.{named} to {got}."
     if found:
-        return f"Set that of {' and '.join(found)} to {got} which is the width of the input."
+        return f"Set the one of {' and '.join(found)} that is the input's to {got}."
     return f"Make {path or place.module} for {got}, or what comes before it give {takes}."
 
 

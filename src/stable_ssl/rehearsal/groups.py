@@ -62,7 +62,7 @@ def _sizes(parameters: list[Any], names: dict[int, str]) -> dict[str, Any]:
     """Return the modules and sizes of some parameters, whose names are taken out of `names`."""
     parts = [names.pop(id(parameter), "").split(".") for parameter in parameters]
     return {
-        "modules": ", ".join(dict.fromkeys(part[1] if part[0] == "module" else part[0] for part in parts)),
+        "modules": list(dict.fromkeys(part[1] if part[0] == "module" else part[0] for part in parts)),
         "tensors": len(parameters),
         "parameters": sum(parameter.numel() for parameter in parameters),
     }
@@ -76,7 +76,7 @@ def _in_words(rates: Rates, kind: str) -> str:
     """Return the course of a rate in words, such as "0.1 → 0.3 → 0, OneCycleLR"."""
     shown = ["…" if rate is None else f"{rate:.3g}" for rate in rates]
     course = [now for number, now in enumerate(shown) if number == 0 or now != shown[number - 1]]
-    return " → ".join(course) + (f", {kind}" if kind else "") if len(course) > 1 else "constant"
+    return " → ".join(course) + (f", {kind}" if kind else "") if len(course) > 1 else f"{course[0]}, constant"
 
 
 def _rates(trainer: Any) -> list[Rates]:

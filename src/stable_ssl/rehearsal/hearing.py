@@ -64,12 +64,17 @@ class Heard(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Keep a message."""
-        self._records.append((record.levelno, record.getMessage()))
+        try:
+            text = record.getMessage()
+        except Exception:  # its arguments do not fit, which ends no run
+            text = str(record.msg)
+        self._records.append((record.levelno, text))
         return False
 
     def texts(self, is_whole: bool) -> list[str]:
         """Return the warnings, each once; errors too if the run came to its end, since they did not end it."""
         last = logging.ERROR if is_whole else logging.WARNING
         found = [text for level, text in self._records if logging.WARNING <= level <= last]
-        found += [f"{one.category.__name__}: {str(one.message).splitlines()[0]}" for one in self._warnings]
+        first_lines = ((one.category.__name__, str(one.message).partition("\n")[0]) for one in self._warnings)
+        found += [f"{kind}: {line}" for kind, line in first_lines]
         return [text for text in dict.fromkeys(found) if not _LEFT_OUT.search(text)]

@@ -30,8 +30,8 @@ def observations(run: Any, values: Mapping[str, float]) -> Iterator[str]:
     for name in ("latest_representations", "latest_embeddings"):
         if _is_constant(getattr(run.trainer, name, None)):
             yield (
-                f"self.{name} are the same for all samples of the first step, although the images differ: the network "
-                "has collapsed before training. Look at its initialisation, and at the range of the images."
+                f"self.{name} are the same for all samples: the images are, or the network has collapsed before "
+                "training. Look at its first weights, and at the range of the images."
             )
             break
     if odd := [name for name, value in values.items() if not math.isfinite(value)]:
@@ -84,7 +84,9 @@ def why_not_finite(watch: Watch, trainer: Any) -> str:
         if isinstance(value, int | float | Tensor)
     }
     if bad := [f"{name} {value}" for name, value in numbers.items() if not math.isfinite(value)]:
-        return f"compute_loss(): not finite in the first step: {some_of(bad)}."
+        step = trainer._progress.global_step
+        advice = " Step 1 was finite: is optim.optimizer.lr too large?" if step > 1 else ""
+        return f"compute_loss(): not finite in step {step}: {some_of(bad)}.{advice}"
     if odd := [name for name, kind in watch.gradients.items() if kind == "not finite"]:
         names = some_of(folded(odd, list(watch.gradients)))
         return f"The loss of the first step is finite, but not the gradients of {names}. Is there a root or log of 0?"

@@ -17,20 +17,13 @@ from ..runtime.device import describe_batch
 
 _PACKAGE = Path(__file__).parent.parent
 _INSTALLED = tuple({os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")})
+# The methods of a trainer that a user may write.
 _METHODS = {
-    *(
-        "forward",
-        "predict",
-        "compute_loss",
-        "prepare_modules",
-        "initialize_modules",
-        "optimized_modules",
-        "check_setup",
-    ),
-    *("side_optimizers", "side_losses", "before_optimizer_step", "before_fit", "after_fit", "before_fit_epoch"),
-    *("after_fit_epoch", "before_fit_step", "after_fit_step", "before_eval", "after_eval", "before_eval_step"),
-    *("after_eval_step", "begin_epoch", "begin_step", "update_teacher", "_instanciate"),
-}
+    "forward", "predict", "compute_loss", "prepare_modules", "initialize_modules", "optimized_modules", "check_setup",
+    "side_optimizers", "side_losses", "before_optimizer_step", "before_fit", "after_fit", "before_fit_epoch",
+    "after_fit_epoch", "before_fit_step", "after_fit_step", "before_eval", "after_eval", "before_eval_step",
+    "after_eval_step", "begin_epoch", "begin_step", "update_teacher", "_instanciate",
+}  # fmt: skip
 
 
 class Place:
@@ -58,6 +51,8 @@ class Place:
         That part. None: there is none.
     got
         The tensors that a module was called with, in words.
+    num_dimensions
+        Of the first of these tensors; 0 if there is none.
     method
         The outermost of the methods of the trainer that a user may write, such as "compute_loss()", or the phase of the
         run in words.
@@ -74,14 +69,16 @@ class Place:
         lines = ((Path(frame.f_code.co_filename), number) for frame, number in calls)
         self.line = next((f"{_shown(path)}:{number}" for path, number in lines if _is_users(path)), "")
         keys = _keys_of(trainer)
-        self.key, self.part, self.got, self.method = "", None, "", ""
+        self.key, self.part, self.got, self.method, self.num_dimensions = "", None, "", "", 0
         for name, variables in self.frames:
             owner = variables.get("self")
             if owner is trainer and name in _METHODS:
                 self.method = f"{name}()"
             if not self.key and id(owner) in keys:
                 self.key, self.part = keys[id(owner)], owner
-                self.got = _tensors_in(variables)
+                given = _tensors_in(variables)
+                self.got = ", ".join(describe_batch(value, with_ranges=False) for value in given)
+                self.num_dimensions = given[0].ndim if given and isinstance(given[0], Tensor) else 0
         if not self.method and any(name == "backward" for name, _ in self.frames):
             self.method = "The backward pass"
         self.is_sentence = bool(calls) and _raises(*calls[0])
@@ -119,10 +116,9 @@ def _keys_of(trainer: Any) -> dict[int, str]:
     return keys
 
 
-def _tensors_in(variables: Mapping[str, Any]) -> str:
-    """Return the tensors among a call's arguments in words."""
-    given = [value for name, value in variables.items() if name != "self" and _has_tensors(value)]
-    return ", ".join(describe_batch(value, with_ranges=False) for value in given[:3])
+def _tensors_in(variables: Mapping[str, Any]) -> list[Any]:
+    """Return the first tensors, and lists of tensors, among a call's arguments."""
+    return [value for name, value in variables.items() if name != "self" and _has_tensors(value)][:3]
 
 
 def _has_tensors(value: Any) -> bool:

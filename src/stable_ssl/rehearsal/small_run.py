@@ -1,4 +1,4 @@
-"""One real step with few samples on the CPU: the run's own life, from its set-up to its end, in a temporary folder."""
+"""Real steps with few samples on the CPU: the run's own life, from its set-up to its end, in a temporary folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .tries import SmallRun, Tries, set_up
 
 
 def check_small_run(stage: Stage) -> None:
-    """Take one optimizer step with few samples, evaluate, save, and read the checkpoint back.
+    """Take two optimizer steps with few samples, evaluate, save, and read the checkpoint back.
 
     The run does what it would do in reality, its hooks included, on the CPU and in fp32. It has 2 samples. If that
     fails, it is tried again with 4, with 8, and with the whole batch, since a method may need more of them.
@@ -39,8 +39,10 @@ def check_small_run(stage: Stage) -> None:
             stage.trainer = run.trainer
             _tell_of(stage, run)
             _read_back(stage, run, last)
+    known = {finding.text for finding in stage.report.findings}
     for text in heard.texts(is_whole=run is not None):
-        stage.report.warn("step", text)
+        if text not in known:
+            stage.report.warn("step", text)
 
 
 def _waits_for_data(stage: Stage) -> bool:
@@ -59,22 +61,21 @@ def _tell_of(stage: Stage, run: SmallRun) -> None:
         seconds_per_step=run.watch.seconds,
         seconds_of_checkpoint=run.seconds_of_checkpoint,
     )
-    for text in observations(run, {**losses, **metrics}):
+    for text in observations(run, metrics):
         stage.report.warn("step", text)
 
 
 def values_of(run: SmallRun) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the parts of the loss, and the values of metrics and monitors, by name."""
+    """Return the parts of the first loss, and the newest values of metrics and monitors, by name."""
     named = run.watch.losses if isinstance(run.watch.losses, Mapping) else {}
-    losses, metrics = {}, {}
+    losses: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for record in read_metrics(run.trainer.folder / "metrics.jsonl"):
         for key, value in record.items():
             kind, _, name = key.partition("/")
             if kind == "train" and (name.startswith("loss") or name in named):
-                losses[name] = value
+                losses.setdefault(name, value)
             elif name and kind != "perf" and key != "train/lr":
-                for here, real in run.names.items():
-                    key = key.replace(here, real)
                 metrics[key] = value
     return losses, metrics
 

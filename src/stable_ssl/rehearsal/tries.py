@@ -26,6 +26,7 @@ from .sections import trainer_of
 from .stage import Stage
 from .watching import Watch
 
+STEPS = 2  # the second one finds what the first one has left
 SIZES = (2, 4, 8)  # samples of the first tries
 MOST_SECONDS = 10.0  # that a try with the whole batch may take, as those before it let expect
 # What more samples may mend.
@@ -44,8 +45,6 @@ class SmallRun:
         What was seen of it.
     begun, ended
         The numbers that no checkpoint holds: after the set-up, and at the end.
-    names
-        The real names of monitors' values, by what they are called here.
     seconds, seconds_of_checkpoint
         Of the whole run, and of writing the last checkpoint.
     error, place
@@ -58,7 +57,6 @@ class SmallRun:
     watch: Watch
     begun: dict[str, Any]
     ended: dict[str, Any] = field(default_factory=dict)
-    names: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     seconds_of_checkpoint: float = 0.0
     error: BaseException | None = None
@@ -183,11 +181,11 @@ class Tries:
             ]
         is_certain = is_certain and not (isinstance(run.error, _OF_NUMBERS) and run.place.is_of_values)
         if not is_certain:
-            problems = [f"{problem} It has seen {run.size} samples only." for problem in problems]
+            problems = [f"{problem} With more than {run.size} samples it may work." for problem in problems]
         _tell_error(self._stage, problems, is_certain)
 
     def _launch(self, trainer: Any, name: str, size: int) -> SmallRun:
-        """Launch a run for one optimizer step with few samples, and one evaluation."""
+        """Launch a run for two optimizer steps with few samples, and one evaluation."""
         run = SmallRun(trainer, name, size, Watch(trainer), numbers_of(trainer))
         begun = time.perf_counter()
         try:
@@ -202,7 +200,7 @@ class Tries:
 
     @contextmanager
     def _cut_short(self, run: SmallRun) -> Iterator[None]:
-        """Have a run end after one optimizer step and one evaluation in the block, and log all that it can."""
+        """Have a run end after two optimizer steps and one evaluation in the block, and log all that it can."""
         trainer, count = run.trainer, 1
         loaders, store = trainer._feed.loaders, trainer._run.checkpoints
         trainer._evaluation._every = trainer._recorder._every = 1
@@ -210,7 +208,7 @@ class Tries:
             if "train" in trainer.data:
                 steps = trainer._steps
                 last.callback(setattr, steps, "num_batches", steps.num_batches)
-                count = steps.num_batches = min(steps.accumulation, steps.num_batches)
+                count = steps.num_batches = min(STEPS * steps.accumulation, steps.num_batches)
             few = {name: few_of(found, run.size) for name, found in self._batches.items()}
             for name, found in few.items():
                 last.callback(trainer.data.update, {name: loaders[name]})
@@ -218,8 +216,8 @@ class Tries:
                 trainer.data[name] = loaders[name] = Few(loaders[name], found, count if name == "train" else 1)
             for monitor in (one for named in trainer.logger["monitor"].values() for one in named.values()):
                 if isinstance(monitor, KNN):
-                    last.callback(setattr, monitor, "k", monitor.k)
-                    _use_fewer_neighbours(monitor, few.get(monitor.bank), run.names)
+                    compute = _with_fewer_neighbours(monitor, few.get(monitor.bank))
+                    last.enter_context(_replaced(monitor, "compute", compute))
             last.callback(trainer.optim.update, epochs=trainer.optim["epochs"])
             last.enter_context(_replaced(trainer._saver, "end_epoch", _ending(trainer)))
             last.enter_context(_replaced(store, "_write", _timed(run, store._write)))
@@ -264,9 +262,18 @@ def _may_be_mended(run: SmallRun) -> bool:
     return isinstance(run.error, _OF_NUMBERS) and not is_known(run.error, run.place)
 
 
-def _use_fewer_neighbours(monitor: KNN, bank: Batch | None, names: dict[str, str]) -> None:
-    """Have a monitor of nearest neighbours look at no more of them than the bank has now."""
+def _with_fewer_neighbours(monitor: KNN, bank: Batch | None) -> Callable[[Any], dict[str, float]]:
+    """Return a monitor's function that looks at no more neighbours than the bank has now, under its usual name."""
     labels = labels_of(bank[1]) if bank is not None else None
-    here = min(monitor.k, max(int((labels >= 0).sum()), 1)) if labels is not None else monitor.k
-    names[f"_k{here}_t{monitor.temperature}"] = f"_k{monitor.k}_t{monitor.temperature}"
-    monitor.k = here
+    all_of, compute = monitor.k, monitor.compute
+    here = min(all_of, max(int((labels >= 0).sum()), 1)) if labels is not None else all_of
+
+    def fewer(trainer: Any) -> dict[str, float]:
+        monitor.k = here
+        try:
+            values = compute(trainer)
+        finally:
+            monitor.k = all_of
+        return {f"k{all_of}_t{monitor.temperature}": value for value in values.values()}
+
+    return fewer

@@ -27,22 +27,21 @@ class Watch:
     outputs
         The shape of the newest output of each module that gave a tensor, by its name. The newest comes last.
     losses
-        What `compute_loss` returned first. None: it did not return.
+        What `compute_loss` returned last. None: it did not return.
     gradients
         Of each trainable parameter, at the end of the first optimizer step: "none", "zero", "finite" or "not finite".
         Empty before that step.
     in_other_mode
-        Names of batch normalisations and dropout layers that were used in evaluation mode in training ("training"), and
-        of those that were used in training mode in an evaluation ("evaluation"); the names are the keys.
+        Names of batch normalisations that are trained, but were in evaluation mode in training ("training"); and of
+        those, and dropout layers, that were in training mode in an evaluation ("evaluation"). The names are the keys.
     seconds
-        Of the first optimizer step. 0 before it.
+        Of the newest optimizer step, its backward pass included; without the update of the parameters. 0 before it.
     """
 
     def __init__(self, trainer: Any):
         self._trainer = trainer
         self._names = {id(module): name for name, module in trainer.named_modules() if name}
-        frozen = trainer.optim["frozen_norm"]
-        self._fixed = {id(norm) for norm in frozen}
+        self._fixed = {id(norm) for norm in trainer.optim["frozen_norm"]}
         self.outputs: dict[str, tuple[int, ...]] = {}
         self.losses: Any = None
         self.gradients: dict[str, str] = {}
@@ -71,14 +70,17 @@ class Watch:
 
     def _begin(self, batch_idx: int) -> None:
         self._is_evaluating = False
-        self._begun = self._begun or time.perf_counter()
+        if batch_idx % self._trainer._steps.accumulation == 0:
+            self._begun = time.perf_counter()
 
     def _backward(self, losses: Any, owner: str) -> None:
-        self.losses = losses if self.losses is None else self.losses
+        self.losses = losses
 
     def _step(self, before: Callable[[], None]) -> None:
-        if not self.gradients and self._trainer._steps._num_backward:  # else a hook has broken off all mini-batches
-            self.seconds = time.perf_counter() - self._begun
+        if not self._trainer._steps._num_backward:  # a hook has broken off all mini-batches
+            return
+        self.seconds = time.perf_counter() - self._begun
+        if not self.gradients:
             self.gradients = {n: _kind_of(p.grad) for n, p in self._trainer.named_parameters() if p.requires_grad}
 
     def _after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -94,7 +96,8 @@ class Watch:
     def _is_in_other_mode(self, module: nn.Module) -> bool:
         if self._is_evaluating:
             return module.training
-        is_trained = all(p.requires_grad for p in module.parameters()) and id(module) not in self._fixed
+        # A part that is frozen, such as a teacher, may well be in evaluation mode.
+        is_trained = any(p.requires_grad for p in module.parameters()) and id(module) not in self._fixed
         return self._trainer.training and not module.training and is_trained
 
 
