@@ -98,7 +98,7 @@ def test_the_largest_batch_fits_and_a_larger_one_does_not(tmp_path):
     card = card_named("0.55gb")
     largest = memory_of(stage_of(tmp_path / "estimate", card))["largest_batch"]
     assert largest > 2 * BATCH
-    for number, batch_size in enumerate((int(0.99 * largest), int(1.01 * largest))):
+    for number, batch_size in enumerate((int(0.98 * largest), int(1.02 * largest))):
         run = memory_of(stage_of(tmp_path / str(number), batch_size=batch_size // 8 * 8))
         assert (run["peak_bytes"] + run["margin_bytes"] > card.memory_bytes) == bool(number)
 
@@ -182,3 +182,11 @@ def test_the_hidden_patches_are_counted_in_the_masks_of_the_run(tmp_path):
         check_memory(stage)
         flops[ratio] = sum(stage.report.facts["memory"]["flops_per_step"].values())
     assert flops[0.75] < 0.8 * flops[0.25]
+
+
+def test_the_largest_batch_is_found_if_the_optimizer_takes_more_than_a_small_batch(tmp_path):
+    card = card_named("0.55gb")
+    large = memory_of(stage_of(tmp_path / "large", card))["largest_batch"]
+    small = memory_of(stage_of(tmp_path / "small", card, batch_size=4))
+    assert small["parts"]["temporaries"] >= small["parts"]["parameters"]  # the worst moment is the optimizer's step
+    assert small["largest_batch"] == pytest.approx(large, rel=0.03)

@@ -56,6 +56,7 @@ class FakeRun:
         self.precision: str = trainer._configured["hardware"]["precision"]
         with noticing(Findings()):
             trainer.setup()
+            trainer.before_fit()
         trainer._run.let_go()
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         for tensor in _tensors_on_meta(trainer):
@@ -94,8 +95,8 @@ class FakeRun:
         states = [state for optimizer in self.optimizers for own in optimizer.state.values() for state in own.values()]
         return [state for state in states if isinstance(state, Tensor)]
 
-    def step(self, batch_size: int, count: int) -> Accounting:
-        """Take mini-batches of a size, and return their account.
+    def step(self, batch_size: int, count: int) -> tuple[Accounting, int]:
+        """Take mini-batches of a size, and return their account, and its peak before the optimizer's own step.
 
         Code may raise because of an invented value, such as a true `torch.isnan(loss).any()`. Then it is tried again
         with the other answer.
@@ -113,14 +114,16 @@ class FakeRun:
             self.trainer._steps.drop_group()
             return self._step(batch_size, count, truth=False)
 
-    def _step(self, batch_size: int, count: int, truth: bool) -> Accounting:
-        trainer, account = self.trainer, Accounting()
+    def _step(self, batch_size: int, count: int, truth: bool) -> tuple[Accounting, int]:
+        trainer, account, peaks = self.trainer, Accounting(), []
         trainer._steps.accumulation = trainer._steps.num_batches = count
         parameters = list(trainer.parameters())
         account.assign(parameters, "parameters")
         account.assign(trainer.buffers(), "buffers")
         account.assign(self.states(), "optimizer")
         with ExitStack() as last:
+            for optimizer in self.optimizers:
+                last.callback(optimizer.register_step_pre_hook(lambda *given: peaks.append(account.peak)).remove)
             for parameter in parameters:
                 if parameter.requires_grad:
                     hook = parameter.register_post_accumulate_grad_hook(
@@ -134,7 +137,7 @@ class FakeRun:
             last.enter_context(Answers(truth))
             last.enter_context(CudaAutocast())
             take_steps(trainer, list(range(batch_size)), batch, count)
-        return account
+        return account, min(peaks, default=account.peak)
 
     def _batch_of(self, size: int) -> Any:
         """Return a mini-batch like the run's, of so many samples, with tensors that have no memory."""
