@@ -37,21 +37,21 @@ from stable_ssl.rehearsal.report import Report
 from stable_ssl.rehearsal.stage import Stage, maker_of
 from stable_ssl.rehearsal.stepping import take_steps
 
-SMALL = ("data=digits", "size=32", "data.train.batch_size=64")
-LARGE = ("data=digits", "size=224", "data.train.batch_size=16")
+SMALL = ("data=digits", "size=32", "data.train.batch_size=16")
+LARGE = ("data=digits", "size=224", "data.train.batch_size=4")
 RECIPES = {
-    "SimCLR, ResNet-18, 32 px, batch 64": ("simclr", "backbone=resnet18", *SMALL),
-    "Barlow Twins, ResNet-18, 32 px, batch 64": ("barlow_twins", "backbone=resnet18", *SMALL),
-    "VICReg, ResNet-9, 32 px, batch 64": ("vicreg", "backbone=resnet9", *SMALL),
-    "BYOL, ResNet-18, 32 px, batch 64": ("byol", "backbone=resnet18", *SMALL),
-    "MoCo, ResNet-18, 32 px, batch 64": ("moco", "backbone=resnet18", *SMALL),
-    "SwAV, ResNet-18, 32 px, batch 64": ("swav", "backbone=resnet18", *SMALL),
-    "DINO, ViT-Ti, 32 px, batch 64": ("dino", "backbone=vit_tiny", *SMALL),
-    "supervised, ConvMixer, 32 px, batch 64": ("supervised", "backbone=convmixer", *SMALL),
-    "SimCLR, ResNet-50, 224 px, batch 16": ("simclr", "backbone=resnet50", *LARGE),
-    "MAE, ViT-S/16, 224 px, batch 16": ("mae", "backbone=vit_small", *LARGE),
+    "SimCLR, ResNet-18, 32 px, batch 16": ("simclr", "backbone=resnet18", *SMALL),
+    "Barlow Twins, ResNet-18, 32 px, batch 16": ("barlow_twins", "backbone=resnet18", *SMALL),
+    "VICReg, ResNet-9, 32 px, batch 16": ("vicreg", "backbone=resnet9", *SMALL),
+    "BYOL, ResNet-18, 32 px, batch 16": ("byol", "backbone=resnet18", *SMALL),
+    "MoCo, ResNet-18, 32 px, batch 16": ("moco", "backbone=resnet18", *SMALL),
+    "SwAV, ResNet-18, 32 px, batch 16": ("swav", "backbone=resnet18", *SMALL),
+    "DINO, ViT-Ti, 32 px, batch 16": ("dino", "backbone=vit_tiny", *SMALL),
+    "supervised, ConvMixer, 32 px, batch 16": ("supervised", "backbone=convmixer", *SMALL),
+    "SimCLR, ResNet-50, 224 px, batch 4": ("simclr", "backbone=resnet50", *LARGE),
+    "MAE, ViT-S/16, 224 px, batch 4": ("mae", "backbone=vit_small", *LARGE),
 }
-STEPS = 4
+STEPS = 2
 
 
 def prepared(overrides: tuple[str, ...], folder: Path, device: str) -> tuple[Stage, object]:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from toys import Toy
 
+from stable_ssl.augmentations import MultiView, RandomMask
 from stable_ssl.data import Loader
 from stable_ssl.exceptions import ConfigError
 from stable_ssl.monitors import KNN
@@ -37,7 +38,7 @@ def stage_of(folder, card=None, batch_size=BATCH, world_size=1, **parts):
     def make():
         optim = {"optimizer": functools.partial(torch.optim.AdamW, lr=0.1), "epochs": 1, **parts.get("optim", {})}
         network = nn.Sequential(nn.Linear(IN, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, OUT))
-        return Small(
+        return parts.get("trainer", Small)(
             {"train": Loader(vectors(), batch_size, drop_last=True), **parts.get("data", {})}, {"backbone": network},
             {"device": "cpu", "precision": parts.get("precision", "fp32")}, optim,
             {"dump_path": folder / "unused", "monitor": parts.get("monitor", {})},
@@ -97,7 +98,7 @@ def test_the_largest_batch_fits_and_a_larger_one_does_not(tmp_path):
     card = card_named("0.55gb")
     largest = memory_of(stage_of(tmp_path / "estimate", card))["largest_batch"]
     assert largest > 2 * BATCH
-    for number, batch_size in enumerate((int(0.99 * largest), int(1.01 * largest))):
+    for number, batch_size in enumerate((int(0.98 * largest), int(1.02 * largest))):
         run = memory_of(stage_of(tmp_path / str(number), batch_size=batch_size // 8 * 8))
         assert (run["peak_bytes"] + run["margin_bytes"] > card.memory_bytes) == bool(number)
 
@@ -125,8 +126,8 @@ def test_the_bank_of_knn_takes_what_a_real_evaluation_of_it_allocates(tmp_path):
     assert knn_bytes(256, 1000, 1000) == pytest.approx(sum(account.at_peak.values()), rel=0.1)
 
 
-@pytest.mark.parametrize("name", methods.METHODS)
-def test_every_method_can_be_estimated(name, tmp_path):
+@pytest.mark.parametrize("name", sorted(methods.METHODS.keys() - {"barlow_twins", "byol", "simsiam", "vicreg"}))
+def test_each_kind_of_method_can_be_estimated(name, tmp_path):
     stage = Stage({}, lambda: methods.make(name, tmp_path / "unused"), tmp_path, Report())
     stage.batch = next(methods.make(name, tmp_path / "unused").data["train"].batches(0))
     found = memory_of(stage)
@@ -145,3 +146,47 @@ def test_a_card_may_be_a_size_and_a_misspelled_one_is_named():
     assert card_named("24gb") == Card("24gb", 24 * GIB)
     with pytest.raises(ConfigError, match="device: 'a100-40g' .* Did you mean 'a100-40gb'?"):
         card_named("a100-40g")
+
+
+class Doubtful(Small):
+    """Looks at its loss, and at the rows of a class."""
+
+    def compute_loss(self):
+        loss = super().compute_loss()
+        if torch.isnan(loss).any():
+            raise ValueError("a loss that is not a number")
+        kept = self.batch[0][self.batch[1] == 0]
+        return loss + 0 * kept.sum() * self.batch[1].max().item()
+
+
+def test_a_method_that_looks_at_values_can_be_estimated_too(tmp_path):
+    plain = memory_of(stage_of(tmp_path / "plain"))["parts"]
+    stage = stage_of(tmp_path / "doubtful", trainer=Doubtful)
+    parts = memory_of(stage)["parts"]
+    assert not stage.report.findings
+    kept = 4 * BATCH * IN + 8 * BATCH  # the rows that are kept may be all, and their places
+    assert 0 <= parts["activations"] - plain["activations"] <= 1.1 * kept
+
+
+def test_the_hidden_patches_are_counted_in_the_masks_of_the_run(tmp_path):
+    def make(ratio):
+        trainer = methods.make("mae", tmp_path / "unused")
+        views = MultiView([methods.VIEW], [RandomMask((4, 4), ratio)])
+        trainer.data["train"] = Loader(methods.images(), 64, views=views)
+        return trainer
+
+    flops = {}
+    for ratio in (0.25, 0.75):
+        stage = Stage({}, lambda ratio=ratio: make(ratio), tmp_path / str(ratio), Report())
+        stage.batch = next(make(ratio).data["train"].batches(0))
+        check_memory(stage)
+        flops[ratio] = sum(stage.report.facts["memory"]["flops_per_step"].values())
+    assert flops[0.75] < 0.8 * flops[0.25]
+
+
+def test_the_largest_batch_is_found_if_the_optimizer_takes_more_than_a_small_batch(tmp_path):
+    card = card_named("0.55gb")
+    large = memory_of(stage_of(tmp_path / "large", card))["largest_batch"]
+    small = memory_of(stage_of(tmp_path / "small", card, batch_size=4))
+    assert small["parts"]["temporaries"] >= small["parts"]["parameters"]  # the worst moment is the optimizer's step
+    assert small["largest_batch"] == pytest.approx(large, rel=0.03)

@@ -40,6 +40,8 @@ class Accounting(TorchDispatchMode):
         a forward pass with gradients, else one of the "temporaries".
     at_peak
         The same, when their sum was the largest so far.
+    peak
+        That sum.
     flops
         FLOPs of matrix products, by whether they are "convolutions" or "products": a multiplication and an addition
         count as two. The formulas are those of torch's `FlopCounterMode`.
@@ -52,7 +54,7 @@ class Accounting(TorchDispatchMode):
         self.now: Counter[str] = Counter()
         self.at_peak: dict[str, int] = {}
         self.flops: Counter[str] = Counter()
-        self.traffic = self._total = self._peak = 0
+        self.traffic = self.peak = self._total = 0
         self._known: dict[int, tuple[weakref.ref, str, int]] = {}  # by id of the storage
 
     def assign(self, tensors: Iterable[Tensor], part: str) -> None:
@@ -72,8 +74,8 @@ class Accounting(TorchDispatchMode):
         self._known[key] = weakref.ref(storage, functools.partial(self._forget, key)), part, size
         self.now[part] += size
         self._total += size
-        if self._total > self._peak:
-            self._peak, self.at_peak = self._total, dict(self.now)
+        if self._total > self.peak:
+            self.peak, self.at_peak = self._total, dict(self.now)
 
     def _forget(self, key: int, reference: Any) -> None:
         _, part, size = self._known.pop(key)

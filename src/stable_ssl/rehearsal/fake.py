@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -16,6 +17,7 @@ from ..runtime.precision import Precision
 from .accounting import Accounting, CudaAutocast
 from .stage import CPU, META, Stage
 from .stepping import take_steps
+from .waits import SHAPES, Findings, nonzero, noticing
 
 aten = torch.ops.aten
 
@@ -52,7 +54,10 @@ class FakeRun:
         assert stage.batch is not None
         self.trainer = trainer = stage.throw_away("memory", META)
         self.precision: str = trainer._configured["hardware"]["precision"]
-        trainer.setup()
+        with noticing(Findings()):
+            trainer.setup()
+            trainer.before_fit()
+        trainer._run.let_go()
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         for tensor in _tensors_on_meta(trainer):
             _make_fake(tensor, self._mode)
@@ -90,8 +95,11 @@ class FakeRun:
         states = [state for optimizer in self.optimizers for own in optimizer.state.values() for state in own.values()]
         return [state for state in states if isinstance(state, Tensor)]
 
-    def step(self, batch_size: int, count: int) -> Accounting:
-        """Take mini-batches of a size, and return their account.
+    def step(self, batch_size: int, count: int) -> tuple[Accounting, int]:
+        """Take mini-batches of a size, and return their account, and its peak before the optimizer's own step.
+
+        Code may raise because of an invented value, such as a true `torch.isnan(loss).any()`. Then it is tried again
+        with the other answer.
 
         Parameters
         ----------
@@ -100,13 +108,22 @@ class FakeRun:
         count
             How many mini-batches. They make one optimizer step.
         """
-        trainer, account = self.trainer, Accounting()
+        try:
+            return self._step(batch_size, count, truth=True)
+        except Exception:
+            self.trainer._steps.drop_group()
+            return self._step(batch_size, count, truth=False)
+
+    def _step(self, batch_size: int, count: int, truth: bool) -> tuple[Accounting, int]:
+        trainer, account, peaks = self.trainer, Accounting(), []
         trainer._steps.accumulation = trainer._steps.num_batches = count
         parameters = list(trainer.parameters())
         account.assign(parameters, "parameters")
         account.assign(trainer.buffers(), "buffers")
         account.assign(self.states(), "optimizer")
         with ExitStack() as last:
+            for optimizer in self.optimizers:
+                last.callback(optimizer.register_step_pre_hook(lambda *given: peaks.append(account.peak)).remove)
             for parameter in parameters:
                 if parameter.requires_grad:
                     hook = parameter.register_post_accumulate_grad_hook(
@@ -117,22 +134,24 @@ class FakeRun:
             account.assign([leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)], "views")
             last.enter_context(self._mode)
             last.enter_context(account)
-            last.enter_context(Answers())
+            last.enter_context(Answers(truth))
             last.enter_context(CudaAutocast())
             take_steps(trainer, list(range(batch_size)), batch, count)
-        return account
+        return account, min(peaks, default=account.peak)
 
     def _batch_of(self, size: int) -> Any:
         """Return a mini-batch like the run's, of so many samples, with tensors that have no memory."""
 
         def resized(tensor: Tensor) -> Tensor:
-            shape = list(tensor.shape)
-            if shape and shape[0] % self.num_samples == 0:
-                shape[0] = shape[0] // self.num_samples * size
-            return torch.empty(shape, dtype=tensor.dtype)
+            count = len(tensor) if tensor.ndim else 0
+            rows = count // self.num_samples * size if count % self.num_samples == 0 else count
+            with self._mode:
+                made = torch.empty((rows, *tensor.shape[1:]) if tensor.ndim else (), dtype=tensor.dtype)
+            if tensor.dtype == torch.bool and count:  # masks, of which the host counts the patches
+                made.on_host = tensor[torch.arange(rows) % count]  # type: ignore[attr-defined]
+            return made
 
-        with self._mode:
-            return tree_map_only(Tensor, resized, self._batch)
+        return tree_map_only(Tensor, resized, self._batch)
 
 
 def _tensors_on_meta(trainer: nn.Module) -> list[Tensor]:
@@ -153,27 +172,39 @@ def _make_fake(tensor: Tensor, mode: FakeTensorMode) -> None:
 
 
 class Answers(TorchDispatchMode):
-    """Answers questions after values, which fake tensors can't.
+    """Answers questions after values, which fake tensors can't. What is computed of real tensors alone stays real.
 
     A number is 1. A choice of some rows takes all of them, so it takes as much memory as it can.
+
+    Parameters
+    ----------
+    truth
+        What the truth of a tensor is.
     """
 
+    def __init__(self, truth: bool = True):
+        super().__init__()
+        self._truth = truth
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if tensors and not any(isinstance(tensor, FakeTensor) for tensor in tensors):
+            with unset_fake_temporarily():
+                return func(*args, **kwargs)
         if func is aten._local_scalar_dense.default:
-            return True if args[0].dtype == torch.bool else 1 if not args[0].is_floating_point() else 1.0
-        if func is aten.equal.default:
-            return True
-        if func is aten.nonzero.default:
-            return args[0].new_empty((args[0].numel(), args[0].ndim), dtype=torch.long)
-        if func is aten.masked_select.default:
-            return args[0].new_empty(torch.broadcast_shapes(args[0].shape, args[1].shape)).reshape(-1)
+            return self._truth if args[0].dtype == torch.bool else 1.0 if args[0].is_floating_point() else 1
+        if func in (aten.equal.default, aten.allclose.default):
+            return self._truth
+        if func in SHAPES and kwargs.get("output_size") is None:
+            return SHAPES[func](*args, **kwargs)
         if func is aten.index.Tensor:
-            args = args[0], [_all_rows(index) for index in args[1]]
-        return func(*args, **(kwargs or {}))
+            args = args[0], [row for index in args[1] for row in _rows(index)]
+        return func(*args, **kwargs)
 
 
-def _all_rows(index: Tensor | None) -> Tensor | None:
+def _rows(index: Tensor | None) -> Sequence[Tensor | None]:
     """Return indices of all elements in the place of a mask."""
     if index is None or index.dtype not in (torch.bool, torch.uint8):
-        return index
-    return index.new_empty(index.shape, dtype=torch.long).reshape(-1)
+        return [index]
+    return nonzero(index).unbind(1)

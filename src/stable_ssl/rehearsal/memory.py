@@ -20,6 +20,8 @@ from .stage import Stage
 CONTEXT = GIB // 2  # of CUDA, with its kernels
 COMMUNICATION = GIB // 2  # of NCCL, if there are several processes
 SHARE = 0.1  # of the peak: gaps between tensors in the allocator's blocks, and work space of cuDNN and cuBLAS
+STEP = "training step"
+_MOST_LINES = 4
 _QUERIES = 256  # images that the kNN monitor compares with its bank at a time
 
 
@@ -34,8 +36,7 @@ def check_memory(stage: Stage) -> None:
       the batch itself and, if views are made on the card, the images there and the next batch;
     - `margin_bytes`: 0.5 GiB for CUDA's context, as much for NCCL with several processes, 10 % of the peak, and the
       work space of views that are made on the card;
-    - `batch_size`, and the `largest_batch` that fits the card with the margin. A line through the peaks of two batch
-      sizes gives it, so it is an estimate;
+    - `batch_size`, and the `largest_batch` that fits the card with the margin, within 2 %;
     - `host_bytes` and `host_parts`, per process;
     - `flops_per_step`, in "convolutions" and "products", and `traffic_bytes_per_step`: what all operations read and
       write, each for itself.
@@ -70,8 +71,9 @@ class _Estimate:
         self._per_image = bytes_per_image(trainer.data["train"]) if self._on_card else (0.0, 0.0)
         count = min(self._count, 2)  # more mini-batches take no more memory than two
         other = self.batch_size // 2 if self.batch_size >= 4 else 2 * self.batch_size
-        self._account, smaller = run.step(self.batch_size, count), run.step(other, count)
-        self._line = other, sum(smaller.at_peak.values())
+        self._count_here = count
+        self._account, at_own = run.step(self.batch_size, count)
+        self._points = [(other, run.step(other, count)[1]), (self.batch_size, at_own)]
         self._factor = self._count / count
         self.parts = self._moments()
         self.moment = max(self.parts, key=lambda moment: sum(self.parts[moment].values()))
@@ -83,7 +85,7 @@ class _Estimate:
         step = dict(account.at_peak)
         step["views"] = step.get("views", 0) + self._views(self.batch_size)
         lasting = {name: step.get(name, 0) for name in ("parameters", "buffers", "optimizer")}
-        moments = {"training step": step, "evaluation": {**lasting, "knn_bank": self._knn_bank()}}
+        moments = {STEP: step, "evaluation": {**lasting, "knn_bank": self._knn_bank()}}
         if self._world_size > 1:
             gradients = 2 * _bytes([parameter for parameter in trained if parameter.requires_grad])
             moments["exchange of gradients"] = {**lasting, "views": step["views"], "gradients": gradients}
@@ -111,13 +113,30 @@ class _Estimate:
         return context + SHARE * peak + self._per_image[1] * batch_size
 
     def _largest_batch(self, memory: int) -> int:
-        """Return the largest batch that fits with the margin, 0 if none does: peaks lie on a line over batch sizes."""
-        other, at_other = self._line
-        at_own = sum(self._account.at_peak.values())
-        slope = (at_own - at_other) / (self.batch_size - other)
-        fixed = at_own - slope * self.batch_size + self._views(0)
-        room = memory - self._margin(0, 0) - (1 + SHARE) * fixed
-        return max(0, int(room / ((1 + SHARE) * (slope + self._per_image[0]) + self._per_image[1])))
+        """Return the largest batch that fits with the margin; 0 if none does.
+
+        The line through the peaks of two batch sizes leads to a third one, whose peak is taken too, and so on. The
+        optimizer's own step is left out: it takes as much memory for every batch size.
+        """
+        others = [sum(parts.values()) for moment, parts in self.parts.items() if moment != STEP]
+        if any(peak + self._margin(peak, 0) > memory for peak in others):
+            return 0
+        points = list(self._points)
+        for _ in range(_MOST_LINES):
+            far, near = ((size, self._of_batch(size, peak) - memory) for size, peak in points[-2:])
+            size = _crossing(far, near)
+            if size < 1 or abs(size - points[-1][0]) <= points[-1][0] / 50:
+                break
+            try:
+                points.append((size, self._run.step(size, self._count_here)[1]))
+            except Exception:  # such a batch may be too large for something else
+                break
+        return max(0, size)
+
+    def _of_batch(self, batch_size: int, peak: float) -> float:
+        """Return the memory of the card for a peak without views that are made there, with these and the margin."""
+        peak += self._views(batch_size)
+        return peak + self._margin(peak, batch_size)
 
     def report(self) -> None:
         """Write the figures, and what is wrong with them, to the stage's report."""
@@ -155,7 +174,9 @@ class _Estimate:
             f"set data.train.batch_size to at most {largest} and raise optim.accumulation_steps ({self._count}) as much"
         )
         if largest < 1:
-            fits = "take a smaller network or smaller images, for not even a batch of 1 fits"
+            fits = "take a smaller network or smaller images, for no batch fits"
+        if self.moment == "evaluation":
+            fits = "give the kNN monitor a smaller bank"
         if self._run.precision == "fp32":
             fits += f", or set hardware.precision (fp32) to {'bf16' if card.bf16 or not card.fp16 else 'fp16'}"
         if peak > card.memory_bytes:
@@ -166,6 +187,12 @@ class _Estimate:
                 f"{need}, and {_gib(margin)} are put aside for CUDA and the allocator's gaps. {card.name} has "
                 f"{_gib(card.memory_bytes)}, so memory may run out. To be safe, {fits}.",
             )
+
+
+def _crossing(far: tuple[int, float], near: tuple[int, float]) -> int:
+    """Return the batch size at which the line through two points, (batch size, excess of memory), crosses zero."""
+    slope = (near[1] - far[1]) / (near[0] - far[0])
+    return int(near[0] - near[1] / slope) if slope > 0 else 8 * near[0]
 
 
 def knn_bytes(dim: int, bank: int, queries: int) -> int:

@@ -198,7 +198,8 @@ def _like(tensor: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tens
     return tensor.new_empty(shape, dtype=dtype or tensor.dtype)
 
 
-def _nonzero(tensor: Tensor) -> Tensor:
+def nonzero(tensor: Tensor) -> Tensor:
+    """Return what `torch.nonzero` returns if no entry is zero, without values."""
     return _like(tensor, tensor.numel(), tensor.ndim, dtype=torch.long)
 
 
@@ -229,8 +230,8 @@ def _repeat_interleave(repeats: Tensor, output_size: int | None = None) -> Tenso
 
 
 # What these return has a shape that depends on values. Here it is the largest possible, if that is known.
-_SHAPES: dict[Any, Callable] = {
-    aten.nonzero.default: _nonzero,
+SHAPES: dict[Any, Callable] = {
+    aten.nonzero.default: nonzero,
     aten.masked_select.default: _masked_select,
     aten._unique2.default: _unique,
     aten._unique.default: lambda *args, **options: _unique(*args, **options)[:2],
@@ -284,9 +285,9 @@ class _Operations(TorchDispatchMode):
         elif on_host := [tensor for tensor in tensors if tensor.device.type == "cpu"]:
             self._compare(func, args, on_host)
             args, kwargs = tree_map(_on_meta, (args, kwargs))
-        if func in _SHAPES and kwargs.get("output_size") is None:
+        if func in SHAPES and kwargs.get("output_size") is None:
             self._findings.note(SHAPE, _name(func))
-            return _SHAPES[func](*args, **kwargs)
+            return SHAPES[func](*args, **kwargs)
         if func in _CHECKS:
             name = args[1] if func is aten._linalg_check_errors.default else _name(func)
             self._findings.note(CHECKS, name)
@@ -333,7 +334,7 @@ class _Operations(TorchDispatchMode):
         indices: list[Tensor | None] = []
         for index in args[1]:
             is_mask = index is not None and index.dtype in (torch.bool, torch.uint8)
-            found = _nonzero(_on_meta(index)).unbind(1) if is_mask else [_on_meta(index)]
+            found = nonzero(_on_meta(index)).unbind(1) if is_mask else [_on_meta(index)]
             indices += found
         return (_on_meta(args[0]), indices, *(_on_meta(arg) for arg in args[2:]))
 
