@@ -152,7 +152,7 @@ def _check_kinds(stage: Stage, counter: ClassCount, labels: Labels) -> None:
     ]
     _say(stage, counter)(
         "data",
-        f"data.{labels.name}: {counter.key} needs labels that are whole numbers from 0 on, and there are "
+        f"data.{labels.name}: {counter.key} needs labels that are whole numbers, -1 for none, and there are "
         f"{some_of(shown, 3, ' and ')}. Number the classes in the data set, or remove {counter.key}.",
     )
 

@@ -166,6 +166,8 @@ def as_label(value: Any) -> Label:
         return "floats", f"{value:g}"
     if isinstance(value, str):
         return "texts", repr(value[:40])
+    if value is None:
+        return "None", "None"
     kind = str(value.dtype) if isinstance(value, np.ndarray) else describe_batch(value, with_ranges=False)
     return kind, kind
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -174,7 +175,7 @@ def _check_normalisation(stage: Stage, loader: Loader, images: list[Look]) -> No
     if len(images) < 2:
         return
     mean, deviation = map(np.array, _statistics(images))
-    found = dict.fromkeys(one for view in loader.views.views for one in view.operations if isinstance(one, Normalize))  # type: ignore[union-attr]
+    found = _normalisations(loader)
     for operation in found:
         given = np.array([operation.mean, operation.std])
         if any(np.allclose(given, np.array(pair)[:, None]) for pair in _GENERIC):
@@ -190,6 +191,31 @@ def _check_normalisation(stage: Stage, loader: Loader, images: list[Look]) -> No
                     f"data.{loader.name}.views: the {word} of Normalize is {_listed(own)}, but that of {len(images)} "
                     f"images is {_listed(real)}.{levels} Give the {word} of these images.",
                 )
+
+
+def _normalisations(loader: Loader) -> list[Normalize]:
+    """Return the different ways in which declared views normalise their values."""
+    views = loader.views.views if loader.views is not None else ()
+    return list(dict.fromkeys(one for view in views for one in view.operations if isinstance(one, Normalize)))
+
+
+def check_normalised_alike(stage: Stage, loaders: Mapping[str, Loader]) -> None:
+    """Warn of declared views of evaluation images that are not normalised as those of training images."""
+    declared = {name: _normalisations(loader) for name, loader in loaders.items() if loader.views is not None}
+    train = declared.get("train", [])
+    for name, own in declared.items() if "train" in declared and len(train) < 2 else ():
+        if own != train:
+            how, other = (
+                f"with mean {_listed(np.array(one[0].mean))} and std {_listed(np.array(one[0].std))}"
+                if one
+                else "by nothing"
+                for one in (own, train)
+            )
+            stage.report.warn(
+                "data",
+                f"data.{name}.views: their values are normalised {how}, and those of data.train {other}. Normalise both "
+                "alike, since a network learns from values of one scale.",
+            )
 
 
 def _listed(values: np.ndarray) -> str:

@@ -28,7 +28,7 @@ from .labels import Labels, labels_of_batches, labels_of_set
 from .looking import Look, Looker, chosen, look_at
 from .offline import needs_network, offline
 from .overlap import check_overlap
-from .pixels import check_pixels, check_views_of, facts_of
+from .pixels import check_normalised_alike, check_pixels, check_views_of, facts_of
 from .report import Report
 from .sections import section
 from .stage import Stage
@@ -79,7 +79,9 @@ def check_samples(stage: Stage) -> None:
     others = {name: loader for name, loader in loaders.items() if name != "train"}
     for sentence in other_classes(loaders.get("train"), others):
         own.report.warn("data", sentence)
-    check_overlap(own, {name: loader for name, loader in loaders.items() if isinstance(loader, Loader)})
+    sets = {name: loader for name, loader in loaders.items() if isinstance(loader, Loader)}
+    check_overlap(own, sets)
+    check_normalised_alike(own, sets)
     add_together(stage.report, own.report, loaders)
 
 
@@ -190,7 +192,8 @@ def check_unreadable(stage: Stage, loader: Loader, looks: list[Look]) -> None:
         advice = f"data.{name}.unreadable=skip leaves them out."
     else:
         advice = f"Mend or remove them, or leave them out by data.{name}.unreadable=skip."
-        advice += "" if stage.all_data else " `--all-data` reads all samples, and names them all."
+        if len(looks) < len(loader.dataset):
+            advice += " `--all-data` reads all samples, and names them all."
     (report.warn if is_left_out else report.error)(
         "data", f"{described(found, len(looks))}\n{looked_at} can't be read. {advice}"
     )
