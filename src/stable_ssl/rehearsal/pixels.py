@@ -213,7 +213,7 @@ def check_normalised_alike(stage: Stage, loaders: Mapping[str, Loader]) -> None:
             )
             stage.report.warn(
                 "data",
-                f"data.{name}.views: their values are normalised {how}, and those of data.train {other}. Normalise both "
+                f"data.{name}.views: the values are normalised {how}, and those of data.train {other}. Normalise both "
                 "alike, since a network learns from values of one scale.",
             )
 
