@@ -269,6 +269,15 @@ def test_a_supervised_network_with_too_few_scores_is_an_error(report):
     assert make(module={"backbone": nn.Sequential(network, nn.ReLU())}).findings == []  # not known for sure
 
 
+def test_labels_that_a_collate_fn_or_the_loss_may_change_are_no_errors(report):
+    network = {"backbone": nn.Sequential(nn.Flatten(), nn.Linear(768, 4))}
+    soft = [(torch.rand(3, 16, 16), torch.rand(4)) for _ in range(30)]
+    assert report({"train": Loader(soft, 8, shuffle=True)}, SUPERVISED, module=network).findings == []
+    mapped = [(torch.rand(3, 16, 16), f"c{number % 4}") for number in range(30)]
+    found = report({"train": Loader(mapped, 8, shuffle=True, collate_fn=list)}, SUPERVISED, module=network)
+    assert (len(said(found, "warning")), said(found, "error")) == (1, [])
+
+
 def test_labels_of_a_list_count_for_all_samples_unless_the_samples_say_otherwise(report):
     rare = [0] * 4999 + [7]
     head = {"backbone_classifier": nn.Linear(4, 7)}

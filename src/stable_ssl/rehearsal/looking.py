@@ -101,8 +101,7 @@ class Looker(Reader):
 
     def __getitem__(self, entry: tuple[int, int]) -> Look:
         index = entry[1]
-        path = path_of(self.dataset, index)
-        look = Look(index, printable(f"sample {index}" + (f" ('{path}')" if path else "")))
+        look = Look(index, name_of(self.dataset, index))
         try:
             sample = super().__getitem__(entry)
             self._measure(look, sample)
@@ -135,6 +134,12 @@ class Looker(Reader):
                     pixels = as_array(image)
         if pixels is not None and pixels.dtype.kind in "biuf" and pixels.size:
             _measure_values(look, pixels)
+
+
+def name_of(dataset: Any, index: int) -> str:
+    """Return what messages call a sample."""
+    path = path_of(dataset, index)
+    return printable(f"sample {index}" + (f" ('{path}')" if path else ""))
 
 
 def _measure_values(look: Look, pixels: np.ndarray) -> None:

@@ -63,7 +63,7 @@ def facts_of(loader: Loader, looks: list[Look]) -> dict[str, Any]:
         facts["mean"], facts["std"] = [round(x, 4) for x in mean], [round(x, 4) for x in deviation]
     if good:
         kinds = Counter(look.kind for look in good)
-        facts["dtypes"], facts["sample"] = sorted({look.dtype for look in good}), kinds.most_common(1)[0][0]
+        facts["dtypes"], facts["sample"] = sorted({look.dtype for look in good} - {""}), kinds.most_common(1)[0][0]
     return facts
 
 
@@ -78,9 +78,11 @@ def _sizes(loader: Loader, images: list[Look]) -> list[tuple[int, int]]:
 
 def _statistics(images: list[Look]) -> tuple[list[float], list[float]]:
     """Return the mean and the standard deviation of each channel; of the mean of channels if not all have as many."""
-    numbers = {len(look.mean) for look in images if look.mean is not None}
     pairs = [(look.mean, look.square) for look in images if look.mean is not None and look.square is not None]
-    if len(numbers) > 1:
+    pairs = [pair for pair in pairs if np.isfinite(pair).all()]
+    if not pairs:
+        return [], []
+    if len({len(mean) for mean, _ in pairs}) > 1:
         pairs = [(mean.mean(keepdims=True), square.mean(keepdims=True)) for mean, square in pairs]
     mean, square = (np.mean([pair[place] for pair in pairs], axis=0) for place in (0, 1))
     return mean.tolist(), np.sqrt(np.maximum(square - mean**2, 0)).tolist()
