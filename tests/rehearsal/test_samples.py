@@ -236,7 +236,7 @@ LABELS = {
     "an empty class": ([0, 1, 3] * 10, 4, None, "warning", "data.train: 1 of 4 classes have no sample: 2."),
     "none for a metric": ([0, 1, -1] * 10, 2, 2, "error", "logger.metric.train.accuracy: it needs labels, but data.train has 10 samples with the label -1, which is no class (sample 2)"),
     "none for a probe": ([-1] * 30, 2, None, "warning", "module.backbone_classifier: it has nothing to learn from"),
-    "floats": ([0.5] * 30, 2, None, "error", "data.train: module.backbone_classifier needs labels that are whole numbers from 0 on, and there are floats, such as 0.5, in 30 samples"),
+    "floats": ([0.5] * 30, 2, None, "error", "data.train: module.backbone_classifier needs labels that are whole numbers, -1 for none, and there are floats, such as 0.5, in 30 samples"),
     "texts": (["cat"] * 30, 2, None, "error", "and there are texts, such as 'cat', in 30 samples"),
     "many labels": ([torch.ones(14)] * 30, 2, None, "error", "and there are float32 (14,) in 30 samples"),
 }  # fmt: skip
@@ -269,6 +269,15 @@ def test_a_supervised_network_with_too_few_scores_is_an_error(report):
     assert make(module={"backbone": nn.Sequential(network, nn.ReLU())}).findings == []  # not known for sure
 
 
+def test_labels_that_a_collate_fn_or_the_loss_may_change_are_no_errors(report):
+    network = {"backbone": nn.Sequential(nn.Flatten(), nn.Linear(768, 4))}
+    soft = [(torch.rand(3, 16, 16), torch.rand(4)) for _ in range(30)]
+    assert report({"train": Loader(soft, 8, shuffle=True)}, SUPERVISED, module=network).findings == []
+    mapped = [(torch.rand(3, 16, 16), f"c{number % 4}") for number in range(30)]
+    found = report({"train": Loader(mapped, 8, shuffle=True, collate_fn=list)}, SUPERVISED, module=network)
+    assert (len(said(found, "warning")), said(found, "error")) == (1, [])
+
+
 def test_labels_of_a_list_count_for_all_samples_unless_the_samples_say_otherwise(report):
     rare = [0] * 4999 + [7]
     head = {"backbone_classifier": nn.Linear(4, 7)}
@@ -295,6 +304,20 @@ def test_sets_that_share_files_or_number_classes_otherwise_are_warnings(report, 
     assert "['a', 'c']" in order
     bank = {"test": {"knn": {"_target_": "stable_ssl.monitors.KNN", "bank": "test"}}}
     assert report({"train": train, "test": same}, monitor=bank).findings == []
+
+
+def test_evaluation_images_that_are_not_normalised_as_training_images_are_a_warning(report):
+    one, other = (View([CenterCrop(16), Normalize((mean,), (0.25,))]) for mean in (0.5, 0.45))
+    make = functools.partial(Loader, pairs([0, 1] * 15), 8)
+    train = make(views=one, shuffle=True)
+    assert report({"train": train, "test": make(views=one)}).findings == []
+    for views, words in (
+        (other, "with mean 0.45 and std 0.25, and those of data.train with mean 0.5"),
+        (View([CenterCrop(16)]), "normalised by nothing, and"),
+    ):
+        (warning,) = said(report({"train": train, "test": make(views=views)}), "warning")
+        assert warning.startswith("data.test.views: ")
+        assert words in warning
 
 
 def test_what_several_sets_have_in_common_is_said_once(report):

@@ -114,7 +114,7 @@ def test_what_does_not_fit_on_the_disk_is_an_error_only_if_no_checkpoint_does(ma
     disk_of(monkeypatch, needed)
     whole = make(network, logger={**logger, "checkpoint_model_only": False})
     check_disk(whole)
-    assert "7 checkpoints and 5 files of weights take 104.0 MB" in said(whole)[0]
+    assert "7 checkpoints of 12.0 MB and 5 files of weights take 104.0 MB" in said(whole)[0]
 
 
 def test_a_folder_that_can_not_be_written_is_an_error(make, tmp_path):

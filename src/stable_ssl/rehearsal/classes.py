@@ -80,9 +80,16 @@ def _heads(stage: Stage) -> Iterator[ClassCount]:
     """Yield the classifiers that learn the labels of `data.train`."""
     trainer = _trainer(stage)
     probes = issubclass(trainer, SelfSupervisedTrainer) and _keeps(
-        trainer, SelfSupervisedTrainer, "side_losses", "compute_loss_classifiers", "format_views_labels"
+        trainer,
+        SelfSupervisedTrainer,
+        "side_losses",
+        "compute_loss_classifiers",
+        "format_views_labels",
+        "before_fit_step",
     )
-    learns = issubclass(trainer, SupervisedTrainer) and _keeps(trainer, SupervisedTrainer, "compute_loss", "predict")
+    learns = issubclass(trainer, SupervisedTrainer) and _keeps(
+        trainer, SupervisedTrainer, "compute_loss", "predict", "before_fit_step"
+    )
     for key, module in stage.built.items():
         number = _num_outputs(module) if key.startswith("module.") else None
         if number is None:
@@ -120,22 +127,27 @@ def _num_outputs(network: Any) -> int | None:
 
 def _metrics(stage: Stage) -> Iterator[ClassCount]:
     """Yield the metrics of torchmetrics that count classes."""
-    is_certain = _keeps(_trainer(stage), BaseTrainer, "_eval_step", "_evaluate")
+    is_certain = _keeps(_trainer(stage), BaseTrainer, "_eval_step", "_evaluate", "before_eval_step")
     for key, built in stage.built.items():
-        for part in built.modules() if key.startswith("logger.metric.") and isinstance(built, nn.Module) else ():
-            number = 2 if type(part).__name__.startswith("Binary") else getattr(part, "num_classes", None)
+        is_metric = key.startswith("logger.metric.") and key.count(".") == 3  # no part of one
+        for part in built.modules() if is_metric and isinstance(built, nn.Module) else ():
+            kind = type(part).__name__
+            is_binary = kind.startswith("Binary")
+            number = 2 if is_binary else getattr(part, "num_classes", None)
             if isinstance(number, int):
                 is_strict = is_certain and bool(getattr(part, "validate_args", True))
                 ignored = getattr(part, "ignore_index", None)
-                yield ClassCount(key, key.split(".")[2], number, "num_classes", is_strict, ignored)
+                yield ClassCount(
+                    key, key.split(".")[2], number, kind if is_binary else "num_classes", is_strict, ignored
+                )
                 break
 
 
 # What is said -------------------------------------------------------------------------------------------------------
 
 
-def _say(stage: Stage, counter: ClassCount) -> Callable[[str, str], None]:
-    return stage.report.error if counter.is_certain else stage.report.warn
+def _say(stage: Stage, counter: ClassCount, labels: Labels) -> Callable[[str, str], None]:
+    return stage.report.error if counter.is_certain and labels.is_final else stage.report.warn
 
 
 def _samples(count: int) -> str:
@@ -144,15 +156,18 @@ def _samples(count: int) -> str:
 
 def _check_kinds(stage: Stage, counter: ClassCount, labels: Labels) -> None:
     """Say if labels are no whole numbers."""
-    if not labels.others:
+    # The cross-entropy takes a probability for each class, too.
+    probabilities = f"({counter.num_classes},)" if counter.key == "module.backbone" else "none"
+    others = {kind: found for kind, found in labels.others.items() if not kind.endswith(probabilities)}
+    if not others:
         return
     shown = [
         f"{kind}{f', such as {first},' if first != kind else ''} in {_samples(count)}"
-        for kind, (count, first) in labels.others.items()
+        for kind, (count, first) in others.items()
     ]
-    _say(stage, counter)(
+    _say(stage, counter, labels)(
         "data",
-        f"data.{labels.name}: {counter.key} needs labels that are whole numbers from 0 on, and there are "
+        f"data.{labels.name}: {counter.key} needs labels that are whole numbers, -1 for none, and there are "
         f"{some_of(shown, 3, ' and ')}. Number the classes in the data set, or remove {counter.key}.",
     )
 
@@ -173,13 +188,13 @@ def _check_missing(stage: Stage, counter: ClassCount, labels: Labels) -> None:
     if len(negative):
         first, is_metric = int(negative[0]), counter.key.startswith("logger.")
         remedy = "set its ignore_index to -1" if is_metric else "give a loss with ignore_index=-1"
-        _say(stage, counter)(
+        _say(stage, counter, labels)(
             "data",
             f"{needs} {_samples(len(negative))} with the label {first}, which is no class ({labels.first(first)}). "
             f"Leave them out, or {remedy}.",
         )
     if labels.absent:
-        _say(stage, counter)(
+        _say(stage, counter, labels)(
             "data",
             f"{needs} {_samples(labels.absent)} without one. Have the data set give (image, label), or remove "
             f"{counter.key}.",
@@ -194,7 +209,7 @@ def _check_number(stage: Stage, counter: ClassCount, labels: Labels) -> None:
         remedy = f"It needs {labels.expected or too_high[-1] + 1}."
         if labels.is_one_based and too_high == [number]:
             remedy = f"The classes seem to be counted from 1: count them from 0 to {number - 1}."
-        _say(stage, counter)(
+        _say(stage, counter, labels)(
             "data",
             f"{has}, from 0 to {number - 1}, but {data} has the label {too_high[-1]} ({labels.first(too_high[-1])}). "
             f"{remedy}",

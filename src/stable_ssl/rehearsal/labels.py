@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
+from torch.utils.data.dataloader import default_convert
 
 from ..data import Loader
-from .looking import Label, Look, as_label, unwrapped
+from ..data.collating import collate
+from .looking import Label, Look, as_label, name_of, unwrapped
 
 ENOUGH = 20  # samples of a class, or of one class only, from which it is no accident
 
@@ -34,6 +37,8 @@ class Labels:
         As many as the data set has names for; None if it has none.
     is_all
         Whether these are the labels of all samples.
+    is_final
+        Whether batches have these labels, and not what a `collate_fn` of the user's makes of them.
     """
 
     name: str
@@ -43,6 +48,7 @@ class Labels:
     absent: int
     num_classes: int | None
     is_all: bool
+    is_final: bool = True
 
     @property
     def classes(self) -> np.ndarray:
@@ -73,6 +79,7 @@ def labels_of_set(loader: Loader, looks: list[Look]) -> Labels:
     classes = getattr(dataset, "classes", None)
     named = len(classes) if isinstance(classes, list | tuple) and classes else None
     seen = [(look, look.label) for look in looks if not look.error]
+    is_final = loader.views is not None or loader._collate in (collate, default_convert)
     for attribute in ("targets", "labels"):
         listed = getattr(dataset, attribute, None)
         if not isinstance(listed, list | tuple | np.ndarray) and type(listed).__name__ != "Tensor":
@@ -84,12 +91,13 @@ def labels_of_set(loader: Loader, looks: list[Look]) -> Labels:
         is_whole = table.ndim == 1 and table.dtype.kind in "iu" and len(table) > int(indices.max(initial=-1))
         if is_whole and all(table[indices[look.index]] == label for look, label in seen):
             own = table[indices]
-            return Labels(loader.name, own, "sample {}".format, {}, 0, named, is_all=True)
+            places = partial(name_of, loader.dataset)
+            return Labels(loader.name, own, places, {}, 0, named, is_all=True, is_final=is_final)
     numbers = np.array([label for _, label in seen if isinstance(label, int)], np.int64)
-    places = [look.name for look, label in seen if isinstance(label, int)]
+    known = [look.name for look, label in seen if isinstance(label, int)]
     others, absent = _others([label for _, label in seen])
     is_all = len(seen) == len(loader.dataset)
-    return Labels(loader.name, numbers, places.__getitem__, others, absent, named, is_all)
+    return Labels(loader.name, numbers, known.__getitem__, others, absent, named, is_all, is_final)
 
 
 def labels_of_batches(name: str, values: Iterable[Any]) -> Labels:

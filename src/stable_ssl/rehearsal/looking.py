@@ -101,8 +101,7 @@ class Looker(Reader):
 
     def __getitem__(self, entry: tuple[int, int]) -> Look:
         index = entry[1]
-        path = path_of(self.dataset, index)
-        look = Look(index, printable(f"sample {index}" + (f" ('{path}')" if path else "")))
+        look = Look(index, name_of(self.dataset, index))
         try:
             sample = super().__getitem__(entry)
             self._measure(look, sample)
@@ -137,6 +136,12 @@ class Looker(Reader):
             _measure_values(look, pixels)
 
 
+def name_of(dataset: Any, index: int) -> str:
+    """Return what messages call a sample."""
+    path = path_of(dataset, index)
+    return printable(f"sample {index}" + (f" ('{path}')" if path else ""))
+
+
 def _measure_values(look: Look, pixels: np.ndarray) -> None:
     look.dtype, look.checksum = str(pixels.dtype), zlib.crc32(np.ascontiguousarray(pixels).data)
     if pixels.ndim == 3:
@@ -166,6 +171,8 @@ def as_label(value: Any) -> Label:
         return "floats", f"{value:g}"
     if isinstance(value, str):
         return "texts", repr(value[:40])
+    if value is None:
+        return "None", "None"
     kind = str(value.dtype) if isinstance(value, np.ndarray) else describe_batch(value, with_ranges=False)
     return kind, kind
 

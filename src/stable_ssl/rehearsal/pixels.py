@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,7 @@ def facts_of(loader: Loader, looks: list[Look]) -> dict[str, Any]:
         facts["mean"], facts["std"] = [round(x, 4) for x in mean], [round(x, 4) for x in deviation]
     if good:
         kinds = Counter(look.kind for look in good)
-        facts["dtypes"], facts["sample"] = sorted({look.dtype for look in good}), kinds.most_common(1)[0][0]
+        facts["dtypes"], facts["sample"] = sorted({look.dtype for look in good} - {""}), kinds.most_common(1)[0][0]
     return facts
 
 
@@ -77,9 +78,11 @@ def _sizes(loader: Loader, images: list[Look]) -> list[tuple[int, int]]:
 
 def _statistics(images: list[Look]) -> tuple[list[float], list[float]]:
     """Return the mean and the standard deviation of each channel; of the mean of channels if not all have as many."""
-    numbers = {len(look.mean) for look in images if look.mean is not None}
     pairs = [(look.mean, look.square) for look in images if look.mean is not None and look.square is not None]
-    if len(numbers) > 1:
+    pairs = [pair for pair in pairs if np.isfinite(pair).all()]
+    if not pairs:
+        return [], []
+    if len({len(mean) for mean, _ in pairs}) > 1:
         pairs = [(mean.mean(keepdims=True), square.mean(keepdims=True)) for mean, square in pairs]
     mean, square = (np.mean([pair[place] for pair in pairs], axis=0) for place in (0, 1))
     return mean.tolist(), np.sqrt(np.maximum(square - mean**2, 0)).tolist()
@@ -174,7 +177,7 @@ def _check_normalisation(stage: Stage, loader: Loader, images: list[Look]) -> No
     if len(images) < 2:
         return
     mean, deviation = map(np.array, _statistics(images))
-    found = dict.fromkeys(one for view in loader.views.views for one in view.operations if isinstance(one, Normalize))  # type: ignore[union-attr]
+    found = _normalisations(loader)
     for operation in found:
         given = np.array([operation.mean, operation.std])
         if any(np.allclose(given, np.array(pair)[:, None]) for pair in _GENERIC):
@@ -190,6 +193,31 @@ def _check_normalisation(stage: Stage, loader: Loader, images: list[Look]) -> No
                     f"data.{loader.name}.views: the {word} of Normalize is {_listed(own)}, but that of {len(images)} "
                     f"images is {_listed(real)}.{levels} Give the {word} of these images.",
                 )
+
+
+def _normalisations(loader: Loader) -> list[Normalize]:
+    """Return the different ways in which declared views normalise their values."""
+    views = loader.views.views if loader.views is not None else ()
+    return list(dict.fromkeys(one for view in views for one in view.operations if isinstance(one, Normalize)))
+
+
+def check_normalised_alike(stage: Stage, loaders: Mapping[str, Loader]) -> None:
+    """Warn of declared views of evaluation images that are not normalised as those of training images."""
+    declared = {name: _normalisations(loader) for name, loader in loaders.items() if loader.views is not None}
+    train = declared.get("train", [])
+    for name, own in declared.items() if "train" in declared and len(train) < 2 else ():
+        if own != train:
+            how, other = (
+                f"with mean {_listed(np.array(one[0].mean))} and std {_listed(np.array(one[0].std))}"
+                if one
+                else "by nothing"
+                for one in (own, train)
+            )
+            stage.report.warn(
+                "data",
+                f"data.{name}.views: the values are normalised {how}, and those of data.train {other}. Normalise both "
+                "alike, since a network learns from values of one scale.",
+            )
 
 
 def _listed(values: np.ndarray) -> str:

@@ -28,7 +28,7 @@ from .labels import Labels, labels_of_batches, labels_of_set
 from .looking import Look, Looker, chosen, look_at
 from .offline import needs_network, offline
 from .overlap import check_overlap
-from .pixels import check_pixels, check_views_of, facts_of
+from .pixels import check_normalised_alike, check_pixels, check_views_of, facts_of
 from .report import Report
 from .sections import section
 from .stage import Stage
@@ -47,10 +47,10 @@ def check_first_samples(stage: Stage) -> None:
     own = replace(stage, report=Report())
     if not any(key.startswith("data.") for key in stage.built):
         build_data(own)
-    loaders = _loaders(own)
     with offline(), preserved_generators():
+        loaders = _loaders(own)
         for name, loader in loaders.items():
-            with _told(own):
+            with _told(own, name):
                 if isinstance(loader, Loader):
                     looker, looks = _looks(own, loader, [0], is_all=False)
                     check_unreadable(own, loader, looks)
@@ -66,20 +66,23 @@ def check_samples(stage: Stage) -> None:
     Nothing is downloaded. A data set that could not be built is left out, since that was reported.
     """
     own = replace(stage, report=Report())
-    labels: dict[str, Labels | None] = {}
-    loaders, seen = _loaders(own), dict[str, Any]()
+    labels: dict[str, Labels] = {}
+    seen: dict[str, tuple[str, Any]] = {}
     with offline(), preserved_generators():
+        loaders = _loaders(own)
         for name, loader in loaders.items():
-            with _told(own):
+            with _told(own, name):
                 if isinstance(loader, Loader):
                     labels[name] = _look_at_set(own, name, loader, seen)
                 else:
                     labels[name] = _look_at_stream(own, name, loader, NUM_BATCHES)
-    check_labels(own, {name: found for name, found in labels.items() if found is not None})
+    check_labels(own, labels)
     others = {name: loader for name, loader in loaders.items() if name != "train"}
     for sentence in other_classes(loaders.get("train"), others):
         own.report.warn("data", sentence)
-    check_overlap(own, {name: loader for name, loader in loaders.items() if isinstance(loader, Loader)})
+    sets = {name: loader for name, loader in loaders.items() if isinstance(loader, Loader)}
+    check_overlap(own, sets)
+    check_normalised_alike(own, sets)
     add_together(stage.report, own.report, loaders)
 
 
@@ -90,7 +93,7 @@ def _loaders(stage: Stage) -> dict[str, Any]:
         source = stage.built.get(f"data.{name}")
         if source is None:
             continue
-        with _told(stage):
+        with _told(stage, name):
             is_twice = any(source is stage.built[f"data.{other}"] for other in found)
             loader = as_loader(copy.copy(source) if is_twice else source, name)
             loader.bind(_seed(stage), name)
@@ -99,14 +102,17 @@ def _loaders(stage: Stage) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _told(stage: Stage) -> Iterator[None]:
+def _told(stage: Stage, name: str) -> Iterator[None]:
     """Report what the block raises about a data set."""
     try:
         yield
-    except ConfigError as error:
-        stage.report.refuse("data", error)
-    except DataError as error:
-        stage.report.error("data", str(error))
+    except (ConfigError, DataError) as error:
+        if needs_network(error):
+            stage.report.warn("data", _REMOTE.format(name))
+        elif isinstance(error, ConfigError):
+            stage.report.refuse("data", error)
+        else:
+            stage.report.error("data", str(error))
 
 
 def _seed(stage: Stage) -> int:
@@ -150,7 +156,7 @@ def _identity(stage: Stage, name: str, loader: Loader) -> str:
         return name
     views = "declared" if loader.views is not None else node.get("views")
     try:
-        return json.dumps([node["dataset"], views], sort_keys=True)
+        return json.dumps([node["dataset"], views, loader.unreadable], sort_keys=True)
     except TypeError:  # live objects
         return name
 
@@ -175,10 +181,10 @@ def check_unreadable(stage: Stage, loader: Loader, looks: list[Look]) -> None:
     report, name = stage.report, loader.name
     if any(look.is_remote for look in looks):
         report.warn("data", _REMOTE.format(name))
-    for look in looks:
-        if look.error and not (look.is_unreadable or look.is_remote):
-            report.error("data", look.error)
-            break
+    unsuited = [look.error for look in looks if look.error and not (look.is_unreadable or look.is_remote)]
+    if unsuited:
+        count = f" ({len(unsuited)} of {len(looks)} samples that were tried)" if len(looks) > 1 else ""
+        report.error("data", f"{unsuited[0]}{count}")
     found = {look.index: look.error for look in looks if look.error and look.is_unreadable}
     if not found:
         return
@@ -190,7 +196,8 @@ def check_unreadable(stage: Stage, loader: Loader, looks: list[Look]) -> None:
         advice = f"data.{name}.unreadable=skip leaves them out."
     else:
         advice = f"Mend or remove them, or leave them out by data.{name}.unreadable=skip."
-        advice += "" if stage.all_data else " `--all-data` reads all samples, and names them all."
+        if len(looks) < len(loader.dataset):
+            advice += " `--all-data` reads all samples, and names them all."
     (report.warn if is_left_out else report.error)(
         "data", f"{described(found, len(looks))}\n{looked_at} can't be read. {advice}"
     )
@@ -214,17 +221,14 @@ def _check_twice(stage: Stage, name: str, looker: Looker, looks: list[Look]) -> 
 # Streams ------------------------------------------------------------------------------------------------------------
 
 
-def _look_at_stream(stage: Stage, name: str, loader: Any, count: int) -> Labels | None:
-    """Look at the first batches of a stream, and return the labels in them; None if it can't be read."""
+def _look_at_stream(stage: Stage, name: str, loader: Any, count: int) -> Labels:
+    """Look at the first batches of a stream, and return the labels in them."""
     try:
         with contextlib.closing(loader.batches(0)) as coming:
             batches = [batch for _, batch in itertools.islice(coming, count)]
+    except (ConfigError, DataError):
+        raise
     except Exception as error:  # of the user's code
-        if needs_network(error):
-            stage.report.warn("data", _REMOTE.format(name))
-            return None
-        if isinstance(error, ConfigError | DataError):
-            raise
         raise DataError(f"data.{name}: its batches can't be read: {type(error).__name__}: {error}") from error
     finally:
         loader.close()

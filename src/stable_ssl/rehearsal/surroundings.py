@@ -172,8 +172,9 @@ def _check_room(stage: Stage, place: Path, logger: Any, optim: Any) -> None:
     total = checkpoint * (kept + 1) + weights * num_weights  # a new checkpoint is written before the oldest is deleted
     report.tell("disk", checkpoint_bytes=checkpoint, checkpoints=kept, weights_bytes=weights, weights=num_weights)
     report.tell("disk", total_bytes=total, free_bytes=free, folder=str(place.absolute()))
-    texts = f"{kept + 1} checkpoints of {size_in_words(checkpoint)}", f"{num_weights} files of weights"
-    report.tell("disk", summary=f"{' and '.join(texts[: 1 + bool(num_weights)])}; {size_in_words(free)} are free")
+    files_of_weights = f" and {num_weights} file{'s' * (num_weights != 1)} of weights" if num_weights else ""
+    text = f"{kept + 1} checkpoints of {size_in_words(checkpoint)}{files_of_weights}"
+    report.tell("disk", summary=f"{text}; {size_in_words(free)} are free")
     room = f"the disk of '{place.absolute()}' has {size_in_words(free)}"
     if checkpoint > free:
         report.error(
@@ -182,7 +183,7 @@ def _check_room(stage: Stage, place: Path, logger: Any, optim: Any) -> None:
     elif total > free:
         report.warn(
             "disk",
-            f"logger.dump_path: {kept + 1} checkpoints and {num_weights} files of weights take {size_in_words(total)}, "
+            f"logger.dump_path: {text} take {size_in_words(total)}, "
             f"and {room}. Make room, lower logger.checkpoint_keep, or raise logger.checkpoint_frequency.",
         )
     if stage.slurm is None and checkpoint > (memory := free_memory()):
