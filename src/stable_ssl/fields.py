@@ -90,11 +90,23 @@ def _wandb(value: Any) -> Any:
     return value or None
 
 
+def _file_name(value: Any) -> Any:
+    """Refuse a path: the file is written in the run's folder, at the end of the run."""
+    if isinstance(value, str) and PurePath(value).name != value:
+        raise ValueError
+    return value
+
+
 # A field's `description` completes the sentence "VALUE is not …"; its `examples` are suggested if they are alike.
 Count = Annotated[int, BeforeValidator(_not_bool), Field(ge=1, description="a whole number of at least 1")]
 CountOrZero = Annotated[int, BeforeValidator(_not_bool), Field(ge=0, description="a whole number of at least 0")]
 Frequency = Annotated[Count | None, BeforeValidator(lambda value: value or None)]  # 0 and false: never
-FileName = Annotated[bool | str, BeforeValidator(lambda value: value or False)]
+FileName = Annotated[
+    bool | str,
+    BeforeValidator(lambda value: value or False),
+    AfterValidator(_file_name),
+    Field(description="true, false or the name of a file, without a folder"),
+]
 Positive = Annotated[
     float, BeforeValidator(_not_bool), Field(gt=0, allow_inf_nan=False, description="a finite number above 0")
 ]

@@ -225,12 +225,12 @@ class Builder:
             mini-batches by then, and the loader.
         """
         batch_size = getattr(loader, "batch_size", None)
-        optim["num_batches"] = self._count_batches(loader, optim["max_steps"])
+        optim["num_batches"] = self.count_batches(loader, optim["max_steps"])
         begin = schedule_begin(optim, loader)
         build_optimization(optim, modules, batch_size and batch_size * self._ranks.size, begin)
         self._made = optim["optimizer"], optim["scheduler"]
 
-    def _count_batches(self, loader: Any, limit: int | float) -> int:
+    def count_batches(self, loader: Any, limit: int | float) -> int:
         """Return the number of mini-batches per epoch; for a stream without a length, its largest number.
 
         Parameters

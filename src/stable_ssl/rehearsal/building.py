@@ -27,7 +27,7 @@ from .configuration import PART, check_hooks
 from .offline import is_told_offline, needs_network, offline, places_of_caches, without_download
 from .stage import CPU, Stage
 from .users_code import UsersCode, is_users, with_place
-from .usual import unusual_steps
+from .usual import section, unusual_steps
 
 _MISSING: Any = object()  # stands for what could not be built
 
@@ -76,8 +76,9 @@ class _Parts:
         self._sections = {
             name: parse_config(kind, self._node.get(name) or {}, name, []) for name, kind in SECTIONS.items()
         }
-        seed = self._sections["hardware"]["seed"] if self._sections["hardware"] is not None else 0
-        self._builder = Builder(seed or 0, Alone(), CPU)
+        hardware = self._sections["hardware"]
+        self._seed = (hardware["seed"] or 0) if hardware is not None else 0
+        self._builder = Builder(self._seed, Alone(), CPU)
 
     def build_all(self) -> None:
         """Build everything, in the order in which a run does."""
@@ -186,7 +187,7 @@ class _Parts:
 
     def _load_weights(self, modules: Mapping[str, nn.Module]) -> None:
         """Load the weights that `module_init` names, unless the run goes on and has others."""
-        sources, folder = self._node.get("module_init"), (self._node.get("logger") or {}).get("dump_path")
+        sources, folder = self._node.get("module_init"), section(self._node, "logger").get("dump_path")
         if not isinstance(sources, Mapping) or (folder and any(Path(folder).glob("checkpoints/step_*"))):
             return
         told = {}
@@ -220,7 +221,7 @@ class _Parts:
             return
         loader = self._try(lambda: as_loader(made, name), path, node)
         if loader is not _MISSING:
-            loader.bind(self._builder._seed, name, is_even=name == "train")
+            loader.bind(self._seed, name, is_even=name == "train")
             self._built[path] = loader
 
     # Metrics and monitors ---------------------------------------------------------------------------------------------
@@ -277,17 +278,18 @@ class _Parts:
             modules = {"stand_in": nn.Linear(1, 1)}
             optim.update(groups={}, frozen=[], frozen_norm=[])
         size = getattr(loader, "batch_size", None) if loader is not None else 1
+        schedule = optim["scheduler"]
         if self._try(partial(build_optimization, optim, modules, size, 0.0), "optim.optimizer") is _MISSING:
             return
         self._built["optim.optimizer"] = optim["optimizer"]
         if optim["scheduler"] is not None:
             self._built["optim.scheduler"] = optim["scheduler"]
         logger = self._sections["logger"]
-        for text in unusual_steps(optim, logger, optim["num_batches"]) if loader is not None and logger else ():
+        for text in unusual_steps(optim, schedule, logger) if loader is not None and logger else ():
             self._stage.report.warn(PART, text)
 
     def _count(self, optim: Any, loader: Any) -> None:
-        optim["num_batches"] = self._builder._count_batches(loader, optim["max_steps"])
+        optim["num_batches"] = self._builder.count_batches(loader, optim["max_steps"])
 
     def _check_setup(self) -> None:
         """Ask the trainer whether the parts fit together, if all of them are there."""
@@ -296,7 +298,12 @@ class _Parts:
         if "module" not in self._built or is_slow or None in loaders.values():
             return
         self._trainer.data = loaders
-        for check in (self._trainer.side_optimizers, self._trainer.check_setup):
+        monitors = [
+            partial(made.check, self._trainer, key)
+            for key, made in self._built.items()
+            if key.startswith("logger.monitor.") and hasattr(made, "check")
+        ]
+        for check in (self._trainer.side_optimizers, self._trainer.check_setup, *monitors):
             try:
                 check()
             except ConfigError as error:

@@ -16,7 +16,7 @@ from ..nodes import OF_A_RUN, argument_names, locate, place_of, plain
 from .hooks import misnamed, uncallable
 from .stage import Stage
 from .users_code import UsersCode, is_users, targets_in, with_place
-from .usual import Settings, unusual
+from .usual import Settings, section, unusual
 
 PART = "configuration"
 _OF_TRAINERS = ("data", "module", "loss", "module_init", "branch_from", *SECTIONS)
@@ -30,6 +30,9 @@ def check_configuration(stage: Stage) -> None:
     config = plain(dict(stage.config))
     made = _make(stage)
     node = config.get("trainer", config)
+    if made is not None and not callable(made):
+        kind = type(made).__name__
+        stage.report.error(PART, f"trainer._target_: it makes a {kind}, which is no trainer and can't be called.")
     if not isinstance(node, Mapping):
         return
     cls = type(made) if made is not None else _class_of(node)
@@ -43,25 +46,14 @@ def check_configuration(stage: Stage) -> None:
     for path, _, target in targets:
         if isinstance(target, type):
             check_hooks(stage, target, code, is_monitor=path.startswith("logger.monitor."))
-    settings = _settings(stage, made, node)
-    if settings is not None:
-        for text in unusual(settings):
-            stage.report.warn(PART, text)
-        _check_devices(stage, settings)
-        for name in ("wandb", "tensorboard"):
-            if settings.logger[name] and find_spec(name) is None:
-                stage.report.warn(
-                    PART,
-                    f"logger.{name}: there is no package {name} (`pip install 'stable-ssl[{name}]'`), and the run "
-                    "would go on without it.",
-                )
+    _check_values(stage, made, node)
 
 
 def check_hooks(stage: Stage, cls: type, code: UsersCode, is_monitor: bool = False) -> None:
     """Say which methods of a user's class no run calls, because their names are wrong, and which it can't call."""
     for text in misnamed(cls, code, is_monitor):
         stage.report.warn(PART, text)
-    sets = [name for name in dict(stage.config.get("trainer") or {}).get("data") or {} if not name.startswith("_")]
+    sets = [name for name in section(stage.config.get("trainer"), "data") if not name.startswith("_")]
     for name, text in uncallable(cls, is_monitor):
         is_called = sets != ["train"] if "eval" in name or name == "predict" else "train" in sets
         (stage.report.error if is_called else stage.report.warn)(PART, text)
@@ -102,13 +94,27 @@ def _unread(cls: type, made: Any, config: Mapping[str, Any], node: Mapping[str, 
     for path, inner, _ in targets_in(nodes):
         for argument in argument_names(inner):
             known.setdefault(argument, f"{path}.{argument}")
-    settings = {f"optim.{key}": (node.get("optim") or {}).get(key) for key in ("optimizer", "scheduler")}
+    settings = {f"optim.{key}": section(node, "optim").get(key) for key in ("optimizer", "scheduler")}
     for name in given:
         if not hasattr(cls, name) and not (own.reads(name) or code.reads(name)):
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
             meant = full_key(name, settings) or (known[near[0]] if near else "")
             hint = f" Did you mean '{meant}'?" if meant else ""
             yield f"{name}: becomes an attribute of {cls.__name__}, and nothing reads it.{hint}"
+
+
+def _check_values(stage: Stage, made: Any, node: Mapping[str, Any]) -> None:
+    """Say which values are unusual, or do not suit the device."""
+    settings = _settings(stage, made, node)
+    if settings is None:
+        return
+    for text in unusual(settings):
+        stage.report.warn(PART, text)
+    _check_devices(stage, settings)
+    for name in ("wandb", "tensorboard"):
+        if settings.logger[name] and find_spec(name) is None:
+            install = f"`pip install 'stable-ssl[{name}]'`"
+            stage.report.warn(PART, f"logger.{name}: there is no package {name}. Install it: {install}.")
 
 
 def _settings(stage: Stage, made: Any, node: Mapping[str, Any]) -> Settings | None:

@@ -18,7 +18,7 @@ _READ_AT_IMPORT = {
 }
 _OF_NETWORK = {"OfflineModeIsEnabled", "LocalEntryNotFoundError", "OfflineError"}
 _EVENTS = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname")
-_state = {"blocks": 0, "is_watching": False, "was_told": False}
+_state = {"is_offline": False, "is_watching": False, "was_told": False}
 
 
 class NoNetworkError(ConnectionError):
@@ -32,6 +32,9 @@ def offline() -> Iterator[None]:
     Libraries of Hugging Face are told that they are offline, so that they look at their caches only. Everything else
     gets a `NoNetworkError` when it connects, by a hook of Python's own audit events.
     """
+    if _state["is_offline"]:  # a block inside of another one
+        yield
+        return
     if not _state["is_watching"]:
         _state["is_watching"] = True
         sys.addaudithook(_refuse)  # it stays until the process ends, and does nothing outside of these blocks
@@ -46,11 +49,11 @@ def offline() -> Iterator[None]:
     os.environ.update(dict.fromkeys(_VARIABLES, "1"))
     for module, name, _ in kept:
         setattr(module, name, True)
-    _state["blocks"] += 1
+    _state["is_offline"] = True
     try:
         yield
     finally:
-        _state["blocks"] -= 1
+        _state["is_offline"] = False
         for name, value in before.items():
             os.environ.pop(name)
             os.environ.update({} if value is None else {name: value})
@@ -63,7 +66,7 @@ def offline() -> Iterator[None]:
 
 def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
     """Raise a NoNetworkError for a connection to another machine, inside of `offline`."""
-    if not _state["blocks"] or event not in _EVENTS:
+    if not _state["is_offline"] or event not in _EVENTS:
         return
     address = arguments[1] if event == "socket.connect" else arguments[0]
     host = address[0] if isinstance(address, tuple) else address
@@ -85,7 +88,7 @@ def needs_network(error: BaseException | None) -> bool:
 
 def is_told_offline() -> bool:
     """Return whether the run itself may not download from the hub of Hugging Face, by its environment."""
-    if _state["blocks"]:
+    if _state["is_offline"]:
         return bool(_state["was_told"])
     return any(str(os.environ.get(name, "")).upper() in ("1", "ON", "YES", "TRUE") for name in _VARIABLES)
 

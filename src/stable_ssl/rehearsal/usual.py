@@ -23,6 +23,8 @@ _RATES = {
 }
 _MOST_DECAY = {"AdamW": 0.5, "Lion": 1.0}  # it is multiplied by the rate there; elsewhere 0.01
 _COMPARING = ("NTXEntLoss", "BarlowTwinsLoss", "VICRegLoss", "SwAVLoss", "LeJEPALoss")
+# Arguments of schedules that count steps, and are often meant to count epochs.
+_LENGTHS = ("T_max", "T_0", "total_iters", "total_steps", "step_size", "milestones")
 _MINUTES_OF_A_MONTH = 43_200
 
 
@@ -49,14 +51,13 @@ class Settings:
     @property
     def batch_size(self) -> int | None:
         """Images per mini-batch and process; None if the configuration does not say it."""
-        data = self.trainer.get("data")
-        value = argument(data.get("train"), "batch_size") if isinstance(data, Mapping) else None
+        value = argument(section(self.trainer, "data").get("train"), "batch_size")
         return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
     @property
     def eval_sets(self) -> list[str]:
         """The names of the evaluation sets."""
-        return [name for name in self.trainer.get("data") or {} if name != "train" and not name.startswith("_")]
+        return [name for name in section(self.trainer, "data") if name != "train" and not name.startswith("_")]
 
     @property
     def rate_factor(self) -> float:
@@ -69,12 +70,22 @@ class Settings:
 
 def unusual(settings: Settings) -> Iterator[str]:
     """Yield a sentence per value that is out of the usual range."""
-    for rule in (_rates, _decay, _betas, _scaling, _temperatures, _teachers, _batch, _warm_up, _epochs, _limits):
+    rules = (_rates, _decay, _betas, _scaling, _temperatures, _teachers, _batch, _order, _warm_up, _epochs, _limits)
+    for rule in rules:
         yield from rule(settings)
 
 
-def unusual_steps(optim: Any, logger: Any, num_batches: int) -> Iterator[str]:
-    """Yield a sentence per value that does not suit the number of mini-batches per epoch."""
+def unusual_steps(optim: Any, schedule: Any, logger: Any) -> Iterator[str]:
+    """Yield a sentence per value that does not suit the number of steps.
+
+    Parameters
+    ----------
+    optim, logger
+        The configurations; `optim` has the number of mini-batches per epoch.
+    schedule
+        `optim.scheduler` as it was given.
+    """
+    num_batches = optim["num_batches"]
     accumulated = optim["accumulation_steps"]
     steps = optim["epochs"] * -(-num_batches // accumulated)
     if logger["log_every_step"] > steps:
@@ -87,6 +98,21 @@ def unusual_steps(optim: Any, logger: Any, num_batches: int) -> Iterator[str]:
             f"optim.accumulation_steps: {accumulated} is more than the {num_batches} mini-batches of an epoch, and no "
             "step goes on in the next epoch. Give a smaller number."
         )
+    for name in _LENGTHS:
+        value = argument(schedule, name)
+        value = max(value) if isinstance(value, list) and value and all(map(_number, value)) else value
+        is_length = _number(value) is not None and (value == optim["epochs"] or name in ("T_max", "total_steps"))
+        if is_length and value < steps:
+            yield (
+                f"optim.scheduler.{name}: {value}, but the run has {steps} steps, and the schedule moves on with each "
+                "of them, not with each epoch."
+            )
+
+
+def section(trainer: Any, name: str) -> Mapping[str, Any]:
+    """Return a section of the trainer's configuration; an empty one if it is missing, or is no dict."""
+    found = trainer.get(name) if isinstance(trainer, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
 
 
 def argument(node: Any, name: str) -> Any:
@@ -216,6 +242,20 @@ def _batch(settings: Settings) -> Iterator[str]:
             f"data.train.batch_size: {size}{whole}: {kind} compares the images of a batch with each other, so 32 or "
             "more are usual. Accumulated mini-batches do not count, since each is compared by itself."
         )
+
+
+def _order(settings: Settings) -> Iterator[str]:
+    for name, node in section(settings.trainer, "data").items():
+        if not {"Loader", "DataLoader"} & {*_kinds(node)}:
+            continue
+        is_sampled = argument(node, "sampler") is not None or argument(node, "batch_sampler") is not None
+        if name == "train" and not argument(node, "shuffle") and not is_sampled:
+            yield (
+                "data.train.shuffle: not set, so each epoch has the order of the data set, which is often sorted by "
+                "class. Training usually shuffles."
+            )
+        if name in settings.eval_sets and argument(node, "drop_last"):
+            yield f"data.{name}.drop_last: true, so the last samples are never evaluated."
 
 
 def _warm_up(settings: Settings) -> Iterator[str]:
