@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from stable_ssl.rehearsal.waits import (
     AS_ARRAY,
+    BY_HOST_GENERATOR,
     BY_HOST_INDEX,
     CHECKS,
     MIXED,
@@ -87,6 +88,16 @@ OPERATIONS = {
     "embedding": (MIXED, lambda x, n, b: functional.embedding(torch.zeros(4, dtype=torch.long), x)),
     "masked_fill": (MIXED, lambda x, n, b: x.masked_fill(torch.ones(4, 3, dtype=torch.bool), 0.0)),
     "lerp_of_lists": (MIXED, lambda x, n, b: torch._foreach_lerp_([x], [torch.ones(4, 3)], 0.5)),
+    "generator_of_host": (
+        BY_HOST_GENERATOR,
+        lambda x, n, b: torch.randn(3, device=x.device, generator=torch.Generator()),
+    ),
+    "noise_by_host": (BY_HOST_GENERATOR, lambda x, n, b: x.normal_(generator=torch.Generator("cpu"))),
+    "generator_of_device": (
+        None,
+        lambda x, n, b: x.normal_(generator=torch.Generator(x.device).manual_seed(0)) + torch.rand_like(x),
+    ),
+    "generator_for_host": (None, lambda x, n, b: torch.randperm(4, generator=torch.Generator())),
     "scalar_of_host": (None, lambda x, n, b: x * torch.tensor(2.0) + 1),
     "where_scalar_of_host": (None, lambda x, n, b: torch.where(x > 0, x, torch.tensor(2.0))),
     "fill_by_mask": (None, lambda x, n, b: _set(x, b, 0.0)),

@@ -59,7 +59,7 @@ def _whose(file: str) -> str:
     """
     path = Path(file)
     if path.parent == _HERE:
-        return "torch's" if path.name in ("lines.py", "waits.py") else "ours"
+        return "torch's" if path.name in ("lines.py", "stand_ins.py", "waits.py") else "ours"
     if file.startswith("<") and not file.startswith(("<ipython", "<stdin")):
         return "torch's"
     if path.is_relative_to(_TORCH):

@@ -28,7 +28,9 @@ _MOST_TRIES = 6
 _MOST_SAMPLES = 8  # of a set to evaluate on
 _SAYS_DEVICE = re.compile(r"expected device|same device|different devices|expected device \w+ but got")
 _ADVICE = {
-    waits.MIXED: "CUDA refuses that. Make the tensor on self.device, or register it as a buffer of a module.",
+    waits.MIXED: "CUDA refuses that. Make the tensor on self.device, or let a module hold it: a tensor as a buffer, "
+    "layers in an nn.ModuleList.",
+    waits.BY_HOST_GENERATOR: "CUDA refuses that. Make the generator by torch.Generator(self.device).",
     waits.AS_ARRAY: "CUDA refuses that. Use .cpu() first, outside of steps, or torch's function.",
     waits.READS: "Keep the value a tensor: self.log(name, tensor) waits at logging steps only (self.is_logging).",
     waits.TO_HOST: "Keep the tensor on the device, or copy it at logging steps only (self.is_logging).",

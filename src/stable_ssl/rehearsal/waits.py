@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from .lines import caller
+from .stand_ins import autocast_for_meta, generators_for_meta, is_of_host
 
 aten = torch.ops.aten
 META = "meta"
@@ -30,7 +31,8 @@ SHAPE = "makes a tensor whose shape depends on values"
 CHECKS = "calls a function that looks at its result"
 MIXED = "mixes tensors of the device with tensors of the CPU"
 AS_ARRAY = "gives a tensor of the device to NumPy, which reads host memory only"
-ERRORS = frozenset({MIXED, AS_ARRAY})  # what CUDA refuses; all else are waits
+BY_HOST_GENERATOR = "draws numbers on the device by a generator of the CPU"
+ERRORS = frozenset({MIXED, AS_ARRAY, BY_HOST_GENERATOR})  # what CUDA refuses; all else are waits
 _INHERITED = frozenset({MIXED, BY_HOST_INDEX, SHAPE})  # the backward pass does them again for the forward pass
 
 
@@ -103,29 +105,8 @@ class Findings:
 @contextlib.contextmanager
 def noticing(findings: Findings) -> Iterator[None]:
     """Note in the block what tensors on `meta` would do on CUDA."""
-    with _without_autocast(), _Calls(findings), _Operations(findings):
+    with autocast_for_meta(), generators_for_meta(), _Calls(findings), _Operations(findings):
         yield
-
-
-@contextlib.contextmanager
-def _without_autocast() -> Iterator[None]:
-    """Let `torch.autocast("meta")` be made in the block, which does nothing.
-
-    Losses switch autocast off for the device of their inputs. torch has none for `meta`, and raises an error even if it
-    is to be switched off. There is no other place to teach it: the error comes from a function in C++.
-    """
-    original: Callable = torch.autocast.__init__
-
-    def init(self: Any, device_type: str, *args: Any, **options: Any) -> None:
-        on_meta = device_type in (META, "cuda")
-        original(self, "cpu" if on_meta else device_type, *args, **options)
-        self._enabled = self._enabled and not on_meta
-
-    torch.autocast.__init__ = init  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
-        torch.autocast.__init__ = original  # type: ignore[method-assign]
 
 
 # Calls in Python ---------------------------------------------------------------------------------------------------
@@ -160,8 +141,11 @@ class _Calls(TorchFunctionMode):
         if func is torch.tensor or func is Tensor.new_tensor:
             args = tree_map(self._number, args) if func is torch.tensor else (first, *tree_map(self._number, args[1:]))
         made = func(*args, **kwargs)
-        if func in _FROM_HOST and made.device.type == META and not (func is torch.as_tensor and is_meta):
-            self._findings.note(TO_DEVICE, f"{func.__name__}()")
+        if isinstance(made, Tensor) and made.device.type == META:
+            if func in _FROM_HOST and not (func is torch.as_tensor and is_meta):
+                self._findings.note(TO_DEVICE, f"{func.__name__}()")
+            if is_of_host(kwargs.get("generator")):
+                self._findings.note(BY_HOST_GENERATOR, f"{func.__name__}()")
         return made
 
     def _by_key(self, args: Any) -> Any:
