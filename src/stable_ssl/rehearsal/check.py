@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..exceptions import ConfigError
+from ..runtime.seeding import preserved_generators
 from .cards import Card
 from .offline import offline
 from .report import ERROR, WARNING, Report
@@ -50,7 +51,7 @@ def rehearse(
         Gets the name of each part of the check when it begins.
     """
     report = Report()
-    with TemporaryDirectory(prefix="stable_ssl_") as folder:
+    with TemporaryDirectory(prefix="stable_ssl_") as folder, preserved_generators():
         size = world_size or _world_size(config, slurm)
         stage = Stage(config, make or maker_of(config), Path(folder), report, card, size, all_data, slurm)
         for name, part in parts(is_quick).items():

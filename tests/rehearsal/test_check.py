@@ -1,0 +1,142 @@
+"""`stable-ssl check`: all faults in one go, what it leaves behind, and the quick part before a run."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import stable_ssl
+from stable_ssl.cli import main
+
+SMALL = ["optim.epochs=2", "backbone=resnet9", "module.backbone.widths=[8,8]"]
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def found_by(capsys, *args):
+    """Run the command with --json, and return its exit status and what it printed."""
+    status = main(["check", *args, "--json"])
+    return status, json.loads(capsys.readouterr().out)
+
+
+def test_a_healthy_run_has_figures_of_every_part_and_leaves_nothing_behind(tmp_path, capsys):
+    status, report = found_by(capsys, "simclr_digits", "--device", "a100-40gb")
+    assert (status, report["findings"], report["broken"]) == (0, [], {})
+    facts = report["facts"]
+    assert facts["data"]["train"]["images"] == 1442
+    assert facts["memory"]["peak_bytes"] < facts["memory"]["card_bytes"] == 40 * 2**30
+    assert facts["step"]["loss"]["loss_ssl"] > 0
+    assert facts["time"]["steps"] == 25 * (1442 // 128)
+    assert facts["disk"]["checkpoint_bytes"] == facts["step"]["checkpoint_bytes"]
+    assert not os.listdir(tmp_path)
+
+
+def test_faults_of_several_parts_come_in_one_go(capsys):
+    broken = ["hardware.seed=-1", "loss.temperature=-1", "data.test.dataset.split=tset", "module.backbone.widths=4"]
+    status, report = found_by(capsys, "simclr_digits", *broken)
+    assert status == 2
+    texts = [finding["text"] for finding in report["findings"] if finding["level"] == "error"]
+    for key in ("hardware.seed", "loss", "data.test.dataset", "module.backbone"):
+        assert [key for text in texts if text.startswith((f"{key}:", f"{key}."))] == [key], texts
+
+
+def test_the_table_names_the_fault_and_the_verdict(capsys):
+    assert main(["check", "simclr_digits", "module.projector.sizes=[100,64]"]) == 2
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[-1] == "The run would fail: 1 error, 0 warnings."
+    assert any(line.startswith("✗ step: module.projector") for line in shown), shown
+
+
+@pytest.mark.parametrize(
+    ("args", "beginning"),
+    [
+        (["simclr_digts"], "Did you mean 'simclr_digits'?"),
+        (["simclr_digits", "--device", "h100-81gb"], "device: 'h100-81gb' is none of the cards"),
+        (["simclr_digits", "slurm.time=5"], "check: 'slurm.time=5' is a setting of a Slurm job"),
+    ],
+)
+def test_a_request_that_makes_no_sense_is_refused_in_a_sentence(args, beginning, capsys):
+    status, report = found_by(capsys, *args)
+    assert status == 2
+    assert beginning in report["findings"][0]["text"]
+
+
+def test_of_a_sweep_the_first_run_is_checked_and_the_others_in_brief(capsys):
+    status, report = found_by(capsys, "simclr_digits", "-m", "optim.optimizer.lr=0.001,-1")
+    assert status == 2
+    [error] = [finding["text"] for finding in report["findings"] if finding["level"] == "error"]
+    assert error.startswith("optim.optimizer.lr=-1: optim.optimizer")
+    assert "step" in report["facts"]
+
+
+def test_a_trainer_of_a_script_is_checked_and_stays_as_it_is(make_toy, tmp_path):
+    trainer = make_toy()
+    before = {name: value.clone() for name, value in trainer.module["backbone"].state_dict().items()}
+    random_state = torch.get_rng_state()
+    report = stable_ssl.check(trainer, device="1gb")
+    assert (report.status, [finding.text for finding in report.of("error")]) == (0, [])
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert all(torch.equal(trainer.module["backbone"].state_dict()[name], value) for name, value in before.items())
+    trainer()
+    assert trainer.epoch == 2
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(6):
+        Image.new("RGB", (20, 20), (40 * number, 0, 0)).save(folder / f"{number}.png")
+    return folder
+
+
+def test_pretrain_looks_at_the_run_before_it_begins_unless_told_otherwise(photos, capsys):
+    line = ["pretrain", "photos", "--epochs", "1", "--size", "16", "--out", "run", "optim.optimizer.momentum=2"]
+    assert main(line) == 2
+    said = capsys.readouterr().err
+    assert "stable-ssl: --no-check begins without this check." in said
+    assert not os.path.exists("run")
+    assert main([*line[:-1], "--no-check"]) == 0
+
+
+def test_a_job_is_not_submitted_if_its_run_would_fail(tmp_path, monkeypatch, capsys):
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text("#!/bin/sh\necho Submitted batch job 7\n")
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    line = ["train", "simclr", "data=parquet", "root=/nowhere", "num_classes=2", "size=16", "--slurm"]
+    assert main(line) == 2
+    assert "data.train" in capsys.readouterr().err
+    assert not os.path.exists("runs")
+    assert main([*line, "--no-check"]) == 0
+    assert "job 7" in capsys.readouterr().out
+
+
+def test_the_file_of_a_user_is_read_beside_its_own_modules(tmp_path, capsys):
+    (tmp_path / "own.py").write_text(
+        "from stable_ssl import SupervisedTrainer\n"
+        "class Own(SupervisedTrainer):\n"
+        "    def befor_fit(self):\n"
+        "        pass\n"
+    )
+    config = {"trainer": {**yaml.safe_load(_shown("supervised_digits"))["trainer"], "_target_": "own.Own"}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(config))
+    status, report = found_by(capsys, "mine.yaml")
+    assert status == 0
+    [warning] = [finding["text"] for finding in report["findings"]]
+    assert "befor_fit" in warning
+    assert "before_fit" in warning
+
+
+def _shown(recipe):
+    from stable_ssl.compose import compose
+
+    return yaml.safe_dump(compose(recipe))
