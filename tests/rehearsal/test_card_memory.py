@@ -146,6 +146,8 @@ def test_a_card_may_be_a_size_and_a_misspelled_one_is_named():
     assert card_named("24gb") == Card("24gb", 24 * GIB)
     with pytest.raises(ConfigError, match="device: 'a100-40g' .* Did you mean 'a100-40gb'?"):
         card_named("a100-40g")
+    with pytest.raises(ConfigError, match="Did you mean 'a100-80gb' or 'a100-40gb'?"):
+        card_named("A100")
 
 
 class Doubtful(Small):
