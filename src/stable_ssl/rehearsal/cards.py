@@ -108,7 +108,8 @@ def card_named(text: str) -> Card:
         return found
     if (size := re.fullmatch(r"(\d+(?:\.\d+)?)gi?b", plain)) and float(size[1]) > 0:
         return Card(plain, int(float(size[1]) * GIB))
+    alike = [f"'{name}'" for name in CARDS if plain and name.startswith(plain)]  # "a100" is one of two
+    hint = f" Did you mean {' or '.join(alike)}?" if alike else nearest(text.lower(), CARDS, cutoff=0.5)
     raise ConfigError(
-        f"device: '{text}' is none of the cards {', '.join(CARDS)}, nor a size of memory such as 24gb."
-        f"{nearest(text.lower(), CARDS, cutoff=0.5)}"
+        f"device: '{text}' is none of the cards {', '.join(CARDS)}, nor a size of memory such as 24gb.{hint}"
     )
