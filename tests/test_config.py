@@ -150,7 +150,11 @@ def test_float16_is_an_old_name_that_precision_overrides():
             f"{', '.join(WANDB_KEYS)}.",
         ),
         (LoggerConfig, {"metric": 3}, "logger.metric: 3 is not a dict with the names of data sets as keys."),
-        (LoggerConfig, {"save_final_model": 3.5}, "logger.save_final_model: 3.5 is not true, false or a text."),
+        (
+            LoggerConfig,
+            {"save_final_model": 3.5},
+            "logger.save_final_model: 3.5 is not true, false or the name of a file, without a folder.",
+        ),
     ],
 )
 def test_a_mistake_is_named_with_its_value_and_with_what_is_possible(cls, fields, sentence):
