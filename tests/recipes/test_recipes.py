@@ -265,3 +265,8 @@ def test_a_saved_data_set_without_splits_has_no_other_split(tmp_path):
     datasets.Dataset.from_list([{"image": 1, "label": 0}]).save_to_disk(tmp_path)
     with pytest.raises(ConfigError, match="split: 'test' is unknown; '.*' holds one data set, of the split 'train'"):
         HuggingFaceDataset(str(tmp_path), split="test")
+
+
+def test_a_supervised_network_takes_the_one_view_of_data_that_declare_a_list(tmp_path):
+    few = ["optim.epochs=1", "optim.max_steps=1", "logger.level=40", f"logger.dump_path={tmp_path}"]
+    assert main(["train", "supervised", "data=digits", "backbone=resnet9", *few]) == 0

@@ -40,11 +40,11 @@ def test_a_healthy_run_has_figures_of_every_part_and_leaves_nothing_behind(tmp_p
 
 
 def test_faults_of_several_parts_come_in_one_go(capsys):
-    broken = ["hardware.seed=-1", "loss.temperature=-1", "data.test.dataset.split=tset", "module.backbone.widths=4"]
+    broken = ["hardware.seed=-1", "loss.temperature=-1", "data.test.dataset.split=tset", "+module.projector.depth=3"]
     status, report = found_by(capsys, "simclr_digits", *broken)
     assert status == 2
     texts = [finding["text"] for finding in report["findings"] if finding["level"] == "error"]
-    for key in ("hardware.seed", "loss", "data.test.dataset", "module.backbone"):
+    for key in ("hardware.seed", "loss", "data.test.dataset", "module.projector"):
         assert [key for text in texts if text.startswith((f"{key}:", f"{key}."))] == [key], texts
 
 

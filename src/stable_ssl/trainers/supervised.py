@@ -57,7 +57,9 @@ class SupervisedTrainer(BaseTrainer):
     def predict(self) -> Tensor:
         """Return class scores for the current batch, (batch, classes)."""
         is_dict = isinstance(self.batch, dict)
-        return self.forward(self.batch[image_key(self.batch) if is_dict else 0])
+        images = self.batch[image_key(self.batch) if is_dict else 0]
+        is_list_of_one = isinstance(images, list) and len(images) == 1  # as a `MultiView` of one view makes
+        return self.forward(images[0] if is_list_of_one else images)
 
     def compute_loss(self) -> dict[str, Tensor]:
         """Return the loss, by the name "loss", between the class scores and the labels of the current batch."""
