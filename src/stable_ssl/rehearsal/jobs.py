@@ -35,8 +35,14 @@ def check_slurm(stage: Stage) -> None:
     _check_requeue(stage, job, partitions)
     asked = _asked(job)
     stage.report.tell("slurm", has_commands=bool(partitions), **asked)
-    names = {"timeout_min": "minutes", "nodes": "nodes", "tasks_per_node": "tasks", "gpus_per_node": "GPUs"}
-    stage.report.tell("slurm", summary=", ".join(f"{asked[key]} {word}" for key, word in names.items() if key in asked))
+    words = {
+        "timeout_min": "minutes",
+        "nodes": "nodes",
+        "tasks_per_node": "tasks per node",
+        "gpus_per_node": "GPUs per node",
+    }
+    texts = [f"{word}: {asked[key]}" for key, word in words.items() if key in asked]
+    stage.report.tell("slurm", summary=", ".join(texts))
 
 
 def _asked(job: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch import nn
 from ..config import LoggerConfig, OptimConfig, parse_config
 from ..data.in_memory import free_memory
 from ..engine.facts import check_held, what_is_held
-from ..exceptions import ConfigError
+from ..exceptions import ConfigError, some_of
 from ..nodes import build, is_node
 from ..runtime.checkpoint import CheckpointStore
 from ..runtime.files import size_in_words
@@ -51,9 +51,8 @@ def check_disk(stage: Stage) -> None:
     if logger.dump_path and path.is_dir():
         _check_folder(stage, path, logger, optim)
     if stage.slurm is not None:
-        _check_reach(stage, path, "logger.dump_path")
-        for key, value in _places(section(stage, "data"), "data"):
-            _check_reach(stage, Path(value).expanduser(), key)
+        places = _places(section(stage, "data"), "data")
+        _check_reach(stage, [("logger.dump_path", str(path)), *places])
 
 
 # The folder ---------------------------------------------------------------------------------------------------------
@@ -141,16 +140,26 @@ def _places(value: Any, key: str) -> Iterator[tuple[str, str]]:
             yield from _places(inner, f"{key}.{name}")
 
 
-def _check_reach(stage: Stage, path: Path, key: str) -> None:
-    """Warn of a folder that the nodes of a Slurm job do not see."""
-    real = os.path.realpath(path)
+def _check_reach(stage: Stage, places: list[tuple[str, str]]) -> None:
+    """Warn of folders that the nodes of a Slurm job do not see.
+
+    Parameters
+    ----------
+    places
+        (key, path) of each folder or file.
+    """
     own = [*_OF_ONE_MACHINE, *([os.environ["TMPDIR"]] if os.environ.get("TMPDIR") else [])]
-    found = next((place for place in own if Path(real).is_relative_to(os.path.realpath(place))), None)
+    real = [Path(os.path.realpath(place)) for place in own]
+    found = [
+        f"{key} ('{path}')"
+        for key, path in places
+        if any(Path(os.path.realpath(os.path.expanduser(path))).is_relative_to(place) for place in real)
+    ]
     if found:
         stage.report.warn(
             "disk",
-            f"{key}: '{path}' is in {found}, which other machines do not see, as a rule. A Slurm job runs on another "
-            "machine, and a requeued one perhaps on a third: choose a folder that all of them share.",
+            f"{some_of(found)}: other machines do not see such a place, as a rule. A Slurm job runs on "
+            "another machine, and a requeued one perhaps on a third: choose folders that all of them share.",
         )
 
 
