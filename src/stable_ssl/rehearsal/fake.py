@@ -62,6 +62,7 @@ class FakeRun:
         for tensor in _tensors_on_meta(trainer):
             _make_fake(tensor, self._mode)
         trainer.device = trainer._run.device = CPU
+        trainer.hardware["channels_last"] = False  # the order is that of the copy to the card, which is the batch here
         # On the CPU, bf16 stands for fp16 too: its tensors are as large, and no scaler looks at them.
         kind = "fp32" if self.precision == "fp32" else "bf16"
         precision = Precision(kind, CPU, trainer.optim["grad_max_norm"])
