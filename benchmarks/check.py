@@ -31,11 +31,11 @@ from tables import write_table
 
 from stable_ssl.compose import compose
 from stable_ssl.rehearsal.cards import CARDS, Card
-from stable_ssl.rehearsal.few import first_batch
-from stable_ssl.rehearsal.memory import check_memory
-from stable_ssl.rehearsal.pace import step_seconds
 from stable_ssl.rehearsal.report import Report
+from stable_ssl.rehearsal.resources.memory import check_memory
+from stable_ssl.rehearsal.resources.pace import step_seconds
 from stable_ssl.rehearsal.stage import Stage, maker_of
+from stable_ssl.rehearsal.step.few import first_batch
 from stable_ssl.rehearsal.stepping import take_steps
 
 SMALL = ("data=digits", "size=32", "data.train.batch_size=8")

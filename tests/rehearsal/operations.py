@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from stable_ssl.rehearsal.waits import (
+from stable_ssl.rehearsal.device.waits import (
     AS_ARRAY,
     BY_HOST_GENERATOR,
     BY_HOST_INDEX,

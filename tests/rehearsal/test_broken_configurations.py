@@ -11,8 +11,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from stable_ssl.compose import compose
 from stable_ssl.exceptions import ConfigError
-from stable_ssl.rehearsal.building import build_parts
-from stable_ssl.rehearsal.configuration import check_configuration
+from stable_ssl.rehearsal.configuration.building import build_parts
+from stable_ssl.rehearsal.configuration.settings import check_configuration
 from stable_ssl.rehearsal.report import Report
 from stable_ssl.rehearsal.stage import Stage, maker_of
 

@@ -8,8 +8,8 @@ import pytest
 from broken_steps import STEPS, changed
 
 from stable_ssl.rehearsal.report import Report
-from stable_ssl.rehearsal.small_run import check_small_run
 from stable_ssl.rehearsal.stage import Stage, maker_of
+from stable_ssl.rehearsal.step.small_run import check_small_run
 
 
 @pytest.mark.parametrize("name", STEPS)

@@ -14,10 +14,10 @@ from stable_ssl.augmentations import MultiView, RandomMask
 from stable_ssl.data import Loader
 from stable_ssl.exceptions import ConfigError
 from stable_ssl.monitors import KNN
-from stable_ssl.rehearsal.accounting import Accounting
 from stable_ssl.rehearsal.cards import GIB, Card, card_named
-from stable_ssl.rehearsal.memory import check_memory, knn_bytes
 from stable_ssl.rehearsal.report import Report
+from stable_ssl.rehearsal.resources.accounting import Accounting
+from stable_ssl.rehearsal.resources.memory import check_memory, knn_bytes
 from stable_ssl.rehearsal.stage import Stage
 
 IN, HIDDEN, OUT = 64, 512, 8  # widths of a small network

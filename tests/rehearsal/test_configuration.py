@@ -7,8 +7,8 @@ import textwrap
 import pytest
 
 from stable_ssl.compose import compose, importable, recipe_names
-from stable_ssl.rehearsal.building import build_parts
-from stable_ssl.rehearsal.configuration import check_configuration
+from stable_ssl.rehearsal.configuration.building import build_parts
+from stable_ssl.rehearsal.configuration.settings import check_configuration
 from stable_ssl.rehearsal.report import Report
 from stable_ssl.rehearsal.stage import Stage, maker_of
 

@@ -13,8 +13,8 @@ from toys import Toy
 from stable_ssl.data import Loader
 from stable_ssl.rehearsal import pace
 from stable_ssl.rehearsal.cards import Card, card_named
-from stable_ssl.rehearsal.pace import check_pace, step_seconds
 from stable_ssl.rehearsal.report import Report
+from stable_ssl.rehearsal.resources.pace import check_pace, step_seconds
 from stable_ssl.rehearsal.stage import Stage
 
 SECONDS = 0.005  # of a core's time per sample

@@ -24,10 +24,10 @@ from stable_ssl.data import Loader
 from stable_ssl.modules.vit import places_of
 from stable_ssl.monitors import KNN, LiDAR, RankMe
 from stable_ssl.rehearsal import waits
-from stable_ssl.rehearsal.on_meta import check_on_meta
+from stable_ssl.rehearsal.device.on_meta import check_on_meta
+from stable_ssl.rehearsal.device.waits import Findings, noticing
 from stable_ssl.rehearsal.report import Report
 from stable_ssl.rehearsal.stage import Stage, maker_like, maker_of
-from stable_ssl.rehearsal.waits import Findings, noticing
 from stable_ssl.runtime.device import to_device
 from stable_ssl.trainers import SupervisedTrainer
 

@@ -15,9 +15,9 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from stable_ssl.augmentations import CenterCrop, HorizontalFlip, Normalize, RandomResizedCrop, View
 from stable_ssl.data import ImageFolder, Images, Loader
-from stable_ssl.rehearsal.looking import NUM_LOOKED_AT, chosen
 from stable_ssl.rehearsal.report import Report
-from stable_ssl.rehearsal.samples import check_first_samples, check_samples
+from stable_ssl.rehearsal.samples.looking import NUM_LOOKED_AT, chosen
+from stable_ssl.rehearsal.samples.sets import check_first_samples, check_samples
 from stable_ssl.rehearsal.stage import Stage, maker_of
 
 VIEW = View([RandomResizedCrop(16), HorizontalFlip()])

@@ -19,11 +19,11 @@ from toys import Toy, toy_backbone, toy_dataset
 
 from stable_ssl import SupervisedTrainer
 from stable_ssl.data import Loader
-from stable_ssl.rehearsal.few import Few, few_of, first_batch
 from stable_ssl.rehearsal.report import Report
-from stable_ssl.rehearsal.small_run import check_small_run
 from stable_ssl.rehearsal.stage import Stage, maker_like, maker_of
-from stable_ssl.rehearsal.watching import folded
+from stable_ssl.rehearsal.step.few import Few, few_of, first_batch
+from stable_ssl.rehearsal.step.small_run import check_small_run
+from stable_ssl.rehearsal.step.watching import folded
 
 
 def checked(config, folder):

@@ -10,10 +10,10 @@ import pytest
 from torch import nn
 
 from stable_ssl.rehearsal import jobs, surroundings
-from stable_ssl.rehearsal.jobs import check_slurm
 from stable_ssl.rehearsal.report import Report
+from stable_ssl.rehearsal.resources.jobs import check_slurm
+from stable_ssl.rehearsal.resources.surroundings import check_disk
 from stable_ssl.rehearsal.stage import Stage, maker_of
-from stable_ssl.rehearsal.surroundings import check_disk
 
 ADAM = {"_target_": "torch.optim.AdamW", "lr": 0.001}
 LINEAR = {"_target_": "torch.nn.Linear", "in_features": 8, "out_features": 2}

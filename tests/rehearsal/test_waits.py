@@ -6,7 +6,7 @@ import pytest
 import torch
 from operations import OPERATIONS
 
-from stable_ssl.rehearsal.waits import ERRORS, Findings, noticing
+from stable_ssl.rehearsal.device.waits import ERRORS, Findings, noticing
 
 
 def arguments(device):

@@ -6,8 +6,8 @@ import pytest
 
 from stable_ssl.cli.slurm import read_settings
 from stable_ssl.rehearsal.report import Report
+from stable_ssl.rehearsal.resources.surroundings import check_slurm
 from stable_ssl.rehearsal.stage import Stage, maker_of
-from stable_ssl.rehearsal.surroundings import check_slurm
 
 pytestmark = pytest.mark.slow
 

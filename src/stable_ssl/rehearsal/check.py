@@ -100,15 +100,15 @@ def check_first(config: Mapping[str, Any], say: Callable[[str], None]) -> None:
 
 def parts(is_quick: bool) -> dict[str, Part]:
     """Return the parts of a check by name, in their order."""
-    from .building import build_parts
-    from .configuration import check_configuration
-    from .jobs import check_slurm
-    from .memory import check_memory
-    from .on_meta import check_on_meta
-    from .pace import check_pace
-    from .samples import check_first_samples, check_samples
-    from .small_run import check_small_run
-    from .surroundings import check_disk
+    from .configuration.building import build_parts
+    from .configuration.settings import check_configuration
+    from .device.on_meta import check_on_meta
+    from .resources.jobs import check_slurm
+    from .resources.memory import check_memory
+    from .resources.pace import check_pace
+    from .resources.surroundings import check_disk
+    from .samples.sets import check_first_samples, check_samples
+    from .step.small_run import check_small_run
 
     if is_quick:
         return {"configuration": check_configuration, "first samples": check_first_samples}

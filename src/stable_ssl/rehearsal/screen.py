@@ -71,7 +71,7 @@ def _groups(groups: Sequence[Mapping[str, Any]]) -> Table:
     table = Table("parameters", "of", "rate", "decay", box=None, pad_edge=False, header_style="dim")
     for group in groups:
         rate = group.get("schedule") or f"{group['lr']:g}"
-        table.add_row(f"{group['parameters']:,}", group["modules"], str(rate), f"{group['weight_decay']:g}")
+        table.add_row(f"{group['parameters']:,}", some_of(group["modules"], 3), str(rate), f"{group['weight_decay']:g}")
     return table
 
 

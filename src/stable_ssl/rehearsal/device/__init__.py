@@ -1,0 +1,1 @@
+"""Steps on tensors without values, as on a device that is not there."""

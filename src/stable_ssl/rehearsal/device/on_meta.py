@@ -1,0 +1,204 @@
+"""The training step on `meta`, at the real batch size: what would wait for a GPU, and what a GPU would refuse."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ...exceptions import BreakAllEpochs, BreakEpoch, BreakStep
+from . import waits
+from ..stage import META, Stage
+from ..step.few import first_batch
+from ..step.hearing import Heard, left_as_it_was
+from ..step.tries import close
+from ..stepping import begin_epoch, take_batch
+from .lines import line_of
+from .waits import Finding, Findings, noticing
+
+PART = "device"
+# A step of the package reads values in these files if optim.nonfinite is skip, and never else.
+_LOOK_AT_LOSSES = ("stable_ssl/engine/stepping.py", "stable_ssl/runtime/precision.py")
+_MOST_TRIES = 6
+_MOST_SAMPLES = 8  # of a set to evaluate on
+_SAYS_DEVICE = re.compile(r"expected device|same device|different devices|expected device \w+ but got")
+_ADVICE = {
+    waits.MIXED: "CUDA refuses that. Make the tensor on self.device, or let a module hold it: a tensor as a buffer, "
+    "layers in an nn.ModuleList.",
+    waits.BY_HOST_GENERATOR: "CUDA refuses that. Make the generator by torch.Generator(self.device).",
+    waits.AS_ARRAY: "CUDA refuses that. Use .cpu() first, outside of steps, or torch's function.",
+    waits.READS: "Keep the value a tensor: self.log(name, tensor) waits at logging steps only (self.is_logging).",
+    waits.TO_HOST: "Keep the tensor on the device, or copy it at logging steps only (self.is_logging).",
+    waits.TO_DEVICE: "Make the tensor on the device, or once in a buffer of a module.",
+    waits.BY_HOST_INDEX: "Index by a slice, or by a tensor that is on the device already, such as a buffer.",
+    waits.SHAPE: "torch.where, or a product with the mask, keeps the shape.",
+    waits.CHECKS: "If it can't be left out, expect a slower loop.",
+}
+
+
+def check_on_meta(stage: Stage) -> None:
+    """Take training steps, and an evaluation step per set, on the `meta` device, and report what would go wrong.
+
+    Two optimizer steps are taken with the run's first mini-batch, and a third one that logs. Waits count in the second
+    one only: in the first, tables are made and copied once, and the third waits by nature. What CUDA refuses counts
+    everywhere. `flops_per_step` is that of an optimizer step of one process.
+    """
+    if stage.batch is None:
+        return
+    findings = Findings()
+    with left_as_it_was(), Heard().listening(), _eager(), ExitStack() as last:
+        try:
+            trainer = stage.throw_away("meta", META)
+            last.callback(close, trainer)
+            with noticing(findings):
+                trainer.setup()
+        except Exception as error:
+            _tell_error(stage, findings, error)
+        else:
+            _rehearse(stage, trainer, findings)
+    for finding in findings.all:
+        (stage.report.error if finding.kind in waits.ERRORS else stage.report.warn)(PART, _sentence(finding))
+    stage.report.tell(PART, waits_per_step=len(findings.all) - len(findings.errors()))
+
+
+def _rehearse(stage: Stage, trainer: Any, findings: Findings) -> None:
+    """Train and evaluate a trainer that is set up on `meta`."""
+    flops = FlopCounterMode(display=False)
+    error = _train(trainer, stage.batch, findings, flops)
+    if error is None:
+        _evaluate(stage, trainer, findings)
+    else:
+        _tell_error(stage, findings, error)
+    if per_batch := flops.get_total_flops() / _group(trainer):
+        group = min(trainer._steps.num_batches, trainer.optim["accumulation_steps"])
+        stage.report.tell(PART, flops_per_step=round(per_batch * group))
+
+
+def _sentence(finding: Finding) -> str:
+    if finding.kind == waits.READS and finding.place.startswith(_LOOK_AT_LOSSES):
+        return "optim.nonfinite: skip looks at each step's loss and gradients, so each step waits for the device."
+    if finding.kind in waits.ERRORS:
+        return f"{finding.place} {finding.kind} ({finding.what}). {_ADVICE[finding.kind]}"
+    return (
+        f"{finding.place} {finding.kind} ({finding.what}), so each step waits for the device. {_ADVICE[finding.kind]}"
+    )
+
+
+def _group(trainer: Any) -> int:
+    """Return how many mini-batches make an optimizer step here: two stand for more."""
+    return int(min(trainer.optim["accumulation_steps"], trainer._steps.num_batches, 2))
+
+
+def _train(trainer: Any, batch: Any, findings: Findings, flops: FlopCounterMode) -> Exception | None:
+    """Take three optimizer steps, and return the error that ended them, if one did."""
+    steps, group = trainer._steps, _group(trainer)
+    steps.accumulation = group
+    later = group if steps.num_batches >= 2 * group else 0  # what is done every so many mini-batches is often done at 0
+
+    def begin() -> None:
+        trainer.before_fit()
+        begin_epoch(trainer)
+
+    def take(first: int, counter: FlopCounterMode | None = None) -> Exception | None:
+        def step() -> None:
+            with counter or nullcontext():
+                for batch_idx in range(first, first + group):
+                    take_batch(trainer, batch_idx, *batch)
+
+        return _tried(step, trainer, findings)
+
+    error = _tried(begin, trainer, findings)
+    findings.counts_waits = True
+    error = error or take(0)
+    if error is None:
+        findings.forget_waits()
+        error = take(later, flops)
+    findings.counts_waits = False
+    if error is None:
+        trainer._recorder._every, trainer._recorder.emit = 1, lambda record: None
+        error = take(later)
+        error = error if error and _is_of_devices(error) else None  # the values that are logged are missing
+    return error
+
+
+def _tried(do: Callable[[], None], trainer: Any, findings: Findings) -> Exception | None:
+    """Do something on `meta`, and return the error that it ends with, if it does.
+
+    Code may raise because of an invented value, such as a true `torch.isnan(loss).any()`. Then it is tried again with
+    the other answer.
+    """
+    failure: Exception | None = None
+    for _ in range(_MOST_TRIES):
+        with noticing(findings):
+            try:
+                do()
+            except (BreakStep, BreakEpoch, BreakAllEpochs):
+                trainer._steps.drop_group()
+                return None
+            except Exception as error:
+                failure = error
+                trainer._steps.drop_group()
+            else:
+                return None
+        if not findings.answer_otherwise():
+            break
+    return failure
+
+
+def _evaluate(stage: Stage, trainer: Any, findings: Findings) -> None:
+    """Give a batch of each evaluation set to its metrics. Only what CUDA refuses counts: values are read by nature."""
+    for name in trainer.eval_sets if stage.trainer is not None else ():
+        try:
+            found = first_batch(stage.trainer.data[name], _MOST_SAMPLES)
+        except Exception:  # the check of the data says so
+            found = None
+        if found is None:
+            continue
+        trainer.eval()
+
+        def step(name: str = name, found: tuple[Any, Any] = found) -> None:
+            with torch.no_grad():
+                trainer.batch_idx, trainer.indices, trainer.batch = 0, found[0], trainer._feed.on_device(found[1])
+                trainer.before_eval_step()
+                trainer._eval_step(name)
+                trainer.after_eval_step()
+                for metric in trainer.logger["metric"][name].values():
+                    metric.compute()
+
+        error = _tried(step, trainer, findings)
+        if error is not None and _is_of_devices(error):
+            _tell_error(stage, findings, error)
+
+
+@contextmanager
+def _eager() -> Iterator[None]:
+    """Let functions that the user's code has compiled run as they are written."""
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def _is_of_devices(error: Exception) -> bool:
+    return _SAYS_DEVICE.search(str(error)) is not None
+
+
+def _tell_error(stage: Stage, findings: Findings, error: Exception) -> None:
+    """Report an error that ended the rehearsal, unless something else has been said that explains it."""
+    if findings.errors():
+        return
+    text = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+    if _is_of_devices(error):
+        stage.report.error(PART, f"{line_of(error)} mixes tensors of several devices: {text}")
+    elif stage.trainer is not None:  # if the step on the CPU failed too, that has been said
+        stage.report.warn(
+            PART,
+            f"{line_of(error)}: the step can't be rehearsed without a GPU beyond this line, which may need the values "
+            f"of tensors ({text}). Waits and tensors on the wrong device behind it are not known.",
+        )

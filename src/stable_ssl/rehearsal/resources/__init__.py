@@ -1,0 +1,1 @@
+"""What the run needs: memory, time, disk, and its Slurm job."""

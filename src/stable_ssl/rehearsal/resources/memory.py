@@ -1,0 +1,217 @@
+"""The memory of a training run: that of its card at the worst moment, and that of the host."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from ...engine.building import data_sets
+from ...exceptions import ConfigError
+from ...monitors import KNN
+from ..cards import GIB
+from ..report import ERROR
+from ..stage import Stage
+from .fake import FakeRun
+from .host import bytes_per_image, held_bytes, host_memory, host_parts, views_on_card
+
+# The margin: what a step takes beside its tensors.
+CONTEXT = GIB // 2  # of CUDA, with its kernels
+COMMUNICATION = GIB // 2  # of NCCL, if there are several processes
+SHARE = 0.1  # of the peak: gaps between tensors in the allocator's blocks, and work space of cuDNN and cuBLAS
+STEP = "training step"
+_MOST_LINES = 4
+_QUERIES = 256  # images that the kNN monitor compares with its bank at a time
+
+
+def check_memory(stage: Stage) -> None:
+    """Estimate the memory that the run takes of each card, and of the host, and compare it with what there is.
+
+    Steps are taken with tensors that have no memory, at the real batch size and precision, and each allocation is
+    counted as CUDA's allocator would round it. `facts["memory"]` gets, in bytes:
+
+    - `peak_bytes`, and its `parts`, at the worst `moment`: in a "training step"; in the "exchange of gradients" of
+      several processes, which takes a copy of all gradients; or in an "evaluation" with the kNN bank. In "views" are
+      the batch itself and, if views are made on the card, the images there and the next batch;
+    - `margin_bytes`: 0.5 GiB for CUDA's context, as much for NCCL with several processes, 10 % of the peak, and the
+      work space of views that are made on the card;
+    - `batch_size`, and the `largest_batch` that fits the card with the margin, within 2 %;
+    - `host_bytes` and `host_parts`, per process;
+    - `flops_per_step`, in "convolutions" and "products", and `traffic_bytes_per_step`: what all operations read and
+      write, each for itself.
+
+    A peak above the card's memory is an error even without the margin, and a warning with it. Not seen: kernels that
+    keep other tensors on CUDA than on the CPU, and what `hardware.compile` saves.
+    """
+    if stage.batch is None:
+        return
+    try:
+        _Estimate(stage).report()
+    except ConfigError:
+        return  # those who build the run have told it
+    except Exception as error:  # of the user's code, which meets tensors without values here
+        if not stage.report.of(ERROR):
+            what = f"{type(error).__name__}: {error}".split("\n")[0]
+            stage.report.warn("memory", f"The memory can't be estimated: a step without values failed ({what}).")
+
+
+class _Estimate:
+    """The figures of one run."""
+
+    def __init__(self, stage: Stage):
+        self._stage, self._card, self._world_size = stage, stage.card, stage.world_size
+        self._run = run = FakeRun(stage)
+        self._trainer = trainer = run.trainer
+        self._count = trainer.optim["accumulation_steps"]
+        self.batch_size = getattr(trainer.data["train"], "batch_size", None) or run.num_samples
+        names = data_sets(trainer.data)
+        self._held = {name: held_bytes(trainer.data[name], self._world_size) for name in names}
+        self._on_card = views_on_card(trainer.data["train"], self._held["train"], self._card)
+        self._per_image = bytes_per_image(trainer.data["train"]) if self._on_card else (0.0, 0.0)
+        count = min(self._count, 2)  # more mini-batches take no more memory than two
+        other = self.batch_size // 2 if self.batch_size >= 4 else 2 * self.batch_size
+        self._count_here = count
+        self._account, at_own = run.step(self.batch_size, count)
+        self._points = [(other, run.step(other, count)[1]), (self.batch_size, at_own)]
+        self._factor = self._count / count
+        self.parts = self._moments()
+        self.moment = max(self.parts, key=lambda moment: sum(self.parts[moment].values()))
+        self.peak = sum(self.parts[self.moment].values())
+
+    def _moments(self) -> dict[str, dict[str, int]]:
+        """Return the memory in use at each of the moments that may be the worst, by part."""
+        account, trained = self._account, [p for o in self._run.optimizers for g in o.param_groups for p in g["params"]]
+        step = dict(account.at_peak)
+        step["views"] = step.get("views", 0) + self._views(self.batch_size)
+        lasting = {name: step.get(name, 0) for name in ("parameters", "buffers", "optimizer")}
+        moments = {STEP: step, "evaluation": {**lasting, "knn_bank": self._knn_bank()}}
+        if self._world_size > 1:
+            gradients = 2 * _bytes([parameter for parameter in trained if parameter.requires_grad])
+            moments["exchange of gradients"] = {**lasting, "views": step["views"], "gradients": gradients}
+        return moments
+
+    def _views(self, batch_size: int) -> int:
+        """Return the memory of the card for views that are made there, without the batch in use."""
+        return self._held["train"] + int(self._per_image[0] * batch_size) if self._on_card else 0
+
+    def _knn_bank(self) -> int:
+        """Return the memory of the largest kNN evaluation."""
+        rows = getattr(self._trainer, "latest_representations", None)
+        if rows is None or rows.ndim != 2:
+            return 0
+        sizes, data = [0], self._trainer.data
+        for name, monitors in self._trainer.logger["monitor"].items():
+            for monitor in monitors.values():
+                if isinstance(monitor, KNN):
+                    bank, queries = (getattr(data[one], "num_samples", 0) for one in (monitor.bank, name))
+                    sizes.append(knn_bytes(rows.shape[1], bank, queries // self._world_size))
+        return max(sizes)
+
+    def _margin(self, peak: float, batch_size: int) -> float:
+        context = CONTEXT + (COMMUNICATION if self._world_size > 1 else 0)
+        return context + SHARE * peak + self._per_image[1] * batch_size
+
+    def _largest_batch(self, memory: int) -> int:
+        """Return the largest batch that fits with the margin; 0 if none does.
+
+        The line through the peaks of two batch sizes leads to a third one, whose peak is taken too, and so on. The
+        optimizer's own step is left out: it takes as much memory for every batch size.
+        """
+        others = [sum(parts.values()) for moment, parts in self.parts.items() if moment != STEP]
+        if any(peak + self._margin(peak, 0) > memory for peak in others):
+            return 0
+        points = list(self._points)
+        for _ in range(_MOST_LINES):
+            far, near = ((size, self._of_batch(size, peak) - memory) for size, peak in points[-2:])
+            size = _crossing(far, near)
+            if size < 1 or abs(size - points[-1][0]) <= points[-1][0] / 50:
+                break
+            try:
+                points.append((size, self._run.step(size, self._count_here)[1]))
+            except Exception:  # such a batch may be too large for something else
+                break
+        return max(0, size)
+
+    def _of_batch(self, batch_size: int, peak: float) -> float:
+        """Return the memory of the card for a peak without views that are made there, with these and the margin."""
+        peak += self._views(batch_size)
+        return peak + self._margin(peak, batch_size)
+
+    def report(self) -> None:
+        """Write the figures, and what is wrong with them, to the stage's report."""
+        account, card, report = self._account, self._card, self._stage.report
+        margin = int(self._margin(self.peak, self.batch_size))
+        largest = None if card is None else self._largest_batch(card.memory_bytes)
+        states = [*self._trainer.parameters(), *self._trainer.buffers(), *self._run.states()]
+        batch_bytes = _bytes(tree_leaves(self._stage.batch)) * self.batch_size // self._run.num_samples
+        host = host_parts(self._trainer.data, self._held, batch_bytes, _bytes(states))
+        report.tell(
+            "memory", peak_bytes=self.peak, parts=self.parts[self.moment], moment=self.moment, margin_bytes=margin,
+            batch_size=self.batch_size, largest_batch=largest, precision=self._run.precision,
+            knn_bank_bytes=self.parts["evaluation"]["knn_bank"], views_on="card" if self._on_card else "host",
+            flops_per_step={kind: int(self._factor * flops) for kind, flops in account.flops.items()},
+            traffic_bytes_per_step=int(self._factor * account.traffic),
+            host_bytes=sum(host.values()), host_parts=host, card=None if card is None else card.name,
+            card_bytes=None if card is None else card.memory_bytes,
+        )  # fmt: skip
+        if card is not None and self.peak + margin > card.memory_bytes:
+            self._refuse(self.peak, margin, largest or 0)
+        if sum(host.values()) > host_memory():
+            report.warn(
+                "memory",
+                f"The run takes about {_gib(sum(host.values()))} of host memory per process (images that are held: "
+                f"{_gib(host['held_images'])}), and this machine has {_gib(host_memory())}. Ask for more memory, or "
+                "set in_memory of the data sets to false.",
+            )
+
+    def _refuse(self, peak: int, margin: int, largest: int) -> None:
+        """Say that the run does not fit the card, or that it may not."""
+        card, report = self._card, self._stage.report
+        assert card is not None
+        need = f"data.train.batch_size={self.batch_size} takes {_gib(peak)} of each card in the {self.moment}"
+        fits = (
+            f"set data.train.batch_size to at most {largest} and raise optim.accumulation_steps ({self._count}) as much"
+        )
+        if largest < 1:
+            fits = "take a smaller network or smaller images, for no batch fits"
+        if self.moment == "evaluation":
+            fits = "give the kNN monitor a smaller bank"
+        if self._run.precision == "fp32":
+            fits += f", or set hardware.precision (fp32) to {'bf16' if card.bf16 or not card.fp16 else 'fp16'}"
+        if peak > card.memory_bytes:
+            report.error("memory", f"{need}, and {card.name} has {_gib(card.memory_bytes)}. To fit it, {fits}.")
+        else:
+            report.warn(
+                "memory",
+                f"{need}, and {_gib(margin)} are put aside for CUDA and the allocator's gaps. {card.name} has "
+                f"{_gib(card.memory_bytes)}, so memory may run out. To be safe, {fits}.",
+            )
+
+
+def _crossing(far: tuple[int, float], near: tuple[int, float]) -> int:
+    """Return the batch size at which the line through two points, (batch size, excess of memory), crosses zero."""
+    slope = (near[1] - far[1]) / (near[0] - far[0])
+    return int(near[0] - near[1] / slope) if slope > 0 else 8 * near[0]
+
+
+def knn_bytes(dim: int, bank: int, queries: int) -> int:
+    """Return the memory of a kNN evaluation: bank and queries as they came, joined, and with length 1; similarities.
+
+    Parameters
+    ----------
+    dim
+        Of a representation, in fp32.
+    bank, queries
+        Numbers of rows.
+    """
+    return 4 * (dim * (3 * bank + 2 * queries) + _QUERIES * bank)
+
+
+def _bytes(values: list[Any]) -> int:
+    """Return the bytes of all tensors among some values."""
+    return sum(value.numel() * value.element_size() for value in values if isinstance(value, Tensor))
+
+
+def _gib(num_bytes: float) -> str:
+    return f"{num_bytes / GIB:.1f} GiB"

@@ -1,0 +1,185 @@
+"""The time of a training run: the work of its card, and the images that the host must make ready for it."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import time
+from collections.abc import Generator
+from typing import Any
+
+import torch
+from torch.utils.data import Subset
+
+from ...runtime.cpus import cpus_of_process
+from ...runtime.device import count_images
+from ..cards import Card
+from ..stage import Stage
+from .host import held_bytes
+
+# The share of the peak that a run reaches: of the tensor cores or of plain fp32, and of the memory's bandwidth.
+PEAK = (0.2, 0.5)
+BANDWIDTH = (0.5, 0.9)
+_SECONDS = 4.0  # of reading
+
+
+def check_pace(stage: Stage) -> None:
+    """Estimate the time of a step and of the run, and whether the host makes images ready fast enough.
+
+    The shortest time of a step is that of its FLOPs at 50 % of the card's published peak, or that of its traffic at
+    90 % of the bandwidth, whichever is longer. The longest is their sum, at 20 % and at 50 %. Published shares of the
+    peak are 21 % for GPT-3 on V100, 30 % for Megatron-Turing NLG on A100 and 46 % for PaLM on TPU v4 (Chowdhery et al.,
+    "PaLM: Scaling language modeling with pathways", JMLR 2023, table 3). The traffic is the limit for convolutional
+    networks, whose batch normalisation and activations read and write much and compute little. The time for
+    evaluations, checkpoints and other processes is left out.
+
+    `facts["time"]` gets `flops_per_step`; `step_seconds` and `run_seconds`, the shortest and the longest, of `steps`
+    steps; `images_per_second` that the loader gives here, and `images_per_core_second`, per second of a core's time;
+    `needed_images_per_second` and `needed_cores`, for the longest and the shortest step; and a `summary` of them.
+    Without a card whose speed is known, there are only the FLOPs and what the loader gives.
+    """
+    memory, report = stage.report.facts.get("memory", {}), stage.report
+    flops: dict[str, int] = memory.get("flops_per_step", {})
+    report.tell("time", flops_per_step=sum(flops.values()) or report.facts.get("device", {}).get("flops_per_step"))
+    if stage.trainer is None:
+        return
+    if memory.get("views_on") == "host":
+        _measure_loader(stage)
+    card, precision = stage.card, memory.get("precision", "fp32")
+    if card is not None and card.fp32 is not None and flops:
+        if precision == "bf16" and card.bf16 is None:
+            report.warn(
+                "time",
+                f"hardware.precision=bf16: {card.name} has no tensor cores for bf16, so it is slow there. Set it to "
+                "fp16.",
+            )
+        shortest, longest = step_seconds(flops, memory["traffic_bytes_per_step"], card, precision)
+        optim = stage.trainer.optim
+        steps = -(-int(optim["total_steps"]) // stage.world_size)
+        images = memory["batch_size"] * optim["accumulation_steps"]
+        report.tell(
+            "time", step_seconds=[shortest, longest], steps=steps, run_seconds=[steps * shortest, steps * longest],
+            needed_images_per_second=[images / longest, images / shortest],
+        )  # fmt: skip
+        _compare(stage, card)
+    report.tell("time", summary=_summary(stage))
+
+
+def step_seconds(flops: dict[str, int], traffic: int, card: Card, precision: str) -> tuple[float, float]:
+    """Return the shortest and the longest time of a step, in seconds.
+
+    Parameters
+    ----------
+    flops
+        FLOPs of "convolutions" and of "products" of matrices.
+    traffic
+        Bytes that operations read and write.
+    card
+        The card, whose speed is known.
+    precision
+        `hardware.precision`. In fp32, torch lets convolutions use TF32, and products of matrices only if it is told to.
+    """
+    assert card.fp32 is not None
+    assert card.bandwidth is not None
+    half = {"bf16": card.bf16, "fp16": card.fp16}.get(precision)
+    backends = torch.backends
+    tf32 = {"convolutions": backends.cudnn.allow_tf32, "products": backends.cuda.matmul.allow_tf32}
+    at_peak = 0.0
+    for kind, count in flops.items():
+        at_peak += count / (half or (card.tf32 if tf32[kind] and card.tf32 else card.fp32))
+    at_bandwidth = traffic / card.bandwidth
+    shortest = max(at_peak / PEAK[1], at_bandwidth / BANDWIDTH[1])
+    return shortest, at_peak / PEAK[0] + at_bandwidth / BANDWIDTH[0]
+
+
+def _measure_loader(stage: Stage) -> None:
+    """Read batches of `data.train` for some seconds, and tell how many images per second come."""
+    loader, images = _to_measure(stage), 0
+    batches = _endless(loader)
+    try:
+        next(batches)  # starts workers, and may read images into memory
+        begun, worked = time.perf_counter(), time.process_time()
+        while time.perf_counter() - begun < _SECONDS:
+            images += count_images(*next(batches))
+        taken, worked = time.perf_counter() - begun, time.process_time() - worked
+    except Exception:  # the part that reads samples tells of it
+        return
+    finally:
+        batches.close()
+        loader.close()
+    workers = _num_workers(loader)
+    cores = min(workers, cpus_of_process()) if workers else max(worked / taken, 1e-3)
+    stage.report.tell(
+        "time", images_per_second=images / taken, images_per_core_second=images / taken / cores, workers=workers
+    )
+
+
+def _to_measure(stage: Stage) -> Any:
+    """Return the loader of `data.train`. If it holds its images in memory, it gets so few that they are read soon."""
+    loader = stage.trainer.data["train"]
+    if not held_bytes(loader, stage.world_size):
+        return loader
+    loader = copy.copy(loader)
+    loader.dataset = Subset(loader.dataset, range(min(len(loader.dataset), 4 * (loader.batch_size or 1))))
+    return loader
+
+
+def _endless(loader: Any) -> Generator[tuple[Any, Any]]:
+    """Yield (sample indices, batch) of a loader, epoch after epoch."""
+    for epoch in itertools.count():
+        batches = loader.batches(epoch)
+        first = next(batches, None)
+        if first is None:
+            return
+        yield first
+        yield from batches
+
+
+def _num_workers(loader: Any) -> int:
+    """Return how many worker processes read; 0 if this process does, in whatever threads."""
+    is_here = getattr(loader, "_held", None) is not None or getattr(loader, "_decoded", None) is not None
+    return 0 if is_here else int(getattr(loader, "num_workers", 0))
+
+
+def _compare(stage: Stage, card: Card) -> None:
+    """Warn if this machine's cores don't make images ready as fast as the card takes them."""
+    facts = stage.report.facts["time"]
+    if not (per_core := facts.get("images_per_core_second")):
+        return
+    needed, workers = facts["needed_images_per_second"], facts["workers"]
+    least, most = cores = [math.ceil(rate / per_core) for rate in needed]
+    stage.report.tell("time", needed_cores=cores)
+    has = workers or cpus_of_process()
+    if most <= has:
+        return
+    kind = "input-bound" if least > has else "may be input-bound"
+    given = f"data.train.num_workers is {workers}" if workers else f"this process has {has}"
+    stage.report.warn(
+        "time",
+        f"{kind}: needs {least} to {most} cores per card, and {given}. {card.name} takes {needed[0]:,.0f} to "
+        f"{needed[1]:,.0f} images per second, and one core here makes {per_core:,.0f} ready. Ask for more cores and "
+        "workers, prepare the images (stable-ssl prepare), or use a larger network.",
+    )
+
+
+def _summary(stage: Stage) -> str:
+    """Return the figures in a line."""
+    facts, parts = stage.report.facts["time"], []
+    if "step_seconds" in facts:
+        step, run = facts["step_seconds"], facts["run_seconds"]
+        parts.append(f"{1e3 * step[0]:.3g} to {1e3 * step[1]:.3g} ms per step")
+        parts.append(f"{_duration(run[0])} to {_duration(run[1])} for {facts['steps']:,} steps")
+        needed = facts["needed_images_per_second"]
+        parts.append(f"needs {needed[0]:,.0f} to {needed[1]:,.0f} images/s")
+    elif facts["flops_per_step"]:
+        parts.append(f"{facts['flops_per_step'] / 1e12:.3g} TFLOP per step")
+    if "images_per_core_second" in facts:
+        parts.append(f"a core here makes {facts['images_per_core_second']:,.0f} images/s")
+    return ", ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    """Return a time in the unit that suits it."""
+    scale, unit = next((pair for pair in ((86400, "d"), (3600, "h"), (60, "min")) if seconds >= 2 * pair[0]), (1, "s"))
+    return f"{seconds / scale:.3g} {unit}"

@@ -1,0 +1,1 @@
+"""One real step with few samples on the CPU."""

@@ -1,0 +1,96 @@
+"""What is odd about a step that came to its end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...exceptions import some_of
+from .watching import Watch, folded
+
+
+def observations(run: Any, values: Mapping[str, float]) -> Iterator[str]:
+    """Yield a sentence or two for each thing that is odd.
+
+    Parameters
+    ----------
+    run
+        The run: its `trainer`, its `watch`, and its `size`.
+    values
+        What it logged, by name.
+    """
+    if "train" in run.trainer.data and not run.watch.gradients:
+        yield "No optimizer step was taken, since hooks have broken off each mini-batch, the epoch, or training."
+    yield from _of_gradients(run.watch)
+    yield from _of_modes(run.watch)
+    for name in ("latest_representations", "latest_embeddings"):
+        if _is_constant(getattr(run.trainer, name, None)):
+            yield (
+                f"self.{name} are the same for all samples: the images are, or the network has collapsed before "
+                "training. Look at its first weights, and at the range of the images."
+            )
+            break
+    if odd := [name for name, value in values.items() if not math.isfinite(value)]:
+        yield f"Not finite with {run.size} samples: {some_of(odd)}. With all samples they may be."
+    frozen = [n for n, p in run.trainer.named_parameters() if n in run.watch.gradients and not p.requires_grad]
+    if frozen:
+        yield (
+            f"Trained in the first step, but frozen after the evaluation: {some_of(folded(frozen, frozen))}. A hook "
+            "has called requires_grad_(False). Thaw them in after_eval, or in before_fit_epoch."
+        )
+
+
+def _of_gradients(watch: Watch) -> Iterator[str]:
+    names = list(watch.gradients)
+    none = [name for name, kind in watch.gradients.items() if kind == "none"]
+    if none:
+        yield (
+            f"No gradient reaches {some_of(folded(none, names))} in the first step, although trainable. Does "
+            "compute_loss use it? If it need not, remove it, or name it in optim.frozen."
+        )
+    if names and all(kind in ("none", "zero") for kind in watch.gradients.values()):
+        yield "All gradients are 0 in the first step, so nothing is learned. Is the loss constant, or detached?"
+
+
+def _of_modes(watch: Watch) -> Iterator[str]:
+    for phase, other in (("training", "evaluation"), ("evaluation", "training")):
+        if found := watch.in_other_mode[phase]:
+            yield (
+                f"In {phase} mode of the run, these are in {other} mode: {some_of([*found])}. A hook, or the module, "
+                f"has called {'eval' if phase == 'training' else 'train'}()."
+            )
+
+
+def _is_constant(outputs: Any) -> bool:
+    """Return whether outputs, (samples, dim) or a list of them, are the same for all samples."""
+    if isinstance(outputs, list | tuple) and outputs and all(isinstance(one, Tensor) for one in outputs):
+        return all(_is_constant(one) for one in outputs)
+    if not isinstance(outputs, Tensor) or outputs.ndim < 2 or len(outputs) < 2 or not outputs.is_floating_point():
+        return False
+    spread = (outputs - outputs[:1]).abs().max()
+    return bool(torch.isfinite(spread) and spread <= 1e-6 * outputs.abs().max())
+
+
+def why_not_finite(watch: Watch, trainer: Any) -> str:
+    """Return what is known of a loss or a value that is not finite after the first step; "" if nothing is."""
+    parts = watch.losses if isinstance(watch.losses, Mapping) else {"loss": watch.losses}
+    numbers = {
+        name: float(torch.as_tensor(value).detach())
+        for name, value in parts.items()
+        if isinstance(value, int | float | Tensor)
+    }
+    if bad := [f"{name} {value}" for name, value in numbers.items() if not math.isfinite(value)]:
+        step = trainer._progress.global_step
+        advice = " Step 1 was finite: is optim.optimizer.lr too large?" if step > 1 else ""
+        return f"compute_loss(): not finite in step {step}: {some_of(bad)}.{advice}"
+    if odd := [name for name, kind in watch.gradients.items() if kind == "not finite"]:
+        names = some_of(folded(odd, list(watch.gradients)))
+        return f"The loss of the first step is finite, but not the gradients of {names}. Is there a root or log of 0?"
+    values = [name for name, value in trainer.state_dict().items() if isinstance(value, Tensor)]
+    if odd := [name for name in values if not torch.isfinite(trainer.state_dict()[name]).all()]:
+        return f"Not finite after the first step: {some_of(odd)}."
+    return ""
