@@ -23,7 +23,7 @@ from stable_ssl.compose import compose
 from stable_ssl.data import Loader
 from stable_ssl.modules.vit import places_of
 from stable_ssl.monitors import KNN, LiDAR, RankMe
-from stable_ssl.rehearsal import waits
+from stable_ssl.rehearsal.device import waits
 from stable_ssl.rehearsal.device.on_meta import check_on_meta
 from stable_ssl.rehearsal.device.waits import Findings, noticing
 from stable_ssl.rehearsal.report import Report

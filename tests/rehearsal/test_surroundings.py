@@ -9,7 +9,7 @@ from collections import namedtuple
 import pytest
 from torch import nn
 
-from stable_ssl.rehearsal import jobs, surroundings
+from stable_ssl.rehearsal.resources import jobs, surroundings
 from stable_ssl.rehearsal.report import Report
 from stable_ssl.rehearsal.resources.jobs import check_slurm
 from stable_ssl.rehearsal.resources.surroundings import check_disk

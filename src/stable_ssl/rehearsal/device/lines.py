@@ -10,7 +10,7 @@ from types import FrameType, TracebackType
 
 import torch
 
-_HERE, _PACKAGE = Path(__file__).parent, Path(__file__).parent.parent
+_ROOM, _PACKAGE = Path(__file__).parents[1], Path(__file__).parents[2]
 _TORCH, _LIBRARY = Path(torch.__file__).parent, Path(sysconfig.get_paths()["stdlib"])
 _INSTALLED = ("site-packages", "dist-packages")
 
@@ -58,7 +58,7 @@ def _whose(file: str) -> str:
     Python's own library, and the files here that look at operations, count as torch's.
     """
     path = Path(file)
-    if path.parent == _HERE:
+    if path.is_relative_to(_ROOM):
         return "torch's" if path.name in ("lines.py", "stand_ins.py", "waits.py") else "ours"
     if file.startswith("<") and not file.startswith(("<ipython", "<stdin")):
         return "torch's"

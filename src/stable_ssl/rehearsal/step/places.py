@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ...runtime.device import describe_batch
 
-_PACKAGE = Path(__file__).parent.parent
+_PACKAGE = Path(__file__).parents[2]
 _INSTALLED = tuple({os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")})
 # The methods of a trainer that a user may write.
 _METHODS = {
