@@ -27,6 +27,7 @@ GROUPS = {
         "config",
         "nodes",
         "arguments",
+        "trials",
         "fields",
         "signatures",
     )
@@ -46,7 +47,7 @@ ROOMS = {
     "losses": (3, 3, "a file per loss"),
     "engine": (1.5, 1.5, "session, building, stepping,", "saving, agreement, …"),
     "optimizers": (5, 5, "LARS, weight decay"),
-    "configuration": (1, 1, "config, nodes, arguments,", "compose, fields, signatures"),
+    "configuration": (2, 2, "config, nodes, arguments,", "compose, fields, signatures"),
     "data": (2, 2, "order, reading, Loader"),
     "loggers": (4, 4, "console, metrics.jsonl"),
     "monitors": (1, 1, "RankMe, LiDAR, kNN"),

@@ -11,9 +11,9 @@ from torch import nn
 from toys import Toy
 
 from stable_ssl.data import Loader
-from stable_ssl.rehearsal.resources import pace
 from stable_ssl.rehearsal.cards import Card, card_named
 from stable_ssl.rehearsal.report import Report
+from stable_ssl.rehearsal.resources import pace
 from stable_ssl.rehearsal.resources.pace import check_pace, step_seconds
 from stable_ssl.rehearsal.stage import Stage
 

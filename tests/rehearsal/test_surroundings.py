@@ -9,8 +9,8 @@ from collections import namedtuple
 import pytest
 from torch import nn
 
-from stable_ssl.rehearsal.resources import jobs, surroundings
 from stable_ssl.rehearsal.report import Report
+from stable_ssl.rehearsal.resources import jobs, surroundings
 from stable_ssl.rehearsal.resources.jobs import check_slurm
 from stable_ssl.rehearsal.resources.surroundings import check_disk
 from stable_ssl.rehearsal.stage import Stage, maker_of

@@ -12,12 +12,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ...exceptions import BreakAllEpochs, BreakEpoch, BreakStep
-from . import waits
 from ..stage import META, Stage
 from ..step.few import first_batch
 from ..step.hearing import Heard, left_as_it_was
 from ..step.tries import close
 from ..stepping import begin_epoch, take_batch
+from . import waits
 from .lines import line_of
 from .waits import Finding, Findings, noticing
 
