@@ -253,6 +253,25 @@ def test_cuda_by_name_is_the_device(make_toy, tmp_path):
     assert not report.findings
 
 
+class IfThere(Toy):
+    """Chooses the device by hand, as many scripts do."""
+
+    def compute_loss(self):
+        weights = torch.ones(2, device="cuda" if torch.cuda.is_available() else "cpu")
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return nn.functional.cross_entropy(self.predict(), self.batch[1], weights)
+
+
+def test_cuda_is_there_for_the_code_that_asks(make_toy, tmp_path):
+    before = torch.cuda.is_available, torch.cuda.synchronize
+    report, _ = rehearsed(maker_like(make_toy(IfThere)), tmp_path)
+    (finding,) = report.findings
+    assert finding.level == "warning"
+    assert f":{inspect.getsourcelines(IfThere)[1] + 6} waits for all work" in finding.text
+    assert (torch.cuda.is_available, torch.cuda.synchronize) == before
+
+
 def test_a_run_that_skips_bad_steps_waits_and_the_key_is_named(make_toy, tmp_path):
     report, _ = rehearsed(maker_like(make_toy(nonfinite="skip", grad_max_norm=1.0)), tmp_path)
     assert [f.level for f in report.findings] == ["warning"]

@@ -29,6 +29,14 @@ def caller() -> str:
     return _line(frames)
 
 
+def is_called_by_user() -> bool:
+    """Return whether the user's own code has called torch itself, and not through a package."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and Path(frame.f_code.co_filename).is_relative_to(_ROOM):
+        frame = frame.f_back
+    return frame is not None and _whose(frame.f_code.co_filename) == "user's"
+
+
 def line_of(error: BaseException) -> str:
     """Return file and line, as `caller` does, of the code in which an error was raised."""
     frames: list[tuple[str, int]] = []

@@ -37,6 +37,7 @@ _ADVICE = {
     waits.TO_DEVICE: "Make the tensor on the device, or once in a buffer of a module.",
     waits.BY_HOST_INDEX: "Index by a slice, or by a tensor that is on the device already, such as a buffer.",
     waits.SHAPE: "torch.where, or a product with the mask, keeps the shape.",
+    waits.SYNCHRONIZES: "Leave it out, or call it at logging steps only (self.is_logging).",
     waits.CHECKS: "If it can't be left out, expect a slower loop.",
 }
 

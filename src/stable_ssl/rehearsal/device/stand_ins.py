@@ -1,7 +1,6 @@
-"""What CUDA has and `meta` lacks, for the time of a rehearsal: autocast and generators.
+"""What CUDA has and `meta` lacks, for the time of a rehearsal: autocast, generators, and the answers of `torch.cuda`.
 
-Both are made by classes of torch that ask no mode, and their constructors refuse `meta` in C++. So the constructors are
-replaced, in a `with` block only.
+None of them asks a mode of torch. So they are replaced, in a `with` block only.
 """
 
 from __future__ import annotations
@@ -61,3 +60,33 @@ def generators_for_meta() -> Iterator[None]:
 def is_of_host(generator: Any) -> bool:
     """Return whether something is a generator of the CPU, which stands for nothing else."""
     return type(generator) is _OF_TORCH
+
+
+@contextmanager
+def cuda_is_there(is_of_user: Callable[[], bool], waits: Callable[[], None]) -> Iterator[None]:
+    """Let `torch.cuda` answer in the block as it does on a machine with one GPU.
+
+    Torch and packages get the answers of this machine, since they would go on to use its driver.
+
+    Parameters
+    ----------
+    is_of_user
+        Says whether the code that asks is the user's.
+    waits
+        Is called if the user's code waits for the device.
+    """
+
+    def instead(original: Callable, answer: Callable[[], Any]) -> Callable:
+        return lambda *args, **options: answer() if is_of_user() else original(*args, **options)
+
+    answers: dict[str, Callable[[], Any]] = {
+        "is_available": lambda: True, "device_count": lambda: 1, "current_device": lambda: 0, "synchronize": waits,
+    }  # fmt: skip
+    originals = {name: getattr(torch.cuda, name) for name in answers}
+    for name, answer in answers.items():
+        setattr(torch.cuda, name, instead(originals[name], answer))
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(torch.cuda, name, original)

@@ -17,8 +17,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from .lines import caller
-from .stand_ins import autocast_for_meta, generators_for_meta, is_of_host
+from .lines import caller, is_called_by_user
+from .stand_ins import autocast_for_meta, cuda_is_there, generators_for_meta, is_of_host
 
 aten = torch.ops.aten
 META = "meta"
@@ -29,6 +29,7 @@ TO_DEVICE = "copies from host memory without non_blocking=True"
 BY_HOST_INDEX = "indexes a tensor by numbers in host memory, which are copied to the device first"
 SHAPE = "makes a tensor whose shape depends on values"
 CHECKS = "calls a function that looks at its result"
+SYNCHRONIZES = "waits for all work of the device"
 MIXED = "mixes tensors of the device with tensors of the CPU"
 AS_ARRAY = "gives a tensor of the device to NumPy, which reads host memory only"
 BY_HOST_GENERATOR = "draws numbers on the device by a generator of the CPU"
@@ -105,7 +106,8 @@ class Findings:
 @contextlib.contextmanager
 def noticing(findings: Findings) -> Iterator[None]:
     """Note in the block what tensors on `meta` would do on CUDA."""
-    with autocast_for_meta(), generators_for_meta(), _Calls(findings), _Operations(findings):
+    there = cuda_is_there(is_called_by_user, lambda: findings.note(SYNCHRONIZES, "torch.cuda.synchronize()"))
+    with there, autocast_for_meta(), generators_for_meta(), _Calls(findings), _Operations(findings):
         yield
 
 
