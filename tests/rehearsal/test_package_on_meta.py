@@ -23,6 +23,7 @@ from stable_ssl.compose import compose
 from stable_ssl.data import Loader
 from stable_ssl.modules.vit import places_of
 from stable_ssl.monitors import KNN, LiDAR, RankMe
+from stable_ssl.rehearsal.cards import card_named
 from stable_ssl.rehearsal.device import waits
 from stable_ssl.rehearsal.device.on_meta import check_on_meta
 from stable_ssl.rehearsal.device.waits import Findings, noticing
@@ -32,9 +33,15 @@ from stable_ssl.runtime.device import to_device
 from stable_ssl.trainers import SupervisedTrainer
 
 
-def rehearsed(make, folder):
+def rehearsed(make, folder, device="cuda", card=None):
     """Return the report of the rehearsal on `meta`, and the trainer on the CPU that gave it its batch."""
-    stage = Stage({}, make, folder, Report())
+
+    def made():
+        trainer = make()
+        trainer._configured["hardware"]["device"] = device
+        return trainer
+
+    stage = Stage({}, made, folder, Report(), card)
     stage.trainer = stage.throw_away("cpu")
     stage.trainer.setup()
     stage.batch = next(iter(stage.trainer.data["train"].batches(0)))
@@ -251,6 +258,20 @@ class OnGpu(Toy):
 def test_cuda_by_name_is_the_device(make_toy, tmp_path):
     report, _ = rehearsed(maker_like(make_toy(OnGpu)), tmp_path)
     assert not report.findings
+
+
+class OnHost(Toy):
+    """Makes a tensor on the CPU."""
+
+    def compute_loss(self):
+        return (self.predict() * torch.ones(2)).sum()
+
+
+def test_what_only_cuda_refuses_is_no_error_of_a_run_on_the_cpu(make_toy, tmp_path):
+    make = maker_like(make_toy(OnHost))
+    for device, card, levels in (("cuda", None, ["error"]), ("cpu", None, []), ("cpu", card_named("40gb"), ["warning"])):
+        report, _ = rehearsed(make, tmp_path / f"{device} {card}", device, card)
+        assert [finding.level for finding in report.findings] == levels
 
 
 class IfThere(Toy):

@@ -95,6 +95,8 @@ def _of_step(facts: Mapping[str, Any]) -> str:
 
 
 def _of_device(facts: Mapping[str, Any]) -> str:
+    if "left_out" in facts:
+        return f"not rehearsed, since {facts['left_out']}"
     waits = facts.get("waits_per_step")
     if waits is None:
         return ""

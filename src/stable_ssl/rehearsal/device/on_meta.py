@@ -12,6 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ...exceptions import BreakAllEpochs, BreakEpoch, BreakStep
+from ..report import ERROR, WARNING
 from ..stage import META, Stage
 from ..step.few import first_batch
 from ..step.hearing import Heard, left_as_it_was
@@ -48,14 +49,20 @@ def check_on_meta(stage: Stage) -> None:
     Two optimizer steps are taken with the run's first mini-batch, and a third one that logs. Waits count in the second
     one only: in the first, tables are made and copied once, and the third waits by nature. What CUDA refuses counts
     everywhere. `flops_per_step` is that of an optimizer step of one process.
+
+    A run on the CPU is not rehearsed, unless a card was named. What the card refuses is then a warning.
     """
     if stage.batch is None:
         return
-    findings = Findings()
+    findings, is_on_cpu = Findings(), False
     with left_as_it_was(), Heard().listening(), _eager(), ExitStack() as last:
         try:
             trainer = stage.throw_away("meta", META)
             last.callback(close, trainer)
+            is_on_cpu = _is_on_cpu(trainer)
+            if is_on_cpu and stage.card is None:
+                stage.report.tell(PART, left_out="hardware.device is cpu")
+                return
             with noticing(findings):
                 trainer.setup()
         except Exception as error:
@@ -63,7 +70,8 @@ def check_on_meta(stage: Stage) -> None:
         else:
             _rehearse(stage, trainer, findings)
     for finding in findings.all:
-        (stage.report.error if finding.kind in waits.ERRORS else stage.report.warn)(PART, _sentence(finding))
+        level = ERROR if finding.kind in waits.ERRORS and not is_on_cpu else WARNING
+        stage.report.add(level, PART, _sentence(finding))
     stage.report.tell(PART, waits_per_step=len(findings.all) - len(findings.errors()))
 
 
@@ -186,6 +194,10 @@ def _eager() -> Iterator[None]:
         yield
 
 
+def _is_on_cpu(trainer: Any) -> bool:
+    return str(trainer._configured["hardware"]["device"]) == "cpu"
+
+
 def _is_of_devices(error: Exception) -> bool:
     return _SAYS_DEVICE.search(str(error)) is not None
 
@@ -196,7 +208,8 @@ def _tell_error(stage: Stage, findings: Findings, error: Exception) -> None:
         return
     text = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
     if _is_of_devices(error):
-        stage.report.error(PART, f"{line_of(error)} mixes tensors of several devices: {text}")
+        level = WARNING if stage.trainer is not None and _is_on_cpu(stage.trainer) else ERROR
+        stage.report.add(level, PART, f"{line_of(error)} mixes tensors of several devices: {text}")
     elif stage.trainer is not None:  # if the step on the CPU failed too, that has been said
         stage.report.warn(
             PART,
