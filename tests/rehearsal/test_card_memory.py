@@ -170,6 +170,46 @@ def test_a_method_that_looks_at_values_can_be_estimated_too(tmp_path):
     assert 0 <= parts["activations"] - plain["activations"] <= 1.1 * kept
 
 
+class Arrays(Small):
+    """Computes something by NumPy, has a gradient of a gradient, and knows its batch size."""
+
+    def compute_loss(self):
+        inputs = self.batch[0].clone().requires_grad_(True)
+        outputs = self.forward(inputs)
+        (gradient,) = torch.autograd.grad(outputs.sum(), inputs, create_graph=True)
+        order = outputs.detach().cpu().numpy().sum(1).argsort()
+        return gradient.square().mean() + nn.functional.mse_loss(outputs[order], torch.zeros(BATCH, OUT))
+
+
+class Opaque(Small):
+    """Fails in its step."""
+
+    def compute_loss(self):
+        raise ValueError("it needs values")
+
+
+def test_arrays_second_gradients_and_a_size_that_is_asked_for_are_no_obstacle(tmp_path):
+    stage = stage_of(tmp_path, card_named("40gb"), trainer=Arrays)
+    found = memory_of(stage)
+    assert not stage.report.findings
+    assert found["is_complete"]
+    assert found["parts"]["activations"] > 4 * BATCH * HIDDEN
+    assert found["largest_batch"] is None
+
+
+def test_a_step_that_fails_leaves_the_figures_of_what_is_known(tmp_path):
+    complete = memory_of(stage_of(tmp_path / "small"))["parts"]
+    stage = stage_of(tmp_path, trainer=Opaque)
+    found = memory_of(stage)
+    known = {name: size for name, size in complete.items() if name in ("parameters", "optimizer", "views") and size}
+    known["gradients"] = complete["parameters"]
+    assert {name: size for name, size in found["parts"].items() if size} == known
+    assert not found["is_complete"]
+    (finding,) = stage.report.findings
+    assert (finding.level, "activations are missing" in finding.text) == ("warning", True)
+    assert finding.text.startswith("tests/rehearsal/test_card_memory.py:")
+
+
 def test_the_hidden_patches_are_counted_in_the_masks_of_the_run(tmp_path):
     def make(ratio):
         trainer = methods.make("mae", tmp_path / "unused")

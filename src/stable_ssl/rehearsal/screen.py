@@ -111,7 +111,8 @@ def _of_memory(facts: Mapping[str, Any]) -> str:
     shares = [f"{name.replace('_', ' ')} {size / GIB:.1f}" for name, size in parts if size >= GIB / 20]
     of = f" of {facts['card_bytes'] / GIB:.0f}" if facts.get("card_bytes") else ""
     margin = f" and a margin of {facts['margin_bytes'] / GIB:.1f}"
-    text = f"{facts['peak_bytes'] / GIB:.1f}{of} GiB per card{margin}, with {facts['batch_size']} samples"
+    least = "" if facts["is_complete"] else "at least "
+    text = f"{least}{facts['peak_bytes'] / GIB:.1f}{of} GiB per card{margin}, with {facts['batch_size']} samples"
     fits = f"; {facts['largest_batch']:,} samples would fit" if facts.get("largest_batch") else ""
     return f"{text}{f' ({some_of(shares, 4)})' if shares else ''}{fits}"
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -115,13 +116,26 @@ class FakeRun:
             self.trainer._steps.drop_group()
             return self._step(batch_size, count, truth=False)
 
+    def without_step(self, batch_size: int) -> Accounting:
+        """Return the account of what a step takes before its forward pass, and of its gradients."""
+        account, batch = self._lasting(), self._batch_of(batch_size)
+        account.assign([leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)], "views")
+        with self._mode:
+            gradients = [torch.empty_like(one) for one in self.trainer.parameters() if one.requires_grad]
+            account.assign(gradients, "gradients")
+        return account
+
+    def _lasting(self) -> Accounting:
+        account = Accounting()
+        account.assign(self.trainer.parameters(), "parameters")
+        account.assign(self.trainer.buffers(), "buffers")
+        account.assign(self.states(), "optimizer")
+        return account
+
     def _step(self, batch_size: int, count: int, truth: bool) -> tuple[Accounting, int]:
-        trainer, account, peaks = self.trainer, Accounting(), []
+        trainer, account, peaks = self.trainer, self._lasting(), []
         trainer._steps.accumulation = trainer._steps.num_batches = count
         parameters = list(trainer.parameters())
-        account.assign(parameters, "parameters")
-        account.assign(trainer.buffers(), "buffers")
-        account.assign(self.states(), "optimizer")
         with ExitStack() as last:
             for optimizer in self.optimizers:
                 last.callback(optimizer.register_step_pre_hook(lambda *given: peaks.append(account.peak)).remove)
@@ -137,6 +151,7 @@ class FakeRun:
             last.enter_context(account)
             last.enter_context(Answers(truth))
             last.enter_context(CudaAutocast())
+            last.enter_context(Arrays())
             take_steps(trainer, list(range(batch_size)), batch, count)
         return account, min(peaks, default=account.peak)
 
@@ -202,6 +217,16 @@ class Answers(TorchDispatchMode):
         if func is aten.index.Tensor:
             args = args[0], [row for index in args[1] for row in _rows(index)]
         return func(*args, **kwargs)
+
+
+class Arrays(TorchFunctionMode):
+    """Gives NumPy an array of ones in the place of a fake tensor, which it can't read."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.numpy, Tensor.__array__) and isinstance(args[0], FakeTensor):
+            with unset_fake_temporarily():
+                args = torch.ones(args[0].shape, dtype=args[0].dtype), *args[1:]
+        return func(*args, **(kwargs or {}))
 
 
 def _rows(index: Tensor | None) -> Sequence[Tensor | None]:

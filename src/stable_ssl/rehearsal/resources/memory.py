@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from torch import Tensor
@@ -11,6 +12,7 @@ from ...engine.building import data_sets
 from ...exceptions import ConfigError
 from ...monitors import KNN
 from ..cards import GIB
+from ..device.lines import line_of
 from ..report import ERROR
 from ..stage import Stage
 from .fake import FakeRun
@@ -40,6 +42,8 @@ def check_memory(stage: Stage) -> None:
     - `host_bytes` and `host_parts`, per process;
     - `flops_per_step`, in "convolutions" and "products", and `traffic_bytes_per_step`: what all operations read and
       write, each for itself.
+
+    If the step fails, `is_complete` is false: the peak lacks activations and temporaries, and there are no FLOPs.
 
     A peak above the card's memory is an error even without the margin, and a warning with it. Not seen: kernels that
     keep other tensors on CUDA than on the CPU, and what `hardware.compile` saves.
@@ -72,8 +76,15 @@ class _Estimate:
         count = min(self._count, 2)  # more mini-batches take no more memory than two
         other = self.batch_size // 2 if self.batch_size >= 4 else 2 * self.batch_size
         self._count_here = count
-        self._account, at_own = run.step(self.batch_size, count)
-        self._points = [(other, run.step(other, count)[1]), (self.batch_size, at_own)]
+        self.failure: Exception | None = None
+        self._points: list[tuple[int, int]] = []
+        try:
+            self._account, at_own = run.step(self.batch_size, count)
+        except Exception as error:  # of the user's code, which meets tensors without values here
+            self.failure, self._account = error, run.without_step(self.batch_size)
+        else:
+            with suppress(Exception):  # the code may ask for the run's own size
+                self._points = [(other, run.step(other, count)[1]), (self.batch_size, at_own)]
         self._factor = self._count / count
         self.parts = self._moments()
         self.moment = max(self.parts, key=lambda moment: sum(self.parts[moment].values()))
@@ -112,8 +123,8 @@ class _Estimate:
         context = CONTEXT + (COMMUNICATION if self._world_size > 1 else 0)
         return context + SHARE * peak + self._per_image[1] * batch_size
 
-    def _largest_batch(self, memory: int) -> int:
-        """Return the largest batch that fits with the margin; 0 if none does.
+    def _largest_batch(self, memory: int) -> int | None:
+        """Return the largest batch that fits with the margin; 0 if none does, and None if it is not known.
 
         The line through the peaks of two batch sizes leads to a third one, whose peak is taken too, and so on. The
         optimizer's own step is left out: it takes as much memory for every batch size.
@@ -121,6 +132,8 @@ class _Estimate:
         others = [sum(parts.values()) for moment, parts in self.parts.items() if moment != STEP]
         if any(peak + self._margin(peak, 0) > memory for peak in others):
             return 0
+        if not self._points:
+            return None
         points = list(self._points)
         for _ in range(_MOST_LINES):
             far, near = ((size, self._of_batch(size, peak) - memory) for size, peak in points[-2:])
@@ -147,16 +160,24 @@ class _Estimate:
         batch_bytes = _bytes(tree_leaves(self._stage.batch)) * self.batch_size // self._run.num_samples
         host = host_parts(self._trainer.data, self._held, batch_bytes, _bytes(states))
         report.tell(
-            "memory", peak_bytes=self.peak, parts=self.parts[self.moment], moment=self.moment, margin_bytes=margin,
-            batch_size=self.batch_size, largest_batch=largest, precision=self._run.precision,
-            knn_bank_bytes=self.parts["evaluation"]["knn_bank"], views_on="card" if self._on_card else "host",
+            "memory", peak_bytes=self.peak, is_complete=self.failure is None, parts=self.parts[self.moment],
+            moment=self.moment, margin_bytes=margin, batch_size=self.batch_size, largest_batch=largest,
+            precision=self._run.precision, knn_bank_bytes=self.parts["evaluation"]["knn_bank"],
+            views_on="card" if self._on_card else "host",
             flops_per_step={kind: int(self._factor * flops) for kind, flops in account.flops.items()},
             traffic_bytes_per_step=int(self._factor * account.traffic),
             host_bytes=sum(host.values()), host_parts=host, card=None if card is None else card.name,
             card_bytes=None if card is None else card.memory_bytes,
         )  # fmt: skip
+        if self.failure is not None and not report.of(ERROR):
+            what = f"{type(self.failure).__name__}: {self.failure}".split("\n")[0]
+            report.warn(
+                "memory",
+                f"{line_of(self.failure)}: the step can't be tried without values beyond this line ({what}). So "
+                "the activations are missing in the figure: it holds parameters, gradients, optimizer and views only.",
+            )
         if card is not None and self.peak + margin > card.memory_bytes:
-            self._refuse(self.peak, margin, largest or 0)
+            self._refuse(self.peak, margin, largest)
         if sum(host.values()) > host_memory():
             report.warn(
                 "memory",
@@ -165,15 +186,16 @@ class _Estimate:
                 "set in_memory of the data sets to false.",
             )
 
-    def _refuse(self, peak: int, margin: int, largest: int) -> None:
+    def _refuse(self, peak: int, margin: int, largest: int | None) -> None:
         """Say that the run does not fit the card, or that it may not."""
         card, report = self._card, self._stage.report
         assert card is not None
         need = f"data.train.batch_size={self.batch_size} takes {_gib(peak)} of each card in the {self.moment}"
-        fits = (
-            f"set data.train.batch_size to at most {largest} and raise optim.accumulation_steps ({self._count}) as much"
+        smaller = (
+            "lower data.train.batch_size" if largest is None else f"set data.train.batch_size to at most {largest}"
         )
-        if largest < 1:
+        fits = f"{smaller} and raise optim.accumulation_steps ({self._count}) as much"
+        if largest == 0:
             fits = "take a smaller network or smaller images, for no batch fits"
         if self.moment == "evaluation":
             fits = "give the kNN monitor a smaller bank"
