@@ -269,9 +269,44 @@ class OnHost(Toy):
 
 def test_what_only_cuda_refuses_is_no_error_of_a_run_on_the_cpu(make_toy, tmp_path):
     make = maker_like(make_toy(OnHost))
-    for device, card, levels in (("cuda", None, ["error"]), ("cpu", None, []), ("cpu", card_named("40gb"), ["warning"])):
+    for device, card, levels in (
+        ("cuda", None, ["error"]),
+        ("cpu", None, []),
+        ("cpu", card_named("40gb"), ["warning"]),
+    ):
         report, _ = rehearsed(make, tmp_path / f"{device} {card}", device, card)
-        assert [finding.level for finding in report.findings] == levels
+        assert [finding.level for finding in report.findings] == levels, report.findings
+
+
+class Penalty(Toy):
+    """Has the gradient of a gradient in its loss."""
+
+    def compute_loss(self):
+        images = self.batch[0].clone().requires_grad_(True)
+        loss = self.module["backbone"](images).square().sum()
+        (gradient,) = torch.autograd.grad(loss, images, create_graph=True)
+        return loss + gradient.square().sum()
+
+
+def test_the_gradient_of_a_gradient_is_no_obstacle(make_toy, tmp_path):
+    report, _ = rehearsed(maker_like(make_toy(Penalty)), tmp_path)
+    assert not report.findings
+
+
+class Attached(Toy):
+    """Forgets to detach what it keeps."""
+
+    kept = 0.0
+
+    def compute_loss(self):
+        self.kept = 0.9 * self.kept + self.predict().mean()
+        return self.kept**2
+
+
+def test_a_second_backward_pass_is_an_error_and_no_missing_value(make_toy, tmp_path):
+    report, _ = rehearsed(maker_like(make_toy(Attached)), tmp_path)
+    (finding,) = report.findings
+    assert (finding.level, ".detach()" in finding.text) == ("error", True)
 
 
 class IfThere(Toy):

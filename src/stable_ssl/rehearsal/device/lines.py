@@ -12,6 +12,7 @@ import torch
 
 _ROOM, _PACKAGE = Path(__file__).parents[1], Path(__file__).parents[2]
 _TORCH, _LIBRARY = Path(torch.__file__).parent, Path(sysconfig.get_paths()["stdlib"])
+_LOOK_ON = ("accounting.py", "fake.py", "lines.py", "stand_ins.py", "waits.py")  # at operations
 _INSTALLED = ("site-packages", "dist-packages")
 
 
@@ -67,7 +68,7 @@ def _whose(file: str) -> str:
     """
     path = Path(file)
     if path.is_relative_to(_ROOM):
-        return "torch's" if path.name in ("lines.py", "stand_ins.py", "waits.py") else "ours"
+        return "torch's" if path.name in _LOOK_ON else "ours"
     if file.startswith("<") and not file.startswith(("<ipython", "<stdin")):
         return "torch's"
     if path.is_relative_to(_TORCH):

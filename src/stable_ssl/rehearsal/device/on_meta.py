@@ -9,7 +9,6 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from ...exceptions import BreakAllEpochs, BreakEpoch, BreakStep
 from ..report import ERROR, WARNING
@@ -20,7 +19,7 @@ from ..step.tries import close
 from ..stepping import begin_epoch, take_batch
 from . import waits
 from .lines import line_of
-from .waits import Finding, Findings, noticing
+from .waits import Finding, Findings, Flops, noticing
 
 PART = "device"
 # A step of the package reads values in these files if optim.nonfinite is skip, and never else.
@@ -28,6 +27,7 @@ _LOOK_AT_LOSSES = ("stable_ssl/engine/stepping.py", "stable_ssl/runtime/precisio
 _MOST_TRIES = 6
 _MOST_SAMPLES = 8  # of a set to evaluate on
 _SAYS_DEVICE = re.compile(r"expected device|same device|different devices|expected device \w+ but got")
+_IS_OF_GRAPH = re.compile("backward through the graph a second time|modified by an inplace operation")
 _ADVICE = {
     waits.MIXED: "CUDA refuses that. Make the tensor on self.device, or let a module hold it: a tensor as a buffer, "
     "layers in an nn.ModuleList.",
@@ -77,13 +77,13 @@ def check_on_meta(stage: Stage) -> None:
 
 def _rehearse(stage: Stage, trainer: Any, findings: Findings) -> None:
     """Train and evaluate a trainer that is set up on `meta`."""
-    flops = FlopCounterMode(display=False)
+    flops = Flops()
     error = _train(trainer, stage.batch, findings, flops)
     if error is None:
         _evaluate(stage, trainer, findings)
     else:
         _tell_error(stage, findings, error)
-    if per_batch := flops.get_total_flops() / _group(trainer):
+    if per_batch := flops.total / _group(trainer):
         group = min(trainer._steps.num_batches, trainer.optim["accumulation_steps"])
         stage.report.tell(PART, flops_per_step=round(per_batch * group))
 
@@ -103,7 +103,7 @@ def _group(trainer: Any) -> int:
     return int(min(trainer.optim["accumulation_steps"], trainer._steps.num_batches, 2))
 
 
-def _train(trainer: Any, batch: Any, findings: Findings, flops: FlopCounterMode) -> Exception | None:
+def _train(trainer: Any, batch: Any, findings: Findings, flops: Flops) -> Exception | None:
     """Take three optimizer steps, and return the error that ended them, if one did."""
     steps, group = trainer._steps, _group(trainer)
     steps.accumulation = group
@@ -113,7 +113,7 @@ def _train(trainer: Any, batch: Any, findings: Findings, flops: FlopCounterMode)
         trainer.before_fit()
         begin_epoch(trainer)
 
-    def take(first: int, counter: FlopCounterMode | None = None) -> Exception | None:
+    def take(first: int, counter: Flops | None = None) -> Exception | None:
         def step() -> None:
             with counter or nullcontext():
                 for batch_idx in range(first, first + group):
@@ -210,6 +210,12 @@ def _tell_error(stage: Stage, findings: Findings, error: Exception) -> None:
     if _is_of_devices(error):
         level = WARNING if stage.trainer is not None and _is_on_cpu(stage.trainer) else ERROR
         stage.report.add(level, PART, f"{line_of(error)} mixes tensors of several devices: {text}")
+    elif stage.trainer is not None and _IS_OF_GRAPH.search(text):
+        stage.report.error(
+            PART,
+            f"{line_of(error)}: the backward pass of a step fails ({text}). If a step keeps a tensor for later ones, "
+            "such as a running mean, keep it by .detach(). If it writes into a tensor, let it make a new one.",
+        )
     elif stage.trainer is not None:  # if the step on the CPU failed too, that has been said
         stage.report.warn(
             PART,

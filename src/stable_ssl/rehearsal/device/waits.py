@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.flop_counter import flop_registry
 
 from .lines import caller, is_called_by_user
 from .stand_ins import autocast_for_meta, cuda_is_there, generators_for_meta, is_of_host
@@ -336,6 +337,20 @@ class _Operations(TorchDispatchMode):
         ]
         if refused:
             self._findings.note(MIXED, f"{_name(func)}: {_described(refused)}")
+
+
+class Flops(TorchDispatchMode):
+    """Counts FLOPs, by the formulas of torch's `FlopCounterMode`, whose hooks refuse a gradient of a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if func._overloadpacket in flop_registry:
+            self.total += int(flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=made))
+        return made
 
 
 def _is_written(argument: Any) -> bool:
