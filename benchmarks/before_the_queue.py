@@ -2,7 +2,7 @@
 
     python benchmarks/before_the_queue.py [--write docs/check.md]
 
-It writes 240 photographs to a folder, and runs the two command lines there as a user would.
+It writes 240 photographs of each of two classes, and runs the two command lines there as a user would.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from pathlib import Path
 from input import write_files
 from tables import write_table
 
-HEALTHY = "stable-ssl check simclr data=images root=photos backbone=resnet50 size=224 --device a100-80gb"
+HEALTHY = "stable-ssl check simclr data=images root=photos labels=folder backbone=resnet50 size=224 --device a100-80gb"
 FAULTY = (
-    "stable-ssl check simclr data=images root=photos backbone=resnet50 size=224 --device rtx4090 "
+    "stable-ssl check simclr data=images root=photos labels=folder backbone=resnet50 size=224 --device rtx4090 "
     "data.train.batch_size=200 optim.optimizer.lr=30 module.projector.in_features=512 +temprature=0.2"
 )
 EXAMPLES = {"healthy": HEALTHY, "faulty": FAULTY}
@@ -44,8 +44,9 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "photos").mkdir()
-        write_files(folder / "photos")
+        for label in ("china", "flower"):
+            (folder / "photos" / label).mkdir(parents=True)
+            write_files(folder / "photos" / label)
         for example, line in EXAMPLES.items():
             lines = shown(line, folder)
             print("\n".join(lines))

@@ -52,6 +52,12 @@ def test_faults_of_several_parts_come_in_one_go(capsys):
         assert [key for text in texts if text.startswith((f"{key}:", f"{key}."))] == [key], texts
 
 
+def test_a_data_set_that_is_not_there_is_a_fault_of_the_data_and_is_said_once(capsys):
+    _, report = found_by(capsys, "simclr_digits", "data.test.dataset.split=tset")
+    errors = [finding for finding in report["findings"] if finding["level"] == "error"]
+    assert [(one["part"], one["text"].partition(":")[0]) for one in errors] == [("data", "data.test.dataset")]
+
+
 def test_the_table_names_the_fault_and_the_verdict(capsys):
     assert main(["check", "simclr_digits", "module.projector.sizes=[100,64]"]) == 2
     shown = capsys.readouterr().out.splitlines()

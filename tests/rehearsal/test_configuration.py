@@ -123,6 +123,15 @@ def test_a_method_of_a_trainer_of_this_package_is_no_mistake(tmp_path):
     assert found(compose("moco_digits"), tmp_path) == set()
 
 
+def test_what_the_package_writes_beside_the_trainer_is_no_attribute_without_a_reader(tmp_path):
+    beside = {"pretrain": {"images": 5}, "import_from": [], "working_folder": "/", "behaviour": 1, "own": 1}
+    config = {**compose("moco_digits"), **beside}
+    stage = Stage(config, maker_of(config), tmp_path, Report())
+    check_configuration(stage)
+    own = "own: becomes an attribute of SelfDistillationTrainer, and nothing reads it."
+    assert [finding.text.partition(" Did")[0] for finding in stage.report.findings] == [own]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", recipe_names())
 def test_no_recipe_gets_a_warning(recipe, tmp_path):

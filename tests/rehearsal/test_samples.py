@@ -304,6 +304,7 @@ def test_sets_that_share_files_or_number_classes_otherwise_are_warnings(report, 
     assert "['a', 'c']" in order
     bank = {"test": {"knn": {"_target_": "stable_ssl.monitors.KNN", "bank": "test"}}}
     assert report({"train": train, "test": same}, monitor=bank).findings == []
+    assert report({"train": train, "bank": same}).findings == []
 
 
 def test_evaluation_images_that_are_not_normalised_as_training_images_are_a_warning(report):

@@ -49,7 +49,9 @@ class Report:
     broken: dict[str, str] = field(default_factory=dict)
 
     def add(self, level: str, part: str, text: str) -> None:
-        """Add a finding, unless it is there already."""
+        """Add a finding, unless it is there already. What the configuration says of a data set concerns the data."""
+        if part == "configuration" and text.startswith("data."):
+            part = "data"
         finding = Finding(level, part, text)
         if finding not in self.findings:
             self.findings.append(finding)

@@ -58,7 +58,8 @@ def _summary(report: Report) -> Table:
         levels = {finding.level for finding in report.findings if finding.part == part}
         if part == "slurm" and not (facts or levels):
             continue
-        text = _LINES[part](facts) if facts and not (part == "configuration" and ERROR in levels) else ""
+        is_built = not any(finding.part in ("configuration", "data") for finding in report.of(ERROR))
+        text = _LINES[part](facts) if facts and (part != "configuration" or is_built) else ""
         state = ERROR if ERROR in levels else WARNING if WARNING in levels else "" if facts else "unknown"
         mark, style = MARKS[state]
         if not (text or facts or levels):

@@ -20,6 +20,10 @@ from .usual import Settings, section, unusual
 
 PART = "configuration"
 _OF_TRAINERS = ("data", "module", "loss", "module_init", "branch_from", *SECTIONS)
+_OF_PACKAGE = (
+    *OF_A_RUN,
+    "pretrain",
+)  # beside `trainer`, for what reads the run's folder; `pretrain` writes its own key
 
 
 def check_configuration(stage: Stage) -> None:
@@ -86,7 +90,7 @@ def _unread(cls: type, made: Any, config: Mapping[str, Any], node: Mapping[str, 
     else:
         named = {key: value for key, value in node.items() if not key.startswith("_")}
         arguments = arguments_by_name(BaseTrainer, cls, (), named)
-        beside = {key: value for key, value in config.items() if key not in OF_A_RUN and config is not node}
+        beside = config if config is not node else {}
         given = {key: value for key, value in {**arguments, **beside}.items() if key not in _OF_TRAINERS}
     own = UsersCode([base for base in cls.__mro__ if is_users(base)])
     known = {name: name for name in dir(cls) if not name.startswith("_")}
@@ -96,7 +100,7 @@ def _unread(cls: type, made: Any, config: Mapping[str, Any], node: Mapping[str, 
             known.setdefault(argument, f"{path}.{argument}")
     settings = {f"optim.{key}": section(node, "optim").get(key) for key in ("optimizer", "scheduler")}
     for name in given:
-        if not hasattr(cls, name) and not (own.reads(name) or code.reads(name)):
+        if name not in _OF_PACKAGE and not hasattr(cls, name) and not (own.reads(name) or code.reads(name)):
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
             meant = full_key(name, settings) or (known[near[0]] if near else "")
             hint = f" Did you mean '{meant}'?" if meant else ""

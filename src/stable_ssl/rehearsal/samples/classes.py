@@ -179,8 +179,8 @@ def _check_missing(stage: Stage, counter: ClassCount, labels: Labels) -> None:
         if has_none:
             stage.report.warn(
                 "data",
-                f"{counter.key}: it has nothing to learn from, since no sample of {data} has a label. Remove it, or "
-                "give the data set labels.",
+                f"{counter.key}: it has nothing to learn from, since no sample of {data} has a label. Give the data "
+                f"set labels, or leave it out: `~{counter.key}` on the command line.",
             )
         return
     needs, negative = f"{counter.key}: it needs labels, but {data} has", labels.numbers[labels.numbers < 0]

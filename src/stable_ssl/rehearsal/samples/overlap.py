@@ -19,7 +19,7 @@ def check_overlap(stage: Stage, loaders: Mapping[str, Loader]) -> None:
     """Warn of evaluation sets that have files of the training set; a bank of neighbours has them on purpose."""
     if "train" not in loaders:
         return
-    banks = set(_banks(section(stage, "logger").get("monitor")))
+    banks = {"bank", *_banks(section(stage, "logger").get("monitor"))}  # the recipes' own may have lost its monitor
     trained, own = files_of(loaders["train"].dataset), _node(stage, "train")
     for name, loader in loaders.items():
         if name == "train" or name in banks:

@@ -268,6 +268,6 @@ def _check_values(stage: Stage, loader: Loader, looks: list[Look]) -> None:
         if found:
             stage.report.warn(
                 "data",
-                f"{data}: {found[0].name} {what.format(found[0])}. So it is with {len(found)} of {len(looks)} samples "
-                "that were read.",
+                f"{data}: {found[0].name} {what.format(found[0])}. {len(found)} of the {len(looks)} samples that were "
+                f"read {'has' if len(found) == 1 else 'have'} this fault.",
             )

@@ -199,7 +199,7 @@ def check_unreadable(stage: Stage, loader: Loader, looks: list[Look]) -> None:
         if len(looks) < len(loader.dataset):
             advice += " `--all-data` reads all samples, and names them all."
     (report.warn if is_left_out else report.error)(
-        "data", f"{described(found, len(looks))}\n{looked_at} can't be read. {advice}"
+        "data", f"{' '.join(described(found, len(looks)).splitlines())} {looked_at} can't be read. {advice}"
     )
 
 
