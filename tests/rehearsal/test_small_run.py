@@ -104,6 +104,12 @@ def test_a_method_gets_as_many_samples_as_it_needs(tmp_path):
     assert stage.report.facts["step"]["batch_size"] == 8
 
 
+def test_a_loss_that_is_nan_with_few_samples_is_tried_with_more(tmp_path):
+    stage = checked(changed(supervised(), {"_target_": "broken_steps.Means"}), tmp_path)
+    assert not stage.report.findings
+    assert stage.report.facts["step"]["batch_size"] == 12
+
+
 def test_a_group_of_mini_batches_makes_the_step(tmp_path):
     class Counts(Toy):
         calls = 0

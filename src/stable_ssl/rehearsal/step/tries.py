@@ -259,6 +259,8 @@ def _replaced(owner: Any, name: str, method: Any) -> Iterator[None]:
 def _may_be_mended(run: SmallRun) -> bool:
     """Return whether the error of a run may be gone with more samples."""
     assert run.place is not None
+    if isinstance(run.error, NanError):  # such as the mean of a class that few samples don't have
+        return True
     return isinstance(run.error, _OF_NUMBERS) and not is_known(run.error, run.place)
 
 
