@@ -19,6 +19,7 @@ from toys import Toy, toy_backbone, toy_dataset
 
 from stable_ssl import SupervisedTrainer
 from stable_ssl.data import Loader
+from stable_ssl.rehearsal.configuration.building import build_parts
 from stable_ssl.rehearsal.report import Report
 from stable_ssl.rehearsal.stage import Stage, maker_like, maker_of
 from stable_ssl.rehearsal.step.few import Few, few_of, first_batch
@@ -104,6 +105,12 @@ def test_a_method_gets_as_many_samples_as_it_needs(tmp_path):
     assert stage.report.facts["step"]["batch_size"] == 8
 
 
+def test_a_loss_that_is_nan_with_few_samples_is_tried_with_more(tmp_path):
+    stage = checked(changed(supervised(), {"_target_": "broken_steps.Means"}), tmp_path)
+    assert not stage.report.findings
+    assert stage.report.facts["step"]["batch_size"] == 12
+
+
 def test_a_group_of_mini_batches_makes_the_step(tmp_path):
     class Counts(Toy):
         calls = 0
@@ -182,6 +189,15 @@ def test_a_problem_that_another_part_told_is_not_told_again(tmp_path):
     check_small_run(stage)
     assert len(stage.report.findings) == 1
     assert stage.trainer is None
+
+
+def test_weights_that_are_not_there_are_told_once(tmp_path):
+    config = changed(supervised(), {"module_init": {"backbone": "nothere.pth"}})
+    stage = Stage({"trainer": config}, maker_of({"trainer": config}), tmp_path, Report())
+    build_parts(stage)
+    check_small_run(stage)
+    [finding] = stage.report.of("error")
+    assert finding.text.startswith("module_init.backbone: 'nothere.pth' is not there.")
 
 
 def test_a_step_that_does_not_fit_into_memory_is_not_tried(tmp_path):

@@ -90,7 +90,7 @@ def _read_back(stage: Stage, run: SmallRun, last: ExitStack) -> None:
     if BYTES_PER_PARAMETER * count > free_memory():
         stage.report.warn("step", "The checkpoint was not read back, since the memory that is free here is too small.")
         return
-    second = set_up(stage, run.name, last)
+    second = set_up(stage, run.name, last, is_resumed=True)
     if second is None:
         return
     if changed := differences(second):

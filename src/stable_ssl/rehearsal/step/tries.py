@@ -63,8 +63,17 @@ class SmallRun:
     place: Place | None = None
 
 
-def set_up(stage: Stage, name: str, last: ExitStack) -> Any:
-    """Return a throw-away trainer after its set-up. None: it failed, and the report says why."""
+def set_up(stage: Stage, name: str, last: ExitStack, is_resumed: bool = False) -> Any:
+    """Return a throw-away trainer after its set-up. None: it failed, and the report says why.
+
+    Parameters
+    ----------
+    stage, name, last
+        The stage, the name of the trainer's folder, and what closes the trainer in the end.
+    is_resumed
+        Whether its folder has the checkpoint of a run, which the set-up reads. Otherwise, what can't be read are other
+        weights, such as those of `module_init`.
+    """
     trainer: Any = None
     try:
         trainer = stage.throw_away(name)
@@ -74,7 +83,7 @@ def set_up(stage: Stage, name: str, last: ExitStack) -> Any:
         raise
     except (Exception, SystemExit) as error:
         problems = explain(error, Place(error, trainer, {}), trainer_of(stage))
-        if isinstance(error, CheckpointError):
+        if isinstance(error, CheckpointError) and is_resumed:
             text = re.sub(
                 r"^'.*' does not fit this \w+: (Error\(s\) in loading state_dict for \w+:)?", "", str(error), flags=re.S
             )
@@ -96,10 +105,11 @@ def close(trainer: Any) -> None:
 
 
 def _tell_error(stage: Stage, problems: list[str], is_certain: bool = True) -> None:
-    """Report problems, but not those of a key that has an error already."""
+    """Report problems, but not those of a key that has an error already, nor a text that stands under a key."""
     known = {_key_of(finding.text) for finding in stage.report.of(ERROR) if finding.part != "step"}
     for problem in problems:
-        if not any(f"{_key_of(problem)}.".startswith(f"{key}.") for key in known):
+        is_same = any(finding.text.endswith(f": {problem}") for finding in stage.report.of(ERROR))
+        if not is_same and not any(f"{_key_of(problem)}.".startswith(f"{key}.") for key in known):
             (stage.report.error if is_certain else stage.report.warn)("step", problem)
 
 
@@ -259,6 +269,8 @@ def _replaced(owner: Any, name: str, method: Any) -> Iterator[None]:
 def _may_be_mended(run: SmallRun) -> bool:
     """Return whether the error of a run may be gone with more samples."""
     assert run.place is not None
+    if isinstance(run.error, NanError):  # such as the mean of a class that few samples don't have
+        return True
     return isinstance(run.error, _OF_NUMBERS) and not is_known(run.error, run.place)
 
 
