@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import sys
+import time
 
+import processes
 import pytest
 import torch
 import yaml
@@ -140,3 +144,16 @@ def _shown(recipe):
     from stable_ssl.compose import compose
 
     return yaml.safe_dump(compose(recipe))
+
+
+def test_a_check_that_is_asked_to_end_removes_its_folder(tmp_path):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    command = [sys.executable, "-m", "stable_ssl", "check", "simclr_digits"]
+    process = processes.start(command, env={**os.environ, "TMPDIR": str(temporary)})
+    while not list(temporary.glob("stable_ssl_*/*")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert not list(temporary.glob("stable_ssl_*"))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from ..compose import compose_with_hydra, find, importable, origin_of
 from ..exceptions import ConfigError
@@ -24,7 +27,8 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     from ..rehearsal.screen import show
 
     try:
-        report = _checked(args, rest)
+        with _orderly_end():
+            report = _checked(args, rest)
     except ConfigError as error:
         report = Report()
         report.refuse("configuration", error)
@@ -33,6 +37,25 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     else:
         show(report)
     return report.status
+
+
+@contextmanager
+def _orderly_end() -> Iterator[None]:
+    """Let SIGTERM end this process by an exception in the block, so that the temporary folder is removed."""
+
+    asked: list[int] = []
+
+    def end(signum: int, _: object) -> NoReturn:
+        asked.append(signum)
+        raise SystemExit(128 + signum)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if asked:  # some code may have caught the exception
+            raise SystemExit(128 + asked[0])
 
 
 def _checked(args: argparse.Namespace, rest: list[str]) -> Report:
