@@ -43,7 +43,10 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
 def _orderly_end() -> Iterator[None]:
     """Let SIGTERM end this process by an exception in the block, so that the temporary folder is removed."""
 
+    asked: list[int] = []
+
     def end(signum: int, _: object) -> NoReturn:
+        asked.append(signum)
         raise SystemExit(128 + signum)
 
     before = signal.signal(signal.SIGTERM, end)
@@ -51,6 +54,8 @@ def _orderly_end() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        if asked:  # some code may have caught the exception
+            raise SystemExit(128 + asked[0])
 
 
 def _checked(args: argparse.Namespace, rest: list[str]) -> Report:
