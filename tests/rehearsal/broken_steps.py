@@ -300,6 +300,11 @@ class Means(SupervisedTrainer):
         return torch.stack([outputs[labels == label].mean() for label in range(10)]).square().mean()
 
 
+class Synchronizes(SupervisedTrainer):
+    def before_fit_step(self):
+        torch.cuda.synchronize()
+
+
 class Many(Monitor):
     def compute(self, trainer):
         raise ValueError("20 samples are needed.")

@@ -191,6 +191,17 @@ def test_a_problem_that_another_part_told_is_not_told_again(tmp_path):
     assert stage.trainer is None
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(("device", "level"), [("cuda", "warning"), ("auto", "warning"), ("cpu", "error")])
+def test_code_that_calls_cuda_fails_for_certain_only_in_a_run_on_the_cpu(device, level, tmp_path):
+    changes = {"_target_": "broken_steps.Synchronizes", "hardware.device": device}
+    stage = checked(changed(supervised(), changes), tmp_path)
+    [finding] = stage.report.findings
+    assert finding.level == level
+    assert finding.text.startswith("before_fit_step(): ")
+    assert ("it calls CUDA, so it can't be tried without a GPU" in finding.text) == (device != "cpu")
+
+
 def test_weights_that_are_not_there_are_told_once(tmp_path):
     config = changed(supervised(), {"module_init": {"backbone": "nothere.pth"}})
     stage = Stage({"trainer": config}, maker_of({"trainer": config}), tmp_path, Report())

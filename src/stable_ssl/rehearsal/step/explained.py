@@ -16,6 +16,7 @@ from .places import Place
 
 _OWN = (CheckpointError, ConfigError, DataError, NanError)  # their messages are whole sentences
 _WIDTHS = ("in_features", "dim", "in_dim", "input_dim")  # what arguments for the width of the input are called
+_NO_GPU = "Found no NVIDIA driver|CUDA driver version is insufficient|not compiled with CUDA|No CUDA GPUs are available"
 _CHANNELS = ("in_channels", "in_chans", "channels")
 
 
@@ -36,6 +37,10 @@ def explain(error: BaseException, place: Place, config: Any) -> list[str]:
         return [f"{place.key}: {message}" if place.key.startswith("logger.") else message]
     if isinstance(error, BreakStep | BreakEpoch):
         return [f"{outcome(error)[1]}{_at(place)}"]
+    if needs_gpu(error, config):
+        return [
+            f"{place.method or place.key or 'The run'}: it calls CUDA, so it can't be tried without a GPU.{_at(place)}"
+        ]
     for kind, sentence in _KINDS:
         if (match := re.search(kind, message)) and (text := sentence(match, place, config)):
             return [f"{text}{_at(place)}"]
@@ -54,8 +59,19 @@ def is_known(error: BaseException, place: Place) -> bool:
     """Return whether an error is of a kind that has the same cause with any number of samples."""
     message = _first_line(error)
     is_of_numbers = re.search(r"at least|more than|fewer than", message)
-    is_known = any(re.search(kind, message) for kind, _ in _KINDS) or bool(_of_metric(place))
+    is_known = (
+        bool(re.search(_NO_GPU, message))
+        or any(re.search(kind, message) for kind, _ in _KINDS)
+        or bool(_of_metric(place))
+    )
     return is_known or (place.is_sentence and not is_of_numbers)
+
+
+def needs_gpu(error: BaseException, config: Any) -> bool:
+    """Return whether code of a run that may use a GPU asked for CUDA, which this machine lacks."""
+    hardware = config.get("hardware") if isinstance(config, Mapping) else None
+    device = hardware.get("device") if isinstance(hardware, Mapping) else None
+    return str(device) != "cpu" and bool(re.search(_NO_GPU, str(error)))
 
 
 def _first_line(error: BaseException) -> str:
