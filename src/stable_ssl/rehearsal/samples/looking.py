@@ -21,6 +21,7 @@ from ...data.reading import Reader, UnreadableError, path_of
 from ...data.views import WithViews, to_array
 from ...data.workers import WorkerBatches
 from ...exceptions import DataError
+from ...nodes import place_of
 from ...runtime.batches import LABEL_KEYS
 from ...runtime.cpus import cpus_here
 from ...runtime.device import describe_batch
@@ -106,7 +107,7 @@ class Looker(Reader):
             sample = super().__getitem__(entry)
             self._measure(look, sample)
         except (DataError, MemoryError) as error:
-            look.error, look.is_remote = str(error), needs_network(error)
+            look.error, look.is_remote = f"{error}{place_of(error)}", needs_network(error)
             look.is_unreadable = isinstance(error, UnreadableError) and not look.is_remote
         return look
 

@@ -199,7 +199,8 @@ def check_unreadable(stage: Stage, loader: Loader, looks: list[Look]) -> None:
         if len(looks) < len(loader.dataset):
             advice += " `--all-data` reads all samples, and names them all."
     (report.warn if is_left_out else report.error)(
-        "data", f"{' '.join(described(found, len(looks)).splitlines())} {looked_at} can't be read. {advice}"
+        "data",
+        f"{'; '.join(described(found, len(looks)).splitlines()).rstrip('.')}. {looked_at} can't be read. {advice}",
     )
 
 
