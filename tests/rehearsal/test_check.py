@@ -118,12 +118,13 @@ def test_pretrain_looks_at_the_run_before_it_begins_unless_told_otherwise(photos
 
 
 def test_an_error_in_a_data_set_of_the_user_is_said_with_its_line_before_a_run_begins(tmp_path, capsys):
-    lines = ["class Mine(list):", "    def __getitem__(self, index):", "        return {}[index]"]
+    lines = ["class Mine:", "    def __init__(self, split, size):", "        pass", "    def __len__(self):"]
+    lines += ["        return 300", "    def __getitem__(self, index):", "        return {}[index]"]
     (tmp_path / "own_set.py").write_text("\n".join(lines))
-    own = ["data.train.dataset={_target_:own_set.Mine,_args_:[[1,2,3]]}", "data.train.batch_size=2"]
+    own = ["data.train.dataset._target_=own_set.Mine"]
     assert main(["train", "simclr_digits", *own, "--slurm"]) == 2
     said = capsys.readouterr().err
-    assert "KeyError: 0 (own_set.py:3). 1 of 1 samples" in said
+    assert "KeyError: 0 (own_set.py:7). 1 of 1 samples" in said
 
 
 def test_a_job_is_not_submitted_if_its_run_would_fail(tmp_path, monkeypatch, capsys):
