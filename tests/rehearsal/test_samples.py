@@ -351,6 +351,7 @@ def test_the_quick_part_builds_what_is_not_built_and_downloads_nothing(report, t
 SIZES = {
     "more than there are": ({"batch_size": 64}, 1, "warning", "data.train.batch_size: 64 is more than the 30 samples"),
     "drop_last on four processes": ({"batch_size": 8, "drop_last": True}, 4, "error", "data.train.batch_size: 30 samples make no batch of 8 on each of 4 processes with drop_last"),
+    "one for the last batch": ({"batch_size": 29}, 1, "warning", "data.train.drop_last: false, and 30 samples in batches of 29 leave 1"),
     "in the order of classes": ({"batch_size": 8, "shuffle": False}, 1, "warning", "data.train.shuffle: false"),
     "a sampler beyond the end": ({"batch_size": 8, "shuffle": False, "sampler": [0, 30]}, 1, "error", "data.train.sampler: it gives the sample 30, but the data set has 30"),
     "a sampler of nothing": ({"batch_size": 8, "shuffle": False, "sampler": []}, 1, "error", "data.train.sampler: it gives 0"),

@@ -17,7 +17,7 @@ from broken_steps import VIT, changed, joint, linear, node, supervised
 from torch import nn
 from toys import Toy, toy_backbone, toy_dataset
 
-from stable_ssl import SupervisedTrainer
+from stable_ssl import JointEmbeddingTrainer, SupervisedTrainer
 from stable_ssl.data import Loader
 from stable_ssl.rehearsal.configuration.building import build_parts
 from stable_ssl.rehearsal.report import Report
@@ -109,6 +109,21 @@ def test_a_loss_that_is_nan_with_few_samples_is_tried_with_more(tmp_path):
     stage = checked(changed(supervised(), {"_target_": "broken_steps.Means"}), tmp_path)
     assert not stage.report.findings
     assert stage.report.facts["step"]["batch_size"] == 12
+
+
+class Frozen(JointEmbeddingTrainer):
+    def prepare_modules(self, modules):
+        super().prepare_modules(modules)
+        modules["backbone"].requires_grad_(False)
+
+
+def test_a_backbone_that_learns_nothing_is_named_unless_the_configuration_says_so(tmp_path):
+    frozen = {"_target_": f"{__name__}.Frozen"}
+    [text] = texts(checked(changed(joint(), frozen), tmp_path))
+    assert text.startswith("module.backbone: all its parameters are frozen")
+    meant = {"optim.frozen": ["backbone"]}
+    (tmp_path / "meant").mkdir()
+    assert not texts(checked(changed(joint(), meant), tmp_path / "meant"))
 
 
 def test_a_group_of_mini_batches_makes_the_step(tmp_path):

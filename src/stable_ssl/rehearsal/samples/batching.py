@@ -33,6 +33,12 @@ def check_counts(stage: Stage, name: str, loader: Loader) -> None:
             f"data.{name}.batch_size: {size}{each} is more than the {number} samples, so each epoch is one batch of "
             f"{number}. Give a smaller one.",
         )
+    elif name == "train" and not loader.drop_last and number % size == 1 < size and world == 1:
+        stage.report.warn(
+            "data",
+            f"data.{name}.drop_last: false, and {number} samples in batches of {size} leave 1 for the last one. Batch "
+            "normalization of vectors fails with it, and a loss that compares images has no other one. Set it to true.",
+        )
     elif name != "train" and loader.drop_last and number % (size * world):
         stage.report.warn(
             "data",

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...exceptions import some_of
 from .watching import Watch, folded
@@ -36,12 +36,29 @@ def observations(run: Any, values: Mapping[str, float]) -> Iterator[str]:
             break
     if odd := [name for name, value in values.items() if not math.isfinite(value)]:
         yield f"Not finite with {run.size} samples: {some_of(odd)}. With all samples they may be."
+    backbone = dict(run.trainer.module.named_children()).get("backbone")
+    if backbone is not None and run.watch.gradients and _is_frozen(backbone) and not _asks_to_freeze(run.trainer):
+        yield (
+            "module.backbone: all its parameters are frozen, so it learns nothing. If that is meant, say so by "
+            "optim.frozen=[backbone]."
+        )
     frozen = [n for n, p in run.trainer.named_parameters() if n in run.watch.gradients and not p.requires_grad]
     if frozen:
         yield (
             f"Trained in the first step, but frozen after the evaluation: {some_of(folded(frozen, frozen))}. A hook "
             "has called requires_grad_(False). Thaw them in after_eval, or in before_fit_epoch."
         )
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    parameters = list(module.parameters())
+    return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
+
+
+def _asks_to_freeze(trainer: Any) -> bool:
+    """Return whether the configuration says that parameters are not trained, or not yet."""
+    groups = trainer.optim["groups"].values()
+    return bool(trainer.optim["frozen"]) or any(group.get("frozen_epochs") for group in groups)
 
 
 def _of_gradients(watch: Watch) -> Iterator[str]:
