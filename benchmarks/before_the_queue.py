@@ -21,7 +21,7 @@ from tables import write_table
 HEALTHY = "stable-ssl check simclr data=images root=photos labels=folder backbone=resnet50 size=224 --device a100-80gb"
 FAULTY = (
     "stable-ssl check simclr data=images root=photos labels=folder backbone=resnet50 size=224 --device rtx4090 "
-    "data.train.batch_size=200 optim.optimizer.lr=30 module.projector.in_features=512 +temprature=0.2"
+    "optim.optimizer.lr=60 module.backbone_classifier.out_features=1 +trainer.temprature=0.2"
 )
 EXAMPLES = {"healthy": HEALTHY, "faulty": FAULTY}
 
