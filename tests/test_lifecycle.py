@@ -567,7 +567,10 @@ class Plain(BaseTrainer):
             "optim.optimizer: has none of the parameters",
         ),
         ({"optimizer": lambda p: [torch.optim.SGD(p, lr=0.1)]}, "optim.optimizer: makes a list, not an optimizer"),
-        ({"optimizer": "AdamW"}, "optim.optimizer: TypeError: 'str' object is not callable"),
+        (
+            {"optimizer": "AdamW"},
+            "optim.optimizer: 'AdamW' is neither a node nor a callable. Set optim.optimizer._target_",
+        ),
         ({"scheduler": functools.partial(torch.optim.lr_scheduler.StepLR)}, "optim.scheduler: TypeError: .*step_size"),
         ({"logger": {"monitor": {"train": {"m": len}}}}, r"logger.monitor.train.m: a builtin.* has no compute\(\)"),
         ({"logger": {"metric": {"test": {"m": dict}}}, "data": True}, "logger.metric.test.m: .* is a class"),

@@ -141,13 +141,13 @@ def test_a_job_is_not_submitted_if_its_run_would_fail(tmp_path, monkeypatch, cap
 
 
 def test_the_file_of_a_user_is_read_beside_its_own_modules(tmp_path, capsys):
-    (tmp_path / "own.py").write_text(
+    (tmp_path / "nearly_hooked.py").write_text(
         "from stable_ssl import SupervisedTrainer\n"
         "class Own(SupervisedTrainer):\n"
         "    def befor_fit(self):\n"
         "        pass\n"
     )
-    config = {"trainer": {**yaml.safe_load(_shown("supervised_digits"))["trainer"], "_target_": "own.Own"}}
+    config = {"trainer": {**yaml.safe_load(_shown("supervised_digits"))["trainer"], "_target_": "nearly_hooked.Own"}}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(config))
     status, report = found_by(capsys, "mine.yaml")
     assert status == 0

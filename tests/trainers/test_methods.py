@@ -275,7 +275,7 @@ def test_a_ratio_of_all_or_nothing_and_patches_that_do_not_fill_the_image_are_re
 
 
 def test_a_momentum_out_of_range_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="base_ema_coefficient: 1.5 is not between 0 and 1"):
+    with pytest.raises(ConfigError, match="base_ema_coefficient: 1.5 is not between 0 and 1"):
         make("ijepa", tmp_path / "run", base_ema_coefficient=1.5).setup()
 
 

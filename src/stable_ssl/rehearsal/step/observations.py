@@ -37,7 +37,9 @@ def observations(run: Any, values: Mapping[str, float]) -> Iterator[str]:
     if odd := [name for name, value in values.items() if not math.isfinite(value)]:
         yield f"Not finite with {run.size} samples: {some_of(odd)}. With all samples they may be."
     backbone = dict(run.trainer.module.named_children()).get("backbone")
-    if backbone is not None and run.watch.gradients and _is_frozen(backbone) and not _asks_to_freeze(run.trainer):
+    was_trained = any(name.startswith("module.backbone.") for name in run.watch.gradients)
+    is_idle = backbone is not None and run.watch.gradients and _is_frozen(backbone) and not was_trained
+    if is_idle and not _asks_to_freeze(run.trainer):
         yield (
             "module.backbone: all its parameters are frozen, so it learns nothing. If that is meant, say so by "
             "optim.frozen=[backbone]."
