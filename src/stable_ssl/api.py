@@ -128,8 +128,8 @@ def check(
 ) -> Report:
     """Find out what can be known about a run before it waits in a queue. `stable-ssl check` does the same.
 
-    It needs no GPU, downloads nothing, and leaves nothing behind. One step is taken with a small batch on the CPU, and
-    one with the real batch size on tensors without values.
+    It needs no GPU, and downloads nothing. Two steps are taken with a small batch on the CPU, and others with the real
+    batch size on tensors without values. The run's hooks are called; its folder is a temporary one.
 
     Parameters
     ----------
@@ -159,15 +159,19 @@ def check(
     if isinstance(source, BaseTrainer):
         with importable(Path.cwd()):
             return rehearse(config_of(source), maker_like(source), **options)
-    name = str(source) if isinstance(source, str | Path) else None
-    folders = origin_of(*find(name))[1] if name else []
+    try:
+        if not isinstance(source, str | Path):
+            folders, config = [], plain(source)
+        else:
+            place, name = find(str(source))
+            folders = [place, *origin_of(place, name)[1]]
+            with importable(*folders, Path.cwd()):
+                config = compose(str(source), overrides)
+    except ConfigError as error:
+        report = Report()
+        report.refuse("configuration", error)
+        return report
     with importable(*folders, Path.cwd()):
-        try:
-            config = compose(name, overrides) if name else plain(source)
-        except ConfigError as error:
-            report = Report()
-            report.refuse("configuration", error)
-            return report
         return rehearse(config, **options)
 
 

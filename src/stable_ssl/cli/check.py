@@ -76,16 +76,17 @@ def _checked(args: argparse.Namespace, rest: list[str]) -> Report:
         else:
             others = []
             config, _ = compose_with_hydra(str(source), overrides, folder)
-        say = _say if sys.stderr.isatty() else lambda line: None
+        say = _say if sys.stderr.isatty() else lambda _: None
         report = rehearse(config, **options, all_data=args.all_data, say=say)
         for point in others:
             say(point.name)
             for finding in rehearse(point.config, **options, is_quick=True).findings:
                 if finding not in report.findings:
                     report.add(finding.level, finding.part, f"{point.name}: {finding.text}")
+        say("")
         return report
 
 
 def _say(line: str) -> None:
-    """Show which part of the check has begun, on a line that the next one overwrites."""
-    print(f"\r\x1b[Kcheck: {line} …", end="", file=sys.stderr, flush=True)
+    """Show which part of the check has begun, on a line that the next one overwrites; an empty one clears it."""
+    print(f"\r\x1b[K{f'check: {line} …' if line else ''}", end="", file=sys.stderr, flush=True)

@@ -48,7 +48,7 @@ def _verdict(report: Report) -> str:
     )
     if errors:
         return f"The run would fail: {count}."
-    return f"Nothing was found for which the run would certainly fail: {count}."
+    return f"Nothing says that the run would fail: {count}."
 
 
 def _summary(report: Report) -> Table:
@@ -60,9 +60,9 @@ def _summary(report: Report) -> Table:
             continue
         is_built = not any(finding.part in ("configuration", "data") for finding in report.of(ERROR))
         text = _LINES[part](facts) if facts and (part != "configuration" or is_built) else ""
-        state = ERROR if ERROR in levels else WARNING if WARNING in levels else "" if facts else "unknown"
+        state = ERROR if ERROR in levels else WARNING if WARNING in levels else "" if text else "unknown"
         mark, style = MARKS[state]
-        if not (text or facts or levels):
+        if not (text or levels):
             text = "not looked at, since something before it failed"
         table.add_row(Text(mark, style), Text(part, "bold"), Text(text))
     return table
