@@ -1,1 +1,1 @@
-"""One real step with few samples on the CPU."""
+"""Two real steps with few samples on the CPU."""

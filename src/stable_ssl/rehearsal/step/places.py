@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import linecache
-import os
-import sysconfig
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,10 +11,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ...nodes import is_installed
 from ...runtime.device import describe_batch
 
 _PACKAGE = Path(__file__).parents[2]
-_INSTALLED = tuple({os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")})
 # The methods of a trainer that a user may write.
 _METHODS = {
     "forward", "predict", "compute_loss", "prepare_modules", "initialize_modules", "optimized_modules", "check_setup",
@@ -135,8 +133,7 @@ def _raises(frame: FrameType, number: int) -> bool:
 
 def _is_users(path: Path) -> bool:
     """Return whether a file is neither this package's, nor of an installed one, nor of Python's own."""
-    place = os.path.realpath(path)
-    return os.path.isfile(place) and not (path.is_relative_to(_PACKAGE) or place.startswith(_INSTALLED))
+    return path.is_file() and not is_installed(path)
 
 
 def _shown(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Tries to take one optimizer step, with more and more samples."""
+"""Tries to take two optimizer steps, with more and more samples."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def _key_of(problem: str) -> str:
 
 
 class Tries:
-    """The tries to take a step, with more and more samples.
+    """The tries to take two steps, with more and more samples.
 
     Parameters
     ----------
