@@ -10,8 +10,6 @@ import functools
 import inspect
 import os
 import sys
-import sysconfig
-import traceback
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.util import find_spec
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .exceptions import ConfigError, DataError, nearest
+from .lines import USER, owner, place_of
 from .signatures import check_call, keywords_of, parameters_of
 
 _KEYWORDS = {"_target_", "_args_", "_partial_", "_convert_", "_recursive_"}
@@ -268,7 +267,7 @@ def origin(config: Any) -> dict[str, Any]:
     """
     modules = (sys.modules.get(target.split(".")[0]) for target in sorted(_targets(config)))
     places = [Path(place) for module in modules if module is not None for place in _places(module)]
-    folders = [str(place.absolute().parent) for place in places if not is_installed(place)]
+    folders = [str(place.absolute().parent) for place in places if owner(str(place)) == USER]
     return {"working_folder": os.getcwd(), "import_from": list(dict.fromkeys(folders))}
 
 
@@ -284,23 +283,3 @@ def _places(module: Any) -> list[str]:
     """Return the file of a module, or the folders of a package."""
     file = getattr(module, "__file__", None)
     return [*getattr(module, "__path__", [file] if file else [])]
-
-
-def place_of(error: BaseException) -> str:
-    """Return " (train.py:12)" for the last line of the user's code that an error came through; else ""."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    places = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
-    own = [f" ({file.name}:{line})" for file, line in places if file.is_file() and not is_installed(file)]
-    return own[-1] if own and not isinstance(error, SyntaxError) else ""  # a SyntaxError says its line itself
-
-
-def is_installed(place: Path) -> bool:
-    """Return whether a file or folder belongs to this package, to Python or to an installed package."""
-    return any(map(place.is_relative_to, _installed_places()))
-
-
-@functools.cache
-def _installed_places() -> list[Path]:
-    paths = [sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")]
-    return [Path(__file__).parent, *map(Path, paths)]

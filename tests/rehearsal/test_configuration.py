@@ -114,7 +114,7 @@ def test_hooks_attributes_and_constructors_of_the_user_are_looked_at(tmp_path):
         ("error", "Net.begin_step: it takes nothing beside self, but a run calls it with one argument."),
         ("warning", "Watcher.on_steps: nothing calls or reads it. Did you mean 'on_step'?"),
         ("error", "Watcher.on_eval: it takes trainer, batch beside self, but a run calls it with one argument."),
-        ("error", "module.projector: looked_at.Broken failed: KeyError: 'width' (looked_at.py:63)"),
+        ("error", f"module.projector: looked_at.Broken failed: KeyError: 'width' ({tmp_path}/looked_at.py:63)"),
     }
 
 

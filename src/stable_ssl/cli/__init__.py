@@ -8,10 +8,8 @@ import os
 import re
 import signal
 import sys
-import sysconfig
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 OF_JOBS = (
@@ -116,11 +114,11 @@ def _has_code_of_user(error: Exception) -> bool:
 
     The traceback of a worker process is known as a text only, so the files are looked for in the text.
     """
-    own, standard = str(Path(__file__).parents[1]), sysconfig.get_path("stdlib")
-    for name in re.findall(r'File "(.+?)", line', "".join(traceback.format_exception(error))):
-        *_, library = re.split(r"[\\/](?:site|dist)-packages[\\/]", name)
-        is_library = library != name and re.split(r"\W", library)[0] in _LIBRARIES
-        if not (is_library or name.startswith((own + os.sep, "<")) or (library == name and name.startswith(standard))):
+    from ..lines import PACKAGE, USER, owner, shown
+
+    for file in re.findall(r'File "(.+?)", line', "".join(traceback.format_exception(error))):
+        package = re.split(r"\W", shown(file, 0))[0]
+        if owner(file) == USER or (owner(file) == PACKAGE and package not in _LIBRARIES):
             return True
     return False
 

@@ -19,8 +19,9 @@ from ...engine.best import Best
 from ...engine.building import data_sets
 from ...engine.optimizing import build_optimization
 from ...exceptions import CheckpointError, ConfigError, DataError, nearest
+from ...lines import place_of
 from ...loggers.metrics import by_name, check_metrics, require_methods, watched
-from ...nodes import is_node, place_of, plain
+from ...nodes import is_node, plain
 from ...runtime.seeding import preserved_generators
 from ...weights.loading import load_weights
 from ..offline import is_told_offline, needs_network, offline, places_of_caches, without_download

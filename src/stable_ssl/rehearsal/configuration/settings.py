@@ -12,7 +12,8 @@ from ...arguments import arguments_by_name
 from ...base import BaseTrainer
 from ...config import SECTIONS, full_key, parse_config
 from ...exceptions import ConfigError
-from ...nodes import OF_A_RUN, argument_names, locate, place_of, plain
+from ...lines import place_of
+from ...nodes import OF_A_RUN, argument_names, locate, plain
 from ..stage import Stage
 from .hooks import misnamed, uncallable
 from .users_code import UsersCode, is_users, targets_in, with_place

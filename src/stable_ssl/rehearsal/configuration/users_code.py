@@ -8,18 +8,18 @@ import inspect
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from ...exceptions import ConfigError
-from ...nodes import is_installed, is_node, locate, place_of, plain
+from ...lines import USER, owner, place_of
+from ...nodes import is_node, locate, plain
 
 
 def is_users(part: Any) -> bool:
     """Return whether a class, function or module is the user's own, and not of this or an installed package."""
     file = getattr(_module_of(part), "__file__", None)
-    return file is not None and not is_installed(Path(file))
+    return file is not None and owner(file) == USER
 
 
 def _module_of(part: Any) -> ModuleType | None:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import sys
-import sysconfig
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 
 import torch
 
-_ROOM, _PACKAGE = Path(__file__).parents[1], Path(__file__).parents[2]
-_TORCH, _LIBRARY = Path(torch.__file__).parent, Path(sysconfig.get_paths()["stdlib"])
+from ...lines import PYTHON, USER, lines_of, owner, shown
+
+_ROOM, _TORCH = Path(__file__).parents[1], Path(torch.__file__).parent
 _LOOK_ON = ("accounting.py", "fake.py", "lines.py", "stand_ins.py", "waits.py")  # at operations
-_INSTALLED = ("site-packages", "dist-packages")
 
 
 def caller() -> str:
@@ -40,13 +40,7 @@ def is_called_by_user() -> bool:
 
 def line_of(error: BaseException) -> str:
     """Return file and line, as `caller` does, of the code in which an error was raised."""
-    frames: list[tuple[str, int]] = []
-    traceback: TracebackType | None = error.__traceback__
-    while traceback is not None:
-        file = traceback.tb_frame.f_code.co_filename
-        frames = [] if _whose(file) == "ours" else [(file, traceback.tb_lineno), *frames]
-        traceback = traceback.tb_next
-    return _line(frames)
+    return _line(list(itertools.takewhile(lambda line: _whose(line[0]) != "ours", lines_of(error))))
 
 
 def _line(frames: list[tuple[str, int]]) -> str:
@@ -54,9 +48,9 @@ def _line(frames: list[tuple[str, int]]) -> str:
     inner = ""
     for file, number in frames:
         if _whose(file) == "user's":
-            return f"{_short(file)}:{number}" + (f" (in {inner})" if inner else "")
+            return shown(file, number) + (f" (in {inner})" if inner else "")
         if _whose(file) == "package's" and not inner:
-            inner = f"{_short(file)}:{number}"
+            inner = shown(file, number)
     return inner or "A line that is not known"
 
 
@@ -69,21 +63,6 @@ def _whose(file: str) -> str:
     path = Path(file)
     if path.is_relative_to(_ROOM):
         return "torch's" if path.name in _LOOK_ON else "ours"
-    if file.startswith("<") and not file.startswith(("<ipython", "<stdin")):
-        return "torch's"
     if path.is_relative_to(_TORCH):
         return "torch's"
-    if path.is_relative_to(_PACKAGE) or not set(_INSTALLED).isdisjoint(path.parts):
-        return "package's"
-    return "torch's" if path.is_relative_to(_LIBRARY) else "user's"
-
-
-def _short(file: str) -> str:
-    """Return a path without the folder that everybody knows: that of installed packages, or the current one."""
-    path = Path(file)
-    for place, part in reversed(list(enumerate(path.parts))):
-        if part in _INSTALLED:
-            return str(Path(*path.parts[place + 1 :]))
-    if path.is_relative_to(_PACKAGE):
-        return str(path.relative_to(_PACKAGE.parent))
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+    return {USER: "user's", PYTHON: "torch's"}.get(owner(file), "package's")

@@ -21,7 +21,7 @@ from ...data.reading import Reader, UnreadableError, path_of
 from ...data.views import WithViews, to_array
 from ...data.workers import WorkerBatches
 from ...exceptions import DataError
-from ...nodes import place_of
+from ...lines import place_of
 from ...runtime.batches import LABEL_KEYS
 from ...runtime.cpus import cpus_here
 from ...runtime.device import describe_batch

@@ -5,16 +5,14 @@ from __future__ import annotations
 import linecache
 import traceback
 from collections.abc import Mapping
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from torch import Tensor, nn
 
-from ...nodes import is_installed
+from ...lines import OWN, owner, users_line
 from ...runtime.device import describe_batch
 
-_PACKAGE = Path(__file__).parents[2]
 # The methods of a trainer that a user may write.
 _METHODS = {
     "forward", "predict", "compute_loss", "prepare_modules", "initialize_modules", "optimized_modules", "check_setup",
@@ -64,8 +62,7 @@ class Place:
         calls = list(traceback.walk_tb(error.__traceback__))[::-1]
         self.trainer, self.outputs = trainer, outputs
         self.frames = [(frame.f_code.co_name, frame.f_locals) for frame, _ in calls]
-        lines = ((Path(frame.f_code.co_filename), number) for frame, number in calls)
-        self.line = next((f"{_shown(path)}:{number}" for path, number in lines if _is_users(path)), "")
+        self.line = users_line(error)
         keys = _keys_of(trainer)
         self.key, self.part, self.got, self.method, self.num_dimensions = "", None, "", "", 0
         for name, variables in self.frames:
@@ -127,15 +124,5 @@ def _has_tensors(value: Any) -> bool:
 
 def _raises(frame: FrameType, number: int) -> bool:
     """Return whether a line is a `raise` of this package."""
-    path = frame.f_code.co_filename
-    return Path(path).is_relative_to(_PACKAGE) and linecache.getline(path, number).lstrip().startswith("raise ")
-
-
-def _is_users(path: Path) -> bool:
-    """Return whether a file is neither this package's, nor of an installed one, nor of Python's own."""
-    return path.is_file() and not is_installed(path)
-
-
-def _shown(path: Path) -> str:
-    """Return a path, from the working folder on if it is below it."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+    file = frame.f_code.co_filename
+    return owner(file) == OWN and linecache.getline(file, number).lstrip().startswith("raise ")
