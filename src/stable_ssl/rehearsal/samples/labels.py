@@ -89,7 +89,7 @@ def labels_of_set(loader: Loader, looks: list[Look]) -> Labels:
         except ValueError:  # lists of several lengths
             continue
         is_whole = table.ndim == 1 and table.dtype.kind in "iu" and len(table) > int(indices.max(initial=-1))
-        if is_whole and all(table[indices[look.index]] == label for look, label in seen):
+        if is_whole and all(label == int(table[indices[look.index]]) for look, label in seen):
             own = table[indices]
             places = partial(name_of, loader.dataset)
             return Labels(loader.name, own, places, {}, 0, named, is_all=True, is_final=is_final)
