@@ -23,7 +23,9 @@ def test_connections_are_refused_in_the_block_only_and_by_hugging_face_at_once(m
         with pytest.raises(OSError, match="refused, since a check downloads nothing") as caught:
             urllib.request.urlopen("http://192.0.2.1/weights.pth", timeout=1)
         assert needs_network(caught.value)
-        socket.create_connection(server.getsockname()).close()  # this machine may be reached
+        for host in ("127.0.0.1", b"localhost", "127.0.1.1", socket.gethostname()):  # this machine may be reached
+            assert socket.gethostbyname(host)
+        socket.create_connection(server.getsockname()).close()
     assert not huggingface_hub.constants.is_offline_mode()
     assert "HF_HUB_OFFLINE" not in os.environ
     with pytest.raises(OSError) as caught:  # noqa: PT011 (there is no network, or a time-out)

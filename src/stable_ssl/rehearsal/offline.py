@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,7 +57,7 @@ def offline() -> Iterator[None]:
     finally:
         _state["is_offline"] = False
         for name, value in before.items():
-            os.environ.pop(name)
+            os.environ.pop(name, None)
             os.environ.update({} if value is None else {name: value})
         known = {(module.__name__, name): value for module, name, value in kept}
         for place, names in _READ_AT_IMPORT.items():
@@ -69,17 +71,27 @@ def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
     if not _state["is_offline"] or event not in _EVENTS:
         return
     address = arguments[1] if event == "socket.connect" else arguments[0]
+    if event == "socket.connect" and not isinstance(address, tuple):  # a file of this machine
+        return
     host = address[0] if isinstance(address, tuple) else address
-    is_file = event == "socket.connect" and not isinstance(address, tuple)  # a socket of this machine
-    if not is_file and host not in (None, "", "localhost", "127.0.0.1", "::1"):
+    host = host.decode() if isinstance(host, bytes) else host
+    if host and not _is_this_machine(host):
         raise NoNetworkError(f"a connection to {host} is refused, since a check downloads nothing")
+
+
+def _is_this_machine(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host in ("localhost", socket.gethostname())
+    return address.is_loopback or address.is_unspecified
 
 
 def needs_network(error: BaseException | None) -> bool:
     """Return whether an error came about because the network was refused."""
     seen = []
     while error is not None and error not in seen:
-        if isinstance(error, ConnectionError) or type(error).__name__ in _OF_NETWORK:
+        if type(error) in (NoNetworkError, ConnectionError) or type(error).__name__ in _OF_NETWORK:
             return True
         seen.append(error)
         error = error.__cause__ or error.__context__
