@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import sys
+import urllib.request
 from pathlib import Path
 
 import torch
@@ -211,6 +212,11 @@ class Exits(SupervisedTrainer):
     def after_fit_step(self):
         if self.stepped:
             sys.exit()
+
+
+class Reports(SupervisedTrainer):
+    def before_fit(self):
+        urllib.request.urlopen("http://192.0.2.1/begun", timeout=1)
 
 
 class Skips(SupervisedTrainer):
@@ -549,6 +555,7 @@ STEPS = {
     "after_fit": (*own("AtEnd"), "after_fit(): FileNotFoundError: [Errno 2] No such file or directory: '/nonexistent/results.txt'. At " + place("open(")),
     "a hook breaks each step (warning)": (*own("Stops"), "No optimizer step was taken, since hooks have broken off"),
     "a hook ends the process": (*own("Exits"), "after_fit_step(): SystemExit"),
+    "a hook reaches another machine (warning)": (*own("Reports"), "before_fit(): it reaches another machine, which a check doesn't"),
     "a hook breaks what it can't": (*own("Skips"), "BreakStep was raised in a hook that can't use it"),
     "a hook replaces the optimizer": (*own("Optimizes"), "optim.optimizer: a hook replaced it after the set-up."),
     "a hook freezes for good (warning)": (*own("Freezes"), "Trained in the first step, but frozen after the evaluation: module.backbone.*."),

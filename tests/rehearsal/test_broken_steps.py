@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from broken_steps import STEPS, changed
 
+from stable_ssl.rehearsal.offline import offline
 from stable_ssl.rehearsal.report import Report
 from stable_ssl.rehearsal.stage import Stage, maker_of
 from stable_ssl.rehearsal.step.small_run import check_small_run
@@ -19,7 +20,8 @@ def test_a_broken_step_is_told_in_one_line(name, tmp_path, monkeypatch):
     config, report = {"trainer": changed(base(), changes)}, Report()
     stage = Stage(config, maker_of(config), tmp_path, report)
 
-    check_small_run(stage)
+    with offline():
+        check_small_run(stage)
 
     texts = [finding.text for finding in report.of("warning" if name.endswith("(warning)") else "error")]
     assert [text for text in texts if text.startswith(line)] == texts[:1], texts

@@ -9,7 +9,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ..exceptions import ConfigError
+import torch
+
+from ..exceptions import ConfigError, Preempted
+from ..lines import lines_of, shown
 from ..runtime.seeding import preserved_generators
 from .cards import Card
 from .offline import offline
@@ -58,10 +61,14 @@ def rehearse(
             say(name)
             try:
                 # What the run prints is not what the check prints.
-                with redirect_stdout(StringIO()), redirect_stderr(StringIO()), offline():
+                with redirect_stdout(StringIO()), redirect_stderr(StringIO()), offline(), torch.enable_grad():
                     part(stage)
-            except Exception as error:  # each part tells of the run's faults; what it raises is a fault of its own
-                report.broken[name] = f"{type(error).__name__}: {error}"
+            except Preempted:
+                raise
+            # Each part tells of the run's faults, so what it raises is its own fault.
+            except (Exception, SystemExit) as error:
+                file, number = lines_of(error)[0]
+                report.broken[name] = f"{type(error).__name__}: {error} ({shown(file, number)})"
     return report
 
 

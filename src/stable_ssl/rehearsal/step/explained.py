@@ -12,6 +12,7 @@ from ...exceptions import BreakEpoch, BreakStep, CheckpointError, ConfigError, D
 from ...nodes import argument_names, is_node
 from ...runtime.device import describe_batch
 from ...runtime.status import outcome
+from ..offline import needs_network
 from .places import Place
 
 _OWN = (CheckpointError, ConfigError, DataError, NanError)  # their messages are whole sentences
@@ -32,15 +33,15 @@ def explain(error: BaseException, place: Place, config: Any) -> list[str]:
     """
     if isinstance(error, ConfigError):
         return error.problems
-    message = _first_line(error)
+    message, caller = _first_line(error), place.method or place.key or "The run"
     if isinstance(error, _OWN):
         return [f"{place.key}: {message}" if place.key.startswith("logger.") else message]
     if isinstance(error, BreakStep | BreakEpoch):
         return [f"{outcome(error)[1]}{_at(place)}"]
-    if needs_gpu(error, config):
-        return [
-            f"{place.method or place.key or 'The run'}: it calls CUDA, so it can't be tried without a GPU.{_at(place)}"
-        ]
+    if _needs_gpu(error, config):
+        return [f"{caller}: it calls CUDA, so it can't be tried without a GPU.{_at(place)}"]
+    if needs_network(error):
+        return [f"{caller}: it reaches another machine, which a check doesn't, so it can't be tried.{_at(place)}"]
     for kind, sentence in _KINDS:
         if (match := re.search(kind, message)) and (text := sentence(match, place, config)):
             return [f"{text}{_at(place)}"]
@@ -67,7 +68,12 @@ def is_known(error: BaseException, place: Place) -> bool:
     return is_known or (place.is_sentence and not is_of_numbers)
 
 
-def needs_gpu(error: BaseException, config: Any) -> bool:
+def is_of_check(error: BaseException, config: Any) -> bool:
+    """Return whether an error comes from the check, which has no GPU and refuses connections, and not from the run."""
+    return needs_network(error) or _needs_gpu(error, config)
+
+
+def _needs_gpu(error: BaseException, config: Any) -> bool:
     """Return whether code of a run that may use a GPU asked for CUDA, which this machine lacks."""
     hardware = config.get("hardware") if isinstance(config, Mapping) else None
     device = hardware.get("device") if isinstance(hardware, Mapping) else None
@@ -139,9 +145,10 @@ def _kinds_of_numbers(match: re.Match, place: Place, config: Any) -> str:
 def _list_of_views(match: re.Match, place: Place, config: Any) -> str:
     if not place.key.startswith("module."):
         return ""
-    got = f": {place.got}" if place.got else ""
+    if not place.got.startswith("["):  # another list
+        return ""
     return (
-        f"{place.layer} takes one tensor, but gets a list{got}. Does the data set, or data.train.views, "
+        f"{place.layer} takes one tensor, but gets a list: {place.got}. Does the data set, or data.train.views, "
         "give several views of each image? Give one, or take a trainer for several."
     )
 

@@ -36,7 +36,6 @@ def left_as_it_was() -> Iterator[None]:
             torch.backends.cudnn.benchmark = is_benchmark
             torch.use_deterministic_algorithms(is_exact, warn_only=only_warns)
             torch.set_default_dtype(kind)
-            torch.set_grad_enabled(True)
 
 
 class Heard(logging.Filter):

@@ -17,7 +17,7 @@ from ...runtime.device import count_images
 from ..report import ERROR
 from ..sections import trainer_of
 from ..stage import Stage
-from .explained import explain, is_known, needs_gpu
+from .explained import explain, is_known, is_of_check
 from .few import Batch, Few, few_of, first_batch
 from .hearing import Heard
 from .observations import why_not_finite
@@ -88,7 +88,7 @@ def set_up(stage: Stage, name: str, last: ExitStack, is_resumed: bool = False) -
                 r"^'.*' does not fit this \w+: (Error\(s\) in loading state_dict for \w+:)?", "", str(error), flags=re.S
             )
             problems = [f"The run can't be resumed, since its checkpoint can't be read back: {' '.join(text.split())}"]
-        _tell_error(stage, problems, is_certain=not needs_gpu(error, trainer_of(stage)))
+        _tell_error(stage, problems, is_certain=not is_of_check(error, trainer_of(stage)))
         return None
     return trainer
 
@@ -145,7 +145,7 @@ class Tries:
         run = self._launch(trainer, "small", min(SIZES[0], whole))
         while run.error is not None:
             size = min([size for size in SIZES if run.size < size < whole], default=whole)
-            is_slow = size == whole and run.seconds / run.size * whole > MOST_SECONDS
+            is_slow = run.size < whole == size and run.seconds / run.size * whole > MOST_SECONDS
             if run.size == whole or is_slow or not _may_be_mended(run):
                 self._tell(run, is_certain=not (is_slow and _may_be_mended(run)))
                 return None
@@ -192,7 +192,7 @@ class Tries:
         is_certain = is_certain and not (isinstance(run.error, _OF_NUMBERS) and run.place.is_of_values)
         if not is_certain:
             problems = [f"{problem} With more than {run.size} samples it may work." for problem in problems]
-        _tell_error(self._stage, problems, is_certain and not needs_gpu(run.error, trainer_of(self._stage)))
+        _tell_error(self._stage, problems, is_certain and not is_of_check(run.error, trainer_of(self._stage)))
 
     def _launch(self, trainer: Any, name: str, size: int) -> SmallRun:
         """Launch a run for two optimizer steps with few samples, and one evaluation."""
