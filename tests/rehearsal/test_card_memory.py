@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
+from pathlib import Path
 
 import methods
 import pytest
@@ -16,6 +18,7 @@ from stable_ssl.data import Loader
 from stable_ssl.exceptions import ConfigError
 from stable_ssl.monitors import KNN
 from stable_ssl.rehearsal.cards import GIB, Card, card_named
+from stable_ssl.rehearsal.device.on_meta import check_on_meta
 from stable_ssl.rehearsal.report import Report
 from stable_ssl.rehearsal.resources.accounting import Accounting
 from stable_ssl.rehearsal.resources.memory import check_memory, knn_bytes
@@ -187,6 +190,25 @@ class Opaque(Small):
 
     def compute_loss(self):
         return (self.batch[0] @ torch.zeros(IN + 1, OUT)).mean()
+
+
+class Converges(Small):
+    """Has a loop that ends by a value."""
+
+    def compute_loss(self):
+        error = self.batch[0].mean() + 1
+        while error > 0.1:
+            error = error / 2
+        return super().compute_loss() + error
+
+
+def test_a_loop_that_ends_by_a_value_is_ended_and_its_line_is_named(tmp_path):
+    stage = stage_of(tmp_path, trainer=Converges)
+    memory_of(stage)
+    check_on_meta(dataclasses.replace(stage, card=card_named("24gb")))
+    line = f"{Path(__file__).name}:{inspect.getsourcelines(Converges)[1] + 5} "
+    found = [finding.text for finding in stage.report.of("warning")]
+    assert [text.partition(line)[2][:21] for text in found] == ["asks for values witho", "reads a value of a te"]
 
 
 def test_arrays_second_gradients_and_a_size_that_is_asked_for_are_no_obstacle(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -19,12 +19,11 @@ from ..step.tries import close
 from ..stepping import begin_epoch, take_batch
 from . import waits
 from .lines import line_of
-from .waits import Finding, Findings, Flops, noticing
+from .waits import Finding, Findings, noticing
 
 PART = "device"
 # A step of the package reads values in these files if optim.nonfinite is skip, and never else.
 _LOOK_AT_LOSSES = ("stable_ssl/engine/stepping.py", "stable_ssl/runtime/precision.py")
-_MOST_TRIES = 6
 _MOST_SAMPLES = 8  # of a set to evaluate on
 _SAYS_DEVICE = re.compile(r"expected device|same device|different devices|expected device \w+ but got")
 _IS_OF_GRAPH = re.compile("backward through the graph a second time|modified by an inplace operation")
@@ -48,44 +47,41 @@ def check_on_meta(stage: Stage) -> None:
 
     Two optimizer steps are taken with the run's first mini-batch, and a third one that logs. Waits count in the second
     one only: in the first, tables are made and copied once, and the third waits by nature. What CUDA refuses counts
-    everywhere. `flops_per_step` is that of an optimizer step of one process.
+    everywhere.
 
     A run on the CPU is not rehearsed, unless a card was named. What the card refuses is then a warning.
     """
     if stage.batch is None:
         return
-    findings, is_on_cpu = Findings(), False
+    findings, refused = Findings(), ERROR
     with left_as_it_was(), Heard().listening(), _eager(), ExitStack() as last:
         try:
             trainer = stage.throw_away("meta", META)
             last.callback(close, trainer)
-            is_on_cpu = _is_on_cpu(trainer)
-            if is_on_cpu and stage.card is None:
-                stage.report.tell(PART, left_out="hardware.device is cpu")
-                return
+            if str(trainer._configured["hardware"]["device"]) == "cpu":
+                refused = WARNING
+                if stage.card is None:
+                    stage.report.tell(PART, left_out="hardware.device is cpu")
+                    return
             with noticing(findings):
                 trainer.setup()
-        except Exception as error:
-            _tell_error(stage, findings, error)
+        except (Exception, SystemExit) as error:
+            _tell_error(stage, findings, error, refused)
         else:
-            _rehearse(stage, trainer, findings)
+            _rehearse(stage, trainer, findings, refused)
     for finding in findings.all:
-        level = ERROR if finding.kind in waits.ERRORS and not is_on_cpu else WARNING
+        level = refused if finding.kind in waits.ERRORS else WARNING
         stage.report.add(level, PART, _sentence(finding))
     stage.report.tell(PART, waits_per_step=len(findings.all) - len(findings.errors()))
 
 
-def _rehearse(stage: Stage, trainer: Any, findings: Findings) -> None:
+def _rehearse(stage: Stage, trainer: Any, findings: Findings, refused: str) -> None:
     """Train and evaluate a trainer that is set up on `meta`."""
-    flops = Flops()
-    error = _train(trainer, stage.batch, findings, flops)
+    error = _train(trainer, stage.batch, findings)
     if error is None:
-        _evaluate(stage, trainer, findings)
+        _evaluate(stage, trainer, findings, refused)
     else:
-        _tell_error(stage, findings, error)
-    if per_batch := flops.total / _group(trainer):
-        group = min(trainer._steps.num_batches, trainer.optim["accumulation_steps"])
-        stage.report.tell(PART, flops_per_step=round(per_batch * group))
+        _tell_error(stage, findings, error, refused)
 
 
 def _sentence(finding: Finding) -> str:
@@ -103,7 +99,7 @@ def _group(trainer: Any) -> int:
     return int(min(trainer.optim["accumulation_steps"], trainer._steps.num_batches, 2))
 
 
-def _train(trainer: Any, batch: Any, findings: Findings, flops: Flops) -> Exception | None:
+def _train(trainer: Any, batch: Any, findings: Findings) -> BaseException | None:
     """Take three optimizer steps, and return the error that ended them, if one did."""
     steps, group = trainer._steps, _group(trainer)
     steps.accumulation = group
@@ -113,11 +109,10 @@ def _train(trainer: Any, batch: Any, findings: Findings, flops: Flops) -> Except
         trainer.before_fit()
         begin_epoch(trainer)
 
-    def take(first: int, counter: Flops | None = None) -> Exception | None:
+    def take(first: int) -> BaseException | None:
         def step() -> None:
-            with counter or nullcontext():
-                for batch_idx in range(first, first + group):
-                    take_batch(trainer, batch_idx, *batch)
+            for batch_idx in range(first, first + group):
+                take_batch(trainer, batch_idx, *batch)
 
         return _tried(step, trainer, findings)
 
@@ -126,7 +121,7 @@ def _train(trainer: Any, batch: Any, findings: Findings, flops: Flops) -> Except
     error = error or take(0)
     if error is None:
         findings.forget_waits()
-        error = take(later, flops)
+        error = take(later)
     findings.counts_waits = False
     if error is None:
         trainer._recorder._every, trainer._recorder.emit = 1, lambda record: None
@@ -135,31 +130,24 @@ def _train(trainer: Any, batch: Any, findings: Findings, flops: Flops) -> Except
     return error
 
 
-def _tried(do: Callable[[], None], trainer: Any, findings: Findings) -> Exception | None:
-    """Do something on `meta`, and return the error that it ends with, if it does.
+def _tried(do: Callable[[], None], trainer: Any, findings: Findings) -> BaseException | None:
+    """Do something on `meta`, and return the error that it ends with, if it does."""
 
-    Code may raise because of an invented value, such as a true `torch.isnan(loss).any()`. Then it is tried again with
-    the other answer.
-    """
-    failure: Exception | None = None
-    for _ in range(_MOST_TRIES):
+    def attempt() -> None:
         with noticing(findings):
             try:
                 do()
             except (BreakStep, BreakEpoch, BreakAllEpochs):
                 trainer._steps.drop_group()
-                return None
-            except Exception as error:
-                failure = error
-                trainer._steps.drop_group()
-            else:
-                return None
-        if not findings.answer_otherwise():
-            break
-    return failure
+
+    try:
+        findings.answers.tried(attempt, trainer._steps.drop_group)
+    except (Exception, SystemExit) as error:
+        return error
+    return None
 
 
-def _evaluate(stage: Stage, trainer: Any, findings: Findings) -> None:
+def _evaluate(stage: Stage, trainer: Any, findings: Findings, refused: str) -> None:
     """Give a batch of each evaluation set to its metrics. Only what CUDA refuses counts: values are read by nature."""
     for name in trainer.eval_sets if stage.trainer is not None else ():
         try:
@@ -181,7 +169,7 @@ def _evaluate(stage: Stage, trainer: Any, findings: Findings) -> None:
 
         error = _tried(step, trainer, findings)
         if error is not None and _is_of_devices(error):
-            _tell_error(stage, findings, error)
+            _tell_error(stage, findings, error, refused)
 
 
 @contextmanager
@@ -194,22 +182,20 @@ def _eager() -> Iterator[None]:
         yield
 
 
-def _is_on_cpu(trainer: Any) -> bool:
-    return str(trainer._configured["hardware"]["device"]) == "cpu"
-
-
-def _is_of_devices(error: Exception) -> bool:
+def _is_of_devices(error: BaseException) -> bool:
     return _SAYS_DEVICE.search(str(error)) is not None
 
 
-def _tell_error(stage: Stage, findings: Findings, error: Exception) -> None:
-    """Report an error that ended the rehearsal, unless something else has been said that explains it."""
+def _tell_error(stage: Stage, findings: Findings, error: BaseException, refused: str) -> None:
+    """Report an error that ended the rehearsal, unless something else has been said that explains it.
+
+    `refused` is the level of what the card refuses: error or warning.
+    """
     if findings.errors():
         return
     text = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
     if _is_of_devices(error):
-        level = WARNING if stage.trainer is not None and _is_on_cpu(stage.trainer) else ERROR
-        stage.report.add(level, PART, f"{line_of(error)} mixes tensors of several devices: {text}")
+        stage.report.add(refused, PART, f"{line_of(error)} mixes tensors of several devices: {text}")
     elif stage.trainer is not None and _IS_OF_GRAPH.search(text):
         stage.report.error(
             PART,

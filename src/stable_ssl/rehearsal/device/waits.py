@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.flop_counter import flop_registry
 
+from .answers import Answers
 from .lines import caller, is_called_by_user
 from .stand_ins import autocast_for_meta, cuda_is_there, generators_for_meta, is_of_host
 
@@ -64,12 +64,14 @@ class Findings:
     ----------
     counts_waits
         Whether waits are noted now, and not only what CUDA refuses. False at first.
+    answers
+        What code is told that asks for a value.
     """
 
     def __init__(self) -> None:
         self.all: list[Finding] = []
         self.counts_waits = False
-        self._answers: dict[str, bool] = {}  # to bool(), by place
+        self.answers = Answers()
 
     def note(self, kind: str, what: str) -> None:
         """Note something that the code does that has called torch."""
@@ -89,19 +91,6 @@ class Findings:
     def errors(self) -> list[Finding]:
         """Return what CUDA refuses."""
         return [finding for finding in self.all if finding.kind in ERRORS]
-
-    def answer(self) -> bool:
-        """Return what bool() of a tensor without values gives: true, unless `answer_otherwise` decided otherwise."""
-        place = caller()
-        self._answers[place] = answer = self._answers.pop(place, True)  # the newest is the last
-        return answer
-
-    def answer_otherwise(self) -> bool:
-        """Let the newest bool() that was answered by true be false from now on. Return whether there is one."""
-        place = next((place for place, answer in reversed(self._answers.items()) if answer), None)
-        if place is not None:
-            self._answers[place] = False
-        return place is not None
 
 
 @contextlib.contextmanager
@@ -283,9 +272,7 @@ class _Operations(TorchDispatchMode):
     def _read(self, func: Any, tensor: Tensor) -> bool | int | float | complex:
         is_one = func is aten._local_scalar_dense.default
         self._findings.note(READS, "item(), bool(), int() or float()" if is_one else f"{_name(func)}()")
-        if not is_one or tensor.dtype == torch.bool:
-            return self._findings.answer()
-        return 1.0 if tensor.is_floating_point() else 1j if tensor.is_complex() else 1
+        return self._findings.answers.number(tensor.dtype) if is_one else self._findings.answers.truth()
 
     def _copy(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Copy a tensor, if it has values to copy."""
@@ -300,7 +287,7 @@ class _Operations(TorchDispatchMode):
             return func(*args, **kwargs)
         if waits:
             self._findings.note(TO_HOST, "to()" if is_new else "copy_()")
-        value = self._findings.answer() if source.dtype == torch.bool else 1
+        value = self._findings.answers.number(source.dtype)
         if not is_new:
             return args[0].fill_(value)
         return torch.full(source.shape, value, dtype=kwargs.get("dtype") or source.dtype, device=target)
@@ -337,20 +324,6 @@ class _Operations(TorchDispatchMode):
         ]
         if refused:
             self._findings.note(MIXED, f"{_name(func)}: {_described(refused)}")
-
-
-class Flops(TorchDispatchMode):
-    """Counts FLOPs, by the formulas of torch's `FlopCounterMode`, whose hooks refuse a gradient of a gradient."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        if func._overloadpacket in flop_registry:
-            self.total += int(flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=made))
-        return made
 
 
 def _is_written(argument: Any) -> bool:

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ...runtime.device import count_images
 from ...runtime.precision import Precision
+from ..device.answers import Answers
 from ..device.waits import SHAPES, Findings, nonzero, noticing
 from ..stage import CPU, META, Stage
 from ..stepping import take_steps
@@ -49,6 +50,8 @@ class FakeRun:
         All of its optimizers.
     num_samples
         Of the stage's batch.
+    answers
+        What the code was told in the newest step, where it asked for values.
     """
 
     def __init__(self, stage: Stage):
@@ -70,6 +73,7 @@ class FakeRun:
         trainer._run.precision = trainer._steps._precision = precision
         self.optimizers = [trainer.optim["optimizer"], *trainer._steps.trained.side.values()]
         self._use_foreach()
+        self.answers = Answers()
         self._make_states()
         indices, self._batch = stage.batch
         self.num_samples = count_images(indices, self._batch)
@@ -83,7 +87,7 @@ class FakeRun:
 
     def _make_states(self) -> None:
         """Let the optimizers make the states that they have after their first step."""
-        with self._mode, Answers():
+        with self._mode, Answering(self.answers):
             for optimizer in self.optimizers:
                 trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
                 for parameter in trained:
@@ -100,9 +104,6 @@ class FakeRun:
     def step(self, batch_size: int, count: int) -> tuple[Accounting, int]:
         """Take mini-batches of a size, and return their account, and its peak before the optimizer's own step.
 
-        Code may raise because of an invented value, such as a true `torch.isnan(loss).any()`. Then it is tried again
-        with the other answer.
-
         Parameters
         ----------
         batch_size
@@ -110,11 +111,8 @@ class FakeRun:
         count
             How many mini-batches. They make one optimizer step.
         """
-        try:
-            return self._step(batch_size, count, truth=True)
-        except Exception:
-            self.trainer._steps.drop_group()
-            return self._step(batch_size, count, truth=False)
+        self.answers = Answers()
+        return self.answers.tried(lambda: self._step(batch_size, count), self.trainer._steps.drop_group)  # type: ignore[no-any-return]
 
     def without_step(self, batch_size: int) -> Accounting:
         """Return the account of what a step takes before its forward pass, and of its gradients."""
@@ -132,7 +130,7 @@ class FakeRun:
         account.assign(self.states(), "optimizer")
         return account
 
-    def _step(self, batch_size: int, count: int, truth: bool) -> tuple[Accounting, int]:
+    def _step(self, batch_size: int, count: int) -> tuple[Accounting, int]:
         trainer, account, peaks = self.trainer, self._lasting(), []
         trainer._steps.accumulation = trainer._steps.num_batches = count
         parameters = list(trainer.parameters())
@@ -149,7 +147,7 @@ class FakeRun:
             account.assign([leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)], "views")
             last.enter_context(self._mode)
             last.enter_context(account)
-            last.enter_context(Answers(truth))
+            last.enter_context(Answering(self.answers))
             last.enter_context(CudaAutocast())
             last.enter_context(Arrays())
             take_steps(trainer, list(range(batch_size)), batch, count)
@@ -187,20 +185,20 @@ def _make_fake(tensor: Tensor, mode: FakeTensorMode) -> None:
     torch.utils.swap_tensors(tensor, fake)
 
 
-class Answers(TorchDispatchMode):
+class Answering(TorchDispatchMode):
     """Answers questions after values, which fake tensors can't. What is computed of real tensors alone stays real.
 
-    A number is 1. A choice of some rows takes all of them, so it takes as much memory as it can.
+    A choice of some rows takes all of them, so it takes as much memory as it can.
 
     Parameters
     ----------
-    truth
-        What the truth of a tensor is.
+    answers
+        What the answers are.
     """
 
-    def __init__(self, truth: bool = True):
+    def __init__(self, answers: Answers):
         super().__init__()
-        self._truth = truth
+        self._answers = answers
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -209,9 +207,9 @@ class Answers(TorchDispatchMode):
             with unset_fake_temporarily():
                 return func(*args, **kwargs)
         if func is aten._local_scalar_dense.default:
-            return self._truth if args[0].dtype == torch.bool else 1.0 if args[0].is_floating_point() else 1
+            return self._answers.number(args[0].dtype)
         if func in (aten.equal.default, aten.allclose.default):
-            return self._truth
+            return self._answers.truth()
         if func in SHAPES and kwargs.get("output_size") is None:
             return SHAPES[func](*args, **kwargs)
         if func is aten.index.Tensor:

@@ -12,6 +12,7 @@ from ...engine.building import data_sets
 from ...exceptions import ConfigError
 from ...monitors import KNN
 from ..cards import GIB
+from ..device.answers import ENDLESS
 from ..device.lines import line_of
 from ..report import ERROR
 from ..stage import Stage
@@ -76,15 +77,16 @@ class _Estimate:
         count = min(self._count, 2)  # more mini-batches take no more memory than two
         other = self.batch_size // 2 if self.batch_size >= 4 else 2 * self.batch_size
         self._count_here = count
-        self.failure: Exception | None = None
+        self.failure: BaseException | None = None
         self._points: list[tuple[int, int]] = []
         try:
             self._account, at_own = run.step(self.batch_size, count)
-        except Exception as error:  # of the user's code, which meets tensors without values here
+        except (Exception, SystemExit) as error:  # of the user's code, which meets tensors without values here
             self.failure, self._account = error, run.without_step(self.batch_size)
         else:
             with suppress(Exception):  # the code may ask for the run's own size
                 self._points = [(other, run.step(other, count)[1]), (self.batch_size, at_own)]
+        self._endless = run.answers.endless()
         self._factor = self._count / count
         self.parts = self._moments()
         self.moment = max(self.parts, key=lambda moment: sum(self.parts[moment].values()))
@@ -176,6 +178,12 @@ class _Estimate:
                 f"{line_of(self.failure)}: the step can't be tried without values beyond this line ({what}). So "
                 "the activations are missing in the figure: it holds parameters, gradients, optimizer and views only.",
             )
+        if self._endless:
+            report.warn(
+                "memory",
+                f"{self._endless} asks for values without end, as a loop does that ends by a value. It was ended after "
+                f"{ENDLESS} rounds. If the real loop has fewer, memory and time are overestimated.",
+            )
         if card is not None and self.peak + margin > card.memory_bytes:
             self._refuse(self.peak, margin, largest)
         if sum(host.values()) > host_memory():
@@ -201,7 +209,7 @@ class _Estimate:
             fits = "give the kNN monitor a smaller bank"
         if self._run.precision == "fp32":
             fits += f", or set hardware.precision (fp32) to {'bf16' if card.bf16 or not card.fp16 else 'fp16'}"
-        if peak > card.memory_bytes:
+        if peak > card.memory_bytes and not self._endless:
             report.error("memory", f"{need}, and {card.name} has {_gib(card.memory_bytes)}. To fit it, {fits}.")
         else:
             report.warn(

@@ -41,7 +41,7 @@ def check_pace(stage: Stage) -> None:
     """
     memory, report = stage.report.facts.get("memory", {}), stage.report
     flops: dict[str, int] = memory.get("flops_per_step", {})
-    report.tell("time", flops_per_step=sum(flops.values()) or report.facts.get("device", {}).get("flops_per_step"))
+    report.tell("time", flops_per_step=sum(flops.values()) or None)
     if stage.trainer is None:
         return
     if memory.get("views_on") == "host":
