@@ -246,7 +246,7 @@ class Unsaved(SupervisedTrainer):
 
 class Late(SupervisedTrainer):
     def before_fit(self):
-        self.module["head"] = nn.Linear(2, 2)
+        self.module["head"] = nn.Linear(2, 2).requires_grad_(False)
 
 
 class Attribute(SupervisedTrainer):
@@ -593,10 +593,10 @@ STEPS = {
         supervised, {"optim.scheduler": node("torch.optim.lr_scheduler.LambdaLR", lr_lambda=node("broken_steps.Falling"))},
         "optim.scheduler: IndexError: list index out of range. At " + place("return [1.0][step]"),
     ),
-    "a state is not restored": (*own("Forgets"), "A resumed run would not go on as it was: modules._extra_state.seen"),
+    "a state is not restored (warning)": (*own("Forgets"), "A resumed run would not go on as it was: modules._extra_state.seen"),
     "a state is no number": (*own("Unsaved"), "No checkpoint can hold modules._extra_state.kind (type)."),
-    "a module is made late": (*own("Late"), "The run can't be resumed, since its checkpoint can't be read back: Unexpected key(s) in state_dict: "
-        '"module.head.weight", "module.head.bias". Make modules, parameters and buffers in prepare_modules(modules)'),
+    "a module is made late (warning)": (*own("Late"), "The run can't be resumed, since its checkpoint can't be read back: Unexpected key(s) in state_dict: "
+        '"module.head.weight", "module.head.bias". Make modules, parameters and buffers in prepare_modules(modules), or in the trainer\'s constructor. A run that nothing interrupts ends'),
     "a number is not saved (warning)": (*own("Attribute"), "A resumed run begins with the first value of self.mean again"),
     # The number of samples
     "a loss needs more samples than a batch has": (

@@ -197,6 +197,20 @@ def test_a_run_that_only_evaluates_is_evaluated(tmp_path):
     assert (stage.batch, stage.trainer.global_step) == (None, 0)
 
 
+def test_a_layer_that_gets_its_size_from_the_first_batch_is_no_fault(tmp_path):
+    lazy = node("torch.nn.LazyLinear", out_features=10)
+    config = {
+        "trainer": changed(
+            supervised(), {"module.backbone": node("torch.nn.Sequential", node("torch.nn.Flatten"), lazy)}
+        )
+    }
+    stage = Stage(config, maker_of(config), tmp_path, Report())
+    build_parts(stage)
+    check_small_run(stage)
+    assert not stage.report.of("error")
+    assert stage.trainer is not None
+
+
 def test_a_problem_that_another_part_told_is_not_told_again(tmp_path):
     config = changed(supervised(), {"module.backbone": linear(64, 10), "module.odd": node("torch.nn.ReLU", 1, 2, 3)})
     stage = Stage({"trainer": config}, maker_of({"trainer": config}), tmp_path, Report())

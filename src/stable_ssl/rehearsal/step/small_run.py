@@ -17,7 +17,7 @@ from .groups import table_of_groups
 from .hearing import Heard, left_as_it_was
 from .observations import observations
 from .read_back import differences, lost, numbers_of
-from .room import BYTES_PER_PARAMETER, has_room
+from .room import BYTES_PER_PARAMETER, count_parameters, has_room
 from .tries import SmallRun, Tries, set_up
 
 
@@ -86,15 +86,14 @@ def _read_back(stage: Stage, run: SmallRun, last: ExitStack) -> None:
     if store.is_empty():
         return
     stage.report.tell("step", checkpoint_bytes=store.newest_meta()["files"]["state.pt"]["bytes"])
-    count = sum(parameter.numel() for parameter in run.trainer.parameters())
-    if BYTES_PER_PARAMETER * count > free_memory():
+    if BYTES_PER_PARAMETER * count_parameters([run.trainer]) > free_memory():
         stage.report.warn("step", "The checkpoint was not read back, since the memory that is free here is too small.")
         return
     second = set_up(stage, run.name, last, is_resumed=True)
     if second is None:
         return
     if changed := differences(second):
-        stage.report.error(
+        stage.report.warn(
             "step",
             f"A resumed run would not go on as it was: {some_of(changed)} of the checkpoint have other values after it "
             "was read. Do get_extra_state and set_extra_state, or state_dict and load_state_dict, fit together?",

@@ -87,8 +87,11 @@ def set_up(stage: Stage, name: str, last: ExitStack, is_resumed: bool = False) -
             text = re.sub(
                 r"^'.*' does not fit this \w+: (Error\(s\) in loading state_dict for \w+:)?", "", str(error), flags=re.S
             )
-            problems = [f"The run can't be resumed, since its checkpoint can't be read back: {' '.join(text.split())}"]
-        _tell_error(stage, problems, is_certain=not needs_gpu(error, trainer_of(stage)))
+            problems = [
+                f"The run can't be resumed, since its checkpoint can't be read back: {' '.join(text.split())} A run "
+                "that nothing interrupts ends all the same."
+            ]
+        _tell_error(stage, problems, is_certain=not is_resumed and not needs_gpu(error, trainer_of(stage)))
         return None
     return trainer
 
