@@ -19,11 +19,15 @@ from stable_ssl.monitors import Monitor
 HERE = Path(__file__).name
 
 
-def pictures(number=12, channels=1, size=8, classes=10, kind="float32", labels="int64", copies=1):
-    """Noise with labels, the largest among the last samples; with `copies`, that many views of each."""
+def pictures(number=12, channels=1, size=8, classes=10, kind="float32", labels="int64", copies=1, dark=0):
+    """Noise with labels, the largest among the last samples; with `copies`, that many views of each.
+
+    The last `dark` images are 0 everywhere.
+    """
     generator = torch.Generator().manual_seed(0)
     images = (255 * torch.rand(number, channels, size, size, generator=generator)).to(getattr(torch, kind))
     images = images / 255 if images.is_floating_point() else images
+    images[number - dark :] = 0
     targets = torch.arange(number) * classes // number
     if labels == "one-hot":
         targets = nn.functional.one_hot(targets, classes)
@@ -125,6 +129,11 @@ class Unbounded(SupervisedTrainer):
 class Rooted(SupervisedTrainer):
     def compute_loss(self):  # the root of 0 has no finite slope
         return super().compute_loss()["loss"] + (self.module["backbone"][1].weight * 0).sum().sqrt()
+
+
+class Contrasts(SupervisedTrainer):
+    def compute_loss(self):
+        return (super().compute_loss()["loss"] / self.batch[0].flatten(1).std(1)).mean()
 
 
 class Detached(SupervisedTrainer):
@@ -541,6 +550,19 @@ STEPS = {
     ),
     "a module's name is misspelled": (
         *own("Misspelled"), "compute_loss(): KeyError: 'backbon'. At " + place('["backbon"]'),
+    ),
+    # Samples after those of the first step
+    "a later label is too large": (
+        supervised,
+        {"module.backbone": flat(linear(64, 9)), "data.train": loader(number=24), "logger.metric": {}},
+        "compute_loss(): the labels go up to 9, but module.backbone gives 9 scores, for labels from 0 to 8. "
+        "Set module.backbone._args_[1].out_features to 10 or more, or count the labels from 0. "
+        "So it is with sample 22 of data.train, and not with those of the first step.",
+    ),
+    "a later image has no contrast": (
+        *own("Contrasts", **{"data.train": loader(number=24, dark=1)}),
+        "compute_loss(): not finite: loss inf. Mend the sample or leave it out, or have the loss be finite for it. "
+        "So it is with sample 23 of data.train",
     ),
     # Hooks
     "before_fit": (*own("AtFit"), "before_fit(): LoggerConfig has no field 'path'. Did you mean 'dump_path'? At " + place("mkdir()")),

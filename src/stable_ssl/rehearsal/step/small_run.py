@@ -16,6 +16,7 @@ from ..stage import Stage
 from .groups import table_of_groups
 from .hearing import Heard, left_as_it_was
 from .observations import observations
+from .others import check_other_samples
 from .read_back import differences, lost, numbers_of
 from .room import BYTES_PER_PARAMETER, count_parameters, has_room
 from .tries import SmallRun, Tries, set_up
@@ -39,6 +40,7 @@ def check_small_run(stage: Stage) -> None:
             stage.trainer = run.trainer
             _tell_of(stage, run)
             _read_back(stage, run, last)
+            check_other_samples(stage, run)
     known = {finding.text for finding in stage.report.findings}
     for text in heard.texts(is_whole=run is not None):
         if text not in known:
