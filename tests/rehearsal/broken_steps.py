@@ -126,6 +126,24 @@ class Unbounded(SupervisedTrainer):
         return {"good": super().compute_loss()["loss"], "bad": self.predict().sum() * float("inf")}
 
 
+class Decomposes(SupervisedTrainer):
+    def compute_loss(self):
+        return super().compute_loss()["loss"] + torch.linalg.svdvals(self.predict()).sum()
+
+
+class Enqueues(SupervisedTrainer):
+    """On CUDA, autocast gives these operations, and so the queue, the numbers that they have in fp32."""
+
+    queue = torch.zeros(12, 10)
+
+    def compute_loss(self):
+        unit = nn.functional.normalize(self.predict())
+        with torch.autocast("cuda", enabled=False):
+            torch.linalg.svdvals(unit @ unit.T)
+        self.queue.index_copy_(0, torch.arange(len(unit)), unit.detach())
+        return nn.functional.mse_loss(unit.softmax(1).pow(2), torch.zeros_like(unit))
+
+
 class Rooted(SupervisedTrainer):
     def compute_loss(self):  # the root of 0 has no finite slope
         return super().compute_loss()["loss"] + (self.module["backbone"][1].weight * 0).sum().sqrt()
@@ -563,6 +581,12 @@ STEPS = {
         *own("Contrasts", **{"data.train": loader(number=24, dark=1)}),
         "compute_loss(): not finite: loss inf. Mend the sample or leave it out, or have the loss be finite for it. "
         "So it is with sample 23 of data.train",
+    ),
+    # Half precision
+    "a decomposition is asked for in half precision (warning)": (
+        *own("Decomposes", **{"hardware.precision": "bf16"}),
+        "hardware.precision: bf16: compute_loss() fails if it is tried in bf16 on the CPU, and not in fp32: "
+        "NotImplementedError: \"linalg_svd_cpu\" not implemented for 'BFloat16'. At " + place("svdvals("),
     ),
     # Hooks
     "before_fit": (*own("AtFit"), "before_fit(): LoggerConfig has no field 'path'. Did you mean 'dump_path'? At " + place("mkdir()")),

@@ -121,6 +121,13 @@ def test_a_loss_for_one_size_of_batches_is_not_taken_to_fail_with_other_samples(
     assert not checked(config, tmp_path).report.findings
 
 
+def test_half_precision_gives_the_numbers_of_cuda(tmp_path):
+    config = changed(supervised(), {"_target_": "broken_steps.Enqueues", "hardware.precision": "fp16"})
+    stage = checked(config, tmp_path)
+    assert not stage.report.findings
+    assert stage.report.facts["step"]["tried_in_half"]
+
+
 class Frozen(JointEmbeddingTrainer):
     def prepare_modules(self, modules):
         super().prepare_modules(modules)

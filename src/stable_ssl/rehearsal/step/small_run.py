@@ -14,6 +14,7 @@ from ...loggers.jsonl import read_metrics
 from ..sections import section
 from ..stage import Stage
 from .groups import table_of_groups
+from .half import check_in_half
 from .hearing import Heard, left_as_it_was
 from .observations import observations
 from .others import check_other_samples
@@ -34,13 +35,17 @@ def check_small_run(stage: Stage) -> None:
     if _waits_for_data(stage) or not has_room(stage, modules):
         return
     heard, run = Heard(), None
-    with left_as_it_was(), heard.listening(), ExitStack() as last:
-        run = Tries(stage, last, heard).made()
+    with left_as_it_was(), ExitStack() as last:
+        tries = Tries(stage, last, heard)
+        with heard.listening():
+            run = tries.made()
+            if run is not None:
+                stage.trainer = run.trainer
+                _tell_of(stage, run)
+                _read_back(stage, run, last)
+                check_other_samples(stage, run)
         if run is not None:
-            stage.trainer = run.trainer
-            _tell_of(stage, run)
-            _read_back(stage, run, last)
-            check_other_samples(stage, run)
+            check_in_half(stage, run, tries)
     known = {finding.text for finding in stage.report.findings}
     for text in heard.texts(is_whole=run is not None):
         if text not in known:

@@ -14,9 +14,10 @@ from ...exceptions import CheckpointError, NanError, Preempted, some_of
 from ...monitors import KNN
 from ...runtime.batches import labels_of
 from ...runtime.device import count_images
+from ...runtime.precision import Precision
 from ..report import ERROR
 from ..sections import trainer_of
-from ..stage import Stage
+from ..stage import CPU, Stage
 from .explained import explain, is_known, needs_gpu
 from .few import Batch, Few, few_of, first_batch
 from .hearing import Heard
@@ -160,6 +161,14 @@ class Tries:
                 return None
             run = self._launch(trainer, name, size)
         return run
+
+    def in_half(self, size: int) -> SmallRun | None:
+        """Return another run of the same samples, in bf16, come to its end or not; None if there is none."""
+        trainer = set_up(self._stage, "half", self._last)
+        if trainer is None:
+            return None
+        trainer._run.precision = Precision("bf16", CPU)
+        return self._launch(trainer, "half", size)
 
     def _read(self, trainer: Any, is_whole: bool = False) -> bool:
         """Read the first batch of each set, and return whether all could be read.
