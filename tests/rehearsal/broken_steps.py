@@ -289,6 +289,11 @@ class Freezes(SupervisedTrainer):
         self.module["backbone"].requires_grad_(False)
 
 
+class Schedules(SupervisedTrainer):
+    def after_fit_step(self):
+        self.optim["scheduler"].step()
+
+
 class Evaluates(SupervisedTrainer):
     def before_fit_epoch(self):
         self.module["backbone"].eval()
@@ -638,6 +643,10 @@ STEPS = {
     "a schedule has no such step": (
         supervised, {"optim.scheduler": node("torch.optim.lr_scheduler.LambdaLR", lr_lambda=node("broken_steps.Falling"))},
         "optim.scheduler: IndexError: list index out of range. At " + place("return [1.0][step]"),
+    ),
+    "a hook moves the schedule on (warning)": (
+        *own("Schedules", **{"optim.scheduler": node("torch.optim.lr_scheduler.StepLR", step_size=9)}),
+        "optim.scheduler: it has moved on 2 times in 1 step.",
     ),
     "a state is not restored (warning)": (*own("Forgets"), "A resumed run would not go on as it was: modules._extra_state.seen"),
     "a state is no number": (*own("Unsaved"), "No checkpoint can hold modules._extra_state.kind (type)."),
