@@ -648,6 +648,14 @@ STEPS = {
         *own("Schedules", **{"optim.scheduler": node("torch.optim.lr_scheduler.StepLR", step_size=9)}),
         "optim.scheduler: it has moved on 2 times in 1 step.",
     ),
+    "a schedule is over too early (warning)": (
+        supervised, {"optim.epochs": 50, "optim.scheduler": node("torch.optim.lr_scheduler.MultiStepLR", milestones=[5, 8])},
+        "optim.scheduler: after 8 of 50 steps the rate is 0.001 for good.",
+    ),
+    "a schedule is far too long (warning)": (
+        supervised, {"optim.scheduler": node("stable_ssl.schedulers.LinearWarmupCosineAnnealing", total_steps=6)},
+        "optim.scheduler.total_steps: 6, but the run has 3 optimizer steps, so it ends long before its schedule.",
+    ),
     "a state is not restored (warning)": (*own("Forgets"), "A resumed run would not go on as it was: modules._extra_state.seen"),
     "a state is no number": (*own("Unsaved"), "No checkpoint can hold modules._extra_state.kind (type)."),
     "a module is made late (warning)": (*own("Late"), "The run can't be resumed, since its checkpoint can't be read back: Unexpected key(s) in state_dict: "

@@ -25,12 +25,6 @@ def observations(run: Any, values: Mapping[str, float]) -> Iterator[str]:
     """
     if "train" in run.trainer.data and not run.watch.gradients:
         yield "No optimizer step was taken, since hooks have broken off each mini-batch, the epoch, or training."
-    moved, steps = getattr(run.trainer.optim["scheduler"], "last_epoch", 0), run.trainer._progress.schedule_step
-    if moved > steps > 0:
-        yield (
-            f"optim.scheduler: it has moved on {moved} times in {steps} step{'s' * (steps > 1)}. The run calls its "
-            "step() after each optimizer step, so a hook must not call it too."
-        )
     yield from _of_gradients(run.watch)
     yield from _of_modes(run.watch)
     for name in ("latest_representations", "latest_embeddings"):

@@ -20,6 +20,7 @@ from .observations import observations
 from .others import check_other_samples
 from .read_back import differences, lost, numbers_of
 from .room import BYTES_PER_PARAMETER, count_parameters, has_room
+from .schedules import odd_schedule
 from .tries import SmallRun, Tries, set_up
 
 
@@ -111,4 +112,7 @@ def _read_back(stage: Stage, run: SmallRun, last: ExitStack) -> None:
             f"A resumed run begins with the first value of {some_of(names)} again: no checkpoint holds plain "
             "attributes. If a later step needs what is there, make it a buffer, or return it by get_extra_state.",
         )
-    stage.report.tell("step", groups=table_of_groups(second))
+    groups = table_of_groups(second)
+    stage.report.tell("step", groups=groups)
+    for text in odd_schedule(run.trainer, groups):
+        stage.report.warn("step", text)
