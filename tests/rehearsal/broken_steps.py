@@ -20,11 +20,15 @@ from stable_ssl.monitors import Monitor
 HERE = Path(__file__).name
 
 
-def pictures(number=12, channels=1, size=8, classes=10, kind="float32", labels="int64", copies=1):
-    """Noise with labels, the largest among the last samples; with `copies`, that many views of each."""
+def pictures(number=12, channels=1, size=8, classes=10, kind="float32", labels="int64", copies=1, dark=0):
+    """Noise with labels, the largest among the last samples; with `copies`, that many views of each.
+
+    The last `dark` images are 0 everywhere.
+    """
     generator = torch.Generator().manual_seed(0)
     images = (255 * torch.rand(number, channels, size, size, generator=generator)).to(getattr(torch, kind))
     images = images / 255 if images.is_floating_point() else images
+    images[number - dark :] = 0
     targets = torch.arange(number) * classes // number
     if labels == "one-hot":
         targets = nn.functional.one_hot(targets, classes)
@@ -123,9 +127,32 @@ class Unbounded(SupervisedTrainer):
         return {"good": super().compute_loss()["loss"], "bad": self.predict().sum() * float("inf")}
 
 
+class Decomposes(SupervisedTrainer):
+    def compute_loss(self):
+        return super().compute_loss()["loss"] + torch.linalg.svdvals(self.predict()).sum()
+
+
+class Enqueues(SupervisedTrainer):
+    """On CUDA, autocast gives these operations, and so the queue, the numbers that they have in fp32."""
+
+    queue = torch.zeros(12, 10)
+
+    def compute_loss(self):
+        unit = nn.functional.normalize(self.predict())
+        with torch.autocast("cuda", enabled=False):
+            torch.linalg.svdvals(unit @ unit.T)
+        self.queue.index_copy_(0, torch.arange(len(unit)), unit.detach())
+        return nn.functional.mse_loss(unit.softmax(1).pow(2), torch.zeros_like(unit))
+
+
 class Rooted(SupervisedTrainer):
     def compute_loss(self):  # the root of 0 has no finite slope
         return super().compute_loss()["loss"] + (self.module["backbone"][1].weight * 0).sum().sqrt()
+
+
+class Contrasts(SupervisedTrainer):
+    def compute_loss(self):
+        return (super().compute_loss()["loss"] / self.batch[0].flatten(1).std(1)).mean()
 
 
 class Detached(SupervisedTrainer):
@@ -252,7 +279,7 @@ class Unsaved(SupervisedTrainer):
 
 class Late(SupervisedTrainer):
     def before_fit(self):
-        self.module["head"] = nn.Linear(2, 2)
+        self.module["head"] = nn.Linear(2, 2).requires_grad_(False)
 
 
 class Attribute(SupervisedTrainer):
@@ -266,6 +293,11 @@ class Attribute(SupervisedTrainer):
 class Freezes(SupervisedTrainer):
     def before_eval(self):
         self.module["backbone"].requires_grad_(False)
+
+
+class Schedules(SupervisedTrainer):
+    def after_fit_step(self):
+        self.optim["scheduler"].step()
 
 
 class Evaluates(SupervisedTrainer):
@@ -548,6 +580,25 @@ STEPS = {
     "a module's name is misspelled": (
         *own("Misspelled"), "compute_loss(): KeyError: 'backbon'. At " + place('["backbon"]'),
     ),
+    # Samples after those of the first step
+    "a later label is too large": (
+        supervised,
+        {"module.backbone": flat(linear(64, 9)), "data.train": loader(number=24), "logger.metric": {}},
+        "compute_loss(): the labels go up to 9, but module.backbone gives 9 scores, for labels from 0 to 8. "
+        "Set module.backbone._args_[1].out_features to 10 or more, or count the labels from 0. "
+        "So it is with sample 22 of data.train, and not with those of the first step.",
+    ),
+    "a later image has no contrast": (
+        *own("Contrasts", **{"data.train": loader(number=24, dark=1)}),
+        "compute_loss(): not finite: loss inf. Mend the sample or leave it out, or have the loss be finite for it. "
+        "So it is with sample 23 of data.train",
+    ),
+    # Half precision
+    "a decomposition is asked for in half precision (warning)": (
+        *own("Decomposes", **{"hardware.precision": "bf16"}),
+        "hardware.precision: bf16: compute_loss() fails if it is tried in bf16 on the CPU, and not in fp32: "
+        "NotImplementedError: \"linalg_svd_cpu\" not implemented for 'BFloat16'. At " + place("svdvals("),
+    ),
     # Hooks
     "before_fit": (*own("AtFit"), "before_fit(): LoggerConfig has no field 'path'. Did you mean 'dump_path'? At " + place("mkdir()")),
     "after_fit_epoch": (*own("AfterEpoch"), "after_fit_epoch(): ZeroDivisionError: division by zero. At " + place("1 / self.batch_idx")),
@@ -600,10 +651,22 @@ STEPS = {
         supervised, {"optim.scheduler": node("torch.optim.lr_scheduler.LambdaLR", lr_lambda=node("broken_steps.Falling"))},
         "optim.scheduler: IndexError: list index out of range. At " + place("return [1.0][step]"),
     ),
-    "a state is not restored": (*own("Forgets"), "A resumed run would not go on as it was: modules._extra_state.seen"),
+    "a hook moves the schedule on (warning)": (
+        *own("Schedules", **{"optim.scheduler": node("torch.optim.lr_scheduler.StepLR", step_size=9)}),
+        "optim.scheduler: it has moved on 2 times in 1 step.",
+    ),
+    "a schedule is over too early (warning)": (
+        supervised, {"optim.epochs": 50, "optim.scheduler": node("torch.optim.lr_scheduler.MultiStepLR", milestones=[5, 8])},
+        "optim.scheduler: after 8 of 50 steps the rate is 0.001 for good.",
+    ),
+    "a schedule is far too long (warning)": (
+        supervised, {"optim.scheduler": node("stable_ssl.schedulers.LinearWarmupCosineAnnealing", total_steps=6)},
+        "optim.scheduler.total_steps: 6, but the run has 3 optimizer steps, so it ends long before its schedule.",
+    ),
+    "a state is not restored (warning)": (*own("Forgets"), "A resumed run would not go on as it was: modules._extra_state.seen"),
     "a state is no number": (*own("Unsaved"), "No checkpoint can hold modules._extra_state.kind (type)."),
-    "a module is made late": (*own("Late"), "The run can't be resumed, since its checkpoint can't be read back: Unexpected key(s) in state_dict: "
-        '"module.head.weight", "module.head.bias". Make modules, parameters and buffers in prepare_modules(modules)'),
+    "a module is made late (warning)": (*own("Late"), "The run can't be resumed, since its checkpoint can't be read back: Unexpected key(s) in state_dict: "
+        '"module.head.weight", "module.head.bias". Make modules, parameters and buffers in prepare_modules(modules), or in the trainer\'s constructor. A run that nothing interrupts ends'),
     "a number is not saved (warning)": (*own("Attribute"), "A resumed run begins with the first value of self.mean again"),
     # The number of samples
     "a loss needs more samples than a batch has": (

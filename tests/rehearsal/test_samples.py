@@ -204,6 +204,14 @@ def test_samples_without_declared_views_that_make_no_batch_or_odd_values(report,
     assert len(found.findings) == 1
 
 
+def test_the_samples_that_a_loss_may_fail_with_are_noted(report):
+    images = torch.rand(200, 3, 9, 9)
+    images[30], images[60, 0, 0, 0], images[90] = 0.5, float("nan"), images[90] + 5
+    odd = []
+    report({"train": Loader(Own(lambda i: (images[i], {120: 4, 150: -1}.get(i, 1)), 200), 8)}, all_data=True, odd=odd)
+    assert odd == [60, 30, 90, 120, 150]
+
+
 @pytest.mark.parametrize(
     "sample", [(), {}, None, {"a": 1}, torch.rand(3, 8, 8).to_sparse(), torch.rand(8).requires_grad_(), object()]
 )

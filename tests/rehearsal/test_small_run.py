@@ -13,7 +13,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from broken_steps import VIT, changed, joint, linear, node, supervised
+from broken_steps import VIT, changed, joint, linear, loader, node, supervised
 from torch import nn
 from toys import Toy, toy_backbone, toy_dataset
 
@@ -111,6 +111,23 @@ def test_a_loss_that_is_nan_with_few_samples_is_tried_with_more(tmp_path):
     assert stage.report.facts["step"]["batch_size"] == 12
 
 
+def test_a_loss_for_one_size_of_batches_is_not_taken_to_fail_with_other_samples(tmp_path):
+    class OfTwo(SupervisedTrainer):
+        def compute_loss(self):
+            assert len(self.batch[0]) == 2
+            return super().compute_loss()
+
+    config = changed(supervised(), {"_target_": OfTwo, "data.train": loader(number=24)})
+    assert not checked(config, tmp_path).report.findings
+
+
+def test_half_precision_gives_the_numbers_of_cuda(tmp_path):
+    config = changed(supervised(), {"_target_": "broken_steps.Enqueues", "hardware.precision": "fp16"})
+    stage = checked(config, tmp_path)
+    assert not stage.report.findings
+    assert stage.report.facts["step"]["tried_in_half"]
+
+
 class Frozen(JointEmbeddingTrainer):
     def prepare_modules(self, modules):
         super().prepare_modules(modules)
@@ -130,9 +147,8 @@ def test_a_group_of_mini_batches_makes_the_step(tmp_path):
     class Counts(Toy):
         calls = 0
 
-        def compute_loss(self):
+        def after_fit_step(self):
             Counts.calls += 1
-            return super().compute_loss()
 
     optim = {"optimizer": functools.partial(torch.optim.SGD, lr=0.1), "epochs": 5, "accumulation_steps": 3}
     trainer = Counts({"train": Loader(toy_dataset(), 4)}, {"backbone": toy_backbone()}, {}, optim, {})
@@ -163,7 +179,8 @@ def test_hooks_run_in_the_order_of_a_run(tmp_path):
         setattr(Told, name, lambda self, name=name: called.append(name))
     config = changed(supervised(), {"_target_": Told, "logger.eval_every_epoch": 50, "optim.epochs": 100})
     checked(config, tmp_path)
-    assert called == [
+    assert set(called[10:]) == {"before_fit_epoch", "before_fit_step"}  # other samples are tried after the run
+    assert called[:10] == [
         *("before_fit", "before_fit_epoch", "before_fit_step", "after_fit_step", "after_fit_epoch"),
         *("before_eval", "before_eval_step", "after_eval_step", "after_eval", ("after_fit", 1)),
     ]
@@ -195,6 +212,20 @@ def test_a_run_that_only_evaluates_is_evaluated(tmp_path):
     assert not stage.report.findings
     assert stage.report.facts["step"]["metrics"].keys() == {"test/accuracy"}
     assert (stage.batch, stage.trainer.global_step) == (None, 0)
+
+
+def test_a_layer_that_gets_its_size_from_the_first_batch_is_no_fault(tmp_path):
+    lazy = node("torch.nn.LazyLinear", out_features=10)
+    config = {
+        "trainer": changed(
+            supervised(), {"module.backbone": node("torch.nn.Sequential", node("torch.nn.Flatten"), lazy)}
+        )
+    }
+    stage = Stage(config, maker_of(config), tmp_path, Report())
+    build_parts(stage)
+    check_small_run(stage)
+    assert not stage.report.of("error")
+    assert stage.trainer is not None
 
 
 def test_a_problem_that_another_part_told_is_not_told_again(tmp_path):

@@ -52,6 +52,8 @@ class Stage:
     batch
         The first batch of `data.train` as the run gets it, on the CPU: sample indices and the batch itself. None: there
         is none.
+    odd
+        Samples of `data.train` that a loss may fail with, if it fails with any.
     """
 
     config: Mapping[str, Any]
@@ -65,6 +67,7 @@ class Stage:
     built: dict[str, Any] = field(default_factory=dict)
     trainer: Any = None
     batch: tuple[Any, Any] | None = None
+    odd: list[int] = field(default_factory=list)
 
     def throw_away(self, name: str, device: torch.device = CPU) -> Any:
         """Return a trainer of the run's configuration that is not set up yet, and leaves no trace.

@@ -32,11 +32,24 @@ def begin_epoch(trainer: Any) -> None:
     trainer._steps.begin_epoch(trainer.before_fit_epoch)
 
 
+def losses_of(trainer: Any, indices: Any, batch: Any) -> Any:
+    """Return the losses of the first mini-batch of an epoch, before the backward pass."""
+    _begin(trainer, 0, indices, batch)
+    with trainer._run.precision.autocast:
+        losses = trainer.compute_loss()
+    trainer.side_losses()
+    return losses
+
+
 def take_batch(trainer: Any, batch_idx: int, indices: Any, batch: Any) -> None:
     """Train on one mini-batch, as `_fit_epoch` does. `batch_idx` is its place in the epoch; see `take_steps`."""
+    _begin(trainer, batch_idx, indices, batch)
+    trainer._fit_step()
+    trainer._finish_batch()
+
+
+def _begin(trainer: Any, batch_idx: int, indices: Any, batch: Any) -> None:
     placed = to_device(batch, trainer.device, trainer.hardware["channels_last"])
     vars(trainer).update(batch_idx=batch_idx, indices=indices, batch=placed, stepped=False)
     trainer._steps.begin(batch_idx)
     trainer.before_fit_step()
-    trainer._fit_step()
-    trainer._finish_batch()

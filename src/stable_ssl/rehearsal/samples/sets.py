@@ -30,6 +30,7 @@ from .batching import check_counts, check_order
 from .classes import check_labels
 from .labels import Labels, labels_of_batches, labels_of_set
 from .looking import Look, Looker, chosen, look_at
+from .odd import odd_ones
 from .overlap import check_overlap
 from .pixels import check_normalised_alike, check_pixels, check_views_of, facts_of
 from .together import add_together
@@ -146,6 +147,8 @@ def _look_at_set(stage: Stage, name: str, loader: Loader, seen: dict[str, tuple[
     labels = labels_of_set(loader, looks)
     check_order(stage, name, loader, labels)
     stage.report.facts["data"][name]["classes"] = labels.expected
+    if name == "train":
+        stage.odd.extend(odd_ones(looks, labels))
     return labels
 
 

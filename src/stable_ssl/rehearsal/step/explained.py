@@ -37,23 +37,23 @@ def explain(error: BaseException, place: Place, config: Any) -> list[str]:
     if isinstance(error, _OWN):
         return [f"{place.key}: {message}" if place.key.startswith("logger.") else message]
     if isinstance(error, BreakStep | BreakEpoch):
-        return [f"{outcome(error)[1]}{_at(place)}"]
+        return [f"{outcome(error)[1]}{at(place)}"]
     if _needs_gpu(error, config):
-        return [f"{caller}: it calls CUDA, so it can't be tried without a GPU.{_at(place)}"]
+        return [f"{caller}: it calls CUDA, so it can't be tried without a GPU.{at(place)}"]
     if needs_network(error):
-        return [f"{caller}: it reaches another machine, which a check doesn't, so it can't be tried.{_at(place)}"]
+        return [f"{caller}: it reaches another machine, which a check doesn't, so it can't be tried.{at(place)}"]
     for kind, sentence in _KINDS:
         if (match := re.search(kind, message)) and (text := sentence(match, place, config)):
-            return [f"{text}{_at(place)}"]
+            return [f"{text}{at(place)}"]
     if metric := _of_metric(place):
-        return [metric if "predict()" in metric else f"{metric} {_named(error, message)}"]
+        return [metric if "predict()" in metric else f"{metric} {named(error)}"]
     where = place.key if not place.method or place.key.startswith("logger.") else place.method
     if place.is_sentence:
         where = place.key if place.key.startswith(("logger.", "module.")) else where if place.line else ""
-        return [f"{where}: {message}{_at(place)}" if where else message]
+        return [f"{where}: {message}{at(place)}" if where else message]
     inside = f" In {place.layer}" if place.key not in ("", where) else ""
     got = f", which got {place.got}." if inside and place.got else "." if inside else ""
-    return [f"{where or 'The run'}: {_named(error, message)}{inside}{got}{_at(place)}"]
+    return [f"{where or 'The run'}: {named(error)}{inside}{got}{at(place)}"]
 
 
 def is_known(error: BaseException, place: Place) -> bool:
@@ -86,11 +86,13 @@ def _first_line(error: BaseException) -> str:
     return (str(error.args[0] if is_sentence else error).splitlines() or [""])[0].split(" Hint: ")[0]
 
 
-def _named(error: BaseException, message: str) -> str:
-    return f"{type(error).__name__}: {message}".removesuffix(": ").removesuffix(".") + "."
+def named(error: BaseException) -> str:
+    """Return the class and the first line of an error as a sentence."""
+    return f"{type(error).__name__}: {_first_line(error)}".removesuffix(": ").removesuffix(".") + "."
 
 
-def _at(place: Place) -> str:
+def at(place: Place) -> str:
+    """Return " At file.py:12.", the line of the user's code; "" if there is none."""
     return f" At {place.line}." if place.line else ""
 
 

@@ -39,8 +39,14 @@ def first_batch(loader: Any, most: int | None = None) -> Batch | None:
         with closing(loader.batches(0)) as batches:
             return next(batches, None)
     wanted = [indices[:most] for indices in loader._index_batches(0)[:1]]
-    with _not_held(loader), closing(cast(Generator, loader._batches(0, wanted))) as batches:
+    with closing(batches_of(loader, wanted)) as batches:
         return next(batches, None)
+
+
+def batches_of(loader: Loader, wanted: list[list[int]]) -> Generator[Batch]:
+    """Yield the batch of each list of sample indices, as in epoch 0 of the run. No other samples are read."""
+    with _not_held(loader), closing(cast(Generator, loader._batches(0, wanted))) as batches:
+        yield from batches
 
 
 @contextmanager
@@ -73,13 +79,17 @@ def few_of(found: Batch, count: int) -> Batch:
     count
         How many samples.
     """
-    indices, batch = found
-    size = count_images(None, batch)
+    size, labels = count_images(None, found[1]), labels_of(found[1])
     if size <= count:
         return found
-    labels = labels_of(batch)
     odd = [int(labels.argmax()), int(labels.argmin())] if labels is not None and len(labels) == size else []
-    rows = sorted([*dict.fromkeys([*odd, *range(size)])][:count])
+    return rows_of(found, sorted([*dict.fromkeys([*odd, *range(size)])][:count]))
+
+
+def rows_of(found: Batch, rows: list[int]) -> Batch:
+    """Return a batch with some of its samples, given by their places in it."""
+    indices, batch = found
+    size = count_images(None, batch)
 
     def chosen(part: Any) -> Any:
         if isinstance(part, list | tuple) and len(part) == size:

@@ -14,7 +14,7 @@ from ...engine.optimizing import unscheduled
 _MOST_STEPS = 5_000  # for which a function of the step is asked for its value
 _MOST_SECONDS = 2.0  # for a schedule that has to be gone through step by step
 
-Rates = tuple[float, float, float | None]
+Course = dict[int, float]  # rates by step, of all steps or of some that tell the course
 
 
 def table_of_groups(trainer: Any) -> list[dict[str, Any]]:
@@ -29,31 +29,42 @@ def table_of_groups(trainer: Any) -> list[dict[str, Any]]:
     -------
     list of dict
         Per group of an optimizer: its `name` in `optim.groups`; the class of its `optimizer`; its `modules`; its
-        numbers of `tensors` and `parameters`; `lr`, its largest rate; its `weight_decay`; its `schedule` in words; and
-        its `rates`: the first, the largest and the last one, which is None if it takes too long to find. What no
-        optimizer has comes last.
+        numbers of `tensors` and `parameters`; `lr`, its largest rate; its `weight_decay`; its `schedule` in words; its
+        `rates`: the first, the largest and the last one, which is None if it takes too long to find; and the step from
+        which on it is `settled`: its rate is the last one, or below a millionth of the largest. What no optimizer has
+        comes last.
     """
+    total = trainer.optim["total_steps"]
     names = {id(parameter): name for name, parameter in trainer.named_parameters()}
     schedule = trainer.optim["scheduler"]
     made: list[dict[str, Any]] = []
     for optimizer in [trainer.optim["optimizer"], *trainer._steps.trained.side.values()]:
         is_own = optimizer is trainer.optim["optimizer"] and schedule is not None
-        rates = _rates(trainer) if is_own else [_constant(group) for group in optimizer.param_groups]
+        courses = _courses(trainer) if is_own else [_constant(group, total) for group in optimizer.param_groups]
         kind = type(schedule).__name__ if is_own else ""
-        for group, found in zip(optimizer.param_groups, rates, strict=True):
+        for group, course in zip(optimizer.param_groups, courses, strict=True):
+            rates = [course[0], max(course.values()), course.get(total - 1)]
             made.append(
                 {
                     "name": group.get("name"),
                     "optimizer": type(optimizer).__name__,
                     **_sizes(group["params"], names),
-                    "lr": found[1],
+                    "lr": rates[1],
                     "weight_decay": float(group.get("weight_decay") or 0.0),
-                    "schedule": _in_words(found, kind),
-                    "rates": list(found),
+                    "schedule": _in_words(rates, kind),
+                    "rates": rates,
+                    "settled": _settled(course, total),
                 }
             )
     if rest := [parameter for parameter in trainer.parameters() if id(parameter) in names]:
-        fixed = {"name": None, "optimizer": None, "lr": 0.0, "weight_decay": 0.0, "rates": [0.0, 0.0, 0.0]}
+        fixed = {
+            "name": None,
+            "optimizer": None,
+            "lr": 0.0,
+            "weight_decay": 0.0,
+            "rates": [0.0, 0.0, 0.0],
+            "settled": 0,
+        }
         made.append({**fixed, **_sizes(rest, names), "schedule": "not trained"})
     return made
 
@@ -68,45 +79,52 @@ def _sizes(parameters: list[Any], names: dict[int, str]) -> dict[str, Any]:
     }
 
 
-def _constant(group: dict[str, Any]) -> Rates:
-    return (float(group["lr"]),) * 3
+def _constant(group: dict[str, Any], total: int) -> Course:
+    return dict.fromkeys((0, total - 1), float(group["lr"]))
 
 
-def _in_words(rates: Rates, kind: str) -> str:
+def _settled(course: Course, total: int) -> int | None:
+    if total - 1 not in course:
+        return None
+    most = max(course[total - 1], 1e-6 * max(course.values()))
+    return next((step + 1 for step in sorted(course, reverse=True) if course[step] > most), 0)
+
+
+def _in_words(rates: list[float | None], kind: str) -> str:
     """Return the course of a rate in words, such as "0.1 → 0.3 → 0, OneCycleLR"."""
     shown = ["…" if rate is None else f"{rate:.3g}" for rate in rates]
     course = [now for number, now in enumerate(shown) if number == 0 or now != shown[number - 1]]
     return " → ".join(course) + (f", {kind}" if kind else "") if len(course) > 1 else f"{course[0]}, constant"
 
 
-def _rates(trainer: Any) -> list[Rates]:
-    """Return the first, the largest and the last rate of each group of the method's optimizer."""
+def _courses(trainer: Any) -> list[Course]:
+    """Return the course of the rate of each group of the method's optimizer."""
     schedule, total = trainer.optim["scheduler"], trainer.optim["total_steps"]
     constant = unscheduled(trainer.optim["groups"])
     fixed = {
-        number: _constant(group)
+        number: _constant(group, total)
         for number, group in enumerate(trainer.optim["optimizer"].param_groups)
         if group.get("name", "") in constant
     }
     if getattr(type(schedule), "get_lr", None) is LambdaLR.get_lr:
-        courses = [_of_function(factor, total) for factor in schedule.lr_lambdas]
-        rows = zip(schedule.base_lrs, courses, strict=True)
-        found = [(float(base * first), float(base * largest), base * last) for base, (first, largest, last) in rows]
+        rows = zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+        found = [{step: float(base * value) for step, value in _of_function(f, total).items()} for base, f in rows]
     else:
         found = _gone_through(trainer, total)
-    return [fixed.get(number, rates) for number, rates in enumerate(found)]
+    return [fixed.get(number, course) for number, course in enumerate(found)]
 
 
-def _of_function(factor: Callable[[int], float], total: int) -> tuple[float, float, float]:
-    """Return the first, the largest and the last value of a function of the step."""
+def _of_function(factor: Callable[[int], float], total: int) -> Course:
+    """Return the values of a function of the step: some of all steps, all near the largest, and the last."""
     stride = max(total // _MOST_STEPS, 1)
-    near = max(range(0, total, stride), key=factor)
-    largest = max(map(factor, range(max(near - stride, 0), min(near + stride + 1, total))))
-    return factor(0), largest, factor(total - 1)
+    found = {step: factor(step) for step in range(0, total, stride)}
+    near = max(found, key=found.__getitem__)
+    near_it = range(max(near - stride, 0), min(near + stride + 1, total))
+    return found | {step: factor(step) for step in (*near_it, total - 1)}
 
 
-def _gone_through(trainer: Any, total: int) -> list[Rates]:
-    """Return what `_rates` does by letting the schedule step."""
+def _gone_through(trainer: Any, total: int) -> list[Course]:
+    """Return what `_courses` does by letting the schedule step."""
     trainer._saver._schedule.fit(-1, {}, 0)  # back to its beginning
     schedule, groups = trainer.optim["scheduler"], trainer.optim["optimizer"].param_groups
     rows = [[float(group["lr"]) for group in groups]]
@@ -116,5 +134,4 @@ def _gone_through(trainer: Any, total: int) -> list[Rates]:
         while len(rows) < total and time.monotonic() < end:
             schedule.step()
             rows.append([float(group["lr"]) for group in groups])
-    is_whole = len(rows) == total
-    return [(course[0], max(course), course[-1] if is_whole else None) for course in zip(*rows, strict=True)]
+    return [dict(enumerate(course)) for course in zip(*rows, strict=True)]

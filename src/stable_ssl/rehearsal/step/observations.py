@@ -96,13 +96,7 @@ def _is_constant(outputs: Any) -> bool:
 
 def why_not_finite(watch: Watch, trainer: Any) -> str:
     """Return what is known of a loss or a value that is not finite after the first step; "" if nothing is."""
-    parts = watch.losses if isinstance(watch.losses, Mapping) else {"loss": watch.losses}
-    numbers = {
-        name: float(torch.as_tensor(value).detach())
-        for name, value in parts.items()
-        if isinstance(value, int | float | Tensor)
-    }
-    if bad := [f"{name} {value}" for name, value in numbers.items() if not math.isfinite(value)]:
+    if bad := not_finite(watch.losses):
         step = trainer._progress.global_step
         advice = " Step 1 was finite: is optim.optimizer.lr too large?" if step > 1 else ""
         return f"compute_loss(): not finite in step {step}: {some_of(bad)}.{advice}"
@@ -113,3 +107,15 @@ def why_not_finite(watch: Watch, trainer: Any) -> str:
     if odd := [name for name in values if not torch.isfinite(trainer.state_dict()[name]).all()]:
         return f"Not finite after the first step: {some_of(odd)}."
     return ""
+
+
+def not_finite(losses: Any) -> list[str]:
+    """Return the names and values of those parts of what `compute_loss` returned that are not finite."""
+    listed = {f"loss_{place}": loss for place, loss in enumerate(losses)} if isinstance(losses, list | tuple) else {}
+    parts = losses if isinstance(losses, Mapping) else listed or {"loss": losses}
+    numbers = {
+        name: float(torch.as_tensor(value).detach())
+        for name, value in parts.items()
+        if isinstance(value, int | float | Tensor)
+    }
+    return [f"{name} {value}" for name, value in numbers.items() if not math.isfinite(value)]

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterable
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from ...data.in_memory import free_memory
 from ..stage import Stage
@@ -23,7 +24,7 @@ def has_room(stage: Stage, modules: Iterable[nn.Module], is_there: bool = False)
     is_there
         Whether the modules are those of the trainer.
     """
-    count = sum({id(p): p.numel() for module in modules for p in module.parameters()}.values())
+    count = count_parameters(modules)
     free = {"memory": free_memory(), "disk": shutil.disk_usage(stage.folder).free}
     needed = {"memory": (BYTES_PER_PARAMETER - 4 * is_there) * count, "disk": BYTES_PER_PARAMETER * count}
     for kind in free:
@@ -36,3 +37,9 @@ def has_room(stage: Stage, modules: Iterable[nn.Module], is_there: bool = False)
             )
             return False
     return True
+
+
+def count_parameters(modules: Iterable[nn.Module]) -> int:
+    """Return the number of parameters of modules, without those of layers that get their size from the first batch."""
+    tensors = {id(p): p for module in modules for p in module.parameters() if not is_lazy(p)}
+    return sum(tensor.numel() for tensor in tensors.values())

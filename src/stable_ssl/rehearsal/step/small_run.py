@@ -14,10 +14,13 @@ from ...loggers.jsonl import read_metrics
 from ..sections import section
 from ..stage import Stage
 from .groups import table_of_groups
+from .half import check_in_half
 from .hearing import Heard, left_as_it_was
 from .observations import observations
+from .others import check_other_samples
 from .read_back import differences, lost, numbers_of
-from .room import BYTES_PER_PARAMETER, has_room
+from .room import BYTES_PER_PARAMETER, count_parameters, has_room
+from .schedules import odd_schedule
 from .tries import SmallRun, Tries, set_up
 
 
@@ -33,12 +36,17 @@ def check_small_run(stage: Stage) -> None:
     if _waits_for_data(stage) or not has_room(stage, modules):
         return
     heard, run = Heard(), None
-    with left_as_it_was(), heard.listening(), ExitStack() as last:
-        run = Tries(stage, last, heard).made()
+    with left_as_it_was(), ExitStack() as last:
+        tries = Tries(stage, last, heard)
+        with heard.listening():
+            run = tries.made()
+            if run is not None:
+                stage.trainer = run.trainer
+                _tell_of(stage, run)
+                _read_back(stage, run, last)
+                check_other_samples(stage, run)
         if run is not None:
-            stage.trainer = run.trainer
-            _tell_of(stage, run)
-            _read_back(stage, run, last)
+            check_in_half(stage, run, tries)
     known = {finding.text for finding in stage.report.findings}
     for text in heard.texts(is_whole=run is not None):
         if text not in known:
@@ -86,15 +94,14 @@ def _read_back(stage: Stage, run: SmallRun, last: ExitStack) -> None:
     if store.is_empty():
         return
     stage.report.tell("step", checkpoint_bytes=store.newest_meta()["files"]["state.pt"]["bytes"])
-    count = sum(parameter.numel() for parameter in run.trainer.parameters())
-    if BYTES_PER_PARAMETER * count > free_memory():
+    if BYTES_PER_PARAMETER * count_parameters([run.trainer]) > free_memory():
         stage.report.warn("step", "The checkpoint was not read back, since the memory that is free here is too small.")
         return
     second = set_up(stage, run.name, last, is_resumed=True)
     if second is None:
         return
     if changed := differences(second):
-        stage.report.error(
+        stage.report.warn(
             "step",
             f"A resumed run would not go on as it was: {some_of(changed)} of the checkpoint have other values after it "
             "was read. Do get_extra_state and set_extra_state, or state_dict and load_state_dict, fit together?",
@@ -105,4 +112,7 @@ def _read_back(stage: Stage, run: SmallRun, last: ExitStack) -> None:
             f"A resumed run begins with the first value of {some_of(names)} again: no checkpoint holds plain "
             "attributes. If a later step needs what is there, make it a buffer, or return it by get_extra_state.",
         )
-    stage.report.tell("step", groups=table_of_groups(second))
+    groups = table_of_groups(second)
+    stage.report.tell("step", groups=groups)
+    for text in odd_schedule(run.trainer, groups):
+        stage.report.warn("step", text)

@@ -14,9 +14,10 @@ from ...exceptions import CheckpointError, NanError, Preempted, some_of
 from ...monitors import KNN
 from ...runtime.batches import labels_of
 from ...runtime.device import count_images
+from ...runtime.precision import Precision
 from ..report import ERROR
 from ..sections import trainer_of
-from ..stage import Stage
+from ..stage import CPU, Stage
 from .explained import explain, is_known, is_of_check
 from .few import Batch, Few, few_of, first_batch
 from .hearing import Heard
@@ -87,8 +88,11 @@ def set_up(stage: Stage, name: str, last: ExitStack, is_resumed: bool = False) -
             text = re.sub(
                 r"^'.*' does not fit this \w+: (Error\(s\) in loading state_dict for \w+:)?", "", str(error), flags=re.S
             )
-            problems = [f"The run can't be resumed, since its checkpoint can't be read back: {' '.join(text.split())}"]
-        _tell_error(stage, problems, is_certain=not is_of_check(error, trainer_of(stage)))
+            problems = [
+                f"The run can't be resumed, since its checkpoint can't be read back: {' '.join(text.split())} A run "
+                "that nothing interrupts ends all the same."
+            ]
+        _tell_error(stage, problems, is_certain=not is_resumed and not is_of_check(error, trainer_of(stage)))
         return None
     return trainer
 
@@ -157,6 +161,14 @@ class Tries:
                 return None
             run = self._launch(trainer, name, size)
         return run
+
+    def in_half(self, size: int) -> SmallRun | None:
+        """Return another run of the same samples, in bf16, come to its end or not; None if there is none."""
+        trainer = set_up(self._stage, "half", self._last)
+        if trainer is None:
+            return None
+        trainer._run.precision = Precision("bf16", CPU)
+        return self._launch(trainer, "half", size)
 
     def _read(self, trainer: Any, is_whole: bool = False) -> bool:
         """Read the first batch of each set, and return whether all could be read.
