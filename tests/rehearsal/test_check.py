@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import processes
 import pytest
@@ -77,6 +78,11 @@ def test_a_request_that_makes_no_sense_is_refused_in_a_sentence(args, beginning,
     status, report = found_by(capsys, *args)
     assert status == 2
     assert beginning in report["findings"][0]["text"]
+
+
+def test_a_check_may_run_in_any_thread():
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(main, ["check", "simclr_digts"]).result() == 2
 
 
 def test_of_a_sweep_the_first_run_is_checked_and_the_others_in_brief(capsys):

@@ -6,6 +6,7 @@ import argparse
 import json
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,7 +43,9 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
 @contextmanager
 def _orderly_end() -> Iterator[None]:
     """Let SIGTERM end this process by an exception in the block, so that the temporary folder is removed."""
-
+    if threading.current_thread() is not threading.main_thread():  # Python lets no other thread set handlers
+        yield
+        return
     asked: list[int] = []
 
     def end(signum: int, _: object) -> NoReturn:
