@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..config import build
 from ..exceptions import ConfigError, some_of
+from ..nodes import sentences_of
 from ..optimizers import freeze, frozen_norms, param_groups
 
 log = logging.getLogger("stable_ssl")
@@ -188,7 +189,8 @@ def _called(function: Callable, path: str, argument: Any) -> Any:
     except ConfigError:
         raise
     except Exception as error:
-        raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
+        made = functools.partial(function.func, argument) if isinstance(function, functools.partial) else None
+        raise ConfigError(sentences_of(error, function, path, made)) from error
 
 
 def _lacks_total_steps(schedule: Callable) -> bool:
