@@ -142,6 +142,10 @@ def test_a_job_is_not_submitted_if_its_run_would_fail(tmp_path, monkeypatch, cap
     line = ["train", "simclr", "data=parquet", "root=/nowhere", "num_classes=2", "size=16", "--slurm"]
     assert main(line) == 2
     assert "data.train" in capsys.readouterr().err
+    sweep = ["-m", "optim.optimizer.lr=0.001,-1", "hardware.seed=1,2"]
+    assert main(["train", "simclr_digits", *sweep, "--slurm"]) == 2
+    both = "optim.optimizer.lr=-1,hardware.seed=1; optim.optimizer.lr=-1,hardware.seed=2"
+    assert f"{both}: optim.optimizer.lr: -1" in capsys.readouterr().err
     assert not os.path.exists("runs")
     assert main([*line, "--no-check"]) == 0
     assert "job 7" in capsys.readouterr().out
