@@ -83,8 +83,8 @@ def test_a_file_that_is_not_yaml_is_named_with_the_line(tmp_path):
     [
         (["backbone=timm/resnet1"], "backbone.name: timm has no 'resnet1'. Similar names: 'timm/resnet18', 'timm/"),
         (["backbone=timm/wings"], "backbone.name: timm has no 'wings'."),
-        (["data=webdataset", "root=FOLDER"], "data.train.dataset: path: no shard at 'FOLDER/train*.tar'."),
-        (["data=prepared", "root=FOLDER/no"], "data.train.dataset: root: 'FOLDER/no' can't be read: No such file"),
+        (["data=webdataset", "root=FOLDER"], "data.train.dataset.path: no shard at 'FOLDER/train*.tar'."),
+        (["data=prepared", "root=FOLDER/no"], "data.train.dataset.root: 'FOLDER/no' can't be read: No such file"),
         (["views=writting"], "there is no 'views/writting'. Did you mean 'writing'?"),
     ],
 )

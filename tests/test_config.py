@@ -473,15 +473,15 @@ def test_a_setting_that_an_earlier_run_did_not_have_gets_its_default_and_a_secti
     ("section", "value", "sentence"),
     [
         ("optim", {"optimizer": "torch.optim.SGD"}, "optim.optimizer: 'torch.optim.SGD' is neither a node nor"),
-        ("optim", {"optimizer": {**SGD, "lr": -1.0}}, "optim.optimizer: ValueError: Invalid learning rate: -1.0"),
+        ("optim", {"optimizer": {**SGD, "lr": -1.0}}, "optim.optimizer.lr: -1.0 does not suit: ValueError: Invalid"),
         ("optim", {"optimizer": SGD, "scheduler": "cosine"}, "optim.scheduler: 'cosine' is neither a node nor"),
         (
             "optim",
             {"optimizer": SGD, "scheduler": {"_target_": "stable_ssl.schedulers.LinearWarmup", "peak_step": -1}},
-            "optim.scheduler: ValueError: peak_step: -1 must be a fraction",
+            "optim.scheduler.peak_step: -1 must be a fraction",
         ),
-        ("data", {"train": {"_target_": "stable_ssl.data.Loader", "dataset": UNREADABLE, "batch_size": 0}}, "data.train: batch_size: must be"),
-        ("data", {"train": {"_target_": "stable_ssl.data.Loader", "dataset": UNREADABLE, "views": {"_target_": "stable_ssl.augmentations.View", "operations": 3}}}, "data.train.views: stable_ssl.augmentations.View failed"),
+        ("data", {"train": {"_target_": "stable_ssl.data.Loader", "dataset": UNREADABLE, "batch_size": 0}}, "data.train.batch_size: must be"),
+        ("data", {"train": {"_target_": "stable_ssl.data.Loader", "dataset": UNREADABLE, "views": {"_target_": "stable_ssl.augmentations.View", "operations": 3}}}, "data.train.views.operations: 3 is not a list of Operations, which View"),
         ("data", {"train": "photos"}, "data.train: 'photos' is no loader."),
         ("loss", "ntxent", "loss: 'ntxent' is no loss."),
         (

@@ -13,6 +13,7 @@ from toys import Toy, toy_backbone, toy_dataset
 
 from stable_ssl import BaseTrainer, BreakAllEpochs, BreakEpoch, BreakStep, ConfigError, DataError, NanError
 from stable_ssl.data import Loader
+from stable_ssl.engine.optimizing import check_optimized
 
 HOOKS = (
     "before_fit", "_fit", "before_fit_epoch", "_fit_epoch", "before_fit_step", "_fit_step", "after_fit_step",
@@ -597,6 +598,13 @@ def test_parameters_that_no_optimizer_has_are_named(make_toy):
     trainer.logger["level"] = 20
     trainer()
     assert "No optimizer has temperature" in (trainer.folder / "console.log").read_text()
+
+
+def test_modules_that_an_optimizer_of_the_user_lacks_are_named(caplog):
+    module = nn.ModuleDict({name: nn.Linear(2, 2) for name in ("backbone", "projector", "head")})
+    optimizer = torch.optim.SGD([*module["backbone"].parameters(), module["head"].weight], lr=0.1)
+    check_optimized(optimizer, {}, nn.ModuleDict({"module": module}).named_parameters())
+    assert "optim.optimizer: it lacks module.projector, module.head.bias, so nothing trains them." in caplog.text
 
 
 def test_a_metric_that_can_not_take_the_predictions_is_named(make_toy):

@@ -276,7 +276,7 @@ def _check_attributes(
     is not declared may still be meant: it is refused only if it is like a known name, or if a trainer of this package,
     which has no use for it, gets the name of a setting.
     """
-    declared = _declared(base, cls)
+    declared = declared_by(base, cls)
     known = [*_OWN, *declared, *(name for name in inspect.get_annotations(base) if not name.startswith("_"))]
     for name, value in attributes.items():
         if hasattr(base, name) or name in (*_OWN, *_WRITTEN, "start_time"):
@@ -295,7 +295,7 @@ def _check_attributes(
                 log.warning("%s: becomes an attribute of %s and is no setting.%s", name, cls.__name__, hint)
 
 
-def _declared(base: type, cls: type) -> dict[str, Any]:
+def declared_by(base: type, cls: type) -> dict[str, Any]:
     """Return the annotations of the arguments that a class and its ancestors below `BaseTrainer` declare, by name."""
     declared: dict[str, Any] = {}
     for ancestor in cls.__mro__:

@@ -6,8 +6,9 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from .arguments import declared_by
 from .base import BaseTrainer
-from .exceptions import ConfigError
+from .exceptions import ConfigError, nearest
 from .nodes import OF_A_RUN, check_nodes, is_node, live_paths, locate, plain
 
 _SECTIONS = ("data", "module", "hardware", "optim", "logger")
@@ -71,12 +72,35 @@ def _make(config: Any) -> Any:
             ]
         )
     target = locate(node["_target_"], "trainer")
+    given = {
+        key: value for key, value in node.items() if not (key.startswith("_") and key.endswith("_"))
+    }  # not Hydra's
     # An empty section means its defaults.
-    arguments = {
-        key: {} if value is None and key in _SECTIONS else value
-        for key, value in node.items()
-        if not (key.startswith("_") and key.endswith("_"))  # those are Hydra's, as _target_
-    }
+    arguments = {key: {} if value is None and key in _SECTIONS else value for key, value in given.items()}
+    if not (isinstance(target, type) and issubclass(target, BaseTrainer)):
+        return _called(target, arguments)
+    wrong, arguments = _as_meant(target, arguments)
+    try:
+        made = _called(target, arguments)
+    except ConfigError as error:
+        raise ConfigError([*wrong, *error.problems]) from error
+    if wrong:
+        raise ConfigError(wrong)
+    return made
+
+
+def _as_meant(cls: type[BaseTrainer], arguments: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
+    """Return a sentence per misspelled name of a section that is missing, and the arguments with their right names."""
+    missing = [name for name in (*_SECTIONS, "loss") if name not in arguments]
+    declared = {*dir(cls), *declared_by(BaseTrainer, cls)}
+    hints = {key: nearest(key, missing, cutoff=0.8) for key in arguments.keys() - declared - {*_SECTIONS, "loss"}}
+    problems = [f"{key}: unknown argument.{hints[key]}" for key in arguments if hints.get(key)]
+    meant = {key: name for key, hint in hints.items() for name in missing if f"'{name}'" in hint}
+    return problems, {meant.get(key, key): value for key, value in arguments.items()}
+
+
+def _called(target: Any, arguments: dict[str, Any]) -> Any:
+    """Call what the configuration names. Sections that a trainer of this package does not get have their defaults."""
     if isinstance(target, type) and issubclass(target, BaseTrainer) and target.__init__ is BaseTrainer.__init__:
         return target(**{**{name: {} for name in _SECTIONS}, **arguments})
     problems: list[str] = []

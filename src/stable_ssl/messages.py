@@ -190,6 +190,12 @@ MESSAGES: dict[str, list[Message]] = {
             "Put the module into `module`, or train it by `side_optimizers()`.",
         ),
         Message(
+            "optim.optimizer: it lacks …, so nothing trains them. …",
+            "A script made the optimizer itself, of the parameters of some modules only.",
+            "Give it the parameters of these modules too, or let it be a callable, such as `partial(AdamW, lr=1e-3)`. "
+            "If they are not meant to be trained, name them in `optim.frozen`.",
+        ),
+        Message(
             "No optimizer of the run has …, so that only your own code trains them: …",
             "A hook thawed parameters that were frozen at the set-up, or put in a new module. They are not trained.",
             "Freeze them by `optim.groups.<pattern>.frozen_epochs` or in `before_fit_epoch`, or call "

@@ -9,8 +9,10 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -196,19 +198,63 @@ def build(value: Any, path: str) -> Any:
             return functools.partial(target, *args, **kwargs)
         try:
             return target(*args, **kwargs)
-        except ConfigError as error:
-            raise ConfigError([f"{path}: {problem}" for problem in error.problems]) from error
-        except DataError as error:  # it is written for people too
-            raise ConfigError(f"{path}: {error}") from error
         except Exception as error:
-            if isinstance(error, ValueError) and str(error).partition(":")[0] in argument_names(value):
-                raise ConfigError(f"{path}.{error}") from error  # it begins with the name of an argument
-            raise ConfigError(f"{path}: {value['_target_']} failed: {type(error).__name__}: {error}") from error
+            raise ConfigError(sentences_of(error, value, path)) from error
     if type(value) is dict:
         return {key: build(item, f"{path}.{key}") for key, item in value.items()}
     if type(value) in (list, tuple):
         return type(value)(build(item, f"{path}[{index}]") for index, item in enumerate(value))
     return value
+
+
+def sentences_of(error: Exception, made_by: Any, path: str, made: Callable[..., Any] | None = None) -> list[str]:
+    """Return what the error of a constructor says, one sentence per problem. Each begins with a key.
+
+    That is the key of the argument which the error names, or of the only one without which there is no error.
+
+    Parameters
+    ----------
+    error
+        What the constructor raised.
+    made_by
+        The node, or the `functools.partial`.
+    path
+        Its key.
+    made
+        Makes it of other arguments, at no cost. None: that is not tried.
+    """
+    given, failed = {}, ""
+    if is_node(made_by):
+        given, failed = arguments_of(made_by)[1], f"{made_by['_target_']} failed: "
+    elif isinstance(made_by, functools.partial):
+        given = made_by.keywords
+    known = {*given, *argument_names(made_by)}
+    unknown = re.match(r"(\w+)\S* got an unexpected keyword argument '(\w+)'", str(error))
+    if isinstance(error, ConfigError):
+        problems = error.problems
+    elif isinstance(error, DataError) or (isinstance(error, ValueError) and str(error).partition(":")[0] in known):
+        problems = [str(error)]  # which is written for people too
+    elif isinstance(error, TypeError) and unknown and unknown[2] in given:  # the target has passed it on
+        problems = [f"{unknown[2]}: {unknown[1]} has no such argument (value {given[unknown[2]]!r})."]
+    elif made and (culprit := _culprit(given, made)):
+        problems = [f"{culprit}: {given[culprit]!r} does not suit: {type(error).__name__}: {error}"]
+    else:
+        problems = [f"{failed}{type(error).__name__}: {error}"]
+    begins = [re.match(r"(\w+)(\[\d+\])*:", problem) for problem in problems]
+    return [
+        f"{path}.{problem}" if begin and begin[1] in known else f"{path}: {problem}"
+        for problem, begin in zip(problems, begins, strict=True)
+    ]
+
+
+def _culprit(given: Mapping[str, Any], made: Callable[..., Any]) -> str | None:
+    """Return the only argument without which a constructor raises nothing; None if there is none, or more."""
+    found = []
+    for name in given:
+        with suppress(Exception):
+            made(**{key: value for key, value in given.items() if key != name})
+            found.append(name)
+    return found[0] if len(found) == 1 else None
 
 
 def describe(value: Any) -> Any:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import numbers
+import operator
 import types
 import typing
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence, Set
 from inspect import Parameter
 from typing import Any
 
@@ -74,13 +76,16 @@ def check_call(
     name = getattr(target, "__name__", str(target))
     known = keywords_of(parameters)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    meant: list[str] = []
     for key, value in kwargs.items():
         if key in known:
             problems += wrong_kind(value, parameters[key], f"{path}.{key}", target, name)
         elif not takes_any:
-            problems.append(f"{path}.{key}: {name} has no such argument (value {value!r}).{nearest(key, known)}")
+            hint = nearest(key, known)
+            problems.append(f"{path}.{key}: {name} has no such argument (value {value!r}).{hint}")
+            meant += [one for one in known if f"'{one}'" in hint]
     if not partial:
-        problems += _wrong_number(parameters, args, kwargs, path, name)
+        problems += _wrong_number(parameters, args, {**dict.fromkeys(meant), **kwargs}, path, name)
         for index, (value, parameter) in enumerate(zip(args, _positional(parameters), strict=False)):
             problems += wrong_kind(value, parameter, f"{path}._args_[{index}]", target, name)
 
@@ -108,7 +113,17 @@ def _wrong_number(
 
 
 def wrong_kind(value: Any, parameter: Parameter, path: str, target: Callable, name: str) -> Iterator[str]:
-    """Yield a sentence if a number, text or yes-no value can't be meant for a parameter."""
+    """Yield a sentence if a number, text or yes-no value can't be meant for a parameter.
+
+    A parameter of this package is annotated by all that it takes, so lists, dicts and null are looked at too.
+    """
+    is_own = str(getattr(target, "__module__", "")).startswith(f"{__package__}.")
+    if is_own and parameter.annotation is not parameter.empty:
+        at, item, kind = _misfit(value, parameter.annotation, path) or ("", None, None)
+        if at and not (value is parameter.default or _is_documented(value, target)):
+            expected = " or ".join(_own_words(kind))
+            yield f"{at}: {item!r} is not {expected}, which {name} expects here.{_yes_or_no(item, kind)}"
+        return
     if not isinstance(value, bool | int | float | str):
         return
     if parameter.annotation is parameter.empty:
@@ -120,8 +135,74 @@ def wrong_kind(value: Any, parameter: Parameter, path: str, target: Callable, na
         words = list(dict.fromkeys(_in_words(kind)))
     if not words or _fits(value, kind) or _fits(value, type(parameter.default)) or _is_documented(value, target):
         return
-    hint = nearest(value, ("true", "false")) if kind is bool else ""
-    yield f"{path}: {value!r} is not {' or '.join(words)}, which {name} expects here.{hint}"
+    yield f"{path}: {value!r} is not {' or '.join(words)}, which {name} expects here.{_yes_or_no(value, kind)}"
+
+
+def _yes_or_no(value: Any, kind: Any) -> str:
+    return nearest(value, ("true", "false")) if kind is bool else ""
+
+
+def _misfit(value: Any, kind: Any, path: str) -> tuple[str, Any, Any] | None:
+    """Return the key, the value and the kind of what can't be meant for an annotation: all of a value, or an item."""
+    members = _members(kind)
+    if not _is_plain(value) or any(_fits_exactly(value, member) for member in members):
+        return None
+    lists = [member for member in members if _list_of(member) is not None]
+    if isinstance(value, list | tuple) and len(lists) == 1:
+        inner = _list_of(lists[0])
+        return next(filter(None, (_misfit(item, inner, f"{path}[{index}]") for index, item in enumerate(value))), None)
+    return path, value, kind
+
+
+def _is_plain(value: Any) -> bool:
+    """Say whether a value is one that a file can hold, and no node."""
+    is_node = isinstance(value, Mapping) and "_target_" in value
+    return value is None or (isinstance(value, bool | int | float | str | list | tuple | dict) and not is_node)
+
+
+def _list_of(kind: Any) -> Any:
+    """Return the annotation of the items of a list; None if an annotation is not of lists."""
+    origin = typing.get_origin(kind) or kind
+    is_list = isinstance(origin, type) and (origin is Iterable or issubclass(origin, Sequence | Set))
+    if not is_list or origin is str:
+        return None
+    items = [item for item in typing.get_args(kind) if item is not ...]
+    return functools.reduce(operator.or_, items) if items else Any
+
+
+def _is_dict(kind: Any) -> bool:
+    origin = typing.get_origin(kind) or kind
+    return isinstance(origin, type) and issubclass(origin, Mapping)
+
+
+def _fits_exactly(value: Any, kind: Any) -> bool:
+    """Say whether a plain value is of a type that is no union. Types that this function does not know take all."""
+    if kind is type(None):
+        return value is None
+    if kind in _WORDS:
+        is_plain = isinstance(value, bool | int | float | str)
+        return (value is None and kind is bool) or (is_plain and _fits(value, kind))  # null is as good as false
+    if (items := _list_of(kind)) is not None:
+        if isinstance(value, str):
+            return _fits(value, items)
+        return isinstance(value, list | tuple) and all(_misfit(item, items, "") is None for item in value)
+    if _is_dict(kind):
+        return isinstance(value, Mapping)
+    return not (getattr(kind, "__name__", "") == "Tensor" and isinstance(value, bool | int | float | str | None))
+
+
+def _own_words(kind: Any) -> list[str]:
+    """Return what an annotation of this package allows beside null, in words."""
+    return list(dict.fromkeys(_own_word(member) for member in _members(kind) if member is not type(None)))
+
+
+def _own_word(kind: Any) -> str:
+    if kind in _WORDS:
+        return _WORDS[kind]
+    if (items := _list_of(kind)) is not None:
+        of = " or ".join(f"{word.removeprefix('a ')}s" for word in _own_words(items) if items is not Any)
+        return f"a list of {of}" if of else "a list"
+    return "a dict" if _is_dict(kind) else f"a {getattr(kind, '__name__', kind)}"
 
 
 def _members(kind: Any) -> tuple[Any, ...]:

@@ -11,7 +11,7 @@ from torch import nn
 
 from .data import Loader
 from .exceptions import ConfigError
-from .nodes import build, is_node, locate, plain
+from .nodes import build, is_node, locate, plain, sentences_of
 
 # Their constructors read no file, draw nothing and take no time.
 _HARMLESS = (
@@ -115,4 +115,5 @@ def _made(part: Any, path: str, argument: Any) -> Any:
     try:
         return function(argument)
     except Exception as error:
-        raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
+        made = functools.partial(function.func, argument)
+        raise ConfigError(sentences_of(error, function, path, made)) from error

@@ -135,6 +135,18 @@ def test_the_best_weights_are_kept_and_patience_ends_the_run(tmp_path):
     assert not torch.equal(load_file(tmp_path / "weights/final.safetensors")["backbone.0.weight"], kept[1])
 
 
+def test_a_value_in_the_dict_of_a_metric_can_be_the_best(tmp_path):
+    class Parts(Falling):
+        def compute(self):
+            return {"low": super().compute()}
+
+    best = {"metric": "test/value_low", "patience": None}
+    trainer = make(Toy, tmp_path, 2, metric={"test": {"value": Parts(0.5, 0.4)}}, best=best, level=30)
+    trainer()
+    assert trainer._evaluation._best.value == pytest.approx(0.5)
+    assert not (tmp_path / "console.log").exists()
+
+
 @pytest.mark.parametrize(("first", "last"), [((0.5, 0.1), 4), ((0.1, 0.5), 5)])
 def test_a_run_that_goes_on_remembers_the_best_value(tmp_path, first, last):
     best = {"metric": "test/value", "patience": 3}

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import processes
 import pytest
@@ -45,17 +46,18 @@ def test_a_healthy_run_has_figures_of_every_part_and_leaves_nothing_behind(tmp_p
 
 def test_faults_of_several_parts_come_in_one_go(capsys):
     broken = ["hardware.seed=-1", "loss.temperature=-1", "data.test.dataset.split=tset", "+module.projector.depth=3"]
+    broken += ["logger.dump_path=/dev/null/run"]
     status, report = found_by(capsys, "simclr_digits", *broken)
     assert status == 2
     texts = [finding["text"] for finding in report["findings"] if finding["level"] == "error"]
-    for key in ("hardware.seed", "loss", "data.test.dataset", "module.projector"):
+    for key in ("hardware.seed", "loss", "data.test.dataset", "module.projector", "logger.dump_path"):
         assert [key for text in texts if text.startswith((f"{key}:", f"{key}."))] == [key], texts
 
 
 def test_a_data_set_that_is_not_there_is_a_fault_of_the_data_and_is_said_once(capsys):
     _, report = found_by(capsys, "simclr_digits", "data.test.dataset.split=tset")
     errors = [finding for finding in report["findings"] if finding["level"] == "error"]
-    assert [(one["part"], one["text"].partition(":")[0]) for one in errors] == [("data", "data.test.dataset")]
+    assert [(one["part"], one["text"].partition(":")[0]) for one in errors] == [("data", "data.test.dataset.split")]
 
 
 def test_the_table_names_the_fault_and_the_verdict(capsys):
@@ -77,6 +79,11 @@ def test_a_request_that_makes_no_sense_is_refused_in_a_sentence(args, beginning,
     status, report = found_by(capsys, *args)
     assert status == 2
     assert beginning in report["findings"][0]["text"]
+
+
+def test_a_check_may_run_in_any_thread():
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(main, ["check", "simclr_digts"]).result() == 2
 
 
 def test_of_a_sweep_the_first_run_is_checked_and_the_others_in_brief(capsys):
@@ -135,6 +142,10 @@ def test_a_job_is_not_submitted_if_its_run_would_fail(tmp_path, monkeypatch, cap
     line = ["train", "simclr", "data=parquet", "root=/nowhere", "num_classes=2", "size=16", "--slurm"]
     assert main(line) == 2
     assert "data.train" in capsys.readouterr().err
+    sweep = ["-m", "optim.optimizer.lr=0.001,-1", "hardware.seed=1,2"]
+    assert main(["train", "simclr_digits", *sweep, "--slurm"]) == 2
+    both = "optim.optimizer.lr=-1,hardware.seed=1; optim.optimizer.lr=-1,hardware.seed=2"
+    assert f"{both}: optim.optimizer.lr: -1" in capsys.readouterr().err
     assert not os.path.exists("runs")
     assert main([*line, "--no-check"]) == 0
     assert "job 7" in capsys.readouterr().out

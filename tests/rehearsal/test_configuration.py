@@ -123,6 +123,19 @@ def test_a_method_of_a_trainer_of_this_package_is_no_mistake(tmp_path):
     assert found(compose("moco_digits"), tmp_path) == set()
 
 
+def test_a_misspelled_section_is_told_once_and_looked_at_as_it_was_meant(tmp_path):
+    config = compose("moco_digits")
+    trainer = config["trainer"]
+    trainer.update(dta=trainer.pop("data"), loger={**trainer.pop("logger"), "level": "loud"})
+    stage = Stage(config, maker_of(config), tmp_path, Report())
+    check_configuration(stage)
+    assert [finding.text.partition(" (")[0][:42] for finding in stage.report.findings] == [
+        "dta: unknown argument. Did you mean 'data'",
+        "loger: unknown argument. Did you mean 'log",
+        "logger.level: 'loud' is not a whole number",
+    ]
+
+
 def test_what_the_package_writes_beside_the_trainer_is_no_attribute_without_a_reader(tmp_path):
     beside = {"pretrain": {"images": 5}, "import_from": [], "working_folder": "/", "behaviour": 1, "own": 1}
     config = {**compose("moco_digits"), **beside}
@@ -149,8 +162,8 @@ def test_faults_of_all_parts_are_found_at_once_and_what_is_right_is_built(tmp_pa
     assert [one.text for one in stage.report.of("error")] == [
         "module.projector.sizes: [3] must have at least 2 widths: the input's and the output's.",
         "loss.temperature: 0 is not above 0.",
-        "data.test: batch_size: must be a whole number of at least 1, or none, not 0.",
-        "optim.optimizer: ValueError: Invalid learning rate: -1.0",
+        "data.test.batch_size: must be a whole number of at least 1, or none, not 0.",
+        "optim.optimizer.lr: -1.0 does not suit: ValueError: Invalid learning rate: -1.0",
     ]
     assert {"module.backbone", "data.train.dataset", "data.train", "logger.metric.test.accuracy"} <= stage.built.keys()
     assert len(stage.built["data.train"]) == 11

@@ -243,7 +243,7 @@ def test_a_damaged_checkpoint_does_not_push_out_the_valid_ones(make_toy):
 
 
 def test_a_run_that_failed_before_its_first_checkpoint_may_be_configured_anew(make_toy):
-    with pytest.raises(ConfigError, match="optim.optimizer: ValueError: Invalid learning rate"):
+    with pytest.raises(ConfigError, match="optim.optimizer.lr: -1.0 does not suit: ValueError: Invalid learning rate"):
         make_toy(optimizer=functools.partial(torch.optim.SGD, lr=-1.0))()
     make_toy(optimizer=functools.partial(torch.optim.SGD, lr=0.1), epochs=1)()
 

@@ -28,7 +28,7 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
             os.chdir(home)  # relative paths in the configuration, such as those of data, begin there
             _name_in_full(config["trainer"])
         if args.slurm:
-            slurm.submit([config], name, settings, folders, not args.no_check)
+            slurm.submit({"": config}, name, settings, folders, not args.no_check)
         else:
             with option_named("logger.dump_path", "branch: --out" if out else None):
                 Run(config, folders=())()

@@ -6,6 +6,7 @@ import argparse
 import json
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,7 +43,9 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
 @contextmanager
 def _orderly_end() -> Iterator[None]:
     """Let SIGTERM end this process by an exception in the block, so that the temporary folder is removed."""
-
+    if threading.current_thread() is not threading.main_thread():  # Python lets no other thread set handlers
+        yield
+        return
     asked: list[int] = []
 
     def end(signum: int, _: object) -> NoReturn:
@@ -61,7 +64,7 @@ def _orderly_end() -> Iterator[None]:
 def _checked(args: argparse.Namespace, rest: list[str]) -> Report:
     """Check a run; of a sweep the first one, and the configuration and first samples of the others."""
     from ..rehearsal.cards import card_named
-    from ..rehearsal.check import rehearse
+    from ..rehearsal.check import check_others, rehearse
 
     card = card_named(args.device) if args.device is not None else None
     source, folder, overrides = source_of(args, rest)
@@ -78,11 +81,7 @@ def _checked(args: argparse.Namespace, rest: list[str]) -> Report:
             config, _ = compose_with_hydra(str(source), overrides, folder)
         say = _say if sys.stderr.isatty() else lambda _: None
         report = rehearse(config, **options, all_data=args.all_data, say=say)
-        for point in others:
-            say(point.name)
-            for finding in rehearse(point.config, **options, is_quick=True).findings:
-                if finding not in report.findings:
-                    report.add(finding.level, finding.part, f"{point.name}: {finding.text}")
+        check_others(report, config, {point.name: point.config for point in others}, **options, say=say)
         say("")
         return report
 

@@ -51,7 +51,9 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
         elif is_going_on(folder):
             raise ConfigError(f"resume: '{folder}' is going on in another process; a second job would only fail.")
         else:
-            slurm.submit([config], config["trainer"]["_target_"].split(".")[-1], settings, folders, not args.no_check)
+            slurm.submit(
+                {"": config}, config["trainer"]["_target_"].split(".")[-1], settings, folders, not args.no_check
+            )
     return 0
 
 

@@ -45,14 +45,14 @@ def split(overrides: list[str], is_slurm: bool, command: str) -> tuple[list[str]
 
 
 def submit(
-    configs: list[dict[str, Any]], name: str, settings: list[str], folders: Iterable[Path], is_checked: bool
+    named: dict[str, dict[str, Any]], name: str, settings: list[str], folders: Iterable[Path], is_checked: bool
 ) -> None:
     """Submit one job per configuration, several as a job array, and print where the runs will be.
 
     Parameters
     ----------
-    configs
-        The configurations, `{"trainer": {...}}`.
+    named
+        The configurations, `{"trainer": {...}}`, by what makes each of them this run of a sweep.
     name
         The job's name.
     settings
@@ -60,7 +60,7 @@ def submit(
     folders
         Folders whose modules a `_target_` may name.
     is_checked
-        Whether the quick part of `stable-ssl check` looks at the first run before.
+        Whether the quick part of `stable-ssl check` looks at the runs before.
 
     Raises
     ------
@@ -76,12 +76,13 @@ def submit(
     if shutil.which("sbatch") is None:
         raise ConfigError("--slurm: there is no sbatch on the PATH; submit from a machine of the cluster.")
     log_folder, parameters = read_settings(settings)
+    configs = list(named.values())
     for config in configs:
         _set_world_size(config["trainer"], parameters["nodes"] * parameters["tasks_per_node"])
     if is_checked:
         from ..rehearsal.check import check_first
 
-        check_first(configs[0], say_once)
+        check_first(configs[0], say_once, dict(list(named.items())[1:]))
     names = [type(instanciate_config(config)).__name__ for config in configs]
     given = [(config["trainer"].get("logger") or {}).get("dump_path") for config in configs]
     executor = submitit.AutoExecutor(log_folder, cluster="slurm", slurm_max_num_timeout=MAX_TIMEOUTS)

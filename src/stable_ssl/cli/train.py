@@ -29,15 +29,15 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
             if not args.slurm:
                 return sweep.run(folders)
             left = [point for point in sweep.left() if not _is_going_on(point)]
-            configs = [in_folder(point.config, str(point.folder)) for point in left]
+            configs = {point.name: in_folder(point.config, str(point.folder)) for point in left}
         else:
             config, hydra = compose_with_hydra(str(source), overrides, folder)
-            configs = [config]
+            configs = {"": config}
         if args.slurm and configs:
             slurm.submit(configs, name, settings, folders, not args.no_check)
         elif not args.slurm:
             with job_of(hydra):
-                Run(configs[0], folders)()
+                Run(config, folders)()
     return 0
 
 

@@ -55,7 +55,9 @@ class Best:
                 f"{nearest(name_set, watched)}"
             )
         found = {f"{name_set}/{name}": each for name_set, named in watched.items() for name, each in named.items()}
-        if self.metric not in found:
+        # The values of one that returns a dict are called <name>_<key>.
+        makers = [found[name] for name in sorted(found, key=len) if f"{self.metric}_".startswith(f"{name}_")]
+        if not makers:
             unknown = (
                 f"logger.best.metric: no metric and no monitor makes '{self.metric}'.{nearest(self.metric, found)}"
             )
@@ -64,11 +66,11 @@ class Best:
             log.warning("%s It counts if a hook logs it.", unknown)
         if mode is not None:
             return mode == "max"
-        is_larger_better: bool | None = getattr(found[self.metric], "higher_is_better", None)
+        is_larger_better: bool | None = getattr(makers[-1], "higher_is_better", None)
         if is_larger_better is None:
             raise ConfigError(
-                f"logger.best.mode: {type(found[self.metric]).__name__} does not say which values of '{self.metric}' "
-                "are better; set max or min."
+                f"logger.best.mode: {type(makers[-1]).__name__} does not say which values of '{self.metric}' are "
+                "better; set max or min."
             )
         return is_larger_better
 

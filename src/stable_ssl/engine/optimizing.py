@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ..config import build
-from ..exceptions import ConfigError
+from ..exceptions import ConfigError, some_of
+from ..nodes import sentences_of
 from ..optimizers import freeze, frozen_norms, param_groups
 
 log = logging.getLogger("stable_ssl")
@@ -188,7 +189,8 @@ def _called(function: Callable, path: str, argument: Any) -> Any:
     except ConfigError:
         raise
     except Exception as error:
-        raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
+        made = functools.partial(function.func, argument) if isinstance(function, functools.partial) else None
+        raise ConfigError(sentences_of(error, function, path, made)) from error
 
 
 def _lacks_total_steps(schedule: Callable) -> bool:
@@ -304,9 +306,24 @@ def check_optimized(
             "of optimized_modules(). If you make the optimizer yourself, give it only "
             "[p for module in self.optimized_modules().values() for p in module.parameters()]."
         )
-    if left_out := [name for name, key in trainable.items() if key not in own | others]:
-        log.warning("No optimizer has %s: only those of module and loss are trained.", ", ".join(left_out))
+    left_out = [name for name, key in trainable.items() if key not in own | others]
+    in_reach = [name for name in left_out if name.startswith(("module.", "loss."))]
+    if alone := [name for name in left_out if name not in in_reach]:
+        log.warning("No optimizer has %s: only those of module and loss are trained.", ", ".join(alone))
+    if in_reach:
+        log.warning(
+            "optim.optimizer: it lacks %s, so nothing trains them. Add them, or name them in optim.frozen.",
+            some_of(_by_module(in_reach, trainable)),
+        )
     return left_out
+
+
+def _by_module(names: Iterable[str], of: Iterable[str]) -> list[str]:
+    """Return names of parameters; instead of all that a module has in `of`, the module's name."""
+    parts = {name: ".".join(name.split(".")[:2]) for name in of}
+    chosen = {*names}
+    not_whole = {part for name, part in parts.items() if name not in chosen}
+    return list(dict.fromkeys(name if parts[name] in not_whole else parts[name] for name in parts if name in chosen))
 
 
 def parameter_ids(optimizers: Iterable[torch.optim.Optimizer]) -> set[int]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ..exceptions import ConfigError, nearest, similar
+from ..signatures import check_call, parameters_of
 from ..weights.loading import load_weights
 from ..weights.resampling import adapt_channels
 from ..weights.sources import parse_source
@@ -103,6 +104,10 @@ def _make(name: str, given: _Given, **kwargs: Any) -> tuple[nn.Module, int]:
     if own is None:
         return _load_torchvision(name, given, **kwargs)
     _refuse_options_of_vits(name, kwargs)
+    problems: list[str] = []
+    check_call(own, parameters_of(own) or {}, (), kwargs, "", problems, partial=True)
+    if problems:
+        raise ConfigError([problem.removeprefix(".") for problem in problems])
     network = own(num_classes=given.num_classes, in_channels=given.in_channels, **kwargs)
     if given.low_resolution and "widths" not in kwargs:
         _adapt_stem(network, name)

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from ..exceptions import ConfigError, Preempted
+from ..exceptions import ConfigError, Preempted, some_of
 from ..lines import lines_of, shown
 from ..runtime.seeding import preserved_generators
 from .cards import Card
 from .offline import offline
-from .report import ERROR, WARNING, Report
+from .report import ERROR, WARNING, Finding, Report
 from .stage import Stage, maker_of
 
 Part = Callable[[Stage], None]
@@ -29,6 +29,7 @@ def rehearse(
     world_size: int | None = None,
     all_data: bool = False,
     is_quick: bool = False,
+    has_samples: bool = True,
     slurm: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Report:
@@ -48,6 +49,8 @@ def rehearse(
         Read all samples, instead of some.
     is_quick
         Look at the configuration, and at the first sample of each data set, only.
+    has_samples
+        False: a quick check leaves out the samples, too.
     slurm
         The parameters of the Slurm job that the run is submitted as, by submitit's names. None: it is not.
     say
@@ -57,7 +60,7 @@ def rehearse(
     with TemporaryDirectory(prefix="stable_ssl_") as folder, preserved_generators():
         size = world_size or _world_size(config, slurm)
         stage = Stage(config, make or maker_of(config), Path(folder), report, card, size, all_data, slurm)
-        for name, part in parts(is_quick).items():
+        for name, part in parts(is_quick, has_samples).items():
             say(name)
             try:
                 # What the run prints is not what the check prints.
@@ -81,7 +84,36 @@ def _world_size(config: Mapping[str, Any], slurm: Mapping[str, Any] | None) -> i
     return size if isinstance(size, int) and size > 0 else 1
 
 
-def check_first(config: Mapping[str, Any], say: Callable[[str], None]) -> None:
+def check_others(
+    report: Report, config: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]], **options: Any
+) -> None:
+    """Look at the other runs of a sweep: at each configuration, and at the first samples of data that are new.
+
+    Parameters
+    ----------
+    report
+        What was found of the first run. It gets what is not in it yet, each fault once, after the names of its runs.
+    config, others
+        The configuration of the first run, and those of the others by name.
+    **options
+        Arguments of `rehearse`.
+    """
+    seen, runs = [config["trainer"].get("data")], dict[Finding, list[str]]()
+    for name, other in others.items():
+        data = other["trainer"].get("data")
+        found = rehearse(other, is_quick=True, has_samples=data not in seen, **options)
+        seen.append(data)
+        report.broken.update(found.broken)
+        for finding in found.findings:
+            if finding not in report.findings:
+                runs.setdefault(finding, []).append(name)
+    for finding, names in runs.items():
+        report.add(finding.level, finding.part, f"{some_of(names, 2, '; ')}: {finding.text}")
+
+
+def check_first(
+    config: Mapping[str, Any], say: Callable[[str], None], others: Mapping[str, Mapping[str, Any]] | None = None
+) -> None:
     """Look at the configuration and at the first samples of a run that is about to begin, in a few seconds.
 
     Parameters
@@ -90,6 +122,8 @@ def check_first(config: Mapping[str, Any], say: Callable[[str], None]) -> None:
         The configuration of the run, `{"trainer": {...}}`.
     say
         Gets a line per warning.
+    others
+        The configurations of the other runs of a sweep, by name.
 
     Raises
     ------
@@ -97,6 +131,7 @@ def check_first(config: Mapping[str, Any], say: Callable[[str], None]) -> None:
         The run certainly fails. The error has a sentence per reason.
     """
     report = rehearse(config, is_quick=True)
+    check_others(report, config, others or {})
     for finding in report.of(WARNING):
         say(f"{finding.part}: {finding.text}")
     for name, error in report.broken.items():
@@ -105,7 +140,7 @@ def check_first(config: Mapping[str, Any], say: Callable[[str], None]) -> None:
         raise ConfigError([*(finding.text for finding in errors), "--no-check begins without this check."])
 
 
-def parts(is_quick: bool) -> dict[str, Part]:
+def parts(is_quick: bool, has_samples: bool = True) -> dict[str, Part]:
     """Return the parts of a check by name, in their order."""
     from .configuration.building import build_parts
     from .configuration.settings import check_configuration
@@ -118,7 +153,8 @@ def parts(is_quick: bool) -> dict[str, Part]:
     from .step.small_run import check_small_run
 
     if is_quick:
-        return {"configuration": check_configuration, "first samples": check_first_samples}
+        samples: dict[str, Part] = {"first samples": check_first_samples} if has_samples else {}
+        return {"configuration": check_configuration, **samples}
     return {
         "configuration": check_configuration,
         "parts": build_parts,

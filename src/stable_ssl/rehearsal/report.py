@@ -49,11 +49,17 @@ class Report:
     broken: dict[str, str] = field(default_factory=dict)
 
     def add(self, level: str, part: str, text: str) -> None:
-        """Add a finding, unless it is there already. What the configuration says of a data set concerns the data."""
+        """Add a finding, unless it is there already. What the configuration says of a data set concerns the data.
+
+        A key that the configuration has an error for gets no error of the disk: it would say the same.
+        """
         if part == "configuration" and text.startswith("data."):
             part = "data"
-        finding = Finding(level, part, text)
-        if finding not in self.findings:
+        finding, key = Finding(level, part, text), text.partition(":")[0]
+        is_told = (level, part) == (ERROR, "disk") and any(
+            (one.level, one.part, one.text.partition(":")[0]) == (ERROR, "configuration", key) for one in self.findings
+        )
+        if finding not in self.findings and not is_told:
             self.findings.append(finding)
 
     def error(self, part: str, text: str) -> None:

@@ -304,7 +304,9 @@ class _Parts:
             for key, made in self._built.items()
             if key.startswith("logger.monitor.") and hasattr(made, "check")
         ]
-        for check in (self._trainer.side_optimizers, self._trainer.check_setup, *monitors):
+        lacks_loss = self._node.get("loss") is not None and "loss" not in self._built
+        own = [self._trainer.side_optimizers, *([] if lacks_loss else [self._trainer.check_setup])]
+        for check in (*own, *monitors):
             try:
                 check()
             except ConfigError as error:

@@ -8,12 +8,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ...arguments import arguments_by_name
 from ...base import BaseTrainer
 from ...config import SECTIONS, full_key, parse_config
 from ...exceptions import ConfigError
 from ...lines import place_of
 from ...nodes import OF_A_RUN, argument_names, locate, plain
+from ..report import ERROR
 from ..stage import Stage
 from .hooks import misnamed, uncallable
 from .users_code import UsersCode, is_users, targets_in, with_place
@@ -44,8 +44,10 @@ def check_configuration(stage: Stage) -> None:
     targets = list(targets_in({key: value for key, value in node.items() if not key.startswith("_")}))
     code = UsersCode([cls, *(target for _, _, target in targets)])
     if cls is not None and issubclass(cls, BaseTrainer):
-        for text in _unread(cls, made, config, node, code):
-            stage.report.warn(PART, text)
+        told = [finding.text.removeprefix("trainer.").partition(":")[0] for finding in stage.report.of(ERROR)]
+        for name, text in _unread(cls, made, config, node, code):
+            if name not in told:
+                stage.report.warn(PART, text)
         check_hooks(stage, cls, code)
         _check_folders(stage, node)
     for path, _, target in targets:
@@ -84,15 +86,16 @@ def _class_of(node: Mapping[str, Any]) -> Any:
     return target if isinstance(target, type) else None
 
 
-def _unread(cls: type, made: Any, config: Mapping[str, Any], node: Mapping[str, Any], code: UsersCode) -> Iterator[str]:
-    """Yield a sentence per argument that becomes an attribute of the trainer which nothing reads."""
+def _unread(
+    cls: type, made: Any, config: Mapping[str, Any], node: Mapping[str, Any], code: UsersCode
+) -> Iterator[tuple[str, str]]:
+    """Yield (name, sentence) per argument that becomes an attribute of the trainer which nothing reads."""
     if made is not None:
         given = {**made._attributes, **made._extras}
     else:
-        named = {key: value for key, value in node.items() if not key.startswith("_")}
-        arguments = arguments_by_name(BaseTrainer, cls, (), named)
         beside = config if config is not node else {}
-        given = {key: value for key, value in {**arguments, **beside}.items() if key not in _OF_TRAINERS}
+        given = {key: value for key, value in {**node, **beside}.items() if key not in _OF_TRAINERS}
+        given = {key: value for key, value in given.items() if not key.startswith("_")}
     own = UsersCode([base for base in cls.__mro__ if is_users(base)])
     known = {name: name for name in dir(cls) if not name.startswith("_")}
     nodes = {name: node[name] for name in ("loss", "optim", "module", "data", "logger") if name in node}
@@ -105,7 +108,7 @@ def _unread(cls: type, made: Any, config: Mapping[str, Any], node: Mapping[str, 
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
             meant = full_key(name, settings) or (known[near[0]] if near else "")
             hint = f" Did you mean '{meant}'?" if meant else ""
-            yield f"{name}: becomes an attribute of {cls.__name__}, and nothing reads it.{hint}"
+            yield name, f"{name}: becomes an attribute of {cls.__name__}, and nothing reads it.{hint}"
 
 
 def _check_values(stage: Stage, made: Any, node: Mapping[str, Any]) -> None:
