@@ -290,6 +290,28 @@ class Attribute(SupervisedTrainer):
         self.mean = 0.9 * self.mean + 0.1
 
 
+class Centres(SupervisedTrainer):
+    """The last scores are no state, since each step sets them before it reads them."""
+
+    def _instanciate(self):
+        self.centre, self.scores, self.queue = None, None, []
+
+    def compute_loss(self):
+        self.scores = self.predict().detach()
+        self.queue.append(self.scores)
+        mean = self.scores.mean(0)
+        self.centre = mean if self.centre is None else 0.9 * self.centre + 0.1 * mean
+        return super().compute_loss()
+
+
+class PlainLoss:
+    count = torch.zeros(1)
+
+    def __call__(self, scores, labels):
+        self.count = self.count + 1
+        return nn.functional.cross_entropy(scores, labels)
+
+
 class Freezes(SupervisedTrainer):
     def before_eval(self):
         self.module["backbone"].requires_grad_(False)
@@ -668,6 +690,10 @@ STEPS = {
     "a module is made late (warning)": (*own("Late"), "The run can't be resumed, since its checkpoint can't be read back: Unexpected key(s) in state_dict: "
         '"module.head.weight", "module.head.bias". Make modules, parameters and buffers in prepare_modules(modules), or in the trainer\'s constructor. A run that nothing interrupts ends'),
     "a number is not saved (warning)": (*own("Attribute"), "A resumed run begins with the first value of self.mean again"),
+    "tensors are not saved (warning)": (
+        *own("Centres", loss=node("broken_steps.PlainLoss")),
+        "A resumed run begins with the first value of self.centre, self.queue, self.loss.count again",
+    ),
     # The number of samples
     "a loss needs more samples than a batch has": (
         supervised, {"loss": node("broken_steps.Greedy", least=13)}, "compute_loss(): ValueError: Needs at least 13 samples, not 12. In loss (Greedy), which got float32 (12, 10), int64 (12,). At ",

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import ast
+import functools
+import inspect
+import textwrap
+from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 _LIBRARIES = ("stable_ssl", "torch", "torchvision", "timm", "builtins")
+_OF_MODULES = frozenset(vars(nn.Module()))
 
 
 def differences(trainer: Any) -> list[str]:
@@ -63,32 +70,81 @@ def unsavable(state: Any, path: str = "") -> list[str]:
     return [] if is_plain else [f"{path} ({type(state).__name__})"]
 
 
-def numbers_of(trainer: Any) -> dict[str, Any]:
-    """Return copies of the numbers that are plain attributes of a trainer and its modules, of the user's own classes.
+def unsaved(trainer: Any) -> dict[str, Any]:
+    """Return copies of the values that are plain attributes of a trainer, its modules and its loss, if a class is own.
 
-    No checkpoint holds them. They are returned by names such as "self.count" and "self.module.backbone.count".
+    A class is own if it is the user's. Values are numbers, tensors, and lists and dicts of them; None for an attribute
+    that has no value yet, although a method reads it before it sets it. No checkpoint holds them. They are returned by
+    names such as "self.count" and "self.module.backbone.count".
     """
     found: dict[str, Any] = {}
-    for name, part in trainer.named_modules():
-        classes = [cls.__module__.split(".")[0] for cls in type(part).__mro__]
-        if classes[0] in _LIBRARIES:
+    parts = [*trainer.named_modules(), *([] if isinstance(trainer.loss, nn.Module) else [("loss", trainer.loss)])]
+    for name, part in parts:
+        kind: Any = type(part)
+        rooms = [cls.__module__.split(".")[0] for cls in kind.__mro__]
+        if rooms[0] in _LIBRARIES:
             continue
-        given = (vars(cls) for cls, room in zip(type(part).__mro__, classes, strict=True) if room in _LIBRARIES)
-        known = {key for attributes in given for key in attributes}
-        for key, value in vars(part).items():
-            if key not in known and isinstance(value, int | float | Tensor) and not isinstance(value, bool):
-                path = ".".join(["self", *([name] if name else []), key])
-                found[path] = value.clone() if isinstance(value, Tensor) else value
+        given = (vars(cls) for cls, room in zip(kind.__mro__, rooms, strict=True) if room in _LIBRARIES)
+        known = {*_OF_MODULES, *(key for attributes in given for key in attributes)}
+        late = dict.fromkeys(sorted(_read_first(kind)))
+        for key, value in {**late, **getattr(part, "__dict__", {})}.items():
+            if key not in known and (_is_plain(value) or (value is None and key in late)):
+                kept = list(value) if isinstance(value, deque) else value
+                found[".".join(["self", *([name] if name else []), key])] = tree_map(_copied, kept)
     return found
 
 
+def _is_plain(value: Any) -> bool:
+    """Return whether a value is a number, a tensor, or a list or dict of them."""
+    if isinstance(value, list | tuple | deque | dict):
+        return all(map(_is_plain, value.values() if isinstance(value, dict) else value))
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number or (isinstance(value, Tensor) and not isinstance(value, nn.Parameter))
+
+
+def _copied(leaf: Any) -> Any:
+    return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf
+
+
+@functools.cache
+def _read_first(cls: type) -> set[str]:
+    """Return the attributes that a method of a user's class reads before it sets them, as it does a running mean."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
+    except (OSError, TypeError, SyntaxError):  # its code is not there
+        return set()
+    methods = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    return {name for method in methods for name in _read_first_in(method)}
+
+
+def _read_first_in(method: ast.FunctionDef) -> set[str]:
+    read = {(node.lineno, node.col_offset, node.attr) for node in _of_self(method, ast.Load)}
+    written: dict[str, tuple[int, int]] = {}
+    for node in [node for node in ast.walk(method) if isinstance(node, ast.Assign)]:
+        end = node.end_lineno or 0, node.end_col_offset or 0  # what is assigned is read before
+        for one in [one for target in node.targets for one in _of_self(target, ast.Store)]:
+            written[one.attr] = min(written.get(one.attr, end), end)
+    return {name for *place, name in read if name in written and tuple(place) < written[name]}
+
+
+def _of_self(code: ast.AST, context: type) -> Iterator[ast.Attribute]:
+    """Yield the attributes of `self` that a piece of code reads, or sets."""
+    for node in ast.walk(code):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, context) and ast.unparse(node.value) == "self":
+            yield node
+
+
 def lost(begun: Mapping[str, Any], ended: Mapping[str, Any], resumed: Mapping[str, Any]) -> list[str]:
-    """Return the names of the numbers that a run has changed, and that a resumed run has at their first values again.
+    """Return the names of the values that a run has changed, and that a resumed run has as they were at first.
 
     Parameters
     ----------
     begun, ended, resumed
-        What `numbers_of` returned: after the set-up, after the run, and after the set-up that resumed it.
+        What `unsaved` returned: after the set-up, after the run, and after the set-up that resumed it.
     """
     common = [name for name in begun if name in ended and name in resumed]
-    return [name for name in common if not _is_same(begun[name], ended[name]) and _is_same(begun[name], resumed[name])]
+    return [n for n in common if not _is_alike(begun[n], ended[n]) and _is_alike(begun[n], resumed[n])]
+
+
+def _is_alike(one: Any, other: Any) -> bool:
+    return next(_differing(one, other, ""), None) is None

@@ -18,7 +18,7 @@ from .half import check_in_half
 from .hearing import Heard, left_as_it_was
 from .observations import observations
 from .others import check_other_samples
-from .read_back import differences, lost, numbers_of
+from .read_back import differences, lost, unsaved
 from .room import BYTES_PER_PARAMETER, count_parameters, has_room
 from .schedules import odd_schedule
 from .tries import SmallRun, Tries, set_up
@@ -106,7 +106,7 @@ def _read_back(stage: Stage, run: SmallRun, last: ExitStack) -> None:
             f"A resumed run would not go on as it was: {some_of(changed)} of the checkpoint have other values after it "
             "was read. Do get_extra_state and set_extra_state, or state_dict and load_state_dict, fit together?",
         )
-    if names := lost(run.begun, run.ended, numbers_of(second)):
+    if names := lost(run.begun, run.ended, unsaved(second)):
         stage.report.warn(
             "step",
             f"A resumed run begins with the first value of {some_of(names)} again: no checkpoint holds plain "

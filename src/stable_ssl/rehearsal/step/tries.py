@@ -23,7 +23,7 @@ from .few import Batch, Few, few_of, first_batch
 from .hearing import Heard
 from .observations import why_not_finite
 from .places import Place
-from .read_back import numbers_of, unsavable
+from .read_back import unsavable, unsaved
 from .room import has_room
 from .watching import Watch
 
@@ -45,7 +45,7 @@ class SmallRun:
     watch
         What was seen of it.
     begun, ended
-        The numbers that no checkpoint holds: after the set-up, and at the end.
+        The values that no checkpoint holds: after the set-up, and at the end.
     seconds, seconds_of_checkpoint
         Of the whole run, and of writing the last checkpoint.
     error, place
@@ -208,7 +208,7 @@ class Tries:
 
     def _launch(self, trainer: Any, name: str, size: int) -> SmallRun:
         """Launch a run for two optimizer steps with few samples, and one evaluation."""
-        run = SmallRun(trainer, name, size, Watch(trainer), numbers_of(trainer))
+        run = SmallRun(trainer, name, size, Watch(trainer), unsaved(trainer))
         begun = time.perf_counter()
         try:
             with self._cut_short(run), run.watch.watching():
@@ -217,7 +217,7 @@ class Tries:
             raise
         except (Exception, SystemExit) as error:
             run.error, run.place = error, Place(error, trainer, run.watch.outputs)
-        run.seconds, run.ended = time.perf_counter() - begun, numbers_of(trainer)
+        run.seconds, run.ended = time.perf_counter() - begun, unsaved(trainer)
         return run
 
     @contextmanager
