@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -14,9 +15,12 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from rich.console import Console
 
 import stable_ssl
 from stable_ssl.cli import main
+from stable_ssl.rehearsal.report import Report
+from stable_ssl.rehearsal.screen import show
 
 SMALL = ["optim.epochs=2", "backbone=resnet9", "module.backbone.widths=[8,8]"]
 
@@ -65,6 +69,19 @@ def test_the_table_names_the_fault_and_the_verdict(capsys):
     shown = capsys.readouterr().out.splitlines()
     assert shown[-1] == "The run would fail: 1 error, 0 warnings."
     assert any(line.startswith("✗ step: module.projector") for line in shown), shown
+
+
+def test_a_part_that_broke_is_named_and_so_is_one_that_was_not_looked_at():
+    report = Report(broken={"data": "KeyError: 3"})
+    report.tell("configuration", is_built=True)
+    console = Console(width=120, record=True, file=io.StringIO())
+    show(report, console)
+    built, broken, left, *_, fault, verdict = console.export_text().splitlines()
+    assert built.startswith("✓  configuration  the trainer and all its parts can be built")
+    assert broken.rstrip().endswith("the check of it broke, see below")
+    assert left.rstrip().endswith("not looked at, since something before it failed")
+    assert fault == "? The check of the data broke by a fault of its own: KeyError: 3"
+    assert verdict == "The check broke, so the run may fail by what was not looked at: 0 errors, 0 warnings."
 
 
 @pytest.mark.parametrize(

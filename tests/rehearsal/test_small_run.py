@@ -18,6 +18,7 @@ from torch import nn
 from toys import Toy, toy_backbone, toy_dataset
 
 from stable_ssl import JointEmbeddingTrainer, SupervisedTrainer
+from stable_ssl.compose import compose
 from stable_ssl.data import Loader
 from stable_ssl.rehearsal.configuration.building import build_parts
 from stable_ssl.rehearsal.report import Report
@@ -318,6 +319,13 @@ def test_the_table_of_groups_has_the_rates_of_all_steps(schedule, tmp_path):
     assert (decayed["tensors"], decayed["parameters"]) == (1, 64 * 12)
     counted = sum(group["parameters"] for group in (decayed, others, fixed, fixed_others, probes))
     assert counted == sum(p.numel() for p in stage.trainer.parameters())
+
+
+def test_the_rates_are_those_of_all_processes_together(tmp_path):
+    config = compose("simclr_digits", ["optim.lr_batch_size=128", "optim.scheduler=none", "optim.optimizer.lr=0.5"])
+    stage = Stage(config, maker_of(config), tmp_path, Report(), world_size=8)
+    check_small_run(stage)
+    assert stage.report.facts["step"]["groups"][0]["lr"] == 4.0
 
 
 def test_the_table_of_groups_has_what_is_never_trained(tmp_path):

@@ -48,6 +48,8 @@ def _verdict(report: Report) -> str:
     )
     if errors:
         return f"The run would fail: {count}."
+    if report.broken:
+        return f"The check broke, so the run may fail by what was not looked at: {count}."
     return f"Nothing says that the run would fail: {count}."
 
 
@@ -58,8 +60,7 @@ def _summary(report: Report) -> Table:
         levels = {finding.level for finding in report.findings if finding.part == part}
         if part == "slurm" and not (facts or levels):
             continue
-        is_built = not any(finding.part in ("configuration", "data") for finding in report.of(ERROR))
-        text = _LINES[part](facts) if facts and (part != "configuration" or is_built) else ""
+        text = "the check of it broke, see below" if part in report.broken else _LINES[part](facts) if facts else ""
         state = ERROR if ERROR in levels else WARNING if WARNING in levels else "" if text else "unknown"
         mark, style = MARKS[state]
         if not (text or levels):
@@ -92,7 +93,7 @@ def _of_set(one: Mapping[str, Any]) -> str:
 
 def _of_step(facts: Mapping[str, Any]) -> str:
     values = [f"{name} {value:.4g}" for name, value in facts.get("loss", {}).items()]
-    return f"with {facts.get('batch_size')} samples on the CPU: {some_of(values, 3)}"
+    return f"two steps and a checkpoint worked with {facts.get('batch_size')} samples: {some_of(values, 3)}"
 
 
 def _of_device(facts: Mapping[str, Any]) -> str:
@@ -101,8 +102,11 @@ def _of_device(facts: Mapping[str, Any]) -> str:
     waits = facts.get("waits_per_step")
     if waits is None:
         return ""
-    found = f"{waits} place{'s' * (waits != 1)} in a step" if waits else "no place in a step"
-    return f"{found} would wait for the card, tried with tensors without values"
+    return (
+        f"a step waits for the card at {waits} place{'s' * (waits != 1)}"
+        if waits
+        else "a step never waits for the card"
+    )
 
 
 def _of_memory(facts: Mapping[str, Any]) -> str:
@@ -111,15 +115,15 @@ def _of_memory(facts: Mapping[str, Any]) -> str:
     parts = sorted(facts["parts"].items(), key=lambda part: -part[1])
     shares = [f"{name.replace('_', ' ')} {size / GIB:.1f}" for name, size in parts if size >= GIB / 20]
     of = f" of {facts['card_bytes'] / GIB:.0f}" if facts.get("card_bytes") else ""
-    margin = f" and a margin of {facts['margin_bytes'] / GIB:.1f}"
+    margin = f" + {facts['margin_bytes'] / GIB:.1f} (margin)"
     least = "" if facts["is_complete"] else "at least "
-    text = f"{least}{facts['peak_bytes'] / GIB:.1f}{of} GiB per card{margin}, with {facts['batch_size']} samples"
+    text = f"{least}{facts['peak_bytes'] / GIB:.1f}{margin}{of} GiB per card, with {facts['batch_size']} samples"
     fits = f"; {facts['largest_batch']:,} samples would fit" if facts.get("largest_batch") else ""
     return f"{text}{f' ({some_of(shares, 4)})' if shares else ''}{fits}"
 
 
 def _of_configuration(facts: Mapping[str, Any]) -> str:
-    return "the trainer and all its parts can be built"
+    return "the trainer and all its parts can be built" if facts.get("is_built") else ""
 
 
 def _summary_of(facts: Mapping[str, Any]) -> str:

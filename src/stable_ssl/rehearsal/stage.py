@@ -95,6 +95,8 @@ class Stage:
             level=WARNING, log_every_step=NEVER, wandb=None, tensorboard=False, checkpoint_every_step=None,
             checkpoint_every_minutes=NEVER, checkpoint_frequency=None,
         )  # fmt: skip
+        if made.optim["lr_batch_size"]:  # one process stands for all, and has the rates that they have together
+            made.optim["lr_batch_size"] /= self.world_size
         made._dump_path = self.folder / name
         return made
 

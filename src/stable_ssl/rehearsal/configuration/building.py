@@ -25,6 +25,7 @@ from ...nodes import is_node, plain
 from ...runtime.seeding import preserved_generators
 from ...weights.loading import load_weights
 from ..offline import is_told_offline, needs_network, offline, places_of_caches, without_download
+from ..report import ERROR
 from ..stage import CPU, Stage
 from .settings import PART, check_hooks
 from .users_code import UsersCode, is_users, with_place
@@ -41,6 +42,7 @@ def build_parts(stage: Stage) -> None:
     """
     with offline(), preserved_generators():
         _Parts(stage).build_all()
+    stage.report.tell(PART, is_built=not stage.report.of(ERROR))
 
 
 def build_data(stage: Stage) -> None:
@@ -222,7 +224,7 @@ class _Parts:
             return
         loader = self._try(lambda: as_loader(made, name), path, node)
         if loader is not _MISSING:
-            loader.bind(self._seed, name, is_even=name == "train")
+            loader.bind(self._seed, name, 0, self._stage.world_size, is_even=name == "train")
             self._built[path] = loader
 
     # Metrics and monitors ---------------------------------------------------------------------------------------------

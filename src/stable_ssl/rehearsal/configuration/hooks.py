@@ -15,11 +15,11 @@ from .users_code import UsersCode, is_users
 _AROUND = ("fit", "fit_epoch", "fit_step", "eval", "eval_step")
 _OF_PARTS = {"begin_epoch": 1, "begin_step": 1, "update_teacher": 1}  # and the number of their arguments
 _OF_MONITORS = {"check": 2, "on_step": 1, "on_eval": 1, "compute": 1}
-_OF_TRAINERS = (
+HOOKS = (
     *(f"{when}_{what}" for what in _AROUND for when in ("before", "after")), *_OF_PARTS, "forward", "predict",
     "compute_loss", "prepare_modules", "initialize_modules", "optimized_modules", "side_optimizers", "side_losses",
     "check_setup", "before_optimizer_step", "view_counts", "format_views_labels", "compute_loss_classifiers",
-    "get_extra_state", "set_extra_state", "_fit", "_fit_epoch", "_fit_step", "_evaluate", "_eval_step",
+    "get_extra_state", "set_extra_state", "_instanciate", "_fit", "_fit_epoch", "_fit_step", "_evaluate", "_eval_step",
 )  # fmt: skip
 _SETTINGS = ("required_modules", "min_batch_size", "usual_loss", "num_masks")  # class attributes that are read
 # Hooks of Lightning, Keras and others, and what they are here.
@@ -101,7 +101,7 @@ def _hooks_of(cls: type, is_monitor: bool) -> Calls:
         return _OF_PARTS
     library = [base for base in cls.__mro__ if not is_users(base) and base.__module__.startswith("stable_ssl")]
     counts: dict[str, int | None] = dict(_OF_PARTS)
-    for name in _OF_TRAINERS:
+    for name in HOOKS:
         found = next((vars(base)[name] for base in library if name in vars(base)), None)
         if name != "forward" and inspect.isfunction(found):
             counts[name] = len(inspect.signature(found).parameters) - 1

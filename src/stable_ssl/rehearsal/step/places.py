@@ -12,14 +12,9 @@ from torch import Tensor, nn
 
 from ...lines import OWN, owner, users_line
 from ...runtime.device import describe_batch
+from ..configuration.hooks import HOOKS
 
-# The methods of a trainer that a user may write.
-_METHODS = {
-    "forward", "predict", "compute_loss", "prepare_modules", "initialize_modules", "optimized_modules", "check_setup",
-    "side_optimizers", "side_losses", "before_optimizer_step", "before_fit", "after_fit", "before_fit_epoch",
-    "after_fit_epoch", "before_fit_step", "after_fit_step", "before_eval", "after_eval", "before_eval_step",
-    "after_eval_step", "begin_epoch", "begin_step", "update_teacher", "_instanciate",
-}  # fmt: skip
+_METHODS = {*HOOKS} - {"_fit", "_fit_epoch", "_fit_step", "_evaluate", "_eval_step"}  # each run is inside of these
 
 
 class Place:
