@@ -130,3 +130,8 @@ def some_of(items: Sequence[object], most: int = 5, separator: str = ", ") -> st
     """Return a text that lists items. If there are more than `most`, it lists the first ones, and counts the others."""
     more = [f"and {len(items) - most} more"] if len(items) > most else []
     return separator.join([*map(str, items[:most]), *more])
+
+
+def in_a_line(error: BaseException) -> str:
+    """Return the class of an error, and the first line of its message."""
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"

@@ -246,6 +246,24 @@ class Reports(SupervisedTrainer):
         urllib.request.urlopen("http://192.0.2.1/begun", timeout=1)
 
 
+class Gathers(SupervisedTrainer):
+    """Needs the whole evaluation set, which is larger than a batch."""
+
+    def after_eval_step(self):
+        self.seen = [*(getattr(self, "seen", [])), len(self.batch[1])]
+
+    def after_eval(self):
+        assert sum(self.seen) == 24, "some are missing"
+
+
+class Halves(JointEmbeddingTrainer):
+    """Takes the loader's batch size for that of each batch, which is no fault of the run."""
+
+    def compute_loss(self):
+        size, views = self.data["train"].batch_size, torch.cat(self.views()).flatten(1)
+        return super().compute_loss() | {"loss_views": self.loss(views[:size], views[size:])}
+
+
 class Skips(SupervisedTrainer):
     def before_eval(self):
         raise BreakStep
@@ -623,8 +641,12 @@ STEPS = {
     ),
     # Hooks
     "before_fit": (*own("AtFit"), "before_fit(): LoggerConfig has no field 'path'. Did you mean 'dump_path'? At " + place("mkdir()")),
-    "after_fit_epoch": (*own("AfterEpoch"), "after_fit_epoch(): ZeroDivisionError: division by zero. At " + place("1 / self.batch_idx")),
+    "after_fit_epoch (warning)": (*own("AfterEpoch"), "after_fit_epoch(): ZeroDivisionError: division by zero. At " + place("1 / self.batch_idx")),
     "after_eval": (*own("AfterEval"), "after_eval(): AttributeError: 'AfterEval' object has no attribute 'best'. At " + place("self.best, 0.0")),
+    "a hook needs the whole evaluation (warning)": (
+        *own("Gathers", **{"data.test": loader(number=24)}),
+        "after_eval(): AssertionError: some are missing. At " + place('"some are missing"') + " With all mini-batches of an epoch it may work.",
+    ),
     "after_fit": (*own("AtEnd"), "after_fit(): FileNotFoundError: [Errno 2] No such file or directory: '/nonexistent/results.txt'. At " + place("open(")),
     "a hook breaks each step (warning)": (*own("Stops"), "No optimizer step was taken, since hooks have broken off"),
     "a hook ends the process": (*own("Exits"), "after_fit_step(): SystemExit"),

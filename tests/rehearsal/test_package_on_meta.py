@@ -324,9 +324,9 @@ class Unknown(Toy):
     """Can't be computed without values."""
 
     def compute_loss(self):
-        lengths = self.batch[1].tolist()
-        parts = self.batch[0].split([3 * length for length in lengths])
-        return self.predict().mean() + len(parts)
+        classes = self.batch[1].tolist()
+        assert 0 in classes
+        return super().compute_loss()
 
 
 def test_what_needs_values_is_a_warning_with_its_line(make_toy, tmp_path):
@@ -335,6 +335,31 @@ def test_what_needs_values_is_a_warning_with_its_line(make_toy, tmp_path):
     assert [f.level for f in report.findings] == ["warning", "warning"]
     assert f"test_package_on_meta.py:{line + 5}: the step can't be rehearsed" in report.findings[0].text
     assert f"test_package_on_meta.py:{line + 4} copies a tensor to host memory" in report.findings[1].text
+
+
+class OfOneSize(Toy):
+    """Can't take a batch of some size."""
+
+    refused = 8
+
+    def compute_loss(self):
+        assert len(self.batch[1]) != self.refused, "a size that is refused"
+        return super().compute_loss()
+
+
+@pytest.mark.parametrize(("refused", "part"), [(8, "step"), (4, "device")])
+def test_a_step_that_fails_with_the_whole_batch_or_the_last_one_is_an_error(refused, part, tmp_path):
+    trainer = OfOneSize(
+        {"train": Loader(toy_dataset(20), 8)},
+        {"backbone": nn.Linear(8, 2)},
+        {"device": "cpu"},
+        {"optimizer": functools.partial(torch.optim.SGD, lr=0.1), "epochs": 1},
+        {"dump_path": tmp_path / "run", "level": 50},
+        refused=refused,
+    )
+    report, _ = rehearsed(maker_like(trainer), tmp_path)
+    [error] = report.of("error")
+    assert (error.part, "AssertionError: a size that is refused" in error.text) == (part, True)
 
 
 class BadMetric:

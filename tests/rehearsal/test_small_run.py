@@ -67,6 +67,12 @@ def test_a_healthy_run_has_no_finding_and_the_figures_of_its_step(tmp_path):
     assert trainer._steps.num_batches == 1
 
 
+def test_code_that_counts_on_the_batch_size_is_tried_with_it(tmp_path):
+    stage = checked(changed(joint(), {"_target_": "broken_steps.Halves", "optim.epochs": 100}), tmp_path)
+    assert texts(stage) == []
+    assert stage.report.facts["step"]["batch_size"] == 12
+
+
 def test_the_loss_is_that_of_the_first_samples(tmp_path):
     stage = checked(supervised(), tmp_path)
     images, labels = stage.batch[1]
@@ -322,7 +328,7 @@ def test_the_table_of_groups_has_the_rates_of_all_steps(schedule, tmp_path):
 
 
 def test_the_rates_are_those_of_all_processes_together(tmp_path):
-    config = compose("simclr_digits", ["optim.lr_batch_size=128", "optim.scheduler=none", "optim.optimizer.lr=0.5"])
+    config = compose("simclr_digits", ["optim.lr_batch_size=128", "optim.scheduler=null", "optim.optimizer.lr=0.5"])
     stage = Stage(config, maker_of(config), tmp_path, Report(), world_size=8)
     check_small_run(stage)
     assert stage.report.facts["step"]["groups"][0]["lr"] == 4.0

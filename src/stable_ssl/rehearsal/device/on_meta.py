@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -10,12 +11,14 @@ from typing import Any
 
 import torch
 
-from ...exceptions import BreakAllEpochs, BreakEpoch, BreakStep
+from ...data import Loader
+from ...exceptions import BreakAllEpochs, BreakEpoch, BreakStep, in_a_line
+from ...runtime.device import count_images
 from ..report import ERROR, WARNING
 from ..stage import META, Stage
-from ..step.few import first_batch
+from ..step.few import few_of, first_batch
 from ..step.hearing import Heard, left_as_it_was
-from ..step.tries import close
+from ..step.tries import Tries, close
 from ..stepping import begin_epoch, take_batch
 from . import waits
 from .lines import line_of
@@ -79,6 +82,7 @@ def _rehearse(stage: Stage, trainer: Any, findings: Findings, refused: str) -> N
     """Train and evaluate a trainer that is set up on `meta`."""
     error = _train(trainer, stage.batch, findings)
     if error is None:
+        _take_last_batch(stage, trainer, findings)
         _evaluate(stage, trainer, findings, refused)
     else:
         _tell_error(stage, findings, error, refused)
@@ -147,6 +151,28 @@ def _tried(do: Callable[[], None], trainer: Any, findings: Findings) -> BaseExce
     return None
 
 
+def _take_last_batch(stage: Stage, trainer: Any, findings: Findings) -> None:
+    """Take a mini-batch as small as the last one of an epoch, and report it if that fails."""
+    assert stage.batch is not None
+    loader, batch, whole = trainer.data["train"], stage.batch, count_images(*stage.batch)
+    if not isinstance(loader, Loader):
+        return
+    of_run = copy.copy(loader)
+    of_run.bind(0, "train", 0, stage.world_size, is_even=True)
+    batches = of_run._index_batches(0)
+    size = len(batches[-1])
+    if size == whole or trainer._steps.num_batches < len(batches):
+        return
+    error = _tried(lambda: take_batch(trainer, 0, *few_of(batch, size)), trainer, findings)
+    trainer._steps.drop_group()
+    if error is not None:
+        stage.report.error(
+            PART,
+            f"data.train: the last mini-batch of an epoch has {size} samples instead of {whole}, and a step "
+            f"fails with it at {line_of(error)} ({in_a_line(error)}). Set drop_last: true, or mend that line.",
+        )
+
+
 def _evaluate(stage: Stage, trainer: Any, findings: Findings, refused: str) -> None:
     """Give a batch of each evaluation set to its metrics. Only what CUDA refuses counts: values are read by nature."""
     for name in trainer.eval_sets if stage.trainer is not None else ():
@@ -186,6 +212,12 @@ def _is_of_devices(error: BaseException) -> bool:
     return _SAYS_DEVICE.search(str(error)) is not None
 
 
+def _fails_with_all(stage: Stage) -> bool:
+    """Try the run's own batch on the CPU, if that takes little time. Return whether it fails, which is reported."""
+    with ExitStack() as last, Heard().listening():
+        return Tries(stage, last, Heard()).fails_with_all()
+
+
 def _tell_error(stage: Stage, findings: Findings, error: BaseException, refused: str) -> None:
     """Report an error that ended the rehearsal, unless something else has been said that explains it.
 
@@ -193,7 +225,7 @@ def _tell_error(stage: Stage, findings: Findings, error: BaseException, refused:
     """
     if findings.errors():
         return
-    text = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+    text = in_a_line(error)
     if _is_of_devices(error):
         stage.report.add(refused, PART, f"{line_of(error)} mixes tensors of several devices: {text}")
     elif stage.trainer is not None and _IS_OF_GRAPH.search(text):
@@ -202,7 +234,7 @@ def _tell_error(stage: Stage, findings: Findings, error: BaseException, refused:
             f"{line_of(error)}: the backward pass of a step fails ({text}). If a step keeps a tensor for later ones, "
             "such as a running mean, keep it by .detach(). If it writes into a tensor, let it make a new one.",
         )
-    elif stage.trainer is not None:  # if the step on the CPU failed too, that has been said
+    elif stage.trainer is not None and not _fails_with_all(stage):  # else it has been said
         stage.report.warn(
             PART,
             f"{line_of(error)}: the step can't be rehearsed without a GPU beyond this line, which may need the values "

@@ -30,6 +30,8 @@ from .watching import Watch
 STEPS = 2  # the second one finds what the first one has left
 SIZES = (2, 4, 8)  # samples of the first tries
 MOST_SECONDS = 10.0  # that a try with the whole batch may take, as those before it let expect
+_MOST_SECONDS_OF_DOUBT = 30.0  # the same, if a step without values fails with it
+_OF_EPOCHS = ("after_fit_epoch()", "after_eval()", "after_fit()")  # hooks that may need more than a check's two steps
 # What more samples may mend.
 _OF_NUMBERS = (RuntimeError, ValueError, IndexError, AssertionError, ArithmeticError, NanError)
 
@@ -162,6 +164,22 @@ class Tries:
             run = self._launch(trainer, name, size)
         return run
 
+    def fails_with_all(self) -> bool:
+        """Try the whole batch, after fewer samples came to their end. Return whether it fails, which is reported."""
+        self._batches = {"train": self._stage.batch} if self._stage.batch is not None else {}
+        whole = count_images(*self._batches["train"]) if self._batches else 0
+        step = self._stage.report.facts.get("step", {})
+        expected = STEPS * (step.get("seconds_per_step") or 0.0) * whole / step.get("batch_size", 1)
+        if not whole or expected > _MOST_SECONDS_OF_DOUBT or step.get("batch_size") == whole:
+            return False
+        trainer = set_up(self._stage, "whole", self._last)
+        if trainer is None or not self._read(trainer):
+            return False
+        run = self._launch(trainer, "whole", whole)
+        if run.error is not None:
+            self._tell(run, is_certain=True)
+        return run.error is not None
+
     def in_half(self, size: int) -> SmallRun | None:
         """Return another run of the same samples, in bf16, come to its end or not; None if there is none."""
         trainer = set_up(self._stage, "half", self._last)
@@ -193,6 +211,7 @@ class Tries:
         """Report what ended the last try."""
         assert run.error is not None
         assert run.place is not None
+        few = f"more than {run.size} samples"
         problems = explain(run.error, run.place, trainer_of(self._stage))
         if isinstance(run.error, NanError):
             problems = [why_not_finite(run.watch, run.trainer) or problem for problem in problems]
@@ -201,9 +220,13 @@ class Tries:
                 f"No checkpoint can hold {some_of(odd)}. A state may hold tensors, numbers, texts, and lists and dicts "
                 "of them, so that loading it never runs code."
             ]
-        is_certain = is_certain and not (isinstance(run.error, _OF_NUMBERS) and run.place.is_of_values)
+        if isinstance(run.error, _OF_NUMBERS):
+            if run.place.method in _OF_EPOCHS:
+                is_certain, few = False, "all mini-batches of an epoch"
+            elif run.place.is_of_values:
+                is_certain = False
         if not is_certain:
-            problems = [f"{problem} With more than {run.size} samples it may work." for problem in problems]
+            problems = [f"{problem} With {few} it may work." for problem in problems]
         _tell_error(self._stage, problems, is_certain and not is_of_check(run.error, trainer_of(self._stage)))
 
     def _launch(self, trainer: Any, name: str, size: int) -> SmallRun:
