@@ -19,6 +19,7 @@ from stable_ssl.rehearsal.report import Report
 from stable_ssl.rehearsal.samples.looking import NUM_LOOKED_AT, chosen
 from stable_ssl.rehearsal.samples.sets import check_first_samples, check_samples
 from stable_ssl.rehearsal.stage import Stage, maker_of
+from stable_ssl.trainers import SupervisedTrainer
 
 VIEW = View([RandomResizedCrop(16), HorizontalFlip()])
 JOINT = "stable_ssl.trainers.JointEmbeddingTrainer"
@@ -276,6 +277,19 @@ def test_a_supervised_network_with_too_few_scores_is_an_error(report):
     assert "the label 9 (sample 9)" in error
     assert make(module={"backbone": nn.Sequential(network, nn.Linear(4, 10))}).findings == []
     assert make(module={"backbone": nn.Sequential(network, nn.ReLU())}).findings == []  # not known for sure
+
+
+class OwnLoss(SupervisedTrainer):
+    def compute_loss(self):
+        return self.predict().sum()
+
+
+def test_a_supervised_network_of_a_users_own_loss_gets_a_warning(report):
+    for labels, wanted in ((TEN, 1), ([-1] * 30, 0), ([0.5] * 30, 0), ([0] * 30, 0)):
+        data = {"train": Loader(pairs(labels), 8, views=VIEW, shuffle=True)}
+        found = report(data, f"{__name__}.OwnLoss", module={"backbone": nn.Linear(768, 4)})
+        levels = [finding.level for finding in found.findings if finding.text.startswith("module.backbone: it has 4")]
+        assert levels == ["warning"] * wanted
 
 
 def test_labels_that_a_collate_fn_or_the_loss_may_change_are_no_errors(report):

@@ -36,6 +36,8 @@ class ClassCount:
         The label that it leaves out; None: there is none.
     takes_missing
         Whether labels below 0 count as none.
+    is_guess
+        Whether the user's own code decides what it gets. Then only labels that it has no class for are told.
     """
 
     key: str
@@ -45,6 +47,7 @@ class ClassCount:
     is_certain: bool
     ignored: int | None = None
     takes_missing: bool = False
+    is_guess: bool = False
 
 
 def check_labels(stage: Stage, labels: Mapping[str, Labels]) -> None:
@@ -59,8 +62,9 @@ def check_labels(stage: Stage, labels: Mapping[str, Labels]) -> None:
     """
     counters = [counter for counter in (*_heads(stage), *_metrics(stage)) if counter.set_name in labels]
     for counter in counters:
-        _check_kinds(stage, counter, labels[counter.set_name])
-        _check_missing(stage, counter, labels[counter.set_name])
+        if not counter.is_guess:
+            _check_kinds(stage, counter, labels[counter.set_name])
+            _check_missing(stage, counter, labels[counter.set_name])
         _check_number(stage, counter, labels[counter.set_name])
     for name, found in labels.items():
         _check_classes(
@@ -87,17 +91,19 @@ def _heads(stage: Stage) -> Iterator[ClassCount]:
         "format_views_labels",
         "before_fit_step",
     )
-    learns = issubclass(trainer, SupervisedTrainer) and _keeps(
-        trainer, SupervisedTrainer, "compute_loss", "predict", "before_fit_step"
-    )
+    scores = issubclass(trainer, SupervisedTrainer) and _keeps(trainer, SupervisedTrainer, "predict")
+    learns = scores and _keeps(trainer, SupervisedTrainer, "compute_loss", "before_fit_step")
+    loss = stage.built.get("loss", trainer_of(stage).get("loss"))
+    is_entropy = loss is None or type(loss) is nn.CrossEntropyLoss
     for key, module in stage.built.items():
         number = _num_outputs(module) if key.startswith("module.") else None
         if number is None:
             continue
         if key.endswith("_classifier"):
             yield ClassCount(key, "train", number, "out_features", probes, takes_missing=True)
-        elif key == "module.backbone" and learns and trainer_of(stage).get("loss") is None:
-            yield ClassCount(key, "train", number, "its last layer", True, ignored=-100)  # torch's sign for no label
+        elif key == "module.backbone" and scores and is_entropy and (learns or number > 1):
+            ignored = getattr(loss, "ignore_index", -100)  # torch's sign for no label
+            yield ClassCount(key, "train", number, "its last layer", learns, ignored, is_guess=not learns)
 
 
 def _trainer(stage: Stage) -> type:
@@ -214,7 +220,7 @@ def _check_number(stage: Stage, counter: ClassCount, labels: Labels) -> None:
             f"{has}, from 0 to {number - 1}, but {data} has the label {too_high[-1]} ({labels.first(too_high[-1])}). "
             f"{remedy}",
         )
-    elif labels.expected and labels.expected < number:
+    elif labels.expected and labels.expected < number and not counter.is_guess:
         stage.report.warn("data", f"{has}, but {data} has {labels.expected} only. If these are all, it needs no more.")
 
 

@@ -89,12 +89,13 @@ def check_in_half(stage: Stage, run: SmallRun, tries: Tries) -> None:
     """
     hardware = stage.make().hardware
     precision = hardware["precision"]
-    if precision == "fp32" or run.seconds > SECONDS:
+    if precision == "fp32":
         return
-    with Heard().listening(), nullcontext() if hardware["device"] == "cpu" else AsOnCuda():
-        again = tries.in_half(run.size)
-    if again is not None and again.error is not None:
-        assert again.place is not None
+    again: SmallRun | None = None
+    if run.seconds <= SECONDS:
+        with Heard().listening(), nullcontext() if hardware["device"] == "cpu" else AsOnCuda():
+            again = tries.in_half(run.size)
+    if again and again.error and again.place:
         error, place = again.error, again.place
         where = place.method or place.key or "the run"
         stage.report.warn(

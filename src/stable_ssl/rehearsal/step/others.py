@@ -100,13 +100,14 @@ def _failure(run: SmallRun, found: Batch) -> tuple[Exception, Place] | None:
 @contextmanager
 def _as_they_were(run: SmallRun) -> Iterator[None]:
     """Restore all buffers, such as running statistics and queues, after the block."""
-    before = {name: buffer.clone() for name, buffer in run.trainer.named_buffers()}
+    before = [(buffer, buffer.clone()) for buffer in run.trainer.buffers()]
     try:
         yield
     finally:
         with torch.no_grad():
-            for name, buffer in run.trainer.named_buffers():
-                buffer.copy_(before[name])
+            for buffer, values in before:
+                if not torch.equal(buffer, values):
+                    buffer.copy_(values)
 
 
 def _tell(stage: Stage, run: SmallRun, loader: Loader, found: Batch, rows: list[int]) -> None:
