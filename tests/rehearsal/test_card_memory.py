@@ -199,7 +199,7 @@ class Converges(Small):
         error = self.batch[0].mean() + 1
         while error > 0.1:
             error = error / 2
-        return super().compute_loss() + error
+        return super().compute_loss() + error.cuda()  # "cuda" is the device
 
 
 def test_a_loop_that_ends_by_a_value_is_ended_and_its_line_is_named(tmp_path):

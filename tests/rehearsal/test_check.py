@@ -98,6 +98,10 @@ def test_a_request_that_makes_no_sense_is_refused_in_a_sentence(args, beginning,
     assert beginning in report["findings"][0]["text"]
 
 
+def test_a_configuration_that_is_no_dict_breaks_no_check():
+    assert stable_ssl.check({"trainer": 3}).status == 2
+
+
 def test_a_check_may_run_in_any_thread():
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(main, ["check", "simclr_digts"]).result() == 2

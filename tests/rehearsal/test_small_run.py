@@ -150,7 +150,7 @@ def test_a_backbone_that_learns_nothing_is_named_unless_the_configuration_says_s
     assert not texts(checked(changed(joint(), meant), tmp_path / "meant"))
 
 
-def test_a_group_of_mini_batches_makes_the_step(tmp_path):
+def test_two_mini_batches_stand_for_a_group_of_more(tmp_path):
     class Counts(Toy):
         calls = 0
 
@@ -161,7 +161,7 @@ def test_a_group_of_mini_batches_makes_the_step(tmp_path):
     trainer = Counts({"train": Loader(toy_dataset(), 4)}, {"backbone": toy_backbone()}, {}, optim, {})
     stage = checked(trainer, tmp_path)
     assert not stage.report.findings
-    assert (Counts.calls, stage.trainer.global_step) == (6, 2)
+    assert (Counts.calls, stage.trainer.global_step) == (4, 2)
 
 
 def test_hooks_run_in_the_order_of_a_run(tmp_path):

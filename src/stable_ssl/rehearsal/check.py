@@ -79,7 +79,8 @@ def _world_size(config: Mapping[str, Any], slurm: Mapping[str, Any] | None) -> i
     """Return the number of processes that a Slurm job or a configuration asks for."""
     if slurm:
         return int(slurm["nodes"] * slurm["tasks_per_node"])
-    hardware = config.get("trainer", {}).get("hardware")
+    trainer = config.get("trainer")
+    hardware = trainer.get("hardware") if isinstance(trainer, Mapping) else None
     size = hardware.get("world_size", 1) if isinstance(hardware, Mapping) else 1
     return size if isinstance(size, int) and size > 0 else 1
 

@@ -80,9 +80,8 @@ def check_on_meta(stage: Stage) -> None:
 
 def _rehearse(stage: Stage, trainer: Any, findings: Findings, refused: str) -> None:
     """Train and evaluate a trainer that is set up on `meta`."""
-    error = _train(trainer, stage.batch, findings)
+    error = _train(stage, trainer, findings)
     if error is None:
-        _take_last_batch(stage, trainer, findings)
         _evaluate(stage, trainer, findings, refused)
     else:
         _tell_error(stage, findings, error, refused)
@@ -103,8 +102,10 @@ def _group(trainer: Any) -> int:
     return int(min(trainer.optim["accumulation_steps"], trainer._steps.num_batches, 2))
 
 
-def _train(trainer: Any, batch: Any, findings: Findings) -> BaseException | None:
-    """Take three optimizer steps, and return the error that ended them, if one did."""
+def _train(stage: Stage, trainer: Any, findings: Findings) -> BaseException | None:
+    """Take three optimizer steps and the last mini-batch, and return the error that ended the steps, if one did."""
+    assert stage.batch is not None
+    batch: tuple[Any, Any] = stage.batch
     steps, group = trainer._steps, _group(trainer)
     steps.accumulation = group
     later = group if steps.num_batches >= 2 * group else 0  # what is done every so many mini-batches is often done at 0
@@ -128,6 +129,7 @@ def _train(trainer: Any, batch: Any, findings: Findings) -> BaseException | None
         error = take(later)
     findings.counts_waits = False
     if error is None:
+        _take_last_batch(stage, trainer, findings)
         trainer._recorder._every, trainer._recorder.emit = 1, lambda record: None
         error = take(later)
         error = error if error and _is_of_devices(error) else None  # the values that are logged are missing

@@ -117,7 +117,7 @@ class _Calls(TorchFunctionMode):
         self._findings = findings
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        args, kwargs = _at_home(args), {key: _device_at_home(value) for key, value in (kwargs or {}).items()}
+        args, kwargs = without_cuda(args, kwargs, torch.device(META))
         first: Any = args[0] if args else None
         if func in _BY_KEY:
             args = self._by_key(args)
@@ -155,16 +155,14 @@ class _Calls(TorchFunctionMode):
         return value.item() if is_meta else value
 
 
-def _at_home(args: Sequence[Any]) -> tuple[Any, ...]:
-    """Return arguments with `meta` in place of a CUDA device. Text that is no device of a call does not begin so."""
-    return tuple(map(_device_at_home, args))
+def without_cuda(args: Any, kwargs: Any, device: torch.device) -> tuple[Any, dict[str, Any]]:
+    """Return the arguments of a call with a device in place of CUDA's. Text that is no device does not begin so."""
 
+    def changed(value: Any) -> Any:
+        is_text = isinstance(value, str) and value.split(":")[0] == "cuda"
+        return device if is_text or (isinstance(value, torch.device) and value.type == "cuda") else value
 
-def _device_at_home(value: Any) -> Any:
-    is_cuda = (isinstance(value, torch.device) and value.type == "cuda") or (
-        isinstance(value, str) and value.split(":")[0] == "cuda"
-    )
-    return torch.device(META) if is_cuda else value
+    return tuple(map(changed, args)), {key: changed(value) for key, value in (kwargs or {}).items()}
 
 
 # Operations --------------------------------------------------------------------------------------------------------

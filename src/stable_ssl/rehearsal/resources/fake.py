@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from ...runtime.device import count_images
 from ...runtime.precision import Precision
 from ..device.answers import Answers
-from ..device.waits import SHAPES, Findings, nonzero, noticing
+from ..device.waits import SHAPES, Findings, nonzero, noticing, without_cuda
 from ..stage import CPU, META, Stage
 from ..stepping import take_steps
 from .accounting import Accounting, CudaAutocast
@@ -149,7 +149,7 @@ class FakeRun:
             last.enter_context(account)
             last.enter_context(Answering(self.answers))
             last.enter_context(CudaAutocast())
-            last.enter_context(Arrays())
+            last.enter_context(OnHost())
             take_steps(trainer, list(range(batch_size)), batch, count)
         return account, min(peaks, default=account.peak)
 
@@ -217,14 +217,17 @@ class Answering(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-class Arrays(TorchFunctionMode):
-    """Gives NumPy an array of ones in the place of a fake tensor, which it can't read."""
+class OnHost(TorchFunctionMode):
+    """Has "cuda" mean the CPU, and gives NumPy an array of ones in place of a fake tensor, which it can't read."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args, kwargs = without_cuda(args, kwargs, CPU)
+        if func is Tensor.cuda:
+            return args[0]
         if func in (Tensor.numpy, Tensor.__array__) and isinstance(args[0], FakeTensor):
             with unset_fake_temporarily():
                 args = torch.ones(args[0].shape, dtype=args[0].dtype), *args[1:]
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
 
 def _rows(index: Tensor | None) -> Sequence[Tensor | None]:

@@ -28,6 +28,7 @@ from .room import has_room
 from .watching import Watch
 
 STEPS = 2  # the second one finds what the first one has left
+MOST_PER_STEP = 2  # mini-batches: more of them find no more
 SIZES = (2, 4, 8)  # samples of the first tries
 MOST_SECONDS = 10.0  # that a try with the whole batch may take, as those before it let expect
 _MOST_SECONDS_OF_DOUBT = 30.0  # the same, if a step without values fails with it
@@ -252,7 +253,8 @@ class Tries:
         with ExitStack() as last:
             if "train" in trainer.data:
                 steps = trainer._steps
-                last.callback(setattr, steps, "num_batches", steps.num_batches)
+                last.callback(vars(steps).update, num_batches=steps.num_batches, accumulation=steps.accumulation)
+                steps.accumulation = min(steps.accumulation, MOST_PER_STEP)
                 count = steps.num_batches = min(STEPS * steps.accumulation, steps.num_batches)
             few = {name: few_of(found, run.size) for name, found in self._batches.items()}
             for name, found in few.items():
