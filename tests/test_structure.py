@@ -85,6 +85,7 @@ MAY = {
         "nodes",
         "pretraining",
         "rehearsal",
+        "resolvers",
         "runtime",
         "weights",
     },
@@ -102,6 +103,7 @@ MAY = {
         "nodes",
         "overrides",
         "pretraining",
+        "resolvers",
         "runtime",
     },
 }
