@@ -87,6 +87,7 @@ MAY = {
         "nodes",
         "pretraining",
         "rehearsal",
+        "resolvers",
         "runtime",
         "weights",
     },
@@ -105,6 +106,7 @@ MAY = {
         "nodes",
         "overrides",
         "pretraining",
+        "resolvers",
         "runtime",
     },
 }

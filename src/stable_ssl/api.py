@@ -26,6 +26,7 @@ from .rehearsal.cards import card_named
 from .rehearsal.check import check_first, rehearse
 from .rehearsal.report import Report
 from .rehearsal.stage import config_of, maker_like
+from .resolvers import stand_ins
 from .runtime.checkpoint import CheckpointStore, read_checkpoint
 from .runtime.folder import read_config
 from .runtime.runs_of_2025 import run_of_2025
@@ -159,20 +160,23 @@ def check(
     if isinstance(source, BaseTrainer):
         with importable(Path.cwd()):
             return rehearse(config_of(source), maker_like(source), **options)
+    told: list[str] = []
     try:
         if not isinstance(source, str | Path):
             folders, config = [], plain(source)
         else:
             place, name = find(str(source))
             folders = [place, *origin_of(place, name)[1]]
-            with importable(*folders, Path.cwd()):
+            with importable(*folders, Path.cwd()), stand_ins() as told:
                 config = compose(str(source), overrides)
     except ConfigError as error:
         report = Report()
         report.refuse("configuration", error)
         return report
     with importable(*folders, Path.cwd()):
-        return rehearse(config, **options)
+        report = rehearse(config, **options)
+    report.complete("configuration", told)
+    return report
 
 
 def branch(

@@ -72,11 +72,12 @@ def _make(config: Any) -> Any:
             ]
         )
     target = locate(node["_target_"], "trainer")
-    given = {
-        key: value for key, value in node.items() if not (key.startswith("_") and key.endswith("_"))
-    }  # not Hydra's
     # An empty section means its defaults.
-    arguments = {key: {} if value is None and key in _SECTIONS else value for key, value in given.items()}
+    arguments = {
+        key: {} if value is None and key in _SECTIONS else value
+        for key, value in node.items()
+        if not (key.startswith("_") and key.endswith("_"))  # those are Hydra's, as _target_
+    }
     if not (isinstance(target, type) and issubclass(target, BaseTrainer)):
         return _called(target, arguments)
     wrong, arguments = _as_meant(target, arguments)

@@ -9,7 +9,9 @@ import ast
 import functools
 import json
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from .exceptions import ConfigError
@@ -22,12 +24,46 @@ def register_resolvers() -> None:
 
     resolvers: dict[str, Any] = {
         "eval": arithmetic,
-        "feature_dim": _feature_dim,
-        "patch_side": _patch_side,
-        "num_classes": _num_classes,
+        "feature_dim": _or_stand_in(_feature_dim, 512),
+        "patch_side": _or_stand_in(_patch_side, 4),
+        "num_classes": _or_stand_in(_num_classes, 2),
     }
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
+
+
+_told: ContextVar[list[str] | None] = ContextVar("_told", default=None)
+
+
+@contextmanager
+def stand_ins() -> Iterator[list[str]]:
+    """Let a number that can't be read off a network or a data set be any other one in the block, which goes on so.
+
+    Yields
+    ------
+    list of str
+        Gets what is wrong.
+    """
+    told: list[str] = []
+    token = _told.set(told)
+    try:
+        yield told
+    finally:
+        _told.reset(token)
+
+
+def _or_stand_in(resolver: Callable[..., int], stand_in: int) -> Callable[..., int]:
+    @functools.wraps(resolver)
+    def resolve(key: str, *, _root_: Any) -> int:
+        try:
+            return resolver(key, _root_=_root_)
+        except ConfigError as error:
+            if (told := _told.get()) is None:
+                raise
+            told.extend(problem.removeprefix("trainer.") for problem in error.problems)
+            return stand_in
+
+    return resolve
 
 
 _OPERATORS: dict[type, Any] = {
@@ -165,29 +201,35 @@ def _num_classes(key: str, *, _root_: Any) -> int:
     overridden.)
     """
     given = _root_.get("num_classes")
-    return _classes(key, _content(_root_, key)) if given is None else int(given)
+    if given is not None:
+        return int(given)
+    if (number := _classes(key, _content(_root_, key))) < 2:
+        has = "has no labels" if number < 1 else "has one class only"
+        raise ConfigError(f"{key}: it {has}, so nothing can be measured. Leave that out: {_without_labels(_root_)}")
+    return number
 
 
 @functools.lru_cache(maxsize=64)
 def _classes(key: str, node: str) -> int:
     dataset = build(json.loads(node), key)
     if named := getattr(dataset, "classes", None):
-        return _checked(len(named), key)
+        return len(named)
     labels = [label for label in _labels(dataset) if label is not None]
     if text := next((label for label in labels if isinstance(label, str)), None):
         raise ConfigError(f"{key}: its labels are texts, such as '{text}'. Number them from 0.")
-    return _checked(1 + max(map(int, labels), default=-1), key)
+    return 1 + max(map(int, labels), default=-1)
 
 
-def _checked(number: int, key: str) -> int:
-    """Return a number of classes, or raise a ConfigError if there is nothing to tell apart."""
-    if number < 2:
-        has = "has no labels" if number < 1 else "has one class only"
-        raise ConfigError(
-            f"{key}: it {has}, so nothing can be measured. Leave that out: num_classes=2 ~logger.metric "
-            "~logger.monitor.test"
-        )
-    return number
+def _without_labels(root: Any) -> str:
+    """Return the overrides that leave out what needs labels."""
+    from omegaconf import OmegaConf
+
+    keys = ["logger.metric", "logger.monitor.test", "data.bank"]
+    keys += [
+        f"module.{name}" for name in OmegaConf.select(root, "trainer.module") or () if name.endswith("_classifier")
+    ]
+    there = [f"~{key}" for key in keys if OmegaConf.select(root, f"trainer.{key}") is not None]
+    return " ".join(["num_classes=2", *there])
 
 
 def _labels(dataset: Any) -> Iterable[Any]:

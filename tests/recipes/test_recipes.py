@@ -199,7 +199,9 @@ def test_what_a_recipe_needs_is_said_by_name(tmp_path):
     for split in ("train", "test"):
         (tmp_path / split / "only").mkdir(parents=True)
         picture.save(tmp_path / split / "only" / "1.png")
-    assert "dataset: it has one class only, so nothing can be" in refusal("data=folder", f"root={tmp_path}")
+    said = refusal("data=folder", f"root={tmp_path}")
+    assert "dataset: it has one class only, so nothing can be" in said
+    assert "~logger.metric ~logger.monitor.test ~data.bank ~module.backbone_classifier" in said
 
 
 def test_the_command_lists_all_four_kinds_a_line_each_and_shows_options(capsys):

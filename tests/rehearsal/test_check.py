@@ -50,12 +50,20 @@ def test_a_healthy_run_has_figures_of_every_part_and_leaves_nothing_behind(tmp_p
 
 def test_faults_of_several_parts_come_in_one_go(capsys):
     broken = ["hardware.seed=-1", "loss.temperature=-1", "data.test.dataset.split=tset", "+module.projector.depth=3"]
-    broken += ["logger.dump_path=/dev/null/run"]
+    broken += ["logger.dump_path=/dev/null/run", "+backbone.width=8"]
     status, report = found_by(capsys, "simclr_digits", *broken)
     assert status == 2
     texts = [finding["text"] for finding in report["findings"] if finding["level"] == "error"]
-    for key in ("hardware.seed", "loss", "data.test.dataset", "module.projector", "logger.dump_path"):
+    for key in (
+        "hardware.seed",
+        "loss",
+        "data.test.dataset",
+        "module.projector",
+        "module.backbone",
+        "logger.dump_path",
+    ):
         assert [key for text in texts if text.startswith((f"{key}:", f"{key}."))] == [key], texts
+    assert not any(text.startswith("backbone") for text in texts)
 
 
 def test_a_data_set_that_is_not_there_is_a_fault_of_the_data_and_is_said_once(capsys):

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 from ..compose import compose_with_hydra, find, importable, origin_of
 from ..exceptions import ConfigError
+from ..resolvers import stand_ins
 from . import slurm
-from .sweep import Sweep
+from .sweep import Point, Sweep
 from .train import source_of
 
 if TYPE_CHECKING:
@@ -73,15 +74,17 @@ def _checked(args: argparse.Namespace, rest: list[str]) -> Report:
     job = slurm.read_settings(settings)[1] if args.slurm else None
     options = {"card": card, "world_size": args.world_size, "slurm": job}
     with importable(Path.cwd(), config_folder, *origin_of(config_folder, name)[1]):
-        if args.multirun:
-            first, *others = Sweep(config_folder, name, overrides).points
-            config = first.config
-        else:
-            others = []
-            config, _ = compose_with_hydra(str(source), overrides, folder)
+        others: list[Point] = []
+        with stand_ins() as told:
+            if args.multirun:
+                first, *others = Sweep(config_folder, name, overrides).points
+                config = first.config
+            else:
+                config, _ = compose_with_hydra(str(source), overrides, folder)
         say = _say if sys.stderr.isatty() else lambda _: None
         report = rehearse(config, **options, all_data=args.all_data, say=say)
         check_others(report, config, {point.name: point.config for point in others}, **options, say=say)
+        report.complete("configuration", told)
         say("")
         return report
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -74,6 +75,14 @@ class Report:
         """Add each problem of a ConfigError."""
         for problem in error.problems:
             self.error(part, problem)
+
+    def complete(self, part: str, problems: Iterable[str]) -> None:
+        """Add errors, but not those that were said of another key with the same end, as of "module.backbone.width"."""
+        for problem in problems:
+            key, _, sentence = problem.partition(": ")
+            end = f".{key.rpartition('.')[2]}: {sentence}"
+            if not any(finding.text.endswith(end) for finding in self.findings):
+                self.error(part, problem)
 
     def tell(self, part: str, **facts: Any) -> None:
         """Add figures or texts of a part."""
