@@ -122,8 +122,7 @@ def test_a_mask_on_a_device_is_counted_in_host_memory():
     mask = torch.rand(6, 20, generator=torch.Generator().manual_seed(0)) < 0.4
     placed = to_device([mask], torch.device("meta"))[0]
     findings = Findings()
-    findings.counts_waits = True
-    with noticing(findings):
+    with findings.counting_waits(), noticing(findings):
         places, is_real = places_of(placed)
         assert places.shape == is_real.shape == (6, int(mask.sum(1).max()))
         assert not findings.all

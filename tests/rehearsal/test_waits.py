@@ -21,8 +21,7 @@ def test_an_operation_is_noticed_as_what_it_is(name, monkeypatch):
         monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)  # only a machine with a GPU has it
     kind, operation = OPERATIONS[name]
     findings = Findings()
-    findings.counts_waits = True
-    with noticing(findings):
+    with findings.counting_waits(), noticing(findings):
         operation(*arguments("meta"))
     assert {finding.kind for finding in findings.all} == ({kind} if kind else set())
     assert all("operations.py:" in finding.place for finding in findings.all)

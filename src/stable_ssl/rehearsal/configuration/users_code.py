@@ -91,7 +91,7 @@ def _reached(parts: Iterable[Any]) -> list[ModuleType]:
 def _parsed(module: ModuleType) -> ast.Module | None:
     try:
         return ast.parse(inspect.getsource(module))
-    except (OSError, TypeError, SyntaxError):  # the file is gone, or changed since it was imported
+    except Exception:  # the file is gone, or changed since it was imported; or the module only looks like one
         return None
 
 

@@ -62,20 +62,18 @@ class Findings:
 
     Attributes
     ----------
-    counts_waits
-        Whether waits are noted now, and not only what CUDA refuses. False at first.
     answers
         What code is told that asks for a value.
     """
 
     def __init__(self) -> None:
         self.all: list[Finding] = []
-        self.counts_waits = False
+        self._counts_waits = False
         self.answers = Answers()
 
     def note(self, kind: str, what: str) -> None:
         """Note something that the code does that has called torch."""
-        if kind not in ERRORS and not self.counts_waits:
+        if kind not in ERRORS and not self._counts_waits:
             return
         in_backward = torch._C._current_graph_task_id() != -1
         if in_backward and kind in _INHERITED and any(finding.kind == kind for finding in self.all):
@@ -83,6 +81,15 @@ class Findings:
         place = caller()
         if all((finding.kind, finding.place) != (kind, place) for finding in self.all):
             self.all.append(Finding(kind, place, what))
+
+    @contextlib.contextmanager
+    def counting_waits(self) -> Iterator[None]:
+        """Note waits in the block too, and not only what CUDA refuses."""
+        self._counts_waits = True
+        try:
+            yield
+        finally:
+            self._counts_waits = False
 
     def forget_waits(self) -> None:
         """Keep only what CUDA refuses."""
