@@ -17,6 +17,7 @@ from ...runtime.cpus import cpus_of_process
 from ...runtime.device import count_images
 from ..cards import Card
 from ..stage import Stage
+from ..step.instead import set_up_on_meta
 from .host import held_bytes
 
 # The share of the peak that a run reaches: of the tensor cores or of plain fp32, and of the memory's bandwidth.
@@ -45,10 +46,19 @@ def check_pace(stage: Stage) -> None:
     memory, report = stage.report.facts.get("memory", {}), stage.report
     flops: dict[str, int] = memory.get("flops_per_step", {})
     report.tell("time", flops_per_step=sum(flops.values()) or None)
-    if stage.trainer is None:
-        return
+    if stage.trainer is not None:
+        _estimate(stage, stage.trainer)
+    elif stage.lacks_room and memory:
+        with set_up_on_meta(stage, "time") as trainer:
+            _estimate(stage, trainer)
+
+
+def _estimate(stage: Stage, trainer: Any) -> None:
+    """Tell the time of the trainer's steps, and compare it with the time in which its images are made ready."""
+    memory, report = stage.report.facts.get("memory", {}), stage.report
+    flops: dict[str, int] = memory.get("flops_per_step", {})
     if memory.get("views_on") == "host":
-        _measure_loader(stage)
+        _measure(stage, trainer.data["train"])
     card, precision = stage.card, memory.get("precision", "fp32")
     if card is not None and card.fp32 is not None and flops:
         if precision == "bf16" and card.bf16 is None:
@@ -58,7 +68,7 @@ def check_pace(stage: Stage) -> None:
                 "fp16.",
             )
         shortest, longest = step_seconds(flops, memory["traffic_bytes_per_step"], card, precision)
-        optim = stage.trainer.optim
+        optim = trainer.optim
         steps = -(-int(optim["total_steps"]) // stage.world_size)
         images = memory["batch_size"] * optim["accumulation_steps"]
         report.tell(
@@ -96,9 +106,9 @@ def step_seconds(flops: dict[str, int], traffic: int, card: Card, precision: str
     return shortest, at_peak / PEAK[0] + at_bandwidth / BANDWIDTH[0]
 
 
-def _measure_loader(stage: Stage) -> None:
-    """Read batches of `data.train` for some seconds, and tell how many images per second come."""
-    loader, images = _to_measure(stage), 0
+def _measure(stage: Stage, train: Any) -> None:
+    """Read batches of the loader of `data.train` for some seconds, and tell how many images per second come."""
+    loader, images = _to_measure(train, stage.world_size), 0
     batches = _endless(loader)
     try:
         next(batches)  # starts workers, and may read images into memory
@@ -129,10 +139,9 @@ def _seconds_queued() -> float:
         return 0.0
 
 
-def _to_measure(stage: Stage) -> Any:
-    """Return the loader of `data.train`. If it holds its images in memory, it gets so few that they are read soon."""
-    loader = stage.trainer.data["train"]
-    if not held_bytes(loader, stage.world_size):
+def _to_measure(loader: Any, world_size: int) -> Any:
+    """Return a loader like a given one. If that holds its images in memory, it gets so few that they are read soon."""
+    if not held_bytes(loader, world_size):
         return loader
     loader = copy.copy(loader)
     loader.dataset = Subset(loader.dataset, range(min(len(loader.dataset), 4 * (loader.batch_size or 1))))

@@ -218,6 +218,8 @@ def _sizes(stage: Stage) -> tuple[int, int]:
     weights = sum(map(_bytes_of, modules))
     if stage.trainer is not None and (written := _newest(stage.trainer.folder / "checkpoints")):
         return written, weights
+    if stage.lacks_room and (copied := stage.report.facts.get("memory", {}).get("host_parts", {}).get("checkpoint")):
+        return copied, weights
     loss = stage.built.get("loss")
     parts = [*modules, *([loss] if isinstance(loss, nn.Module) else [])]
     learned = {id(p): p for part in parts for p in part.parameters() if p.requires_grad}.values()
