@@ -64,6 +64,18 @@ def test_a_data_set_that_is_not_there_is_a_fault_of_the_data_and_is_said_once(ca
     assert [(one["part"], one["text"].partition(":")[0]) for one in errors] == [("data", "data.test.dataset.split")]
 
 
+def test_a_module_that_only_this_machine_has_no_memory_for_is_looked_at_without_values(capsys):
+    sizes = "module.projector.sizes=[128,10000000,10000000,64]"
+    _, report = found_by(capsys, "simclr_digits", sizes, "--device", "h100-80gb")
+    told = [(one["level"], one["part"], one["text"][:40]) for one in report["findings"]]
+    assert told[0] == ("warning", "configuration", "module.projector: this machine has too l"), told
+    assert {one[1] for one in told if one[0] == "error"} == {"memory", "disk"}, told
+    assert report["facts"]["memory"]["is_complete"]
+    assert report["facts"]["device"]["waits_per_step"] == 0
+    assert report["facts"]["time"]["step_seconds"]
+    assert not report["broken"]
+
+
 def test_the_table_names_the_fault_and_the_verdict(capsys):
     assert main(["check", "simclr_digits", "module.projector.sizes=[100,64]"]) == 2
     shown = capsys.readouterr().out.splitlines()
