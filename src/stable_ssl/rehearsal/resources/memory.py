@@ -23,7 +23,7 @@ from .host import bytes_per_image, held_bytes, host_memory, host_parts, views_on
 CONTEXT = GIB // 2  # of CUDA, with its kernels
 COMMUNICATION = GIB // 2  # of NCCL, if there are several processes
 SHARE = 0.1  # of the peak: gaps between tensors in the allocator's blocks, and work space of cuDNN and cuBLAS
-STEP = "training step"
+STEP, EXCHANGE = "training step", "exchange of gradients"
 _MOST_LINES = 4
 _QUERIES = 256  # images that the kNN monitor compares with its bank at a time
 
@@ -101,7 +101,7 @@ class _Estimate:
         moments = {STEP: step, "evaluation": {**lasting, "knn_bank": self._knn_bank()}}
         if self._world_size > 1:
             gradients = 2 * _bytes([parameter for parameter in trained if parameter.requires_grad])
-            moments["exchange of gradients"] = {**lasting, "views": step["views"], "gradients": gradients}
+            moments[EXCHANGE] = {**lasting, "views": step["views"], "gradients": gradients}
         return moments
 
     def _views(self, batch_size: int) -> int:
@@ -199,14 +199,7 @@ class _Estimate:
         card, report = self._card, self._stage.report
         assert card is not None
         need = f"data.train.batch_size={self.batch_size} takes {_gib(peak)} of each card in the {self.moment}"
-        smaller = (
-            "lower data.train.batch_size" if largest is None else f"set data.train.batch_size to at most {largest}"
-        )
-        fits = f"{smaller} and raise optim.accumulation_steps ({self._count}) as much"
-        if largest == 0:
-            fits = "take a smaller network or smaller images, for no batch fits"
-        if self.moment == "evaluation":
-            fits = "give the kNN monitor a smaller bank"
+        fits = self._remedy(largest)
         if self._run.precision == "fp32":
             fits += f", or set hardware.precision (fp32) to {'bf16' if card.bf16 or not card.fp16 else 'fp16'}"
         if peak > card.memory_bytes and not self._endless:
@@ -217,6 +210,18 @@ class _Estimate:
                 f"{need}, and {_gib(margin)} are put aside for CUDA and the allocator's gaps. {card.name} has "
                 f"{_gib(card.memory_bytes)}, so memory may run out. To be safe, {fits}.",
             )
+
+    def _remedy(self, largest: int | None) -> str:
+        """Return what makes the run fit its card, in words."""
+        if self.moment == "evaluation":
+            return "give the kNN monitor a smaller bank"
+        if largest == 0 or self.moment == EXCHANGE:
+            return "take a smaller network" + (" or smaller images, for no batch fits" if self.moment == STEP else "")
+        if largest is None:
+            return f"lower data.train.batch_size and raise optim.accumulation_steps ({self._count})"
+        images = self.batch_size * self._count
+        kept = f"optim.accumulation_steps to {-(-images // largest)}, which keeps {images} or more samples per step"
+        return f"set data.train.batch_size to {largest} and {kept}"
 
 
 def _crossing(far: tuple[int, float], near: tuple[int, float]) -> int:
