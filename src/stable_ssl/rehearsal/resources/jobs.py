@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...exceptions import nearest
-from ...runtime.files import size_in_words
+from ...runtime.files import size_in_words, time_in_words
 from ..report import Report
 from ..sections import section
 from ..stage import Stage
@@ -86,7 +86,7 @@ def _check_tasks(stage: Stage, job: Mapping[str, Any]) -> None:
         )
     elif gpus and device.startswith(("auto", "cuda")) and gpus != per_node:
         if gpus < per_node:
-            text = f"{per_node} tasks on each node have {gpus} GPUs, but each process needs its own"
+            text = f"{per_node} tasks on each node have {gpus} GPU{'s' * (gpus != 1)}, but each process needs its own"
             report.error("slurm", f"slurm.tasks: {text}. Set slurm.tasks={gpus}.")
         else:
             text = f"a node's {per_node} tasks use one GPU each, so {gpus - per_node} of {gpus} are idle"
@@ -123,19 +123,13 @@ def _check_memory(stage: Stage, job: Mapping[str, Any]) -> None:
     copy = facts.get("disk", {}).get("checkpoint_bytes", 0)  # of the first process
     needed = tasks * facts.get("memory", {}).get("host_bytes", BYTES_OF_PROCESS + copy / tasks)
     if needed > asked * 2**30:
-        text = f"{asked} GB per node, but {tasks} processes need about {size_in_words(needed)}"
-        stage.report.warn(
-            "slurm", f"slurm.mem: {text}, with a copy of the checkpoint ({size_in_words(copy)}). Ask for more."
-        )
+        who = f"{tasks} processes need" if tasks > 1 else "the process needs"
+        with_copy = f", with a copy of the checkpoint ({size_in_words(copy)})" if copy else ""
+        text = f"{asked} GB per node, but {who} about {size_in_words(needed)}{with_copy}"
+        stage.report.warn("slurm", f"slurm.mem: {text}. Ask for more.")
 
 
 # Time ---------------------------------------------------------------------------------------------------------------
-
-
-def _range(value: Any) -> tuple[float, float] | None:
-    """Return the smallest and the largest of an estimate, a number or a list of numbers; None if there is none."""
-    numbers = value if isinstance(value, list | tuple) else [value] if value is not None else []
-    return (min(numbers), max(numbers)) if numbers else None
 
 
 def _check_time(stage: Stage, job: Mapping[str, Any]) -> None:
@@ -146,12 +140,11 @@ def _check_time(stage: Stage, job: Mapping[str, Any]) -> None:
     if isinstance(own, int | float) and 60 * own >= limit - delay:
         report.warn(
             "slurm",
-            f"hardware.time_limit: {own:g} minutes, but Slurm stops the job after {_in_words(limit - delay)}, so "
+            f"hardware.time_limit: {own:g} minutes, but Slurm stops the job after {time_in_words(limit - delay)}, so "
             "the limit is never reached. Leave it out, or make it shorter.",
         )
-    step = _range(facts.get("time", {}).get("step_seconds")) or (0.0, 0.0)
-    run = _range(facts.get("time", {}).get("run_seconds"))
-    disk = facts.get("disk", {})
+    times, disk = facts.get("time", {}), facts.get("disk", {})
+    step, run = times.get("step_seconds", [0.0, 0.0]), times.get("run_seconds", [0.0])[0]
     size, speed = disk.get("checkpoint_bytes", 0), disk.get("bytes_per_second")
     saving = size / speed + size / HASH_SPEED if speed else 0.0
     if saving:
@@ -159,27 +152,22 @@ def _check_time(stage: Stage, job: Mapping[str, Any]) -> None:
     if delay >= limit:
         report.warn(
             "slurm",
-            f"slurm.time: the signal to stop comes {delay} s before the end, and the job has {_in_words(limit)}. So it "
-            "is told to stop as soon as it has begun. Give it more time, or set slurm.signal_delay_s.",
+            f"slurm.time: the signal to stop comes {delay} s before the end, and the job has {time_in_words(limit)}. "
+            "So it is told to stop as soon as it has begun. Give it more time, or set slurm.signal_delay_s.",
         )
     elif step[1] + saving > delay:
         report.warn(
             "slurm",
             f"slurm.signal_delay_s: the signal to stop comes {delay} s before the end, but a step and a checkpoint may "
-            f"take {_in_words(step[1] + saving)}. Set it to at least {round(2 * (step[1] + saving))}.",
+            f"take {time_in_words(step[1] + saving)}. Set it to at least {round(2 * (step[1] + saving))} s.",
         )
-    if run and run[0] > limit:
+    if run > limit:
+        number = int(run // max(limit - delay, 1))
         report.warn(
             "slurm",
-            f"slurm.time: the run takes {_in_words(run[0])} at least, and the job has {_in_words(limit)}. It is "
-            f"requeued at its end, about {int(run[0] // max(limit - delay, 1))} times, if Slurm may do so.",
+            f"slurm.time: the run takes {time_in_words(run)} at least, and the job has {time_in_words(limit)}. "
+            f"So it is requeued {'about once' if number == 1 else f'about {number} times'}, if Slurm may do so.",
         )
-
-
-def _in_words(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
 # What Slurm says ----------------------------------------------------------------------------------------------------

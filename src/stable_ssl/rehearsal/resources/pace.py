@@ -15,6 +15,7 @@ from torch.utils.data import Subset
 
 from ...runtime.cpus import cpus_of_process
 from ...runtime.device import count_images
+from ...runtime.files import time_in_words
 from ..cards import Card
 from ..stage import Stage
 from ..step.instead import set_up_on_meta
@@ -189,7 +190,7 @@ def _compare(stage: Stage, card: Card) -> None:
         "time",
         f"{key}, and the run {'is' if least > has else 'may be'} input-bound: it needs {least:,} to {most:,} {what} "
         f"per card. {card.name} takes {_rate(needed[0])} to {_rate(needed[1])} images per second, and one core here "
-        f"makes {_rate(per_core)} ready. As it is, reading takes {_duration(reading)}. "
+        f"makes {_rate(per_core)} ready. As it is, reading takes {time_in_words(reading)}. "
         f"{_remedy(least, what, facts['reading_waits'])}",
     )
 
@@ -218,7 +219,7 @@ def _summary(stage: Stage) -> str:
     if "step_seconds" in facts:
         step, run = facts["step_seconds"], facts["run_seconds"]
         parts.append(f"{1e3 * step[0]:.3g} to {1e3 * step[1]:.3g} ms per step")
-        parts.append(f"{_duration(run[0])} to {_duration(run[1])} for {facts['steps']:,} steps")
+        parts.append(f"{time_in_words(run[0])} to {time_in_words(run[1])} for {facts['steps']:,} steps")
         needed = facts["needed_images_per_second"]
         parts.append(f"needs {_rate(needed[0])} to {_rate(needed[1])} images/s")
     elif facts["flops_per_step"]:
@@ -226,9 +227,3 @@ def _summary(stage: Stage) -> str:
     if "images_per_core_second" in facts:
         parts.append(f"a core here makes {_rate(facts['images_per_core_second'])} images/s")
     return ", ".join(parts)
-
-
-def _duration(seconds: float) -> str:
-    """Return a time in the unit that suits it."""
-    scale, unit = next((pair for pair in ((86400, "d"), (3600, "h"), (60, "min")) if seconds >= 2 * pair[0]), (1, "s"))
-    return f"{seconds / scale:.3g} {unit}"
