@@ -190,7 +190,10 @@ def test_folders_that_other_machines_do_not_see_are_warnings_for_a_job(make, tmp
 
 GOOD = {"timeout_min": 60, "nodes": 1, "tasks_per_node": 1, "cpus_per_task": 4}
 ON_GPU = {"hardware": {"device": "cuda"}}
-ALONE = {"disk": {"checkpoint_bytes": 4_500_000_000, "bytes_per_second": 50_000_000}}
+ALONE = {
+    "disk": {"checkpoint_bytes": 4_500_000_000, "bytes_per_second": 50_000_000},
+    "step": {"seconds_of_checkpoint": 11.0},
+}
 # What Slurm 22.05 prints, shortened.
 PARTITION = "PartitionName={} AllowGroups=ALL Default={} GraceTime=20 MaxNodes=2 MaxTime={} PreemptMode={} State=UP"
 SAID = {

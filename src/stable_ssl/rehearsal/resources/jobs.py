@@ -15,7 +15,6 @@ from ..sections import section
 from ..stage import Stage
 
 SIGNAL_SECONDS = 90  # submitit's own delay
-HASH_SPEED = 4e8  # bytes per second, of the checksum of a checkpoint
 BYTES_OF_PROCESS = 2e9  # of host memory, with torch and its CUDA libraries
 _GPU_KEYS = ("gpus_per_node", "slurm_gpus_per_task", "slurm_gres", "slurm_num_gpus")
 
@@ -34,7 +33,7 @@ def check_slurm(stage: Stage) -> None:
     partitions = _partitions(stage, job)
     _check_requeue(stage, job, partitions)
     asked = _asked(job)
-    stage.report.tell("slurm", has_commands=bool(partitions), **asked)
+    stage.report.tell("slurm", **asked)
     words = {
         "timeout_min": "minutes",
         "nodes": "nodes",
@@ -146,7 +145,8 @@ def _check_time(stage: Stage, job: Mapping[str, Any]) -> None:
     times, disk = facts.get("time", {}), facts.get("disk", {})
     step, run = times.get("step_seconds", [0.0, 0.0]), times.get("run_seconds", [0.0])[0]
     size, speed = disk.get("checkpoint_bytes", 0), disk.get("bytes_per_second")
-    saving = size / speed + size / HASH_SPEED if speed else 0.0
+    # Copying, writing and its checksum were tried in the temporary folder; the disk of the run may be slower.
+    saving = facts.get("step", {}).get("seconds_of_checkpoint", 0.0) + (size / speed if speed else 0.0)
     if saving:
         report.tell("slurm", seconds_per_checkpoint=round(saving, 1))
     if delay >= limit:
@@ -281,7 +281,3 @@ def _check_requeue(stage: Stage, job: Mapping[str, Any], partitions: list[dict[s
     for name, mode in modes.items():
         if "CANCEL" in mode:
             report.warn("slurm", f"slurm.partition: {name} cancels jobs that it preempts (PreemptMode={mode}), {lost}.")
-    grace = [int(part["GraceTime"]) for part in partitions if part.get("GraceTime", "").isdigit()]
-    preempts = [mode for mode in modes.values() if "REQUEUE" in mode]
-    if preempts and "preempt_send_user_signal" not in config.get("SlurmctldParameters", ""):
-        report.tell("slurm", preemption_signal="SIGTERM", grace_seconds=min(grace, default=0))
