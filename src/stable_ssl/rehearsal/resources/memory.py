@@ -164,7 +164,7 @@ class _Estimate:
         report.tell(
             "memory", peak_bytes=self.peak, is_complete=self.failure is None, parts=self.parts[self.moment],
             moment=self.moment, margin_bytes=margin, batch_size=self.batch_size, largest_batch=largest,
-            precision=self._run.precision, knn_bank_bytes=self.parts["evaluation"]["knn_bank"],
+            precision=self._run.precision,
             views_on="card" if self._on_card else "host",
             flops_per_step={kind: int(self._factor * flops) for kind, flops in account.flops.items()},
             traffic_bytes_per_step=int(self._factor * account.traffic),
