@@ -121,6 +121,17 @@ def test_the_exchange_between_processes_takes_a_copy_of_the_gradients(tmp_path):
     assert found["parts"]["gradients"] == pytest.approx(2 * found["parts"]["parameters"], abs=8 * 512)
 
 
+def test_host_memory_is_that_of_all_processes_and_that_of_a_slurm_job_is_not_this_machines(tmp_path, monkeypatch):
+    monkeypatch.setattr("stable_ssl.rehearsal.resources.memory.whole_memory", lambda: 3 * GIB // 2)
+    found = {}
+    for processes, job in ((1, None), (2, None), (2, {})):
+        stage = stage_of(tmp_path, batch_size=2, world_size=processes)
+        stage.slurm = job
+        check_memory(stage)
+        found[processes, job is None] = [finding.text.partition(" of host")[0] for finding in stage.report.findings]
+    assert found == {(1, True): [], (2, True): ["The 2 processes take about 2.0 GiB"], (2, False): []}
+
+
 def test_the_bank_of_knn_takes_what_a_real_evaluation_of_it_allocates(tmp_path):
     sets = {name: Loader(vectors(1000), 250) for name in ("bank", "test")}
     monitor = {"test": {"knn": KNN("bank", k=5)}}

@@ -215,7 +215,7 @@ JOBS = {
     "a signal at the beginning": ({"timeout_min": 1}, {}, "warning", "slurm.time: the signal to stop comes 90 s before the end, and the job has 60 s"),
     "a signal too late for the checkpoint": ({}, {"facts": ALONE}, "warning", "slurm.signal_delay_s: the signal to stop comes 90 s before the end, but a step and a checkpoint may take 101 s. Set it to at least 202 s."),
     "a run longer than the job": ({}, {"facts": {"time": {"run_seconds": [36_000, 72_000]}}}, "warning", "slurm.time: the run takes 10 h at least, and the job has 60 min. So it is requeued about 10 times"),
-    "too little memory": ({"mem_gb": 4, "tasks_per_node": 2}, {"facts": {"memory": {"host_bytes": 3e9}}}, "warning", "slurm.mem: 4 GB per node, but 2 processes need about 6.0 GB. Ask"),
+    "too little memory": ({"mem_gb": 4, "tasks_per_node": 2}, {"facts": {"memory": {"host_parts": {"process": 2 * 10**9, "checkpoint": 2 * 10**9}}}}, "warning", "slurm.mem: 4 GB per node, but 2 processes need about 6.0 GB. Ask"),
     "no requeue": ({"slurm_additional_parameters": {"no-requeue": True}}, {}, "warning", "no-requeue keeps Slurm from requeueing the job"),
 }  # fmt: skip
 WITH_SLURM = {

@@ -13,9 +13,10 @@ from ...runtime.files import size_in_words, time_in_words
 from ..report import Report
 from ..sections import section
 from ..stage import Stage
+from .host import on_node
 
 SIGNAL_SECONDS = 90  # submitit's own delay
-BYTES_OF_PROCESS = 2e9  # of host memory, with torch and its CUDA libraries
+BYTES_OF_PROCESS = 2 * 10**9  # of host memory, with torch and its CUDA libraries
 _GPU_KEYS = ("gpus_per_node", "slurm_gpus_per_task", "slurm_gres", "slurm_num_gpus")
 
 
@@ -120,7 +121,8 @@ def _check_memory(stage: Stage, job: Mapping[str, Any]) -> None:
         return
     facts, tasks = stage.report.facts, job.get("tasks_per_node", 1)
     copy = facts.get("disk", {}).get("checkpoint_bytes", 0)  # of the first process
-    needed = tasks * facts.get("memory", {}).get("host_bytes", BYTES_OF_PROCESS + copy / tasks)
+    parts = facts.get("memory", {}).get("host_parts", {"process": BYTES_OF_PROCESS, "checkpoint": copy})
+    needed = on_node(parts, tasks)
     if needed > asked * 2**30:
         who = f"{tasks} processes need" if tasks > 1 else "the process needs"
         with_copy = f", with a copy of the checkpoint ({size_in_words(copy)})" if copy else ""

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from ...data.in_memory import whole_memory
 from ...engine.building import data_sets
 from ...exceptions import ConfigError
 from ...monitors import KNN
@@ -17,7 +18,7 @@ from ..device.lines import line_of
 from ..report import ERROR
 from ..stage import Stage
 from .fake import FakeRun
-from .host import bytes_per_image, held_bytes, host_memory, host_parts, views_on_card
+from .host import bytes_per_image, held_bytes, host_parts, on_node, views_on_card
 
 # The margin: what a step takes beside its tensors.
 CONTEXT = GIB // 2  # of CUDA, with its kernels
@@ -186,13 +187,21 @@ class _Estimate:
             )
         if card is not None and self.peak + margin > card.memory_bytes:
             self._refuse(self.peak, margin, largest)
-        if sum(host.values()) > host_memory():
-            report.warn(
-                "memory",
-                f"The run takes about {_gib(sum(host.values()))} of host memory per process (images that are held: "
-                f"{_gib(host['held_images'])}), and this machine has {_gib(host_memory())}. Ask for more memory, or "
-                "set in_memory of the data sets to false.",
-            )
+        self._compare_host(host)
+
+    def _compare_host(self, parts: dict[str, int]) -> None:
+        """Compare host memory with that of this machine, unless the run is a Slurm job, which runs on another one."""
+        needed, there = on_node(parts, self._world_size), whole_memory()
+        if self._stage.slurm is not None or needed <= there:
+            return
+        who = f"The {self._world_size} processes take" if self._world_size > 1 else "The run takes"
+        held, remedy = parts["held_images"], "Take a machine with more memory"
+        of_images = f" ({_gib(held)} of it per process for images that are held)" if held >= GIB / 20 else ""
+        remedy += ", or set in_memory of the data sets to false" if of_images else ""
+        self._stage.report.warn(
+            "memory",
+            f"{who} about {_gib(needed)} of host memory{of_images}, and this machine has {_gib(there)}. {remedy}.",
+        )
 
     def _refuse(self, peak: int, margin: int, largest: int | None) -> None:
         """Say that the run does not fit the card, or that it may not."""
