@@ -24,12 +24,13 @@ class Slow(torch.utils.data.Dataset):
     """Vectors that take time to make, of a core or of a disk."""
 
     def __init__(self, waits=False):
-        self.waits = waits
+        self.waits, self.read = waits, 0
 
     def __len__(self):
         return 64
 
     def __getitem__(self, index):
+        self.read += 1
         until = time.thread_time() + SECONDS
         while not self.waits and time.thread_time() < until:
             pass
@@ -90,11 +91,13 @@ def test_a_run_whose_images_are_not_ready_in_time_is_input_bound(stage_of):
     assert 35 <= least <= 50
 
 
-def test_waiting_for_samples_counts_as_a_core_does(stage_of):
+def test_waiting_for_samples_counts_as_a_core_does(stage_of, monkeypatch):
+    monkeypatch.setattr(pace, "_SECONDS", 0.05)  # less than a batch takes, so one suffices
     stage = stage_of(card_named("a100-40gb"), waits=True, **work(0.0008))
     check_pace(stage)
     facts = stage.report.facts["time"]
     assert facts["images_per_core_second"] == facts["images_per_second"] <= 1 / SECONDS
+    assert stage.trainer.data["train"].dataset.read == 16
     assert "more workers mend that, and more cores do not" in stage.report.findings[0].text
 
 

@@ -109,21 +109,21 @@ def step_seconds(flops: dict[str, int], traffic: int, card: Card, precision: str
 
 def _measure(stage: Stage, train: Any) -> None:
     """Read batches of the loader of `data.train` for some seconds, and tell how many images per second come."""
-    loader, images = _to_measure(train, stage.world_size), 0
-    batches = _endless(loader)
+    loader = _to_measure(train, stage.world_size)
+    batches, begun = _endless(loader), _clocks()
     try:
-        next(batches)  # starts workers, and may read images into memory
-        begun, worked, queued = time.perf_counter(), time.process_time(), _seconds_queued()
-        while time.perf_counter() - begun < _SECONDS:
+        images = count_images(*next(batches))
+        workers, by_threads = _readers(loader)
+        if workers or by_threads or _passed(begun)[0] < _SECONDS:  # the first started workers, or read into memory
+            images, begun = 0, _clocks()
+        while _passed(begun)[0] < _SECONDS:
             images += count_images(*next(batches))
-        taken, worked = time.perf_counter() - begun, time.process_time() - worked
-        queued = _seconds_queued() - queued
+        taken, worked, queued = _passed(begun)
     except Exception:  # the part that reads samples tells of it
         return
     finally:
         batches.close()
         loader.close()
-    workers, by_threads = _readers(loader)
     waits = not workers and worked + queued < taken / 2  # the time of workers is not seen
     cores = min(_count(workers, by_threads), cpus_of_process()) if workers or waits else worked / taken
     stage.report.tell(
@@ -132,12 +132,18 @@ def _measure(stage: Stage, train: Any) -> None:
     )  # fmt: skip
 
 
-def _seconds_queued() -> float:
-    """Return how long this thread could have computed, but others had the cores; 0 if the system does not tell it."""
+def _clocks() -> tuple[float, float, float]:
+    """Return seconds of the clock, of this process's work, and in which this thread waited for a core, if known."""
     try:
-        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+        queued = int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
     except (OSError, ValueError, IndexError):
-        return 0.0
+        queued = 0.0
+    return time.perf_counter(), time.process_time(), queued
+
+
+def _passed(since: tuple[float, float, float]) -> list[float]:
+    """Return how far each of the clocks has gone."""
+    return [now - then for now, then in zip(_clocks(), since, strict=True)]
 
 
 def _to_measure(loader: Any, world_size: int) -> Any:
@@ -189,15 +195,21 @@ def _compare(stage: Stage, card: Card) -> None:
     stage.report.warn(
         "time",
         f"{key}, and the run {'is' if least > has else 'may be'} input-bound: it needs {least:,} to {most:,} {what} "
-        f"per card. {card.name} takes {_rate(needed[0])} to {_rate(needed[1])} images per second, and one core here "
-        f"makes {_rate(per_core)} ready. As it is, reading takes {time_in_words(reading)}. "
+        f"per card. {card.name} takes {_rate(needed[0])} to {_rate(needed[1])} images per second, and "
+        f"{_maker(facts)} here makes {_rate(per_core)} ready. As it is, reading takes {time_in_words(reading)}. "
         f"{_remedy(least, what, facts['reading_waits'])}",
     )
 
 
+def _maker(facts: dict[str, Any]) -> str:
+    """Return what makes `images_per_core_second`, in words."""
+    return "a process" if facts["reading_waits"] and not facts["by_threads"] else "a core"
+
+
 def _remedy(least: int, what: str, waits: bool) -> str:
     """Return what makes images ready faster: so many workers or cores, or less work per image."""
-    why = "Reading mostly waits, as for a slow disk: more workers mend that, and more cores do not. " if waits else ""
+    mends = ": more workers mend that, and more cores do not" if what == "workers" else ""
+    why = f"Reading mostly waits, as for a slow disk{mends}. " if waits else ""
     if least > _MOST_READERS:
         more = f"So many {what} are no remedy:"
     elif what == "cores":
@@ -224,6 +236,6 @@ def _summary(stage: Stage) -> str:
         parts.append(f"needs {_rate(needed[0])} to {_rate(needed[1])} images/s")
     elif facts["flops_per_step"]:
         parts.append(f"{facts['flops_per_step'] / 1e12:.3g} TFLOP per step")
-    if "images_per_core_second" in facts:
-        parts.append(f"a core here makes {_rate(facts['images_per_core_second'])} images/s")
+    if per_core := facts.get("images_per_core_second"):
+        parts.append(f"{_maker(facts)} here makes {_rate(per_core)} images/s")
     return ", ".join(parts)
