@@ -323,7 +323,7 @@ def test_the_table_of_groups_has_the_rates_of_all_steps(schedule, tmp_path):
 
 
 def test_the_rates_are_those_of_all_processes_together(tmp_path):
-    config = compose("simclr_digits", ["optim.lr_batch_size=128", "optim.scheduler=none", "optim.optimizer.lr=0.5"])
+    config = compose("simclr_digits", ["optim.lr_batch_size=128", "optim.scheduler=null", "optim.optimizer.lr=0.5"])
     stage = Stage(config, maker_of(config), tmp_path, Report(), world_size=8)
     check_small_run(stage)
     assert stage.report.facts["step"]["groups"][0]["lr"] == 4.0
