@@ -149,11 +149,12 @@ def check(
     Returns
     -------
     Report
-        `findings`, errors and warnings; `facts`, figures by part; `status`, 2 if the run certainly fails.
+        `findings`, errors and warnings; `facts`, figures by part; `status`, 2 if the run certainly fails; `show()`
+        prints them.
 
     Examples
     --------
-    >>> stable_ssl.check("simclr_cifar10", device="a100-40gb").status  # doctest: +SKIP
+    >>> stable_ssl.check("simclr_cifar10", device="a100-40gb").show()  # doctest: +SKIP
     """
     card = card_named(device) if device is not None else None
     options: dict[str, Any] = {"card": card, "world_size": world_size, "all_data": all_data}

@@ -54,6 +54,11 @@ def find(source: str | None, folder: str | None = None) -> tuple[Path, str]:
         if not path.is_file():
             raise ConfigError(f"no file '{path}'.")
         return path.parent.resolve(), path.stem
+    if path.suffix == ".py":
+        raise ConfigError(
+            f"'{source}': a Python script, and no recipe or YAML file. Run it by `python {source}`. To check its run "
+            "first, let it call stable_ssl.check(trainer).show() in the place of trainer()."
+        )
     if source not in recipe_names():
         known = recipe_names()
         raise ConfigError(f"no recipe '{source}'.{nearest(source, known)} There are: {', '.join(known)}.")

@@ -40,7 +40,7 @@ SETTINGS = [
         DIGITS,
         "optim.optimizer.lr=0.1",
         "warning",
-        "optim.optimizer.lr: 0.1 is unusual for AdamW: 1e-06 to 0.02 is usual",
+        "optim.optimizer.lr: 0.1 is above the usual rates of AdamW, 1e-06 to 0.02: training mostly diverges.",
     ),
     (DIGITS, "optim.optimizer.lr=0", "warning", "optim.optimizer.lr: 0, so nothing is trained."),
     (DIGITS, "optim.optimizer.weight_decay=5", "warning", "optim.optimizer.weight_decay: 5 is unusual for AdamW"),

@@ -103,15 +103,33 @@ def test_the_largest_batch_fits_and_a_larger_one_does_not(tmp_path):
     largest = memory_of(stage_of(tmp_path / "estimate", card))["largest_batch"]
     assert largest > 2 * BATCH
     for number, batch_size in enumerate((int(0.98 * largest), int(1.02 * largest))):
-        run = memory_of(stage_of(tmp_path / str(number), batch_size=batch_size // 8 * 8))
+        stage = stage_of(tmp_path / str(number), card, batch_size=batch_size // 8 * 8)
+        run = memory_of(stage)
         assert (run["peak_bytes"] + run["margin_bytes"] > card.memory_bytes) == bool(number)
+    [finding] = stage.report.findings
+    assert (
+        f"set data.train.batch_size to {run['largest_batch']} and optim.accumulation_steps to 2, which" in finding.text
+    )
 
 
 def test_the_exchange_between_processes_takes_a_copy_of_the_gradients(tmp_path):
     sgd = {"optimizer": functools.partial(torch.optim.SGD, lr=0.1)}  # its step takes no memory of its own
-    found = memory_of(stage_of(tmp_path, batch_size=2, world_size=2, optim=sgd))
+    stage = stage_of(tmp_path, Card("card", 1), batch_size=2, world_size=2, optim=sgd)
+    found = memory_of(stage)
+    assert "To fit it, take a smaller network, or set" in stage.report.findings[0].text  # a smaller batch is no help
     assert found["moment"] == "exchange of gradients"
     assert found["parts"]["gradients"] == pytest.approx(2 * found["parts"]["parameters"], abs=8 * 512)
+
+
+def test_host_memory_is_that_of_all_processes_and_that_of_a_slurm_job_is_not_this_machines(tmp_path, monkeypatch):
+    monkeypatch.setattr("stable_ssl.rehearsal.resources.memory.whole_memory", lambda: 3 * GIB // 2)
+    found = {}
+    for processes, job in ((1, None), (2, None), (2, {})):
+        stage = stage_of(tmp_path, batch_size=2, world_size=processes)
+        stage.slurm = job
+        check_memory(stage)
+        found[processes, job is None] = [finding.text.partition(" of host")[0] for finding in stage.report.findings]
+    assert found == {(1, True): [], (2, True): ["The 2 processes take about 2.0 GiB"], (2, False): []}
 
 
 def test_the_bank_of_knn_takes_what_a_real_evaluation_of_it_allocates(tmp_path):

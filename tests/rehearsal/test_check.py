@@ -72,6 +72,18 @@ def test_a_data_set_that_is_not_there_is_a_fault_of_the_data_and_is_said_once(ca
     assert [(one["part"], one["text"].partition(":")[0]) for one in errors] == [("data", "data.test.dataset.split")]
 
 
+def test_a_module_that_only_this_machine_has_no_memory_for_is_looked_at_without_values(capsys):
+    sizes = "module.projector.sizes=[128,10000000,10000000,64]"
+    _, report = found_by(capsys, "simclr_digits", sizes, "--device", "h100-80gb")
+    told = [(one["level"], one["part"], one["text"][:40]) for one in report["findings"]]
+    assert told[0] == ("warning", "configuration", "module.projector: this machine has too l"), told
+    assert {one[1] for one in told if one[0] == "error"} == {"memory", "disk"}, told
+    assert report["facts"]["memory"]["is_complete"]
+    assert report["facts"]["device"]["waits_per_step"] == 0
+    assert report["facts"]["time"]["step_seconds"]
+    assert not report["broken"]
+
+
 def test_the_table_names_the_fault_and_the_verdict(capsys):
     assert main(["check", "simclr_digits", "module.projector.sizes=[100,64]"]) == 2
     shown = capsys.readouterr().out.splitlines()
@@ -96,6 +108,10 @@ def test_a_part_that_broke_is_named_and_so_is_one_that_was_not_looked_at():
     ("args", "beginning"),
     [
         (["simclr_digts"], "Did you mean 'simclr_digits'?"),
+        (
+            ["train.py"],
+            "'train.py': a Python script, and no recipe or YAML file. Run it by `python train.py`. To check",
+        ),
         (["simclr_digits", "--device", "h100-81gb"], "device: 'h100-81gb' is none of the cards"),
         (["simclr_digits", "slurm.time=5"], "check: 'slurm.time=5' is a setting of a Slurm job"),
     ],
@@ -123,11 +139,13 @@ def test_of_a_sweep_the_first_run_is_checked_and_the_others_in_brief(capsys):
     assert "step" in report["facts"]
 
 
-def test_a_trainer_of_a_script_is_checked_and_stays_as_it_is(make_toy, tmp_path):
+def test_a_trainer_of_a_script_is_checked_and_stays_as_it_is(make_toy, tmp_path, capsys):
     trainer = make_toy()
     before = {name: value.clone() for name, value in trainer.module["backbone"].state_dict().items()}
     random_state = torch.get_rng_state()
     report = stable_ssl.check(trainer, device="1gb")
+    report.show()
+    assert "Nothing says that the run would fail: 0 errors" in capsys.readouterr().out
     assert (report.status, [finding.text for finding in report.of("error")]) == (0, [])
     assert torch.equal(torch.get_rng_state(), random_state)
     assert all(torch.equal(trainer.module["backbone"].state_dict()[name], value) for name, value in before.items())

@@ -17,19 +17,24 @@ from stable_ssl.rehearsal.resources import pace
 from stable_ssl.rehearsal.resources.pace import check_pace, step_seconds
 from stable_ssl.rehearsal.stage import Stage
 
-SECONDS = 0.005  # of a core's time per sample
+SECONDS = 0.005  # per sample
 
 
 class Slow(torch.utils.data.Dataset):
-    """Vectors that take time to make."""
+    """Vectors that take time to make, of a core or of a disk."""
+
+    def __init__(self, waits=False):
+        self.waits, self.read = waits, 0
 
     def __len__(self):
         return 64
 
     def __getitem__(self, index):
+        self.read += 1
         until = time.thread_time() + SECONDS
-        while time.thread_time() < until:
+        while not self.waits and time.thread_time() < until:
             pass
+        time.sleep(SECONDS if self.waits else 0)
         return torch.zeros(8), 0
 
 
@@ -48,12 +53,12 @@ def test_the_time_of_a_step_is_bounded_by_the_published_peak_and_the_bandwidth()
 def stage_of(tmp_path, monkeypatch):
     monkeypatch.setattr(pace, "_SECONDS", 0.3)
 
-    def make(card, **memory):
+    def make(card, waits=False, **memory):
         def make_trainer():
             optim = {"optimizer": functools.partial(torch.optim.SGD, lr=0.1), "epochs": 10}
             logger = {"dump_path": tmp_path / "unused"}
             network = {"backbone": nn.Linear(8, 2)}
-            return Toy({"train": Loader(Slow(), 16)}, network, {"device": "cpu"}, optim, logger)
+            return Toy({"train": Loader(Slow(waits), 16)}, network, {"device": "cpu"}, optim, logger)
 
         stage = Stage({}, make_trainer, tmp_path, Report(), card)
         stage.trainer = stage.throw_away("run")
@@ -81,8 +86,19 @@ def test_a_run_whose_images_are_not_ready_in_time_is_input_bound(stage_of):
     (finding,) = stage.report.findings
     least, most = facts["needed_cores"]
     assert (finding.level, finding.part) == ("warning", "time")
-    assert finding.text.startswith(f"input-bound: needs {least} to {most} cores")
+    assert finding.text.startswith("data.train.num_workers: 0, and the run is input-bound")
+    assert f"it needs {least} to {most} workers per card" in finding.text
     assert 35 <= least <= 50
+
+
+def test_waiting_for_samples_counts_as_a_core_does(stage_of, monkeypatch):
+    monkeypatch.setattr(pace, "_SECONDS", 0.05)  # less than a batch takes, so one suffices
+    stage = stage_of(card_named("a100-40gb"), waits=True, **work(0.0008))
+    check_pace(stage)
+    facts = stage.report.facts["time"]
+    assert facts["images_per_core_second"] == facts["images_per_second"] <= 1 / SECONDS
+    assert stage.trainer.data["train"].dataset.read == 16
+    assert "more workers mend that, and more cores do not" in stage.report.findings[0].text
 
 
 def test_a_run_that_computes_for_long_is_not_input_bound(stage_of):

@@ -280,6 +280,7 @@ def test_a_step_that_does_not_fit_into_memory_is_not_tried(tmp_path):
     assert finding.level == "warning"
     assert finding.text.startswith("No step was tried: with 1,000,001 million parameters it needs 22,351.8 GiB")
     assert stage.trainer is None
+    assert stage.batch[0] == list(range(12))
 
 
 # The table of groups ---------------------------------------------------------------------------------------------------

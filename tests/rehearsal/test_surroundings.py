@@ -190,7 +190,10 @@ def test_folders_that_other_machines_do_not_see_are_warnings_for_a_job(make, tmp
 
 GOOD = {"timeout_min": 60, "nodes": 1, "tasks_per_node": 1, "cpus_per_task": 4}
 ON_GPU = {"hardware": {"device": "cuda"}}
-ALONE = {"disk": {"checkpoint_bytes": 4_500_000_000, "bytes_per_second": 50_000_000}}
+ALONE = {
+    "disk": {"checkpoint_bytes": 4_500_000_000, "bytes_per_second": 50_000_000},
+    "step": {"seconds_of_checkpoint": 11.0},
+}
 # What Slurm 22.05 prints, shortened.
 PARTITION = "PartitionName={} AllowGroups=ALL Default={} GraceTime=20 MaxNodes=2 MaxTime={} PreemptMode={} State=UP"
 SAID = {
@@ -204,15 +207,15 @@ JOBS = {
     "the tasks are not the processes": ({"tasks_per_node": 2}, {"hardware": {"world_size": 4}}, "error", "hardware.world_size: 4, but slurm.nodes × slurm.tasks is 2"),
     "no GPU": ({"gpus_per_node": 0}, ON_GPU, "error", "slurm.gpus: the job asks for no GPU, so Slurm gives it none, and the run ends"),
     "GPUs without a task": ({"gpus_per_node": 2}, ON_GPU, "warning", "1 of 2 are idle"),
-    "tasks without a GPU": ({"gpus_per_node": 1, "tasks_per_node": 2}, ON_GPU, "error", "slurm.tasks: 2 tasks on each node have 1 GPUs"),
+    "tasks without a GPU": ({"gpus_per_node": 1, "tasks_per_node": 2}, ON_GPU, "error", "slurm.tasks: 2 tasks on each node have 1 GPU, but"),
     "GPUs for the CPU": ({"gpus_per_node": 1}, {}, "warning", "hardware.device is cpu, so they are idle"),
     "no CPUs": ({"cpus_per_task": None}, {}, "warning", "slurm.cpus: it is not set"),
     "fewer CPUs than workers": ({}, {"data": {"train": {"num_workers": 6}}}, "warning", "slurm.cpus: 4 per task, but data.train.num_workers is 6"),
-    "a limit of its own after the end": ({}, {"hardware": {"time_limit": 59}}, "warning", "hardware.time_limit: 59 minutes, but Slurm stops the job after 58 minutes"),
+    "a limit of its own after the end": ({}, {"hardware": {"time_limit": 59}}, "warning", "hardware.time_limit: 59 minutes, but Slurm stops the job after 58.5 min"),
     "a signal at the beginning": ({"timeout_min": 1}, {}, "warning", "slurm.time: the signal to stop comes 90 s before the end, and the job has 60 s"),
-    "a signal too late for the checkpoint": ({}, {"facts": ALONE}, "warning", "slurm.signal_delay_s: the signal to stop comes 90 s before the end, but a step and a checkpoint may take 101 s. Set it to at least 202"),
-    "a run longer than the job": ({}, {"facts": {"time": {"run_seconds": [36_000, 72_000]}}}, "warning", "slurm.time: the run takes 10.0 hours at least, and the job has 60 minutes. It is requeued at its end, about 10 times"),
-    "too little memory": ({"mem_gb": 4, "tasks_per_node": 2}, {"facts": {"memory": {"host_bytes": 3e9}}}, "warning", "slurm.mem: 4 GB per node, but 2 processes need about 6.0 GB"),
+    "a signal too late for the checkpoint": ({}, {"facts": ALONE}, "warning", "slurm.signal_delay_s: the signal to stop comes 90 s before the end, but a step and a checkpoint may take 101 s. Set it to at least 202 s."),
+    "a run longer than the job": ({}, {"facts": {"time": {"run_seconds": [36_000, 72_000]}}}, "warning", "slurm.time: the run takes 10 h at least, and the job has 60 min. So it is requeued about 10 times"),
+    "too little memory": ({"mem_gb": 4, "tasks_per_node": 2}, {"facts": {"memory": {"host_parts": {"process": 2 * 10**9, "checkpoint": 2 * 10**9}}}}, "warning", "slurm.mem: 4 GB per node, but 2 processes need about 6.0 GB. Ask"),
     "no requeue": ({"slurm_additional_parameters": {"no-requeue": True}}, {}, "warning", "no-requeue keeps Slurm from requeueing the job"),
 }  # fmt: skip
 WITH_SLURM = {

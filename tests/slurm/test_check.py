@@ -6,7 +6,7 @@ import pytest
 
 from stable_ssl.cli.slurm import read_settings
 from stable_ssl.rehearsal.report import Report
-from stable_ssl.rehearsal.resources.surroundings import check_slurm
+from stable_ssl.rehearsal.resources.jobs import check_slurm
 from stable_ssl.rehearsal.stage import Stage, maker_of
 
 pytestmark = pytest.mark.slow

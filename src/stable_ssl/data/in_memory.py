@@ -211,14 +211,23 @@ def free_memory() -> int:
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
     except ValueError:  # macOS has no such number
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return min([free, *(limit - used for limit, used in _limits())])
+
+
+def whole_memory() -> int:
+    """Return the bytes of memory of this machine, or what a container or job may use of it if that is less."""
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *(limit for limit, _ in _limits())])
+
+
+def _limits() -> Iterator[tuple[int, int]]:
+    """Yield how many bytes each cgroup of this process may use, and how many it does."""
+    folder = Path("/sys/fs/cgroup")
     for limit, used in (
         ("memory.max", "memory.current"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
     ):
         with contextlib.suppress(OSError, ValueError):  # no such file, or no limit, which is written as "max"
-            folder = Path("/sys/fs/cgroup")
-            free = min(free, int((folder / limit).read_text()) - int((folder / used).read_text()))
-    return free
+            yield int((folder / limit).read_text()), int((folder / used).read_text())
 
 
 def of_whole(dataset: Any, name: str) -> Any:

@@ -40,9 +40,9 @@ class Report:
         In the order in which they were found, each once.
     facts
         Figures and texts by part, such as `{"memory": {"peak_bytes": ...}}`: numbers, texts, or lists and dicts of
-        them, which JSON can hold.
+        them, which JSON can hold. docs/check.md lists them.
     broken
-        The stages of the check that broke by its own fault, each with its error.
+        The parts of the check that broke by its own fault, each with its error.
     """
 
     findings: list[Finding] = field(default_factory=list)
@@ -96,6 +96,12 @@ class Report:
     def status(self) -> int:
         """The exit status: 2 if the run certainly fails, 1 if the check itself broke, else 0."""
         return 2 if self.of(ERROR) else 1 if self.broken else 0
+
+    def show(self) -> None:
+        """Print the table and the findings, as `stable-ssl check` does."""
+        from .screen import show  # which needs rich, and this module
+
+        show(self)
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as JSON can hold it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -11,8 +11,11 @@ from rich.text import Text
 
 from ..exceptions import some_of
 from ..runtime.files import printable
-from .report import ERROR, WARNING, Report
 
+if TYPE_CHECKING:  # a report shows itself by this file
+    from .report import Report
+
+ERROR, WARNING = "error", "warning"  # the levels of findings
 PARTS = ("configuration", "data", "step", "device", "memory", "time", "disk", "slurm")
 MARKS = {ERROR: ("✗", "bold red"), WARNING: ("!", "yellow"), "": ("✓", "green"), "unknown": ("–", "dim")}
 GIB = 2**30

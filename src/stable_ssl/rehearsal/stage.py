@@ -14,6 +14,7 @@ import torch
 from ..arguments import arguments_by_name
 from ..base import BaseTrainer
 from ..instantiate import instanciate_config
+from ..nodes import build
 from .cards import Card
 from .report import Report
 
@@ -52,6 +53,9 @@ class Stage:
     batch
         The first batch of `data.train` as the run gets it, on the CPU: sample indices and the batch itself. None: there
         is none.
+    lacks_room
+        Whether this machine has too little memory or disk for a step with values. Then modules on `meta` are built
+        there, without values.
     odd
         Samples of `data.train` that a loss may fail with, if it fails with any.
     """
@@ -67,6 +71,7 @@ class Stage:
     built: dict[str, Any] = field(default_factory=dict)
     trainer: Any = None
     batch: tuple[Any, Any] | None = None
+    lacks_room: bool = False
     odd: list[int] = field(default_factory=list)
 
     def throw_away(self, name: str, device: torch.device = CPU) -> Any:
@@ -98,6 +103,9 @@ class Stage:
         if made.optim["lr_batch_size"]:  # one process stands for all, and has the rates that they have together
             made.optim["lr_batch_size"] /= self.world_size
         made._dump_path = self.folder / name
+        if self.lacks_room and device == META:
+            with META:
+                made.module = build(made.module, "module")
         return made
 
 

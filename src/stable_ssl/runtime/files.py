@@ -50,6 +50,14 @@ def size_in_words(num_bytes: float) -> str:
     return f"{num_bytes / unit:,.1f} {name}"
 
 
+def time_in_words(seconds: float) -> str:
+    """Return a time in the unit that suits it, such as "2.5 min"."""
+    units = ((86400, "d"), (3600, "h"), (60, "min"))
+    unit, name = next((scale for scale in units if seconds >= 2 * scale[0]), (1, "s"))
+    number = seconds / unit
+    return f"{number:,.0f} {name}" if number >= 100 else f"{number:.3g} {name}"
+
+
 def printable(text: str | os.PathLike, keeps_lines: bool = False) -> str:
     """Return a path, or a text with paths, as every terminal and file takes it.
 

@@ -13,6 +13,7 @@ from torch import nn
 from ...base import BaseTrainer
 from ...config import SECTIONS, build, check_nodes, parse_config
 from ...data import as_loader
+from ...data.faults import is_out_of_memory
 from ...engine import Builder
 from ...engine.agreement import Alone
 from ...engine.best import Best
@@ -26,7 +27,7 @@ from ...runtime.seeding import preserved_generators
 from ...weights.loading import load_weights
 from ..offline import is_told_offline, needs_network, offline, places_of_caches, without_download
 from ..report import ERROR
-from ..stage import CPU, Stage
+from ..stage import CPU, META, Stage
 from .settings import PART, check_hooks
 from .users_code import UsersCode, is_users, with_place
 from .usual import section, unusual_steps
@@ -139,6 +140,8 @@ class _Parts:
         try:
             return make()
         except (Exception, SystemExit) as error:
+            if is_out_of_memory(error):
+                return self._try_on_meta(make, path or "trainer")
             if text := self._would_download(error, path, node):
                 (report.error if is_told_offline() else report.warn)(PART, text)
             elif isinstance(error, ConfigError):
@@ -148,6 +151,19 @@ class _Parts:
             else:
                 report.error(PART, f"{path or 'trainer'}: {type(error).__name__}: {error}{place_of(error)}")
         return _MISSING
+
+    def _try_on_meta(self, make: Callable[[], Any], path: str) -> Any:
+        """Say that this machine has no memory for a part, and return it on `meta` if it is a module."""
+        text = f"{path}: this machine has too little memory to build it, so no step is tried."
+        self._stage.report.warn(PART, f"{text} Run the check on a larger machine.")
+        self._stage.lacks_room = True
+        if not path.startswith("module."):
+            return _MISSING
+        try:
+            with META:
+                return make()
+        except Exception:  # it may need values
+            return _MISSING
 
     def _would_download(self, error: BaseException, path: str, node: Any) -> str:
         """Return what a run would download, if that is why a part can't be built here; else ""."""

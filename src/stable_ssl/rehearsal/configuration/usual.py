@@ -169,8 +169,10 @@ def _rates(settings: Settings) -> Iterator[str]:
             yield f"{key}: 0, so nothing is trained."
         elif value > 0 and not least <= real <= most:
             shown = "" if times == 1 else f", which makes a rate of {real:.3g} for the whole batch,"
-            effect = "training diverges, as a rule" if real > most else "hardly anything is learnt"
-            yield f"{key}: {value:g}{shown} is unusual for {kind}: {least:g} to {most:g} is usual, and beyond {effect}."
+            where, effect = (
+                ("above", "training mostly diverges") if real > most else ("below", "hardly anything is learnt")
+            )
+            yield f"{key}: {value:g}{shown} is {where} the usual rates of {kind}, {least:g} to {most:g}: {effect}."
 
 
 def _decay(settings: Settings) -> Iterator[str]:

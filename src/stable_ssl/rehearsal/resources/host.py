@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -95,6 +94,6 @@ def host_parts(data: Mapping[str, Any], held: Mapping[str, int], batch_bytes: in
     }
 
 
-def host_memory() -> int:
-    """Return the bytes of memory of this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def on_node(parts: Mapping[str, int], processes: int) -> int:
+    """Return the host memory of several processes with the same parts. Only the first one copies checkpoints."""
+    return processes * sum(parts.values()) - (processes - 1) * parts.get("checkpoint", 0)

@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...exceptions import nearest
-from ...runtime.files import size_in_words
+from ...runtime.files import size_in_words, time_in_words
 from ..report import Report
 from ..sections import section
 from ..stage import Stage
+from .host import on_node
 
 SIGNAL_SECONDS = 90  # submitit's own delay
-HASH_SPEED = 4e8  # bytes per second, of the checksum of a checkpoint
-BYTES_OF_PROCESS = 2e9  # of host memory, with torch and its CUDA libraries
+BYTES_OF_PROCESS = 2 * 10**9  # of host memory, with torch and its CUDA libraries
 _GPU_KEYS = ("gpus_per_node", "slurm_gpus_per_task", "slurm_gres", "slurm_num_gpus")
 
 
@@ -34,7 +34,7 @@ def check_slurm(stage: Stage) -> None:
     partitions = _partitions(stage, job)
     _check_requeue(stage, job, partitions)
     asked = _asked(job)
-    stage.report.tell("slurm", has_commands=bool(partitions), **asked)
+    stage.report.tell("slurm", **asked)
     words = {
         "timeout_min": "minutes",
         "nodes": "nodes",
@@ -86,7 +86,7 @@ def _check_tasks(stage: Stage, job: Mapping[str, Any]) -> None:
         )
     elif gpus and device.startswith(("auto", "cuda")) and gpus != per_node:
         if gpus < per_node:
-            text = f"{per_node} tasks on each node have {gpus} GPUs, but each process needs its own"
+            text = f"{per_node} tasks on each node have {gpus} GPU{'s' * (gpus != 1)}, but each process needs its own"
             report.error("slurm", f"slurm.tasks: {text}. Set slurm.tasks={gpus}.")
         else:
             text = f"a node's {per_node} tasks use one GPU each, so {gpus - per_node} of {gpus} are idle"
@@ -121,21 +121,16 @@ def _check_memory(stage: Stage, job: Mapping[str, Any]) -> None:
         return
     facts, tasks = stage.report.facts, job.get("tasks_per_node", 1)
     copy = facts.get("disk", {}).get("checkpoint_bytes", 0)  # of the first process
-    needed = tasks * facts.get("memory", {}).get("host_bytes", BYTES_OF_PROCESS + copy / tasks)
+    parts = facts.get("memory", {}).get("host_parts", {"process": BYTES_OF_PROCESS, "checkpoint": copy})
+    needed = on_node(parts, tasks)
     if needed > asked * 2**30:
-        text = f"{asked} GB per node, but {tasks} processes need about {size_in_words(needed)}"
-        stage.report.warn(
-            "slurm", f"slurm.mem: {text}, with a copy of the checkpoint ({size_in_words(copy)}). Ask for more."
-        )
+        who = f"{tasks} processes need" if tasks > 1 else "the process needs"
+        with_copy = f", with a copy of the checkpoint ({size_in_words(copy)})" if copy else ""
+        text = f"{asked} GB per node, but {who} about {size_in_words(needed)}{with_copy}"
+        stage.report.warn("slurm", f"slurm.mem: {text}. Ask for more.")
 
 
 # Time ---------------------------------------------------------------------------------------------------------------
-
-
-def _range(value: Any) -> tuple[float, float] | None:
-    """Return the smallest and the largest of an estimate, a number or a list of numbers; None if there is none."""
-    numbers = value if isinstance(value, list | tuple) else [value] if value is not None else []
-    return (min(numbers), max(numbers)) if numbers else None
 
 
 def _check_time(stage: Stage, job: Mapping[str, Any]) -> None:
@@ -146,40 +141,35 @@ def _check_time(stage: Stage, job: Mapping[str, Any]) -> None:
     if isinstance(own, int | float) and 60 * own >= limit - delay:
         report.warn(
             "slurm",
-            f"hardware.time_limit: {own:g} minutes, but Slurm stops the job after {_in_words(limit - delay)}, so "
+            f"hardware.time_limit: {own:g} minutes, but Slurm stops the job after {time_in_words(limit - delay)}, so "
             "the limit is never reached. Leave it out, or make it shorter.",
         )
-    step = _range(facts.get("time", {}).get("step_seconds")) or (0.0, 0.0)
-    run = _range(facts.get("time", {}).get("run_seconds"))
-    disk = facts.get("disk", {})
+    times, disk = facts.get("time", {}), facts.get("disk", {})
+    step, run = times.get("step_seconds", [0.0, 0.0]), times.get("run_seconds", [0.0])[0]
     size, speed = disk.get("checkpoint_bytes", 0), disk.get("bytes_per_second")
-    saving = size / speed + size / HASH_SPEED if speed else 0.0
+    # Copying, writing and its checksum were tried in the temporary folder; the disk of the run may be slower.
+    saving = facts.get("step", {}).get("seconds_of_checkpoint", 0.0) + (size / speed if speed else 0.0)
     if saving:
         report.tell("slurm", seconds_per_checkpoint=round(saving, 1))
     if delay >= limit:
         report.warn(
             "slurm",
-            f"slurm.time: the signal to stop comes {delay} s before the end, and the job has {_in_words(limit)}. So it "
-            "is told to stop as soon as it has begun. Give it more time, or set slurm.signal_delay_s.",
+            f"slurm.time: the signal to stop comes {delay} s before the end, and the job has {time_in_words(limit)}. "
+            "So it is told to stop as soon as it has begun. Give it more time, or set slurm.signal_delay_s.",
         )
     elif step[1] + saving > delay:
         report.warn(
             "slurm",
             f"slurm.signal_delay_s: the signal to stop comes {delay} s before the end, but a step and a checkpoint may "
-            f"take {_in_words(step[1] + saving)}. Set it to at least {round(2 * (step[1] + saving))}.",
+            f"take {time_in_words(step[1] + saving)}. Set it to at least {round(2 * (step[1] + saving))} s.",
         )
-    if run and run[0] > limit:
+    if run > limit:
+        number = int(run // max(limit - delay, 1))
         report.warn(
             "slurm",
-            f"slurm.time: the run takes {_in_words(run[0])} at least, and the job has {_in_words(limit)}. It is "
-            f"requeued at its end, about {int(run[0] // max(limit - delay, 1))} times, if Slurm may do so.",
+            f"slurm.time: the run takes {time_in_words(run)} at least, and the job has {time_in_words(limit)}. "
+            f"So it is requeued {'about once' if number == 1 else f'about {number} times'}, if Slurm may do so.",
         )
-
-
-def _in_words(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
 # What Slurm says ----------------------------------------------------------------------------------------------------
@@ -293,7 +283,3 @@ def _check_requeue(stage: Stage, job: Mapping[str, Any], partitions: list[dict[s
     for name, mode in modes.items():
         if "CANCEL" in mode:
             report.warn("slurm", f"slurm.partition: {name} cancels jobs that it preempts (PreemptMode={mode}), {lost}.")
-    grace = [int(part["GraceTime"]) for part in partitions if part.get("GraceTime", "").isdigit()]
-    preempts = [mode for mode in modes.values() if "REQUEUE" in mode]
-    if preempts and "preempt_send_user_signal" not in config.get("SlurmctldParameters", ""):
-        report.tell("slurm", preemption_signal="SIGTERM", grace_seconds=min(grace, default=0))

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from ...data.in_memory import whole_memory
 from ...engine.building import data_sets
 from ...exceptions import ConfigError
 from ...monitors import KNN
@@ -17,13 +18,13 @@ from ..device.lines import line_of
 from ..report import ERROR
 from ..stage import Stage
 from .fake import FakeRun
-from .host import bytes_per_image, held_bytes, host_memory, host_parts, views_on_card
+from .host import bytes_per_image, held_bytes, host_parts, on_node, views_on_card
 
 # The margin: what a step takes beside its tensors.
 CONTEXT = GIB // 2  # of CUDA, with its kernels
 COMMUNICATION = GIB // 2  # of NCCL, if there are several processes
 SHARE = 0.1  # of the peak: gaps between tensors in the allocator's blocks, and work space of cuDNN and cuBLAS
-STEP = "training step"
+STEP, EXCHANGE = "training step", "exchange of gradients"
 _MOST_LINES = 4
 _QUERIES = 256  # images that the kNN monitor compares with its bank at a time
 
@@ -101,7 +102,7 @@ class _Estimate:
         moments = {STEP: step, "evaluation": {**lasting, "knn_bank": self._knn_bank()}}
         if self._world_size > 1:
             gradients = 2 * _bytes([parameter for parameter in trained if parameter.requires_grad])
-            moments["exchange of gradients"] = {**lasting, "views": step["views"], "gradients": gradients}
+            moments[EXCHANGE] = {**lasting, "views": step["views"], "gradients": gradients}
         return moments
 
     def _views(self, batch_size: int) -> int:
@@ -164,7 +165,7 @@ class _Estimate:
         report.tell(
             "memory", peak_bytes=self.peak, is_complete=self.failure is None, parts=self.parts[self.moment],
             moment=self.moment, margin_bytes=margin, batch_size=self.batch_size, largest_batch=largest,
-            precision=self._run.precision, knn_bank_bytes=self.parts["evaluation"]["knn_bank"],
+            precision=self._run.precision,
             views_on="card" if self._on_card else "host",
             flops_per_step={kind: int(self._factor * flops) for kind, flops in account.flops.items()},
             traffic_bytes_per_step=int(self._factor * account.traffic),
@@ -186,27 +187,28 @@ class _Estimate:
             )
         if card is not None and self.peak + margin > card.memory_bytes:
             self._refuse(self.peak, margin, largest)
-        if sum(host.values()) > host_memory():
-            report.warn(
-                "memory",
-                f"The run takes about {_gib(sum(host.values()))} of host memory per process (images that are held: "
-                f"{_gib(host['held_images'])}), and this machine has {_gib(host_memory())}. Ask for more memory, or "
-                "set in_memory of the data sets to false.",
-            )
+        self._compare_host(host)
+
+    def _compare_host(self, parts: dict[str, int]) -> None:
+        """Compare host memory with that of this machine, unless the run is a Slurm job, which runs on another one."""
+        needed, there = on_node(parts, self._world_size), whole_memory()
+        if self._stage.slurm is not None or needed <= there:
+            return
+        who = f"The {self._world_size} processes take" if self._world_size > 1 else "The run takes"
+        held, remedy = parts["held_images"], "Take a machine with more memory"
+        of_images = f" ({_gib(held)} of it per process for images that are held)" if held >= GIB / 20 else ""
+        remedy += ", or set in_memory of the data sets to false" if of_images else ""
+        self._stage.report.warn(
+            "memory",
+            f"{who} about {_gib(needed)} of host memory{of_images}, and this machine has {_gib(there)}. {remedy}.",
+        )
 
     def _refuse(self, peak: int, margin: int, largest: int | None) -> None:
         """Say that the run does not fit the card, or that it may not."""
         card, report = self._card, self._stage.report
         assert card is not None
         need = f"data.train.batch_size={self.batch_size} takes {_gib(peak)} of each card in the {self.moment}"
-        smaller = (
-            "lower data.train.batch_size" if largest is None else f"set data.train.batch_size to at most {largest}"
-        )
-        fits = f"{smaller} and raise optim.accumulation_steps ({self._count}) as much"
-        if largest == 0:
-            fits = "take a smaller network or smaller images, for no batch fits"
-        if self.moment == "evaluation":
-            fits = "give the kNN monitor a smaller bank"
+        fits = self._remedy(largest)
         if self._run.precision == "fp32":
             fits += f", or set hardware.precision (fp32) to {'bf16' if card.bf16 or not card.fp16 else 'fp16'}"
         if peak > card.memory_bytes and not self._endless:
@@ -217,6 +219,18 @@ class _Estimate:
                 f"{need}, and {_gib(margin)} are put aside for CUDA and the allocator's gaps. {card.name} has "
                 f"{_gib(card.memory_bytes)}, so memory may run out. To be safe, {fits}.",
             )
+
+    def _remedy(self, largest: int | None) -> str:
+        """Return what makes the run fit its card, in words."""
+        if self.moment == "evaluation":
+            return "give the kNN monitor a smaller bank"
+        if largest == 0 or self.moment == EXCHANGE:
+            return "take a smaller network" + (" or smaller images, for no batch fits" if self.moment == STEP else "")
+        if largest is None:
+            return f"lower data.train.batch_size and raise optim.accumulation_steps ({self._count})"
+        images = self.batch_size * self._count
+        kept = f"optim.accumulation_steps to {-(-images // largest)}, which keeps {images} or more samples per step"
+        return f"set data.train.batch_size to {largest} and {kept}"
 
 
 def _crossing(far: tuple[int, float], near: tuple[int, float]) -> int:

@@ -1,4 +1,4 @@
-"""What a run needs around it: room on the disk, a folder that it may write, and the limits of its Slurm job."""
+"""What a run needs of its disk: room, and a folder that it may write."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from ...config import LoggerConfig, OptimConfig, parse_config
-from ...data.in_memory import free_memory
 from ...engine.facts import check_held, what_is_held
 from ...exceptions import ConfigError, some_of
 from ...nodes import build, is_node
@@ -25,9 +24,6 @@ from ...runtime.runs_of_2025 import run_of_2025
 from ...runtime.status import COMPLETE, read_status
 from ..sections import section
 from ..stage import Stage
-from .jobs import check_slurm
-
-__all__ = ["check_disk", "check_slurm"]
 
 # Folders that other machines do not see, as a rule.
 _OF_ONE_MACHINE = ("/tmp", "/var/tmp", "/dev/shm", "/run")
@@ -46,10 +42,9 @@ def check_disk(stage: Stage) -> None:
         return
     path = Path(logger.dump_path or "runs").expanduser()
     place = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    if _is_writable(stage, path, place):
-        _check_room(stage, place, logger, optim)
-    if logger.dump_path and path.is_dir():
-        _check_folder(stage, path, logger, optim)
+    room = _check_room(stage, place, logger, optim) if _is_writable(stage, path, place) else ""
+    run = _check_folder(stage, path, logger, optim) if logger.dump_path and path.is_dir() else ""
+    stage.report.tell("disk", summary="; ".join(filter(None, [room, run])))
     if stage.slurm is not None:
         places = _places(section(stage, "data"), "data")
         _check_reach(stage, [("logger.dump_path", str(path)), *places])
@@ -80,16 +75,16 @@ def _free(place: Path) -> int:
     return shutil.disk_usage(place).free
 
 
-def _check_folder(stage: Stage, path: Path, logger: Any, optim: Any) -> None:
-    """Report if a folder that is there can't be the run's, and say if it is, and the run goes on."""
+def _check_folder(stage: Stage, path: Path, logger: Any, optim: Any) -> str:
+    """Report if a folder that is there can't be the run's. Return from where the run goes on, in words, if it does."""
     report = stage.report
     if not (path / "config.yaml").exists() and (old := run_of_2025(path)):
         report.error("disk", f"logger.dump_path: {old}")
-        return
+        return ""
     if holds_a_users_file(path):
         what = f"'{path / 'config.yaml'}' is not of a run, and would be overwritten"
         report.error("disk", f"logger.dump_path: {what}. Choose another folder.")
-        return
+        return ""
     status = read_status(path)
     if status.get("status") == "running":
         report.warn(
@@ -98,25 +93,22 @@ def _check_folder(stage: Stage, path: Path, logger: Any, optim: Any) -> None:
         )
     held = what_is_held(CheckpointStore(path / "checkpoints", logger.checkpoint_keep), path)
     if held is None:
-        return
+        return ""
     try:
         config = _resolved(stage, held)
         check_held(path, held, config)
     except ConfigError as error:
         report.error("disk", " ".join(["logger.dump_path:", *error.problems]))
-        return
+        return ""
     step = held["progress"].get("global_step")
-    summary = stage.report.facts.get("disk", {}).get("summary", "")
     report.tell("disk", resumes=str(path), resumes_from_step=step)
-    report.tell(
-        "disk", summary="; ".join(filter(None, [summary, f"goes on with the run in '{path}', from step {step}"]))
-    )
     if status.get("status") in COMPLETE and optim.epochs <= status.get("epochs", optim.epochs):
         report.warn(
             "disk",
             f"logger.dump_path: the run in '{path}' is {status['status']}, so nothing would be done. Choose another "
             "folder, or set more optim.epochs.",
         )
+    return f"goes on with the run in '{path}', from step {step}"
 
 
 def _resolved(stage: Stage, held: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,8 +158,8 @@ def _check_reach(stage: Stage, places: list[tuple[str, str]]) -> None:
 # Room ---------------------------------------------------------------------------------------------------------------
 
 
-def _check_room(stage: Stage, place: Path, logger: Any, optim: Any) -> None:
-    """Compare what the run writes with what is free."""
+def _check_room(stage: Stage, place: Path, logger: Any, optim: Any) -> str:
+    """Compare what the run writes with what is free. Return both in words."""
     report, free = stage.report, _free(place)
     files = os.statvfs(place)
     if files.f_files and not files.f_favail:
@@ -176,14 +168,13 @@ def _check_room(stage: Stage, place: Path, logger: Any, optim: Any) -> None:
         )
     checkpoint, weights = _sizes(stage)
     if not checkpoint:
-        return
+        return ""
     kept, num_weights = _counts(logger, optim)
     total = checkpoint * (kept + 1) + weights * num_weights  # a new checkpoint is written before the oldest is deleted
     report.tell("disk", checkpoint_bytes=checkpoint, checkpoints=kept, weights_bytes=weights, weights=num_weights)
     report.tell("disk", total_bytes=total, free_bytes=free, folder=str(place.absolute()))
     files_of_weights = f" and {num_weights} file{'s' * (num_weights != 1)} of weights" if num_weights else ""
     text = f"{kept + 1} checkpoints of {size_in_words(checkpoint)}{files_of_weights}"
-    report.tell("disk", summary=f"{text}; {size_in_words(free)} are free")
     room = f"the disk of '{place.absolute()}' has {size_in_words(free)}"
     if checkpoint > free:
         report.error(
@@ -195,12 +186,7 @@ def _check_room(stage: Stage, place: Path, logger: Any, optim: Any) -> None:
             f"logger.dump_path: {text} take {size_in_words(total)}, "
             f"and {room}. Make room, lower logger.checkpoint_keep, or raise logger.checkpoint_frequency.",
         )
-    if stage.slurm is None and checkpoint > (memory := free_memory()):
-        report.warn(
-            "disk",
-            f"A checkpoint is copied to host memory first: it takes {size_in_words(checkpoint)}, and "
-            f"{size_in_words(memory)} are free here.",
-        )
+    return f"{text}; {size_in_words(free)} are free"
 
 
 def _counts(logger: Any, optim: Any) -> tuple[int, int]:
@@ -218,6 +204,8 @@ def _sizes(stage: Stage) -> tuple[int, int]:
     weights = sum(map(_bytes_of, modules))
     if stage.trainer is not None and (written := _newest(stage.trainer.folder / "checkpoints")):
         return written, weights
+    if stage.lacks_room and (copied := stage.report.facts.get("memory", {}).get("host_parts", {}).get("checkpoint")):
+        return copied, weights
     loss = stage.built.get("loss")
     parts = [*modules, *([loss] if isinstance(loss, nn.Module) else [])]
     learned = {id(p): p for part in parts for p in part.parameters() if p.requires_grad}.values()

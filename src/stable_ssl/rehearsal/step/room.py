@@ -17,7 +17,9 @@ BYTES_PER_PARAMETER = 24
 
 
 def has_room(stage: Stage, modules: Iterable[nn.Module], is_there: bool = False) -> bool:
-    """Return whether memory and disk of this machine suffice for a step and its checkpoints; warn if they do not.
+    """Return whether memory and disk of this machine suffice for a step and its checkpoints.
+
+    If they do not, there is a warning, and `stage.lacks_room` is true.
 
     Parameters
     ----------
@@ -35,6 +37,7 @@ def has_room(stage: Stage, modules: Iterable[nn.Module], is_there: bool = False)
                 f"No step was tried: with {count / 1e6:,.0f} million parameters it needs {needed[kind] / 2**30:,.1f} "
                 f"GiB of {kind}, and {free[kind] / 2**30:,.1f} are free. {where}",
             )
+            stage.lacks_room = True
             return False
     return True
 

@@ -16,6 +16,7 @@ from ..stage import Stage
 from .groups import table_of_groups
 from .half import check_in_half
 from .hearing import Heard, left_as_it_was
+from .instead import batch_of_run
 from .observations import observations
 from .others import check_other_samples
 from .read_back import differences, lost, unsaved
@@ -30,11 +31,20 @@ def check_small_run(stage: Stage) -> None:
     The run does what it would do in reality, its hooks included, on the CPU and in fp32. It has 2 samples. If that
     fails, it is tried again with 4, with 8, and with the whole batch, since a method may need more of them.
 
-    `stage.batch` and `stage.trainer` are set. Nothing else is left behind.
+    `stage.batch` and `stage.trainer` are set. Nothing else is left behind. If this machine has no room for a step, the
+    batch is read all the same, and there is no trainer.
     """
-    modules = [part for key, part in stage.built.items() if isinstance(part, nn.Module) and key.startswith("module.")]
-    if _waits_for_data(stage) or not has_room(stage, modules):
+    if _waits_for_data(stage):
         return
+    modules = [part for key, part in stage.built.items() if isinstance(part, nn.Module) and key.startswith("module.")]
+    if not stage.lacks_room and has_room(stage, modules):
+        _take_steps(stage)
+    if stage.lacks_room and stage.batch is None:
+        stage.batch = batch_of_run(stage)
+
+
+def _take_steps(stage: Stage) -> None:
+    """Take the steps, and report what they show."""
     heard, run = Heard(), None
     with left_as_it_was(), ExitStack() as last:
         tries = Tries(stage, last, heard)
