@@ -361,7 +361,7 @@ SIZES = {
     "more than there are": ({"batch_size": 64}, 1, "warning", "data.train.batch_size: 64 is more than the 30 samples"),
     "drop_last on four processes": ({"batch_size": 8, "drop_last": True}, 4, "error", "data.train.batch_size: 30 samples make no batch of 8 on each of 4 processes with drop_last"),
     "one for the last batch": ({"batch_size": 29}, 1, "warning", "data.train.drop_last: false, and 30 samples in batches of 29 leave 1"),
-    "in the order of classes": ({"batch_size": 8, "shuffle": False}, 1, "warning", "data.train.shuffle: false"),
+    "the order of the data set": ({"batch_size": 8, "shuffle": False}, 1, "warning", "data.train.shuffle: false, and each epoch has the order of the data set"),
     "a sampler beyond the end": ({"batch_size": 8, "shuffle": False, "sampler": [0, 30]}, 1, "error", "data.train.sampler: it gives the sample 30, but the data set has 30"),
     "a sampler of nothing": ({"batch_size": 8, "shuffle": False, "sampler": []}, 1, "error", "data.train.sampler: it gives 0"),
 }  # fmt: skip
@@ -370,10 +370,16 @@ SIZES = {
 @pytest.mark.parametrize("name", SIZES)
 def test_batches_that_do_not_suit_the_number_of_samples(report, name):
     options, world, level, words = SIZES[name]
-    loader = Loader(pairs([0] * 15 + [1] * 15), views=VIEW, **{"shuffle": True, **options})
+    loader = Loader(pairs([0, 1] * 15), views=VIEW, **{"shuffle": True, **options})
     found = report({"train": loader}, world_size=world)
     assert [words in text for text in said(found, level)] == [True], found.findings
     assert len(found.findings) == 1
+
+
+def test_samples_in_the_order_of_their_classes_are_told_although_not_all_are_read(report):
+    loader = Loader(pairs([0] * 100 + [1] * 100), 8, views=VIEW)
+    (text,) = said(report({"train": loader}), "warning")
+    assert text.startswith("data.train.shuffle: false, and the samples are in the order of their classes")
 
 
 class Stream(torch.utils.data.IterableDataset):
