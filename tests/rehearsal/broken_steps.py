@@ -551,12 +551,12 @@ STEPS = {
     # Classes
     "a network has too few classes": (
         supervised, {"module.backbone": flat(linear(64, 5))},
-        "compute_loss(): the labels go up to 9, but module.backbone gives 5 scores, for labels from 0 to 4. "
+        "module.backbone: the labels go up to 9, but it gives 5 scores, for labels from 0 to 4. "
         "Set module.backbone._args_[1].out_features to 10 or more",
     ),
     "a probe has too few classes": (
         joint, {"module.projector_classifier.out_features": 3},
-        "side_losses(): the labels go up to 9, but module.projector_classifier gives 3 scores, for labels from 0 to 2. "
+        "module.projector_classifier: the labels go up to 9, but it gives 3 scores, for labels from 0 to 2. "
         "Set module.projector_classifier.out_features to 10 or more",
     ),
     "a metric has too few classes": (
@@ -606,7 +606,7 @@ STEPS = {
     "a later label is too large": (
         supervised,
         {"module.backbone": flat(linear(64, 9)), "data.train": loader(number=24), "logger.metric": {}},
-        "compute_loss(): the labels go up to 9, but module.backbone gives 9 scores, for labels from 0 to 8. "
+        "module.backbone: the labels go up to 9, but it gives 9 scores, for labels from 0 to 8. "
         "Set module.backbone._args_[1].out_features to 10 or more, or count the labels from 0. "
         "So it is with sample 22 of data.train, and not with those of the first step.",
     ),

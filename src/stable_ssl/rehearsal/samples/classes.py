@@ -204,7 +204,7 @@ def _check_missing(stage: Stage, counter: ClassCount, labels: Labels) -> None:
 def _check_number(stage: Stage, counter: ClassCount, labels: Labels) -> None:
     """Compare the number of classes with the labels."""
     number, data = counter.num_classes, f"data.{labels.name}"
-    has = f"{counter.key}: it has {number} classes ({counter.argument})"
+    has = f"{counter.key}: it has {number} class{'es' * (number != 1)} ({counter.argument})"
     if too_high := _too_high(counter, labels):
         remedy = f"It needs {labels.expected or too_high[-1] + 1}."
         if labels.is_one_based and too_high == [number]:
