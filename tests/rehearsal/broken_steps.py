@@ -20,8 +20,8 @@ from stable_ssl.monitors import Monitor
 HERE = Path(__file__).name
 
 
-def pictures(number=12, channels=1, size=8, classes=10, kind="float32", labels="int64", copies=1, dark=0):
-    """Noise with labels, the largest among the last samples; with `copies`, that many views of each.
+def pictures(number=12, channels=1, size=8, classes=10, kind="float32", labels="int64", copies=1, dark=0, step=0.01):
+    """Noise with labels, the largest among the last samples; with `copies`, that many views of each, brighter by a step.
 
     The last `dark` images are 0 everywhere.
     """
@@ -39,7 +39,7 @@ def pictures(number=12, channels=1, size=8, classes=10, kind="float32", labels="
     pairs = list(zip(images, targets, strict=True))
     if copies == 1:
         return [(image, target if target.ndim else target.numpy()[()]) for image, target in pairs]
-    return [([image + 0.01 * view for view in range(copies)], int(target)) for image, target in pairs]
+    return [([image + step * view for view in range(copies)], int(target)) for image, target in pairs]
 
 
 def node(target, *args, **kwargs):
@@ -315,6 +315,11 @@ class PlainLoss:
 class Freezes(SupervisedTrainer):
     def before_eval(self):
         self.module["backbone"].requires_grad_(False)
+
+
+class Teaches(SupervisedTrainer):
+    def prepare_modules(self, modules):
+        modules["teacher"] = modules["backbone"]
 
 
 class Schedules(SupervisedTrainer):
@@ -667,6 +672,13 @@ STEPS = {
     ),
     "a network is constant (warning)": (
         joint, {"_target_": "broken_steps.Collapsed"}, "self.latest_representations are the same for all samples",
+    ),
+    # What no figure shows
+    "views are equal (warning)": (
+        joint, {"data.train": loader(copies=2, step=0)}, "data.train: views 1 and 2 are equal for all images of the first batch",
+    ),
+    "a teacher is the student (warning)": (
+        *own("Teaches"), "module.teacher: it has the parameters of another module, such as module.backbone.1.weight",
     ),
     # The schedule, and the checkpoint
     "a schedule has no such step": (

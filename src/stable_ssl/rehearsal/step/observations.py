@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ...exceptions import some_of
+from .ruin import silent_ruin
 from .watching import Watch, folded
 
 
-def observations(run: Any, values: Mapping[str, float]) -> Iterator[str]:
+def observations(run: Any, values: Mapping[str, float], first: Any) -> Iterator[str]:
     """Yield a sentence or two for each thing that is odd.
 
     Parameters
@@ -22,11 +23,14 @@ def observations(run: Any, values: Mapping[str, float]) -> Iterator[str]:
         The run: its `trainer`, its `watch`, and its `size`.
     values
         What it logged, by name.
+    first
+        The first batch of `data.train`. None: there is none.
     """
     if "train" in run.trainer.data and not run.watch.gradients:
         yield "No optimizer step was taken, since hooks have broken off each mini-batch, the epoch, or training."
     yield from _of_gradients(run.watch)
     yield from _of_modes(run.watch)
+    yield from silent_ruin(run.trainer, first, run.watch.batch)
     for name in ("latest_representations", "latest_embeddings"):
         if _is_constant(getattr(run.trainer, name, None)):
             yield (

@@ -26,6 +26,8 @@ class Watch:
     ----------
     outputs
         The shape of the newest output of each module that gave a tensor, by its name. The newest comes last.
+    batch
+        The newest training batch, as hooks have left it. None: there was none.
     losses
         What `compute_loss` returned last. None: it did not return.
     gradients
@@ -43,6 +45,7 @@ class Watch:
         self._names = {id(module): name for name, module in trainer.named_modules() if name}
         self._fixed = {id(norm) for norm in trainer.optim["frozen_norm"]}
         self.outputs: dict[str, tuple[int, ...]] = {}
+        self.batch: Any = None
         self.losses: Any = None
         self.gradients: dict[str, str] = {}
         self.in_other_mode: dict[str, dict[str, None]] = {"training": {}, "evaluation": {}}
@@ -74,7 +77,7 @@ class Watch:
             self._begun = time.perf_counter()
 
     def _backward(self, losses: Any, owner: str) -> None:
-        self.losses = losses
+        self.batch, self.losses = self._trainer.batch, losses
 
     def _step(self, before: Callable[[], None]) -> None:
         if not self._trainer._steps._num_backward:  # a hook has broken off all mini-batches
