@@ -322,6 +322,18 @@ class Teaches(SupervisedTrainer):
         modules["teacher"] = modules["backbone"]
 
 
+class Alone(SupervisedTrainer):
+    """It trains a module by an optimizer of its own."""
+
+    def before_fit(self):
+        self.other = torch.optim.Adam(self.module["head"].parameters())
+
+    def after_fit_step(self):
+        with torch.enable_grad():
+            self.module["head"](torch.ones(1, 4)).sum().backward()
+        self.other.step()
+
+
 class Schedules(SupervisedTrainer):
     def after_fit_step(self):
         self.optim["scheduler"].step()
@@ -705,6 +717,9 @@ STEPS = {
     "tensors are not saved (warning)": (
         *own("Centres", loss=node("broken_steps.PlainLoss")),
         "A resumed run begins with the first value of self.centre, self.queue, self.loss.count again",
+    ),
+    "an optimizer is not saved (warning)": (
+        *own("Alone", **{"module.head": linear(4, 1)}), "A resumed run begins self.other anew",
     ),
     # The number of samples
     "a loss needs more samples than a batch has": (
