@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from stable_ssl import BaseTrainer, BreakStep, JointEmbeddingTrainer, SupervisedTrainer
+from stable_ssl import BaseTrainer, BreakAllEpochs, BreakStep, JointEmbeddingTrainer, SupervisedTrainer
 from stable_ssl.monitors import Monitor
 
 HERE = Path(__file__).name
@@ -233,6 +233,12 @@ class AtEnd(SupervisedTrainer):
 class Stops(SupervisedTrainer):
     def before_fit_step(self):
         raise BreakStep
+
+
+class Ends(SupervisedTrainer):
+    def after_fit_step(self):
+        if self.stepped:
+            raise BreakAllEpochs
 
 
 class Exits(SupervisedTrainer):
@@ -644,6 +650,9 @@ STEPS = {
     "after_eval": (*own("AfterEval"), "after_eval(): AttributeError: 'AfterEval' object has no attribute 'best'. At " + place("self.best, 0.0")),
     "after_fit": (*own("AtEnd"), "after_fit(): FileNotFoundError: [Errno 2] No such file or directory: '/nonexistent/results.txt'. At " + place("open(")),
     "a hook breaks each step (warning)": (*own("Stops"), "No optimizer step was taken, since hooks have broken off"),
+    "a hook ends training (warning)": (
+        *own("Ends"), "A hook ends the whole training by BreakAllEpochs after 1 step, at " + place("raise BreakAllEpochs"),
+    ),
     "a hook ends the process": (*own("Exits"), "after_fit_step(): SystemExit"),
     "a hook reaches another machine (warning)": (*own("Reports"), "before_fit(): it reaches another machine, which a check doesn't"),
     "a hook breaks what it can't": (*own("Skips"), "BreakStep was raised in a hook that can't use it"),

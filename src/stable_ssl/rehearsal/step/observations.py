@@ -27,7 +27,12 @@ def observations(run: Any, values: Mapping[str, float], first: Any) -> Iterator[
     first
         The first batch of `data.train`. None: there is none.
     """
-    if "train" in run.trainer.data and not run.watch.gradients:
+    if run.watch.stopped:
+        yield (
+            f"A hook ends the whole training by BreakAllEpochs{run.watch.stopped}. If a run is to go on there, see the "
+            "condition in that hook."
+        )
+    elif "train" in run.trainer.data and not run.watch.gradients:
         yield "No optimizer step was taken, since hooks have broken off each mini-batch, the epoch, or training."
     yield from _of_gradients(run)
     yield from _of_own_optimizers(run.trainer)
