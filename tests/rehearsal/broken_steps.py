@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import sys
+import threading
 import urllib.request
 from pathlib import Path
 
@@ -278,6 +279,14 @@ class Forgets(SupervisedTrainer):
 class Unsaved(SupervisedTrainer):
     def get_extra_state(self):
         return {"kind": Unsaved}
+
+    def set_extra_state(self, state):
+        pass
+
+
+class Locked(SupervisedTrainer):
+    def get_extra_state(self):
+        return {"lock": threading.Lock()}
 
     def set_extra_state(self, state):
         pass
@@ -720,6 +729,7 @@ STEPS = {
     ),
     "a state is not restored (warning)": (*own("Forgets"), "A resumed run would not go on as it was: modules._extra_state.seen"),
     "a state is no number": (*own("Unsaved"), "No checkpoint can hold modules._extra_state.kind (type)."),
+    "a state can't be written": (*own("Locked"), "No checkpoint can hold modules._extra_state.lock (lock)."),
     "a module is made late (warning)": (*own("Late"), "The run can't be resumed, since its checkpoint can't be read back: Unexpected key(s) in state_dict: "
         '"module.head.weight", "module.head.bias". Make modules, parameters and buffers in prepare_modules(modules), or in the trainer\'s constructor. A run that nothing interrupts ends'),
     "a number is not saved (warning)": (*own("Attribute"), "A resumed run begins with the first value of self.mean again"),
