@@ -16,7 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from stable_ssl.augmentations import CenterCrop, HorizontalFlip, Normalize, RandomResizedCrop, View
 from stable_ssl.data import ImageFolder, Images, Loader
 from stable_ssl.rehearsal.report import Report
-from stable_ssl.rehearsal.samples.looking import NUM_LOOKED_AT, chosen
+from stable_ssl.rehearsal.samples.looking import NUM_LOOKED_AT, NUM_MEASURED, Looker, chosen, look_at
 from stable_ssl.rehearsal.samples.sets import check_first_samples, check_samples
 from stable_ssl.rehearsal.stage import Stage, maker_of
 
@@ -103,6 +103,15 @@ def test_samples_are_spread_over_the_set_and_always_the_same():
     assert np.diff(sorted(indices)).max() < 3000  # two parts, at most
     assert sorted(chosen(120, is_all=False))[-1] == 119
     assert chosen(120, is_all=True) == list(range(120))
+
+
+def test_what_is_kept_of_each_of_many_samples_is_small():
+    loader = Loader(Own(lambda index: (picture(2, 2, 3), 0), NUM_MEASURED + 1))
+    loader.bind(0, "train")
+    first, *_, last = look_at(Looker(loader.dataset, "train", 0, False), loader, range(NUM_MEASURED + 1), is_all=True)
+    assert (first.mean.shape, last.mean, last.square) == ((3,), None, None)
+    assert last.kind is first.kind
+    assert not hasattr(last, "__dict__")
 
 
 def test_unreadable_samples_are_named_and_all_are_read_only_if_asked(report, tmp_path):
