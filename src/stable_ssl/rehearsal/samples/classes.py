@@ -154,6 +154,10 @@ def _samples(count: int) -> str:
     return f"{count} sample{'s' * (count != 1)}"
 
 
+def _or_remove(counter: ClassCount) -> str:
+    return "" if counter.key == "module.backbone" else f", or remove {counter.key}"  # no run does without it
+
+
 def _check_kinds(stage: Stage, counter: ClassCount, labels: Labels) -> None:
     """Say if labels are no whole numbers."""
     # The cross-entropy takes a probability for each class, too.
@@ -168,7 +172,7 @@ def _check_kinds(stage: Stage, counter: ClassCount, labels: Labels) -> None:
     _say(stage, counter, labels)(
         "data",
         f"data.{labels.name}: {counter.key} needs labels that are whole numbers, -1 for none, and there are "
-        f"{some_of(shown, 3, ' and ')}. Number the classes in the data set, or remove {counter.key}.",
+        f"{some_of(shown, 3, ' and ')}. Number the classes in the data set{_or_remove(counter)}.",
     )
 
 
@@ -196,8 +200,8 @@ def _check_missing(stage: Stage, counter: ClassCount, labels: Labels) -> None:
     if labels.absent:
         _say(stage, counter, labels)(
             "data",
-            f"{needs} {_samples(labels.absent)} without one. Have the data set give (image, label), or remove "
-            f"{counter.key}.",
+            f"{needs} {_samples(labels.absent)} without one. Have the data set give (image, label)"
+            f"{_or_remove(counter)}.",
         )
 
 

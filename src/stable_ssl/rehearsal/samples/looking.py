@@ -171,7 +171,7 @@ def as_label(value: Any) -> Label:
     if isinstance(value, bool | int):
         return int(value)
     if isinstance(value, float):
-        return "floats", f"{value:g}"
+        return "floats", f"{value:.6}"
     if isinstance(value, str):
         return "texts", repr(value[:40])
     if value is None:
