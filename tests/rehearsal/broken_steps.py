@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import copy
 import sys
+import threading
 import urllib.request
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from stable_ssl import BaseTrainer, BreakStep, JointEmbeddingTrainer, SupervisedTrainer
+from stable_ssl import BaseTrainer, BreakAllEpochs, BreakStep, JointEmbeddingTrainer, SupervisedTrainer
 from stable_ssl.monitors import Monitor
 
 HERE = Path(__file__).name
 
 
-def pictures(number=12, channels=1, size=8, classes=10, kind="float32", labels="int64", copies=1, dark=0):
-    """Noise with labels, the largest among the last samples; with `copies`, that many views of each.
+def pictures(number=12, channels=1, size=8, classes=10, kind="float32", labels="int64", copies=1, dark=0, step=0.01):
+    """Noise with labels, the largest among the last samples; with `copies`, that many views of each, brighter by a step.
 
     The last `dark` images are 0 everywhere.
     """
@@ -39,7 +40,7 @@ def pictures(number=12, channels=1, size=8, classes=10, kind="float32", labels="
     pairs = list(zip(images, targets, strict=True))
     if copies == 1:
         return [(image, target if target.ndim else target.numpy()[()]) for image, target in pairs]
-    return [([image + 0.01 * view for view in range(copies)], int(target)) for image, target in pairs]
+    return [([image + step * view for view in range(copies)], int(target)) for image, target in pairs]
 
 
 def node(target, *args, **kwargs):
@@ -235,6 +236,12 @@ class Stops(SupervisedTrainer):
         raise BreakStep
 
 
+class Ends(SupervisedTrainer):
+    def after_fit_step(self):
+        if self.stepped:
+            raise BreakAllEpochs
+
+
 class Exits(SupervisedTrainer):
     def after_fit_step(self):
         if self.stepped:
@@ -295,6 +302,14 @@ class Unsaved(SupervisedTrainer):
         pass
 
 
+class Locked(SupervisedTrainer):
+    def get_extra_state(self):
+        return {"lock": threading.Lock()}
+
+    def set_extra_state(self, state):
+        pass
+
+
 class Late(SupervisedTrainer):
     def before_fit(self):
         self.module["head"] = nn.Linear(2, 2).requires_grad_(False)
@@ -333,6 +348,23 @@ class PlainLoss:
 class Freezes(SupervisedTrainer):
     def before_eval(self):
         self.module["backbone"].requires_grad_(False)
+
+
+class Teaches(SupervisedTrainer):
+    def prepare_modules(self, modules):
+        modules["teacher"] = modules["backbone"]
+
+
+class Alone(SupervisedTrainer):
+    """It trains a module by an optimizer of its own."""
+
+    def before_fit(self):
+        self.other = torch.optim.Adam(self.module["head"].parameters())
+
+    def after_fit_step(self):
+        with torch.enable_grad():
+            self.module["head"](torch.ones(1, 4)).sum().backward()
+        self.other.step()
 
 
 class Schedules(SupervisedTrainer):
@@ -569,12 +601,12 @@ STEPS = {
     # Classes
     "a network has too few classes": (
         supervised, {"module.backbone": flat(linear(64, 5))},
-        "compute_loss(): the labels go up to 9, but module.backbone gives 5 scores, for labels from 0 to 4. "
+        "module.backbone: the labels go up to 9, but it gives 5 scores, for labels from 0 to 4. "
         "Set module.backbone._args_[1].out_features to 10 or more",
     ),
     "a probe has too few classes": (
         joint, {"module.projector_classifier.out_features": 3},
-        "side_losses(): the labels go up to 9, but module.projector_classifier gives 3 scores, for labels from 0 to 2. "
+        "module.projector_classifier: the labels go up to 9, but it gives 3 scores, for labels from 0 to 2. "
         "Set module.projector_classifier.out_features to 10 or more",
     ),
     "a metric has too few classes": (
@@ -624,7 +656,7 @@ STEPS = {
     "a later label is too large": (
         supervised,
         {"module.backbone": flat(linear(64, 9)), "data.train": loader(number=24), "logger.metric": {}},
-        "compute_loss(): the labels go up to 9, but module.backbone gives 9 scores, for labels from 0 to 8. "
+        "module.backbone: the labels go up to 9, but it gives 9 scores, for labels from 0 to 8. "
         "Set module.backbone._args_[1].out_features to 10 or more, or count the labels from 0. "
         "So it is with sample 22 of data.train, and not with those of the first step.",
     ),
@@ -649,6 +681,9 @@ STEPS = {
     ),
     "after_fit": (*own("AtEnd"), "after_fit(): FileNotFoundError: [Errno 2] No such file or directory: '/nonexistent/results.txt'. At " + place("open(")),
     "a hook breaks each step (warning)": (*own("Stops"), "No optimizer step was taken, since hooks have broken off"),
+    "a hook ends training (warning)": (
+        *own("Ends"), "A hook ends the whole training by BreakAllEpochs after 1 step, at " + place("raise BreakAllEpochs"),
+    ),
     "a hook ends the process": (*own("Exits"), "after_fit_step(): SystemExit"),
     "a hook reaches another machine (warning)": (*own("Reports"), "before_fit(): it reaches another machine, which a check doesn't"),
     "a hook breaks what it can't": (*own("Skips"), "BreakStep was raised in a hook that can't use it"),
@@ -690,6 +725,13 @@ STEPS = {
     "a network is constant (warning)": (
         joint, {"_target_": "broken_steps.Collapsed"}, "self.latest_representations are the same for all samples",
     ),
+    # What no figure shows
+    "views are equal (warning)": (
+        joint, {"data.train": loader(copies=2, step=0)}, "data.train: views 1 and 2 are equal for all images of the first batch",
+    ),
+    "a teacher is the student (warning)": (
+        *own("Teaches"), "module.teacher: it has the parameters of another module, such as module.backbone.1.weight",
+    ),
     # The schedule, and the checkpoint
     "a schedule has no such step": (
         supervised, {"optim.scheduler": node("torch.optim.lr_scheduler.LambdaLR", lr_lambda=node("broken_steps.Falling"))},
@@ -709,12 +751,16 @@ STEPS = {
     ),
     "a state is not restored (warning)": (*own("Forgets"), "A resumed run would not go on as it was: modules._extra_state.seen"),
     "a state is no number": (*own("Unsaved"), "No checkpoint can hold modules._extra_state.kind (type)."),
+    "a state can't be written": (*own("Locked"), "No checkpoint can hold modules._extra_state.lock (lock)."),
     "a module is made late (warning)": (*own("Late"), "The run can't be resumed, since its checkpoint can't be read back: Unexpected key(s) in state_dict: "
         '"module.head.weight", "module.head.bias". Make modules, parameters and buffers in prepare_modules(modules), or in the trainer\'s constructor. A run that nothing interrupts ends'),
     "a number is not saved (warning)": (*own("Attribute"), "A resumed run begins with the first value of self.mean again"),
     "tensors are not saved (warning)": (
         *own("Centres", loss=node("broken_steps.PlainLoss")),
         "A resumed run begins with the first value of self.centre, self.queue, self.loss.count again",
+    ),
+    "an optimizer is not saved (warning)": (
+        *own("Alone", **{"module.head": linear(4, 1)}), "A resumed run begins self.other anew",
     ),
     # The number of samples
     "a loss needs more samples than a batch has": (

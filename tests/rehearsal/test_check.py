@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,6 +17,7 @@ import torch
 import yaml
 from PIL import Image
 from rich.console import Console
+from toys import toy_backbone
 
 import stable_ssl
 from stable_ssl.cli import main
@@ -140,7 +142,9 @@ def test_of_a_sweep_the_first_run_is_checked_and_the_others_in_brief(capsys):
 
 
 def test_a_trainer_of_a_script_is_checked_and_stays_as_it_is(make_toy, tmp_path, capsys):
-    trainer = make_toy()
+    backbone = toy_backbone()
+    backbone.lock = threading.Lock()  # it can't be copied
+    trainer = make_toy(module={"backbone": backbone})
     before = {name: value.clone() for name, value in trainer.module["backbone"].state_dict().items()}
     random_state = torch.get_rng_state()
     report = stable_ssl.check(trainer, device="1gb")

@@ -16,7 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from stable_ssl.augmentations import CenterCrop, HorizontalFlip, Normalize, RandomResizedCrop, View
 from stable_ssl.data import ImageFolder, Images, Loader
 from stable_ssl.rehearsal.report import Report
-from stable_ssl.rehearsal.samples.looking import NUM_LOOKED_AT, chosen
+from stable_ssl.rehearsal.samples.looking import NUM_LOOKED_AT, NUM_MEASURED, Looker, chosen, look_at
 from stable_ssl.rehearsal.samples.sets import check_first_samples, check_samples
 from stable_ssl.rehearsal.stage import Stage, maker_of
 from stable_ssl.trainers import SupervisedTrainer
@@ -104,6 +104,15 @@ def test_samples_are_spread_over_the_set_and_always_the_same():
     assert np.diff(sorted(indices)).max() < 3000  # two parts, at most
     assert sorted(chosen(120, is_all=False))[-1] == 119
     assert chosen(120, is_all=True) == list(range(120))
+
+
+def test_what_is_kept_of_each_of_many_samples_is_small():
+    loader = Loader(Own(lambda index: (picture(2, 2, 3), 0), NUM_MEASURED + 1))
+    loader.bind(0, "train")
+    first, *_, last = look_at(Looker(loader.dataset, "train", 0, False), loader, range(NUM_MEASURED + 1), is_all=True)
+    assert (first.mean.shape, last.mean, last.square) == ((3,), None, None)
+    assert last.kind is first.kind
+    assert not hasattr(last, "__dict__")
 
 
 def test_unreadable_samples_are_named_and_all_are_read_only_if_asked(report, tmp_path):
@@ -245,7 +254,7 @@ LABELS = {
     "an empty class": ([0, 1, 3] * 10, 4, None, "warning", "data.train: 1 of 4 classes have no sample: 2."),
     "none for a metric": ([0, 1, -1] * 10, 2, 2, "error", "logger.metric.train.accuracy: it needs labels, but data.train has 10 samples with the label -1, which is no class (sample 2)"),
     "none for a probe": ([-1] * 30, 2, None, "warning", "module.backbone_classifier: it has nothing to learn from"),
-    "floats": ([0.5] * 30, 2, None, "error", "data.train: module.backbone_classifier needs labels that are whole numbers, -1 for none, and there are floats, such as 0.5, in 30 samples"),
+    "floats": ([1.0] * 30, 2, None, "error", "data.train: module.backbone_classifier needs labels that are whole numbers, -1 for none, and there are floats, such as 1.0, in 30 samples"),
     "texts": (["cat"] * 30, 2, None, "error", "and there are texts, such as 'cat', in 30 samples"),
     "many labels": ([torch.ones(14)] * 30, 2, None, "error", "and there are float32 (14,) in 30 samples"),
 }  # fmt: skip
@@ -298,7 +307,9 @@ def test_labels_that_a_collate_fn_or_the_loss_may_change_are_no_errors(report):
     assert report({"train": Loader(soft, 8, shuffle=True)}, SUPERVISED, module=network).findings == []
     mapped = [(torch.rand(3, 16, 16), f"c{number % 4}") for number in range(30)]
     found = report({"train": Loader(mapped, 8, shuffle=True, collate_fn=list)}, SUPERVISED, module=network)
-    assert (len(said(found, "warning")), said(found, "error")) == (1, [])
+    [text], errors = said(found, "warning"), said(found, "error")
+    assert text.endswith("Number the classes in the data set.")  # the backbone can't be left out
+    assert errors == []
 
 
 def test_labels_of_a_list_count_for_all_samples_unless_the_samples_say_otherwise(report):
@@ -375,7 +386,7 @@ SIZES = {
     "more than there are": ({"batch_size": 64}, 1, "warning", "data.train.batch_size: 64 is more than the 30 samples"),
     "drop_last on four processes": ({"batch_size": 8, "drop_last": True}, 4, "error", "data.train.batch_size: 30 samples make no batch of 8 on each of 4 processes with drop_last"),
     "one for the last batch": ({"batch_size": 29}, 1, "warning", "data.train.drop_last: false, and 30 samples in batches of 29 leave 1"),
-    "in the order of classes": ({"batch_size": 8, "shuffle": False}, 1, "warning", "data.train.shuffle: false"),
+    "the order of the data set": ({"batch_size": 8, "shuffle": False}, 1, "warning", "data.train.shuffle: false, and each epoch has the order of the data set"),
     "a sampler beyond the end": ({"batch_size": 8, "shuffle": False, "sampler": [0, 30]}, 1, "error", "data.train.sampler: it gives the sample 30, but the data set has 30"),
     "a sampler of nothing": ({"batch_size": 8, "shuffle": False, "sampler": []}, 1, "error", "data.train.sampler: it gives 0"),
 }  # fmt: skip
@@ -384,10 +395,16 @@ SIZES = {
 @pytest.mark.parametrize("name", SIZES)
 def test_batches_that_do_not_suit_the_number_of_samples(report, name):
     options, world, level, words = SIZES[name]
-    loader = Loader(pairs([0] * 15 + [1] * 15), views=VIEW, **{"shuffle": True, **options})
+    loader = Loader(pairs([0, 1] * 15), views=VIEW, **{"shuffle": True, **options})
     found = report({"train": loader}, world_size=world)
     assert [words in text for text in said(found, level)] == [True], found.findings
     assert len(found.findings) == 1
+
+
+def test_samples_in_the_order_of_their_classes_are_told_although_not_all_are_read(report):
+    loader = Loader(pairs([0] * 100 + [1] * 100), 8, views=VIEW)
+    (text,) = said(report({"train": loader}), "warning")
+    assert text.startswith("data.train.shuffle: false, and the samples are in the order of their classes")
 
 
 class Stream(torch.utils.data.IterableDataset):

@@ -21,6 +21,7 @@ from .hidden import has, search
 from .huggingface_stream import HuggingFaceStream, has_lossy_state
 from .loader import Loader
 from .order import is_plain_order
+from .picklable import pickling_explained
 from .streams import StreamLoader
 from .workers import WorkerInit, deaths_explained, end_workers, keep_open
 
@@ -233,7 +234,8 @@ class IterableLoader:
             )
         if not getattr(self.source, "persistent_workers", False):
             end_workers(self._iterator)
-        with deaths_explained(self.name):  # persistent workers answer here
+        named = {f"data.{self.name}.{key}": getattr(self.source, key, None) for key in ("dataset", "collate_fn")}
+        with pickling_explained(named), deaths_explained(self.name):  # persistent workers answer here
             self._iterator = iter(self.source)
         if isinstance(self.source, DataLoader):
             keep_open(self._iterator, self.name)

@@ -20,7 +20,9 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from ..exceptions import DataError, some_of
 from ..runtime.preemption import StopWaiting
 from .faults import is_of_worker, is_report
+from .picklable import pickling_explained
 from .reading import Reader
+from .views import WithViews
 
 _END = object()
 
@@ -51,6 +53,11 @@ class WorkerBatches:
         self._entries = _Entries()
         self._loader = DataLoader(reader, batch_sampler=self._entries, collate_fn=collate, **options)
         self._iterator: Any = None
+        dataset = reader.dataset
+        parts = {"dataset": dataset, "collate_fn": collate}
+        if isinstance(dataset, WithViews):
+            parts = {"views": dataset.transform, "dataset": dataset.dataset, "collate_fn": collate}
+        self._sent = {f"data.{reader.name}.{key}": part for key, part in parts.items()}
 
     def batches(self, epoch: int, wanted: Iterable[list[int]]) -> Iterator[tuple[list[int], Any]]:
         """Yield (sample indices, batch) for each list of sample indices. Workers have some more lists at a time.
@@ -63,7 +70,7 @@ class WorkerBatches:
         # The epoch travels with each index, because persistent workers have no other way to know it.
         ahead, wanted = itertools.tee(wanted)
         self._entries.batches = ([(epoch, index) for index in indices] for indices in ahead)
-        with deaths_explained(self._name):  # persistent workers answer here
+        with pickling_explained(self._sent), deaths_explained(self._name):  # persistent workers answer here
             self._iterator = iterator = iter(self._loader)
         keep_open(iterator, self._name)
         finish = self._finish

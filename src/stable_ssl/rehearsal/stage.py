@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from logging import WARNING
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..arguments import arguments_by_name
 from ..base import BaseTrainer
@@ -111,7 +113,7 @@ class Stage:
 
 def maker_of(config: Mapping[str, Any]) -> Callable[[], Any]:
     """Return a function that makes the trainer that a configuration describes, anew at each call."""
-    return lambda: instanciate_config(copy.deepcopy(dict(config)))
+    return lambda: instanciate_config(_copied(dict(config), {}))
 
 
 def config_of(trainer: BaseTrainer) -> dict[str, Any]:
@@ -133,9 +135,28 @@ def maker_like(trainer: BaseTrainer) -> Callable[[], Any]:
     ]
 
     def make() -> Any:
-        own_args, own_kwargs = copy.deepcopy((args, kwargs), {id(dataset): dataset for dataset in sets})
+        own_args, own_kwargs = _copied((args, kwargs), {id(dataset): dataset for dataset in sets})
         fresh = type(trainer)(*own_args, **own_kwargs)
         vars(fresh).update(_extras=extras, **extras)
         return fresh
 
     return make
+
+
+def _copied(value: Any, shared: Mapping[int, Any]) -> Any:
+    """Return a deep copy of a value; what can't be copied, such as a lock or an open file, is in both.
+
+    Parameters
+    ----------
+    shared
+        What is not copied, by its id.
+    """
+    try:
+        return copy.deepcopy(value, dict(shared))
+    except TypeError as error:
+        frames = (frame for frame, _ in walk_tb(error.__traceback__) if frame.f_code is copy.deepcopy.__code__)
+        *_, innermost = (frame.f_locals["x"] for frame in frames)
+        # The check trains modules, so they are never shared. What is shared already does not fail by itself.
+        if isinstance(innermost, nn.Module) or innermost is value or id(innermost) in shared:
+            raise
+    return _copied(value, {**shared, id(innermost): innermost})

@@ -13,6 +13,7 @@ import io
 import json
 import logging
 import os
+import pickle
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("stable_ssl")
 
 FORMAT = 1
+_MAY_HOLD = "A state may only hold tensors, numbers, strings and containers of them, so that loading never runs code."
 
 
 class CheckpointStore:
@@ -74,7 +76,7 @@ class CheckpointStore:
         Raises
         ------
         CheckpointError
-            The first checkpoint could not be read back, so the state is not of these types.
+            The state is not of these types: the first checkpoint could not be read back, or one could not be written.
         """
         self.wait()
         is_first = not self._read_back  # read before the writer starts, because the writer sets it
@@ -117,6 +119,8 @@ class CheckpointStore:
                     torch.save(state, file)
                 except RuntimeError as error:  # of torch's own, if the disk failed
                     raise file.failure or error from None
+                except (pickle.PicklingError, AttributeError, TypeError) as error:  # such as for a function or a lock
+                    raise CheckpointError(f"A checkpoint can't be written. {_MAY_HOLD} {error}") from error
                 file.flush()
                 os.fsync(file.fileno())
                 fingerprint = {"bytes": file.tell(), "sha256": file.sha256.hexdigest()}
@@ -380,7 +384,4 @@ def _load_state(folder: Path) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
         return state
     except Exception as error:
-        raise CheckpointError(
-            f"'{folder / 'state.pt'}' can't be loaded. A state may only hold tensors, numbers, strings and "
-            f"containers of them, so that loading never runs code. {error}"
-        ) from error
+        raise CheckpointError(f"'{folder / 'state.pt'}' can't be loaded. {_MAY_HOLD} {error}") from error

@@ -70,7 +70,7 @@ class Settings:
 
 def unusual(settings: Settings) -> Iterator[str]:
     """Yield a sentence per value that is out of the usual range."""
-    rules = (_rates, _decay, _betas, _scaling, _temperatures, _teachers, _batch, _order, _warm_up, _epochs, _limits)
+    rules = (_rates, _decay, _betas, _scaling, _temperatures, _teachers, _batch, _warm_up, _epochs, _limits)
     for rule in rules:
         yield from rule(settings)
 
@@ -244,20 +244,6 @@ def _batch(settings: Settings) -> Iterator[str]:
             f"data.train.batch_size: {size}{whole}: {kind} compares the images of a batch with each other, so 32 or "
             "more are usual. Accumulated mini-batches do not count, since each is compared by itself."
         )
-
-
-def _order(settings: Settings) -> Iterator[str]:
-    for name, node in section(settings.trainer, "data").items():
-        if not {"Loader", "DataLoader"} & {*_kinds(node)}:
-            continue
-        is_sampled = argument(node, "sampler") is not None or argument(node, "batch_sampler") is not None
-        if name == "train" and not argument(node, "shuffle") and not is_sampled:
-            yield (
-                "data.train.shuffle: not set, so each epoch has the order of the data set, which is often sorted by "
-                "class. Training usually shuffles."
-            )
-        if name in settings.eval_sets and argument(node, "drop_last"):
-            yield f"data.{name}.drop_last: true, so the last samples are never evaluated."
 
 
 def _warm_up(settings: Settings) -> Iterator[str]:

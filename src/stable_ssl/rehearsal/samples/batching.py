@@ -10,7 +10,7 @@ from ...data import Loader
 from ...data.order import Share, count_cut, count_dealt, draw
 from ...exceptions import DataError
 from ..stage import Stage
-from .labels import Labels
+from .labels import ENOUGH, Labels
 
 
 def check_counts(stage: Stage, name: str, loader: Loader) -> None:
@@ -72,14 +72,13 @@ def _check_sampler(stage: Stage, name: str, loader: Loader) -> None:
 
 
 def check_order(stage: Stage, name: str, loader: Loader, labels: Labels) -> None:
-    """Warn of training batches of one class, if samples are in the order of their classes and are not shuffled."""
+    """Warn of training samples that are not shuffled. If they are in the order of their classes, say so."""
     is_plain = loader.sampler is None and loader.batch_sampler is None and not loader.shuffle
-    numbers = labels.numbers
-    if name == "train" and is_plain and labels.is_all and len(labels.classes) > 1 and (np.diff(numbers) >= 0).all():
-        size = (loader.batch_size or 1) * stage.world_size
-        if len(numbers) > size:
-            stage.report.warn(
-                "data",
-                f"data.{name}.shuffle: false, and the samples are in the order of their classes, so most batches have "
-                "samples of few classes only. Set it to true.",
-            )
+    if name != "train" or not is_plain or len(loader.dataset) <= (loader.batch_size or 1) * stage.world_size:
+        return
+    is_known = labels.is_all or len(labels.numbers) >= ENOUGH
+    is_sorted = len(labels.classes) > 1 and (np.diff(labels.numbers) >= 0).all()
+    why = "each epoch has the order of the data set, and training usually shuffles"
+    if is_known and is_sorted:
+        why = "the samples are in the order of their classes, so most batches have samples of few classes only"
+    stage.report.warn("data", f"data.{name}.shuffle: false, and {why}. Set it to true.")

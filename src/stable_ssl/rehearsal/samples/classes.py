@@ -160,6 +160,10 @@ def _samples(count: int) -> str:
     return f"{count} sample{'s' * (count != 1)}"
 
 
+def _or_remove(counter: ClassCount) -> str:
+    return "" if counter.key == "module.backbone" else f", or remove {counter.key}"  # no run does without it
+
+
 def _check_kinds(stage: Stage, counter: ClassCount, labels: Labels) -> None:
     """Say if labels are no whole numbers."""
     # The cross-entropy takes a probability for each class, too.
@@ -174,7 +178,7 @@ def _check_kinds(stage: Stage, counter: ClassCount, labels: Labels) -> None:
     _say(stage, counter, labels)(
         "data",
         f"data.{labels.name}: {counter.key} needs labels that are whole numbers, -1 for none, and there are "
-        f"{some_of(shown, 3, ' and ')}. Number the classes in the data set, or remove {counter.key}.",
+        f"{some_of(shown, 3, ' and ')}. Number the classes in the data set{_or_remove(counter)}.",
     )
 
 
@@ -202,15 +206,15 @@ def _check_missing(stage: Stage, counter: ClassCount, labels: Labels) -> None:
     if labels.absent:
         _say(stage, counter, labels)(
             "data",
-            f"{needs} {_samples(labels.absent)} without one. Have the data set give (image, label), or remove "
-            f"{counter.key}.",
+            f"{needs} {_samples(labels.absent)} without one. Have the data set give (image, label)"
+            f"{_or_remove(counter)}.",
         )
 
 
 def _check_number(stage: Stage, counter: ClassCount, labels: Labels) -> None:
     """Compare the number of classes with the labels."""
     number, data = counter.num_classes, f"data.{labels.name}"
-    has = f"{counter.key}: it has {number} classes ({counter.argument})"
+    has = f"{counter.key}: it has {number} class{'es' * (number != 1)} ({counter.argument})"
     if too_high := _too_high(counter, labels):
         remedy = f"It needs {labels.expected or too_high[-1] + 1}."
         if labels.is_one_based and too_high == [number]:

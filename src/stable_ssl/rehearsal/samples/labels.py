@@ -78,7 +78,8 @@ def labels_of_set(loader: Loader, looks: list[Look]) -> Labels:
     dataset, indices = unwrapped(loader.dataset)
     classes = getattr(dataset, "classes", None)
     named = len(classes) if isinstance(classes, list | tuple) and classes else None
-    seen = [(look, look.label) for look in looks if not look.error]
+    # In the order of the data set, as batches that are not shuffled have them.
+    seen = [(look, look.label) for look in sorted(looks, key=lambda look: look.index) if not look.error]
     is_final = loader.views is not None or loader._collate in (collate, default_convert)
     for attribute in ("targets", "labels"):
         listed = getattr(dataset, attribute, None)

@@ -179,10 +179,12 @@ def _labels(match: re.Match, place: Place, config: Any) -> str:
     node, path = _node_of(head, config)
     found = _paths_of(node, width, path) if node is not None else []
     advice = f"Set {found[0]} to {largest + 1} or more" if len(found) == 1 else f"Give it {largest + 1} or more"
-    return (
-        f"{place.method or 'the loss'}: the labels go up to {largest}, but {head or 'the network'} gives {width} "
-        f"scores, for labels from 0 to {width - 1}. {advice}, or count the labels from 0."
+    gives = (
+        f"{width} score{'s' * (width != 1)}, for labels from 0 to {width - 1}. {advice}, or count the labels from 0."
     )
+    if head:  # its key comes first, so that what the data say of it is not said again
+        return f"{head}: the labels go up to {largest}, but it gives {gives}"
+    return f"{place.method or 'the loss'}: the labels go up to {largest}, but the network gives {gives}"
 
 
 def _types_of_labels(match: re.Match, place: Place, config: Any) -> str:

@@ -17,7 +17,7 @@ log = logging.getLogger("stable_ssl")
 # What a run says because it has few samples, one step, and no GPU; and what the check says itself.
 _LEFT_OUT = re.compile(
     r"The learning rate was 0 in every step|pin_memory|This DataLoader will create|samples in (preds|targets)|"
-    r"no gradient reaches it in the first step|CAN'T BE RESUMED|lr_scheduler\.step\(\)"
+    r"no gradient reaches it in the first step|Got pickle error when|CAN'T BE RESUMED|lr_scheduler\.step\(\)"
 )
 
 

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ...exceptions import some_of
+from .read_back import own_optimizers
+from .ruin import silent_ruin
 from .watching import Watch, folded
 
 
-def observations(run: Any, values: Mapping[str, float]) -> Iterator[str]:
+def observations(run: Any, values: Mapping[str, float], first: Any) -> Iterator[str]:
     """Yield a sentence or two for each thing that is odd.
 
     Parameters
@@ -22,11 +24,20 @@ def observations(run: Any, values: Mapping[str, float]) -> Iterator[str]:
         The run: its `trainer`, its `watch`, and its `size`.
     values
         What it logged, by name.
+    first
+        The first batch of `data.train`. None: there is none.
     """
-    if "train" in run.trainer.data and not run.watch.gradients:
+    if run.watch.stopped:
+        yield (
+            f"A hook ends the whole training by BreakAllEpochs{run.watch.stopped}. If a run is to go on there, see the "
+            "condition in that hook."
+        )
+    elif "train" in run.trainer.data and not run.watch.gradients:
         yield "No optimizer step was taken, since hooks have broken off each mini-batch, the epoch, or training."
-    yield from _of_gradients(run.watch)
+    yield from _of_gradients(run)
+    yield from _of_own_optimizers(run.trainer)
     yield from _of_modes(run.watch)
+    yield from silent_ruin(run.trainer, first, run.watch.batch)
     for name in ("latest_representations", "latest_embeddings"):
         if _is_constant(getattr(run.trainer, name, None)):
             yield (
@@ -63,9 +74,20 @@ def _asks_to_freeze(trainer: Any) -> bool:
     return bool(trainer.optim["frozen"]) or any(group.get("frozen_epochs") for group in groups)
 
 
-def _of_gradients(watch: Watch) -> Iterator[str]:
-    names = list(watch.gradients)
-    none = [name for name, kind in watch.gradients.items() if kind == "none"]
+def _of_own_optimizers(trainer: Any) -> Iterator[str]:
+    if lost := [*own_optimizers(trainer, is_unsaved=True)]:
+        yield (
+            f"A resumed run begins {some_of(lost)} anew, since no checkpoint holds plain attributes. Save each by "
+            f"self.register('{lost[0].rpartition('.')[2]}', {lost[0]}), or have side_optimizers() return the optimizer."
+        )
+
+
+def _of_gradients(run: Any) -> Iterator[str]:
+    watch, parameters = run.watch, dict(run.trainer.named_parameters())
+    own = [one for one in own_optimizers(run.trainer).values() if isinstance(one, torch.optim.Optimizer)]
+    trained = {id(parameter) for one in own for group in one.param_groups for parameter in group["params"]}
+    names = [name for name in watch.gradients if id(parameters.get(name)) not in trained]
+    none = [name for name in names if watch.gradients[name] == "none"]
     if none:
         yield (
             f"No gradient reaches {some_of(folded(none, names))} in the first step, although trainable. Does "

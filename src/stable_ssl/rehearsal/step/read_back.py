@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 _LIBRARIES = ("stable_ssl", "torch", "torchvision", "timm", "builtins")
+_STEPPING = (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler, torch.amp.GradScaler)
 _OF_MODULES = frozenset(vars(nn.Module()))
 
 
@@ -78,20 +79,49 @@ def unsaved(trainer: Any) -> dict[str, Any]:
     names such as "self.count" and "self.module.backbone.count".
     """
     found: dict[str, Any] = {}
-    parts = [*trainer.named_modules(), *([] if isinstance(trainer.loss, nn.Module) else [("loss", trainer.loss)])]
-    for name, part in parts:
+    for name, part in _own_parts(trainer):
         kind: Any = type(part)
-        rooms = [cls.__module__.split(".")[0] for cls in kind.__mro__]
-        if rooms[0] in _LIBRARIES:
-            continue
-        given = (vars(cls) for cls, room in zip(kind.__mro__, rooms, strict=True) if room in _LIBRARIES)
-        known = {*_OF_MODULES, *(key for attributes in given for key in attributes)}
+        bases = (cls for cls in kind.__mro__ if _is_of_library(cls))
+        known = {*_OF_MODULES, *(key for cls in bases for key in vars(cls))}
         late = dict.fromkeys(sorted(_read_first(kind)))
-        for key, value in {**late, **getattr(part, "__dict__", {})}.items():
+        for key, value in {**late, **vars(part)}.items():
             if key not in known and (_is_plain(value) or (value is None and key in late)):
                 kept = list(value) if isinstance(value, deque) else value
-                found[".".join(["self", *([name] if name else []), key])] = tree_map(_copied, kept)
+                found[f"{name}.{key}"] = tree_map(_copied, kept)
     return found
+
+
+def own_optimizers(trainer: Any, is_unsaved: bool = False) -> dict[str, Any]:
+    """Return the optimizers, schedules and gradient scalers that are plain attributes of what is of an own class.
+
+    They have names such as "self.optimizer". Those of the configuration are left out.
+
+    Parameters
+    ----------
+    is_unsaved
+        Leave out what a checkpoint holds, or may hold, since its owner has a `get_extra_state`.
+    """
+    known = {id(trainer.optim["optimizer"]), id(trainer.optim["scheduler"])}
+    known |= {id(part.object) for part in trainer._saver.parts.values()} if is_unsaved else set()
+    owners = [
+        (name, part)
+        for name, part in _own_parts(trainer)
+        if not is_unsaved or getattr(type(part), "get_extra_state", None) in (None, nn.Module.get_extra_state)
+    ]
+    found = {f"{name}.{key}": value for name, part in owners for key, value in vars(part).items()}
+    return {name: one for name, one in found.items() if isinstance(one, _STEPPING) and id(one) not in known}
+
+
+def _own_parts(trainer: Any) -> Iterator[tuple[str, Any]]:
+    """Yield a trainer, its modules and its loss, each after its name such as "self.loss", if its class is own."""
+    parts = [*trainer.named_modules(), *([] if isinstance(trainer.loss, nn.Module) else [("loss", trainer.loss)])]
+    for name, part in parts:
+        if not _is_of_library(type(part)) and hasattr(part, "__dict__"):
+            yield f"self.{name}" if name else "self", part
+
+
+def _is_of_library(cls: type) -> bool:
+    return cls.__module__.split(".")[0] in _LIBRARIES
 
 
 def _is_plain(value: Any) -> bool:

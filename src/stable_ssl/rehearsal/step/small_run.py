@@ -79,7 +79,7 @@ def _tell_of(stage: Stage, run: SmallRun) -> None:
         seconds_per_step=run.watch.seconds,
         seconds_of_checkpoint=run.seconds_of_checkpoint,
     )
-    for text in observations(run, metrics):
+    for text in observations(run, metrics, stage.batch and stage.batch[1]):
         stage.report.warn("step", text)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.module import register_module_forward_hook
+
+from ...lines import users_line
 
 
 class Watch:
@@ -26,6 +29,8 @@ class Watch:
     ----------
     outputs
         The shape of the newest output of each module that gave a tensor, by its name. The newest comes last.
+    batch
+        The newest training batch, as hooks have left it. None: there was none.
     losses
         What `compute_loss` returned last. None: it did not return.
     gradients
@@ -34,6 +39,8 @@ class Watch:
     in_other_mode
         Names of batch normalisations that are trained, but were in evaluation mode in training ("training"); and of
         those, and dropout layers, that were in training mode in an evaluation ("evaluation"). The names are the keys.
+    stopped
+        Where a hook has ended training within its first epoch, such as " after 1 step, at train.py:12"; "" if none has.
     seconds
         Of the newest optimizer step, its backward pass included; without the update of the parameters. 0 before it.
     """
@@ -43,10 +50,12 @@ class Watch:
         self._names = {id(module): name for name, module in trainer.named_modules() if name}
         self._fixed = {id(norm) for norm in trainer.optim["frozen_norm"]}
         self.outputs: dict[str, tuple[int, ...]] = {}
+        self.batch: Any = None
         self.losses: Any = None
         self.gradients: dict[str, str] = {}
         self.in_other_mode: dict[str, dict[str, None]] = {"training": {}, "evaluation": {}}
         self._is_evaluating = False
+        self.stopped = ""
         self.seconds = self._begun = 0.0
 
     @contextmanager
@@ -54,7 +63,8 @@ class Watch:
         """Watch what happens in the block."""
         steps, evaluation = vars(self._trainer).get("_steps"), self._trainer._evaluation
         wrapped = [(steps, "begin", self._begin), (steps, "backward", self._backward), (steps, "step", self._step)]
-        wrapped = [*(wrapped if steps else []), (evaluation, "begin", self._begin_evaluation)]
+        ends = [(evaluation, "begin", self._begin_evaluation), (self._trainer._saver, "stop", self._stop)]
+        wrapped = [*(wrapped if steps else []), *ends]
         hook = register_module_forward_hook(self._after_forward)
         for part, name, first in wrapped:
             setattr(part, name, _after(first, getattr(part, name)))
@@ -74,7 +84,7 @@ class Watch:
             self._begun = time.perf_counter()
 
     def _backward(self, losses: Any, owner: str) -> None:
-        self.losses = losses
+        self.batch, self.losses = self._trainer.batch, losses
 
     def _step(self, before: Callable[[], None]) -> None:
         if not self._trainer._steps._num_backward:  # a hook has broken off all mini-batches
@@ -82,6 +92,13 @@ class Watch:
         self.seconds = time.perf_counter() - self._begun
         if not self.gradients:
             self.gradients = {n: _kind_of(p.grad) for n, p in self._trainer.named_parameters() if p.requires_grad}
+
+    def _stop(self) -> None:
+        progress, error = self._trainer._progress, sys.exception()  # what a hook has raised
+        if (progress.epoch, progress.phase) == (0, "fit"):
+            line = users_line(error) if error else ""
+            count = progress.global_step
+            self.stopped = f" after {count} step{'s' * (count != 1)}{f', at {line}' if line else ''}"
 
     def _after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
         name = self._names.get(id(module))
