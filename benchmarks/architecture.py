@@ -29,6 +29,7 @@ GROUPS = {
         "arguments",
         "trials",
         "fields",
+        "lines",
         "signatures",
     )
 }

@@ -98,8 +98,8 @@ def test_a_signal_while_the_run_waits_for_data_ends_it_at_once(make_toy, tmp_pat
     Slow.armed = True
     trainer = make(make_toy, tmp_path / "stopped", loaders(num_workers, slow=where))
     sender = threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGTERM))
-    sender.start()
     begun = time.monotonic()
+    sender.start()
     with pytest.raises(Preempted):
         trainer()
     sender.join()
