@@ -101,7 +101,7 @@ def test_a_part_that_broke_is_named_and_so_is_one_that_was_not_looked_at():
     built, broken, left, *_, fault, verdict = console.export_text().splitlines()
     assert built.startswith("✓  configuration  the trainer and all its parts can be built")
     assert broken.rstrip().endswith("the check of it broke, see below")
-    assert left.rstrip().endswith("not looked at, since something before it failed")
+    assert left.rstrip().endswith("no figures, since something else is missing or wrong")
     assert fault == "? The check of the data broke by a fault of its own: KeyError: 3"
     assert verdict == "The check broke, so the run may fail by what was not looked at: 0 errors, 0 warnings."
 

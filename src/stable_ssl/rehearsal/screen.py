@@ -67,7 +67,7 @@ def _summary(report: Report) -> Table:
         state = ERROR if ERROR in levels else WARNING if WARNING in levels else "" if text else "unknown"
         mark, style = MARKS[state]
         if not (text or levels):
-            text = "not looked at, since something before it failed"
+            text = "no figures, since something else is missing or wrong"
         table.add_row(Text(mark, style), Text(part, "bold"), Text(text))
     return table
 
