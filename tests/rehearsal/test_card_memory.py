@@ -15,7 +15,7 @@ from toys import Toy
 
 from stable_ssl.augmentations import MultiView, RandomMask
 from stable_ssl.data import Loader
-from stable_ssl.exceptions import ConfigError
+from stable_ssl.exceptions import BreakAllEpochs, ConfigError
 from stable_ssl.monitors import KNN
 from stable_ssl.rehearsal.cards import GIB, Card, card_named
 from stable_ssl.rehearsal.device.on_meta import check_on_meta
@@ -208,6 +208,19 @@ class Opaque(Small):
 
     def compute_loss(self):
         return (self.batch[0] @ torch.zeros(IN + 1, OUT)).mean()
+
+
+class Ends(Small):
+    """Ends training after the first step."""
+
+    def after_fit_step(self):
+        raise BreakAllEpochs
+
+
+def test_a_hook_that_ends_training_is_no_obstacle(tmp_path):
+    stage = stage_of(tmp_path, trainer=Ends)
+    assert memory_of(stage)["is_complete"]
+    assert not stage.report.findings
 
 
 class Converges(Small):

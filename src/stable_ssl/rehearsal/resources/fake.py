@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from ...exceptions import BreakAllEpochs, BreakEpoch, BreakStep
 from ...runtime.device import count_images
 from ...runtime.precision import Precision
 from ..device.answers import Answers
@@ -150,7 +151,10 @@ class FakeRun:
             last.enter_context(Answering(self.answers))
             last.enter_context(CudaAutocast())
             last.enter_context(OnHost())
-            take_steps(trainer, list(range(batch_size)), batch, count)
+            try:
+                take_steps(trainer, list(range(batch_size)), batch, count)
+            except (BreakStep, BreakEpoch, BreakAllEpochs):  # the step is what was taken until there
+                trainer._steps.drop_group()
         return account, min(peaks, default=account.peak)
 
     def _batch_of(self, size: int) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ...data.faults import is_out_of_memory
 from ...exceptions import BreakEpoch, BreakStep, CheckpointError, ConfigError, DataError, NanError
 from ...nodes import argument_names, is_node
 from ...runtime.device import describe_batch
@@ -70,8 +71,8 @@ def is_known(error: BaseException, place: Place) -> bool:
 
 
 def is_of_check(error: BaseException, config: Any) -> bool:
-    """Return whether an error comes from the check, which has no GPU and refuses connections, and not from the run."""
-    return needs_network(error) or _needs_gpu(error, config)
+    """Return whether an error is one of the check: it has no GPU or too little memory, or refuses a connection."""
+    return needs_network(error) or is_out_of_memory(error) or _needs_gpu(error, config)
 
 
 def _needs_gpu(error: BaseException, config: Any) -> bool:
