@@ -168,3 +168,10 @@ def test_faults_of_all_parts_are_found_at_once_and_what_is_right_is_built(tmp_pa
     assert {"module.backbone", "data.train.dataset", "data.train", "logger.metric.test.accuracy"} <= stage.built.keys()
     assert len(stage.built["data.train"]) == 11
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_set_without_a_batch_for_each_process_is_left_to_the_check_of_the_data(tmp_path):
+    config = compose("simclr_digits", ["data.train.batch_size=512"])
+    stage = Stage(config, maker_of(config), tmp_path, Report(), world_size=4)
+    build_parts(stage)
+    assert not stage.report.findings

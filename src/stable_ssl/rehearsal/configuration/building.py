@@ -12,7 +12,7 @@ from torch import nn
 
 from ...base import BaseTrainer
 from ...config import SECTIONS, build, check_nodes, parse_config
-from ...data import as_loader
+from ...data import as_loader, length_of
 from ...data.faults import is_out_of_memory
 from ...engine import Builder
 from ...engine.agreement import Alone
@@ -289,6 +289,8 @@ class _Parts:
             self._stage.report.refuse(PART, ConfigError(problems))
             return
         loader = self._built.get("data.train")
+        if loader is not None and length_of(loader) == 0:  # the check of the data says why
+            loader = None
         if loader is not None and self._try(partial(self._count, optim, loader), "optim") is _MISSING:
             return
         optim.setdefault("num_batches", 1000)
