@@ -17,7 +17,7 @@ import torch
 import yaml
 from PIL import Image
 from rich.console import Console
-from toys import toy_backbone
+from toys import Toy, toy_backbone
 
 import stable_ssl
 from stable_ssl.cli import main
@@ -155,6 +155,16 @@ def test_a_trainer_of_a_script_is_checked_and_stays_as_it_is(make_toy, tmp_path,
     assert all(torch.equal(trainer.module["backbone"].state_dict()[name], value) for name, value in before.items())
     trainer()
     assert trainer.epoch == 2
+
+
+class Asks(Toy):
+    def after_fit_step(self, batch):
+        pass
+
+
+def test_a_hook_that_can_not_be_called_is_told_once(make_toy):
+    [error] = stable_ssl.check(make_toy(Asks)).of("error")
+    assert error.text == "Asks.after_fit_step: it takes batch beside self, but a run calls it with nothing."
 
 
 @pytest.fixture

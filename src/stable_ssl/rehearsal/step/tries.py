@@ -113,10 +113,12 @@ def close(trainer: Any) -> None:
 
 def _tell_error(stage: Stage, problems: list[str], is_certain: bool = True) -> None:
     """Report problems, but not those of a key that has an error already, nor a text that stands under a key."""
-    known = {_key_of(finding.text) for finding in stage.report.of(ERROR) if finding.part != "step"}
+    errors = stage.report.of(ERROR)
+    known = {_key_of(finding.text) for finding in errors if finding.part != "step"}
     for problem in problems:
-        is_same = any(finding.text.endswith(f": {problem}") for finding in stage.report.of(ERROR))
-        if not is_same and not any(f"{_key_of(problem)}.".startswith(f"{key}.") for key in known):
+        key = f"{_key_of(problem)}."
+        is_known = any(key.startswith(f"{one}.") or one.startswith(key) or f"{one}()" in problem for one in known)
+        if not is_known and not any(finding.text.endswith(f": {problem}") for finding in errors):
             (stage.report.error if is_certain else stage.report.warn)("step", problem)
 
 
