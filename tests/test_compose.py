@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
 
-from stable_ssl import ConfigError
+from stable_ssl import ConfigError, resolvers
 from stable_ssl.cli.sweep import Sweep
 from stable_ssl.compose import compose
 
@@ -113,3 +114,8 @@ def test_an_override_that_nothing_refers_to_is_named_and_others_are_not(caplog):
         "simclr_digits", ["momentum=0.5", "size=8", "backbone.widths=[8,8,8,8]", "warmup_epochs=2", "num_classes=10"]
     )
     assert caplog.messages == ["'momentum=0.5' has no effect: nothing in this configuration refers to momentum."]
+
+
+def test_resolvers_can_be_sent_to_other_processes():
+    for resolver in (resolvers._feature_dim, resolvers._patch_side, resolvers._num_classes):
+        assert pickle.loads(pickle.dumps(resolver)) is resolver

@@ -24,9 +24,9 @@ def register_resolvers() -> None:
 
     resolvers: dict[str, Any] = {
         "eval": arithmetic,
-        "feature_dim": _or_stand_in(_feature_dim, 512),
-        "patch_side": _or_stand_in(_patch_side, 4),
-        "num_classes": _or_stand_in(_num_classes, 2),
+        "feature_dim": _feature_dim,
+        "patch_side": _patch_side,
+        "num_classes": _num_classes,
     }
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
@@ -52,18 +52,29 @@ def stand_ins() -> Iterator[list[str]]:
         _told.reset(token)
 
 
-def _or_stand_in(resolver: Callable[..., int], stand_in: int) -> Callable[..., int]:
-    @functools.wraps(resolver)
-    def resolve(key: str, *, _root_: Any) -> int:
-        try:
-            return resolver(key, _root_=_root_)
-        except ConfigError as error:
-            if (told := _told.get()) is None:
-                raise
-            told.extend(problem.removeprefix("trainer.") for problem in error.problems)
-            return stand_in
+Resolver = Callable[..., int]
 
-    return resolve
+
+def _or_stand_in(number: int) -> Callable[[Resolver], Resolver]:
+    """Return a decorator that has a resolver return a number inside of `stand_ins` if it fails.
+
+    What it decorates stays a function of the module, which launchers of Hydra can send to other processes.
+    """
+
+    def decorated(resolver: Resolver) -> Resolver:
+        @functools.wraps(resolver)
+        def resolve(key: str, *, _root_: Any) -> int:
+            try:
+                return resolver(key, _root_=_root_)
+            except ConfigError as error:
+                if (told := _told.get()) is None:
+                    raise
+                told.extend(problem.removeprefix("trainer.") for problem in error.problems)
+                return number
+
+        return resolve
+
+    return decorated
 
 
 _OPERATORS: dict[type, Any] = {
@@ -119,6 +130,7 @@ def arithmetic(text: str) -> int | float | bool:
         raise ValueError(f"eval: '{text}' is not arithmetic on numbers.") from None
 
 
+@_or_stand_in(512)
 def _feature_dim(key: str, *, _root_: Any) -> int:
     """Return the width of a backbone's representations. This is the resolver `${feature_dim:KEY}`.
 
@@ -129,6 +141,7 @@ def _feature_dim(key: str, *, _root_: Any) -> int:
     return _width(key, _content(_root_, key), images)
 
 
+@_or_stand_in(4)
 def _patch_side(key: str, *, _root_: Any) -> int:
     """Return the height and width of a vision transformer's patches. This is the resolver `${patch_side:KEY}`.
 
@@ -194,6 +207,7 @@ def _width(key: str, node: str, images: tuple[int, ...]) -> int:
     raise ConfigError(f"{key}: it can't embed images of {shape}: {type(failed).__name__}: {failed}") from failed
 
 
+@_or_stand_in(2)
 def _num_classes(key: str, *, _root_: Any) -> int:
     """Return `num_classes` if it is set, else the number of classes of a data set, which is built to count them.
 
