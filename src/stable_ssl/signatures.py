@@ -40,7 +40,7 @@ def evaluated(annotation: Any, scope: dict[str, Any]) -> Any:
         return annotation
     try:
         return typing.get_type_hints(types.SimpleNamespace(__annotations__={"it": annotation}), scope)["it"]
-    except Exception:
+    except Exception:  # such as of a name that is imported for type checkers only
         return Any
 
 

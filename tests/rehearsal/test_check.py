@@ -20,7 +20,9 @@ from rich.console import Console
 from toys import Toy, toy_backbone
 
 import stable_ssl
+from stable_ssl import ConfigError
 from stable_ssl.cli import main
+from stable_ssl.rehearsal.check import check_first
 from stable_ssl.rehearsal.report import Report
 from stable_ssl.rehearsal.screen import show
 
@@ -126,6 +128,8 @@ def test_a_request_that_makes_no_sense_is_refused_in_a_sentence(args, beginning,
 
 def test_a_configuration_that_is_no_dict_breaks_no_check():
     assert stable_ssl.check({"trainer": 3}).status == 2
+    with pytest.raises(ConfigError):
+        check_first({"trainer": 3}, print)
 
 
 def test_a_check_may_run_in_any_thread():

@@ -60,7 +60,7 @@ def rehearse(
     with TemporaryDirectory(prefix="stable_ssl_") as folder, preserved_generators():
         size = world_size or _world_size(config, slurm)
         stage = Stage(config, make or maker_of(config), Path(folder), report, card, size, all_data, slurm)
-        for name, part in parts(is_quick, has_samples).items():
+        for name, part in parts(is_quick, has_samples):
             say(name)
             try:
                 # What the run prints is not what the check prints.
@@ -71,7 +71,7 @@ def rehearse(
             # Each part tells of the run's faults, so what it raises is its own fault.
             except (Exception, SystemExit) as error:
                 file, number = lines_of(error)[0]
-                report.broken[name] = f"{type(error).__name__}: {error} ({shown(file, number)})"
+                report.broken.setdefault(name, f"{type(error).__name__}: {error} ({shown(file, number)})")
     return report
 
 
@@ -79,10 +79,15 @@ def _world_size(config: Mapping[str, Any], slurm: Mapping[str, Any] | None) -> i
     """Return the number of processes that a Slurm job or a configuration asks for."""
     if slurm:
         return int(slurm["nodes"] * slurm["tasks_per_node"])
-    trainer = config.get("trainer")
-    hardware = trainer.get("hardware") if isinstance(trainer, Mapping) else None
+    hardware = _section(config, "hardware")
     size = hardware.get("world_size", 1) if isinstance(hardware, Mapping) else 1
     return size if isinstance(size, int) and size > 0 else 1
+
+
+def _section(config: Mapping[str, Any], name: str) -> Any:
+    """Return a section of a configuration, whatever it is; None if there is none."""
+    trainer = config.get("trainer")
+    return trainer.get(name) if isinstance(trainer, Mapping) else None
 
 
 def check_others(
@@ -99,9 +104,9 @@ def check_others(
     **options
         Arguments of `rehearse`.
     """
-    seen, runs = [config["trainer"].get("data")], dict[Finding, list[str]]()
+    seen, runs = [_section(config, "data")], dict[Finding, list[str]]()
     for name, other in others.items():
-        data = other["trainer"].get("data")
+        data = _section(other, "data")
         found = rehearse(other, is_quick=True, has_samples=data not in seen, **options)
         seen.append(data)
         report.broken.update(found.broken)
@@ -141,8 +146,8 @@ def check_first(
         raise ConfigError([*(finding.text for finding in errors), "--no-check begins without this check."])
 
 
-def parts(is_quick: bool, has_samples: bool = True) -> dict[str, Part]:
-    """Return the parts of a check by name, in their order."""
+def parts(is_quick: bool, has_samples: bool = True) -> list[tuple[str, Part]]:
+    """Return what a check does, in its order, each with the part of the report that it belongs to."""
     from .configuration.building import build_parts
     from .configuration.settings import check_configuration
     from .device.on_meta import check_on_meta
@@ -154,16 +159,16 @@ def parts(is_quick: bool, has_samples: bool = True) -> dict[str, Part]:
     from .step.small_run import check_small_run
 
     if is_quick:
-        samples: dict[str, Part] = {"first samples": check_first_samples} if has_samples else {}
-        return {"configuration": check_configuration, **samples}
-    return {
-        "configuration": check_configuration,
-        "parts": build_parts,
-        "data": check_samples,
-        "step": check_small_run,
-        "device": check_on_meta,
-        "memory": check_memory,
-        "time": check_pace,
-        "disk": check_disk,
-        "slurm": check_slurm,
-    }
+        samples: list[tuple[str, Part]] = [("data", check_first_samples)] if has_samples else []
+        return [("configuration", check_configuration), *samples]
+    return [
+        ("configuration", check_configuration),
+        ("configuration", build_parts),
+        ("data", check_samples),
+        ("step", check_small_run),
+        ("device", check_on_meta),
+        ("memory", check_memory),
+        ("time", check_pace),
+        ("disk", check_disk),
+        ("slurm", check_slurm),
+    ]
