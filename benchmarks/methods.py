@@ -7,7 +7,7 @@ trains on the first `--images` training images. Then the weighted kNN (k = 20, t
 (logistic regression) accuracy of the backbone's representation are measured on the official test split, with those
 training images and their labels; of the last step, and of the network before training, whose running statistics are
 those of the training images too. The gain is paired by seed. To choose hyper-parameters, `--held-out` measures on
-training images that come after those.
+training images that come after those. `--keep` keeps the runs' folders, which benchmarks/protocols.py evaluates.
 
     python benchmarks/methods.py --step-times 10 [--methods …] --write docs/methods.md
 
@@ -177,6 +177,11 @@ def accuracies(train: np.ndarray, labels: np.ndarray, test: np.ndarray, test_lab
     return {"knn": 100 * knn.score(test, test_labels), "linear": 100 * linear_accuracy}
 
 
+def kept_at(folder: Path, name: str, seed: int) -> Path:
+    """Return the folder of a run that is kept."""
+    return folder / f"{name}_{seed}"
+
+
 def run(name: str, seed: int, args: argparse.Namespace) -> dict[str, float]:
     """Train one method under one seed; return accuracies before and after, and seconds of training."""
     train, labels = read(args.data, "train", args.images + HELD_OUT)
@@ -189,7 +194,7 @@ def run(name: str, seed: int, args: argparse.Namespace) -> dict[str, float]:
         return {f"{key}_after": value for key, value in found.items()}
     images = list(zip(train, labels.tolist(), strict=True))
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make(name, seed, images, folder)
+        trainer = make(name, seed, images, str(kept_at(args.keep, name, seed) if args.keep else folder))
         trainer.setup()
         result = {}
         with torch.no_grad():
@@ -222,7 +227,7 @@ def make(name: str, seed: int, images: list, folder: str, **optim):
             "exclude_bias_norm": True,
             **optim,
         },
-        logger={"dump_path": folder, "level": 40, "log_every_step": 50},
+        logger={"dump_path": folder, "level": 40, "log_every_step": 50, "save_final_model": True},
         loss=loss,
         **options,
     )
@@ -295,6 +300,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=20000)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--held-out", action="store_true", help="measure on training images that come after those")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the runs' folders in this one")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
     parser.add_argument(
         "--write", type=Path, help="a Markdown file with <!-- learned --> … <!-- /learned -->; others' rows stay"
@@ -317,6 +323,7 @@ def main() -> None:
     ]
     print("\n".join(table), flush=True)
     options = [f"--data={args.data}", f"--images={args.images}", *(["--held-out"] if args.held_out else [])]
+    options += [f"--keep={args.keep}"] if args.keep else []
     waiting = [(name, seed) for name in args.methods for seed in range(1 if name == "raw pixels" else args.seeds)]
     running: list[tuple[str, subprocess.Popen]] = []
     found: dict[str, list[dict[str, float]]] = {name: [] for name in args.methods}
