@@ -1,0 +1,58 @@
+"""What is evaluated: a network, how it gets images, and where it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..augmentations.views import View
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network that is evaluated, on the CPU and in evaluation mode.
+
+    Attributes
+    ----------
+    name
+        What tables call it: the source as it was given, such as "runs/photos" or "timm/vit_small_patch14_dinov2".
+    network
+        Images (batch, channels, height, width) in, representations (batch, dim) out.
+    view
+        Makes of an image what the network gets.
+    size
+        Height and width of the view, in pixels.
+    mean, std
+        How the view normalises values from 0 to 1, one number per channel.
+    backbone
+        The part of the network that is exported, and whose blocks give other features; often the network itself.
+    projector
+        Representations in, embeddings (batch, dim) out. None: there is none.
+    digest
+        A checksum of all values of the network.
+    run
+        The run's folder. None: it is of no run.
+    facts
+        What is known of it, for results: method, global step, which encoder.
+    """
+
+    name: str
+    network: nn.Module
+    view: View
+    size: tuple[int, int]
+    mean: Sequence[float]
+    std: Sequence[float]
+    backbone: nn.Module
+    projector: nn.Module | None = None
+    digest: str = ""
+    run: Path | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of the images."""
+        return len(self.mean)
