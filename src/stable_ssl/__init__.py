@@ -42,7 +42,7 @@ _HOME = {
     "LoggerConfig": "config",
     "instanciate_config": "instantiate",
     "pretrain": "api",
-    "load": "api",
+    "load": "loading",
     "check": "api",
     "branch": "api",
     "Loader": "data",

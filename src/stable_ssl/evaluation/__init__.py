@@ -1,1 +1,1 @@
-"""What features are worth: figures by named protocols, on features that are computed once; and the features themselves."""
+"""What features are worth: figures by named protocols, on features that are computed once."""
