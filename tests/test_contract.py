@@ -21,6 +21,7 @@ from toys import Toy, toy_dataset
 
 from stable_ssl import BreakAllEpochs, Preempted
 from stable_ssl.data import Loader
+from stable_ssl.weights.files import read_weights
 
 ROOT = Path(__file__).parent.parent
 
@@ -162,6 +163,9 @@ def test_a_signal_in_the_first_or_last_evaluation_or_between_them_loses_and_repe
     again()
     assert same(ending(again.folder), ending(alone.folder))
     assert status_of(again) == "finished"
+    before, again_before = (read_weights(run.folder / "weights/initial.safetensors") for run in (alone, again))
+    assert same(before, again_before)
+    assert not same(before, dict(alone.module.state_dict()))
 
 
 def test_a_run_that_an_earlier_version_left_in_its_last_evaluation_goes_on(make_toy, tmp_path):

@@ -208,7 +208,7 @@ class LoggerConfig(_Config):
     eval_every_epoch
         Epochs from one evaluation to the next; there is one at the end too. 0 or None: only at the end.
     eval_at_start
-        Evaluate before training too.
+        Evaluate before training too, and keep the weights of then as `weights/initial.safetensors`.
     best
         Keep the weights of the best evaluation as `weights/best.safetensors`, and end training if no better one comes:
         a `BestConfig`.

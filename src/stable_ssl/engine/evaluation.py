@@ -48,7 +48,7 @@ class Evaluation:
     options
         The run's `LoggerConfig`, with metrics and monitors built.
     weights
-        The run's files of weights, for those of the best evaluation.
+        The run's files of weights, for those of the best evaluation and those before training.
     """
 
     def __init__(self, run: Session, recorder: Recorder, feed: Feed, options: Any, weights: WeightFiles):
@@ -62,6 +62,7 @@ class Evaluation:
         }
         self._every: int = options["eval_every_epoch"] or 0
         self._begins_run: bool = options["eval_at_start"]
+        self._weights = weights
         self._evaluated = -1  # the newest step that was
         if options["best"]:
             known = watched(self._metrics, options["monitor"])
@@ -96,7 +97,9 @@ class Evaluation:
         self._evaluated = state["step"]
 
     def begin(self, hook: Callable[[], None]) -> None:
-        """Begin an evaluation of all sets: run its first hook."""
+        """Begin an evaluation of all sets: run its first hook. Before training, keep the weights first."""
+        if self.is_due_at_start():
+            self._weights.save("initial")
         self.mark_done()
         self._recorder.hook(hook, "eval")
 
