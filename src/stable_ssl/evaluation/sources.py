@@ -1,0 +1,293 @@
+"""From what a user names to what is evaluated: a run, a file of weights, a network of timm or of torchvision."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..augmentations import CenterCrop, EvalView, MultiView, Normalize, RandomResizedCrop, Resize, View
+from ..exceptions import CheckpointError, ConfigError
+from ..loading import LoadedRun, load_run
+from ..modules import load_backbone
+from ..modules.teacher_student import TeacherStudentModule
+from ..nodes import build, is_node, live_paths
+from ..runtime.files import printable
+from ..runtime.folder import read_config
+from ..trainers import SupervisedTrainer
+from ..weights.files import read_header
+from .subject import Subject
+
+INITIAL = Path("weights", "initial.safetensors")
+_LAST_LAYERS = ("fc", "classifier", "head", "heads")
+
+
+def open_source(
+    source: str | Path,
+    *,
+    backbone: str | None = None,
+    network: str | None = None,
+    size: int | None = None,
+    module: Mapping[str, Any] | None = None,
+) -> Subject:
+    """Return what a source names, ready to be evaluated.
+
+    Parameters
+    ----------
+    source
+        A run's folder, one of its files of weights or checkpoints, a file of weights together with `backbone`,
+        `timm/NAME` or `torchvision/NAME`.
+    backbone
+        The network of a file of weights of no run, as `load_backbone` names it.
+    network
+        "teacher" or "student", of a run that has both. None: as its `evaluate_with` says.
+    size
+        Height and width of the images, in pixels. None: as the source sees them.
+    module
+        Modules of a run that a script made, by name, which no file describes.
+
+    Raises
+    ------
+    ConfigError, CheckpointError
+        There is no such source, it has no weights, or an option does not suit it.
+    """
+    name, path = str(source), Path(source).expanduser()
+    library = next(
+        (kind for kind in ("timm", "torchvision") if name.startswith(f"{kind}/") and not path.exists()), None
+    )
+    if library and (backbone or network or module):
+        raise ConfigError(f"eval: '{name}' is a network of {library}, so --backbone and --network do not apply.")
+    if library:
+        subject = _of_timm(name) if library == "timm" else _of_torchvision(name)
+    elif backbone is not None:
+        subject = _of_file(name, backbone)
+    else:
+        subject = _of_run(name, network, module)
+    if size is not None:
+        view = EvalView(size, None, subject.mean, subject.std, _interpolation_of(subject.view))
+        subject = replace(subject, view=view, size=(size, size))
+    subject.network.requires_grad_(False)
+    return replace(subject, digest=_digest(subject))
+
+
+def before_training(source: str | Path) -> Path | None:
+    """Return the file with a run's weights before training; None if the source is no run's folder, or has none."""
+    path = Path(source).expanduser() / INITIAL
+    return path if path.is_file() else None
+
+
+def _of_run(name: str, network: str | None, module: Mapping[str, Any] | None) -> Subject:
+    try:
+        run = load_run(name, module)
+    except CheckpointError as error:
+        if read_config(_folder_of(Path(name).expanduser())) is not None:
+            raise
+        raise CheckpointError(
+            f"'{printable(name)}' is no source: no run, no file of a run, and neither timm/NAME nor torchvision/NAME. "
+            "For other files of weights, --backbone NAME says which network they are of."
+        ) from error
+    trainer, options = run.trainer, run.config["trainer"]
+    if network is not None:
+        if network not in ("teacher", "student"):
+            raise ConfigError(f"--network: '{network}' is neither teacher nor student.")
+        if not has_teacher(run.modules):
+            raise ConfigError(f"--network {network}: '{name}' has no teacher; leave the option out.")
+        if trainer is not None:
+            vars(trainer)["evaluate_with"] = network
+    backbone = backbone_of(run, network)
+    of_forward: nn.Module = backbone if trainer is None else _Forward(trainer, run.modules)
+    if isinstance(trainer, SupervisedTrainer) and type(trainer).forward is SupervisedTrainer.forward:
+        of_forward = backbone = without_last_layer(backbone)
+    view, known = view_of_run(run.config)
+    of_train = (options.get("data") or {}).get("train")
+    dataset = of_train.get("dataset") if is_node(of_train) else None
+    size, mean, std = seen_by(known, backbone, dataset.get("size") if is_node(dataset) else None)
+    header = read_header(run.source) if run.source.is_file() else {}
+    which = network or options.get("evaluate_with")
+    facts: dict[str, Any] = {
+        "method": str(options.get("_target_", "")).rpartition(".")[2],
+        "weights": str(run.source.relative_to(run.folder))
+        if run.source.is_relative_to(run.folder)
+        else str(run.source),
+        **{key: header[key] for key in ("global_step", "epoch") if key in header},
+        **({"network": which or "teacher"} if has_teacher(run.modules) else {}),
+    }
+    projector = dict(run.modules.items()).get("projector")
+    if isinstance(projector, TeacherStudentModule):
+        projector = projector.student if which == "student" else projector.teacher
+    return Subject(name, of_forward, view, size, mean, std, backbone, projector, run=run.folder, facts=facts)
+
+
+def _folder_of(path: Path) -> Path:
+    return path.parent.parent if path.is_file() or (path / "meta.json").is_file() else path
+
+
+class _Forward(nn.Module):
+    """A trainer's `forward`, as a module."""
+
+    def __init__(self, trainer: Any, modules: nn.ModuleDict):
+        super().__init__()
+        self.modules_of_run = modules
+        self._trainer = [trainer]  # in a list, so that its other parts are no parts of this module
+
+    def forward(self, images: Tensor) -> Tensor:
+        trainer = self._trainer[0]
+        trainer.device = images.device
+        outputs: Tensor = trainer.forward(images)
+        return outputs
+
+
+def has_teacher(modules: nn.ModuleDict) -> bool:
+    """Return whether a run has a teacher beside its student."""
+    return "target_encoder" in modules or isinstance(dict(modules.items()).get("backbone"), TeacherStudentModule)
+
+
+def backbone_of(run: LoadedRun, network: str | None = None) -> nn.Module:
+    """Return the network of a run whose representations it is evaluated by.
+
+    Parameters
+    ----------
+    run
+        The run.
+    network
+        "teacher" or "student". None: as the run's `evaluate_with` says.
+
+    Raises
+    ------
+    ConfigError
+        The run has neither a module `backbone` nor a `target_encoder`.
+    """
+    which = network or run.config["trainer"].get("evaluate_with") or "teacher"
+    if "target_encoder" in run.modules:
+        return run.modules["context_encoder" if which == "student" else "target_encoder"]
+    if "backbone" not in run.modules:
+        raise ConfigError(
+            f"'{run.folder}' has the modules {[*run.modules]}; without one of the name backbone, it is not known which "
+            "network to take."
+        )
+    backbone = run.modules["backbone"]
+    if isinstance(backbone, TeacherStudentModule):
+        return backbone.student if which == "student" else backbone.teacher
+    return backbone
+
+
+def without_last_layer(network: nn.Module) -> nn.Module:
+    """Return a copy of a classifier that gives the input of its last layer instead of class scores."""
+    made = copy.deepcopy(network)
+    name = next((name for name in _LAST_LAYERS if isinstance(getattr(made, name, None), nn.Module)), None)
+    if name is None:
+        return made
+    last = getattr(made, name)
+    if isinstance(last, nn.Sequential) and len(last):
+        last[-1] = nn.Identity()
+    else:
+        setattr(made, name, nn.Identity())
+    return made
+
+
+def view_of_run(config: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return what a run's evaluation makes of images, None if it takes them as they are; and a view of its training.
+
+    Either is None if no file describes it.
+    """
+    data = config["trainer"].get("data") or {}
+    own = (config.get("pretrain") or {}).get("view")
+    nodes = {name: loader.get("views") for name, loader in data.items() if is_node(loader)}
+    trained = nodes.pop("train", None)
+    described = [views for views in (own, *nodes.values()) if views and not live_paths(views)]
+    view = build(described[0], "views") if described else None
+    return view, build(trained, "views") if view is None and trained and not live_paths(trained) else view
+
+
+def seen_by(
+    view: Any, network: nn.Module, size: Any = None
+) -> tuple[tuple[int, int], tuple[float, ...], tuple[float, ...]]:
+    """Return the size of the images that a view makes, and their mean and standard deviation, one number per channel.
+
+    Parameters
+    ----------
+    view
+        The view. If it does not normalise, the mean is 0 and the standard deviation 1.
+    network
+        Gets the images.
+    size
+        The size if the view leaves it as it is. None: 224 pixels.
+    """
+    first = view.views[0] if isinstance(view, MultiView) else view
+    operations = first.operations if isinstance(first, View) else ()
+    sizes = [o.size for o in operations if isinstance(o, CenterCrop | RandomResizedCrop | Resize)]
+    size = sizes[-1] if sizes else size or 224
+    layers = (layer.in_channels for layer in network.modules() if isinstance(layer, nn.Conv2d))
+    channels = next(layers, 3)
+    usual = (0.0,) * channels, (1.0,) * channels
+    mean, std = next(((o.mean, o.std) for o in operations if isinstance(o, Normalize)), usual)
+    return ((size, size) if isinstance(size, int) else (size[0], size[1])), tuple(mean), tuple(std)
+
+
+def _interpolation_of(view: Any) -> str:
+    operations = view.operations if isinstance(view, View) else ()
+    return next((o.interpolation for o in operations if isinstance(o, Resize)), "bilinear")
+
+
+def _of_file(name: str, backbone: str) -> Subject:
+    network: Any = load_backbone(backbone, weights=name)
+    view = EvalView()
+    return Subject(name, network.eval(), view, *seen_by(view, network), network, facts={"network": backbone})
+
+
+def _of_timm(name: str) -> Subject:
+    try:
+        import timm.data
+    except ImportError as error:
+        raise ConfigError(f"'{name}' needs `pip install 'stable-ssl[timm]'`.") from error
+    network: Any = load_backbone(name, weights=name).eval()  # type: ignore[union-attr]
+    known = timm.data.resolve_data_config({}, model=network)
+    size, share = known["input_size"][1:], known["crop_pct"] or 1.0
+    view = EvalView(
+        size[0] if size[0] == size[1] else tuple(size),
+        round(min(size) / share) if size[0] == size[1] else None,
+        known["mean"],
+        known["std"],
+        _known_interpolation(known["interpolation"]),
+    )
+    return Subject(name, network, view, tuple(size), known["mean"], known["std"], network, facts={"network": name})
+
+
+def _of_torchvision(name: str) -> Subject:
+    from torchvision import models
+
+    short = name.removeprefix("torchvision/")
+    if short not in models.list_models(models):
+        raise ConfigError(f"torchvision has no classifier '{short}'.")
+    weights: Any = models.get_model_weights(short).DEFAULT  # type: ignore[attr-defined]
+    try:
+        network: Any = load_backbone(short, weights=weights).eval()  # type: ignore[union-attr]
+    except OSError as error:
+        raise CheckpointError(f"torchvision can't get the weights of '{short}': {error}") from error
+    known = weights.transforms()
+    size = known.crop_size[0]
+    interpolation = _known_interpolation(known.interpolation.value)
+    view = EvalView(size, known.resize_size[0], known.mean, known.std, interpolation)
+    facts = {"network": name, "weights": str(weights)}
+    return Subject(name, network, view, (size, size), known.mean, known.std, network, facts=facts)
+
+
+def _known_interpolation(name: str) -> str:
+    return "bicubic" if name == "bicubic" else "bilinear"
+
+
+def _digest(subject: Subject) -> str:
+    """Return a checksum of all values of a network and its projector, and of what computes them."""
+    found = hashlib.sha256(repr(subject.network).encode())
+    for part in (subject.network, subject.projector):
+        for key, value in part.state_dict().items() if part is not None else ():
+            found.update(key.encode())
+            if isinstance(value, Tensor):
+                found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
