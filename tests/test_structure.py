@@ -90,6 +90,7 @@ MAY = {
         "monitors",
         "nodes",
         "optimizers",
+        "pretraining",
         "runtime",
         "schedulers",
         "trainers",

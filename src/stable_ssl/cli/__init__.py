@@ -184,6 +184,8 @@ def make_parser() -> argparse.ArgumentParser:
     views.add_argument("--samples", type=int, default=6, metavar="N", help="number of samples (6)")
     views.add_argument("--epoch", type=int, default=0, metavar="N", help="epoch whose views are drawn (0)")
     _add_prepare(commands)
+    _add_eval(commands)
+    _add_embed(commands)
     recipes = commands.add_parser("recipes", help="list the recipes, or show one")
     recipes.add_argument("action", nargs="?", choices=["show"], help="print a recipe's whole configuration")
     recipes.add_argument("name", nargs="?", help="the recipe's name")
@@ -257,6 +259,63 @@ def _add_pretrain(commands: Any) -> None:
     pretrain.add_argument("--no-check", action="store_true", help="leave out the quick check before training")
 
 
+def _add_eval(commands: Any) -> None:
+    """Add the command `eval`."""
+    evaluation = commands.add_parser(
+        "eval",
+        help="measure what the features of a run, or of any network, are worth",
+        epilog="key=value changes settings of a recipe in --data, such as root=/data. The records go to the folder "
+        "`evaluations` of each run. docs/evaluate.md states each protocol in full.",
+    )
+    evaluation.add_argument(
+        "sources", nargs="+", metavar="SOURCE", help="a run, a file of weights, timm/NAME or torchvision/NAME"
+    )
+    several: dict[str, Any] = {"nargs": "+", "action": "extend"}
+    evaluation.add_argument("--protocol", **several, metavar="NAME", help="how to measure (held-out)")
+    evaluation.add_argument(
+        "--data", **several, metavar="D", help="a folder, a file of `prepare`, or a recipe of data (the run's own sets)"
+    )
+    evaluation.add_argument("--seeds", type=int, metavar="N", help="how often it is repeated (as the protocol says)")
+    _add_reading(evaluation)
+    evaluation.add_argument("--json", action="store_true", help="print the records as JSON")
+    evaluation.add_argument("--out", metavar="DIR", help="where the records go (each run's folder `evaluations`)")
+
+
+def _add_embed(commands: Any) -> None:
+    """Add the command `embed`."""
+    embed = commands.add_parser(
+        "embed",
+        help="write the features of images to a file",
+        epilog="key=value changes settings of a recipe as DATA, such as root=/data.",
+    )
+    embed.add_argument("source", metavar="SOURCE", help="a run, a file of weights, timm/NAME or torchvision/NAME")
+    embed.add_argument("data", metavar="DATA", help="a folder, a file of `prepare`, or a recipe of data")
+    embed.add_argument("settings", nargs="*", metavar="key=value", help="changes of a recipe's settings")
+    embed.add_argument(
+        "--neighbours", type=int, default=0, metavar="K", help="the nearest neighbours of each image (0)"
+    )
+    _add_reading(embed)
+    embed.add_argument("--out", metavar="FILE", help="a .parquet or .npz file (features.parquet)")
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how features are computed."""
+    for option, metavar, kind, text in (
+        ("--labels", "L", str, "folder, none, or a CSV file with the columns path,label (folder)"),
+        ("--backbone", "NAME", str, "the network that a file of weights of no run is of"),
+        ("--size", "N", str, "height and width of the images, or native: as the source sees them"),
+        ("--device", "NAME", str, "where to compute (auto)"),
+        ("--workers", "N", int, "processes that read images (0: threads)"),
+        ("--world-size", "N", int, "processes that compute features (1)"),
+        ("--cache", "DIR", str, "where features are kept, or none (~/.cache/stable_ssl/features)"),
+        ("--cache-limit", "GB", float, "how large that folder may be (20)"),
+    ):
+        parser.add_argument(option, metavar=metavar, type=kind, help=text)
+    parser.add_argument("--features", nargs="+", action="extend", metavar="F", help="such as class+patches")
+    parser.add_argument("--network", choices=["teacher", "student"], help="of a run that has both (as it evaluates)")
+    parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32", help="of the network (fp32)")
+
+
 def _add_prepare(commands: Any) -> None:
     """Add the command `prepare`."""
     prepare = commands.add_parser(
@@ -309,5 +368,5 @@ def _add_options_of_hydra(parser: argparse.ArgumentParser) -> None:
 def _commands() -> dict[str, Callable[[argparse.Namespace, list[str]], int]]:
     from importlib import import_module
 
-    names = ("pretrain", "train", "check", "resume", "branch", "views", "prepare", "recipes")
+    names = ("pretrain", "train", "check", "resume", "branch", "views", "prepare", "eval", "embed", "recipes")
     return {name: lambda *args, name=name: import_module(f"{__name__}.{name}").main(*args) for name in names}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -105,9 +105,7 @@ def _of_run(name: str, network: str | None, module: Mapping[str, Any] | None) ->
     if isinstance(trainer, SupervisedTrainer) and type(trainer).forward is SupervisedTrainer.forward:
         of_forward = backbone = without_last_layer(backbone)
     view, known = view_of_run(run.config)
-    of_train = (options.get("data") or {}).get("train")
-    dataset = of_train.get("dataset") if is_node(of_train) else None
-    size, mean, std = seen_by(known, backbone, dataset.get("size") if is_node(dataset) else None)
+    size, mean, std = seen_by(known, backbone, _size_of_images(options))
     header = read_header(run.source) if run.source.is_file() else {}
     which = network or options.get("evaluate_with")
     facts: dict[str, Any] = {
@@ -122,6 +120,13 @@ def _of_run(name: str, network: str | None, module: Mapping[str, Any] | None) ->
     if isinstance(projector, TeacherStudentModule):
         projector = projector.student if which == "student" else projector.teacher
     return Subject(name, of_forward, view, size, mean, std, backbone, projector, run=run.folder, facts=facts)
+
+
+def _size_of_images(options: Mapping[str, Any]) -> Any:
+    """Return the size that a run's training set gives its images; None if its configuration does not say."""
+    loader = (options.get("data") or {}).get("train")
+    dataset: Any = loader.get("dataset") if isinstance(loader, Mapping) else None
+    return dataset.get("size") if isinstance(dataset, Mapping) else None
 
 
 def _folder_of(path: Path) -> Path:

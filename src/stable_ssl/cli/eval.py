@@ -1,0 +1,76 @@
+"""`stable-ssl eval`: what the features of a run, or of any network, are worth."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..exceptions import ConfigError
+
+
+def main(args: argparse.Namespace, rest: list[str]) -> int:
+    """Evaluate the sources, write the records, and show them."""
+    from ..evaluation.evaluate import DEFAULT, Request, carry_out, command_of
+    from ..evaluation.results import show
+
+    words = [*args.sources, *rest]
+    settings = [word for word in words if is_setting(word)]
+    request = Request(
+        [word for word in words if word not in settings],
+        args.protocol or [DEFAULT],
+        args.data or [],
+        seeds=args.seeds,
+        overrides=settings,
+        out=Path(args.out).expanduser() if args.out else None,
+        **reading(args),
+    )
+    if not request.sources:
+        raise ConfigError("eval: which source? Give a run, a file of weights, timm/NAME or torchvision/NAME.")
+    if settings and not request.data:
+        raise ConfigError(f"eval: {settings[0]} changes a recipe of --data, and none is given.")
+    say = saying("eval")
+    results = carry_out(request, command_of(sys.argv[1:]), say)
+    say("")
+    if args.json:
+        print(json.dumps(results, indent=1, ensure_ascii=False))
+    else:
+        show(results)
+    return 0
+
+
+def is_setting(word: str) -> bool:
+    """Return whether an argument is key=value, and no path."""
+    return "=" in word and not Path(word).expanduser().exists()
+
+
+def reading(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of a `Request` that say how features are computed."""
+    from ..evaluation.features import LIMIT, usual_cache
+
+    if args.size not in (None, "native") and not args.size.isdigit():
+        raise ConfigError(f"--size: '{args.size}' is no number of pixels, and not native.")
+    place = usual_cache() if args.cache is None else None if args.cache == "none" else Path(args.cache).expanduser()
+    return {
+        "features": args.features or [],
+        "size": int(args.size) if args.size and args.size.isdigit() else args.size,
+        "labels": args.labels,
+        "backbone": args.backbone,
+        "network": args.network,
+        "device": args.device or "auto",
+        "precision": args.precision,
+        "workers": args.workers or 0,
+        "cache": place,
+        "limit": LIMIT if args.cache_limit is None else args.cache_limit,
+        "world_size": args.world_size,
+    }
+
+
+def saying(command: str) -> Callable[[str], None]:
+    """Return a function that shows on a terminal what is done, on a line that the next one overwrites."""
+    if not sys.stderr.isatty():
+        return lambda line: None
+    return lambda line: print(f"\r\x1b[K{f'{command}: {line}' if line else ''}", end="", file=sys.stderr, flush=True)

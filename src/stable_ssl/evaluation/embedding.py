@@ -1,0 +1,198 @@
+"""Features of images in a file, with paths, labels and nearest neighbours."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data import Images, Prepared
+from ..exceptions import ConfigError
+from ..pretraining.sets import find_sets
+from ..runtime.files import printable, whole_file
+from .evaluate import Request, together, view_for
+from .features import FeatureStore, Say, SetFeatures
+from .heads.nearest import nearest
+from .sets import open_data
+from .sources import open_source
+
+KINDS = (".parquet", ".npz")
+_ROWS = 4096  # that are written at a time
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Features of images, a row per image.
+
+    Attributes
+    ----------
+    columns
+        "path", "split", "label" (-1 without one), "class" (its name), and an array (images, dim) per feature; with
+        neighbours also "neighbours", their row numbers, (images, k), and "similarities", the cosine of the angle.
+    """
+
+    columns: Mapping[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.columns["path"])
+
+    def save(self, path: Path) -> None:
+        """Write a `.parquet` or `.npz` file, which appears completely or not at all.
+
+        Raises
+        ------
+        ConfigError
+            The file is there already, or has another ending.
+        """
+        check_out(path)
+        with whole_file(path) as part:
+            if path.suffix == ".npz":
+                with open(part, "wb") as file:
+                    np.savez(file, **self.columns)  # type: ignore[arg-type]
+            else:
+                self._save_parquet(part)
+
+    def _save_parquet(self, path: Path) -> None:
+        import pyarrow
+        import pyarrow.parquet
+
+        writer = None
+        for at in range(0, len(self), _ROWS):
+            rows = {name: _as_arrow(column[at : at + _ROWS]) for name, column in self.columns.items()}
+            table = pyarrow.table(rows)
+            writer = writer or pyarrow.parquet.ParquetWriter(path, table.schema)
+            writer.write_table(table)
+        if writer is not None:
+            writer.close()
+
+
+def _as_arrow(column: np.ndarray) -> Any:
+    import pyarrow
+
+    if column.ndim == 1:
+        return pyarrow.array(column.tolist() if column.dtype.kind == "U" else column)
+    flat = pyarrow.array(np.ascontiguousarray(column).reshape(-1))
+    return pyarrow.FixedSizeListArray.from_arrays(flat, column.shape[1])
+
+
+def check_out(path: Path) -> None:
+    """Raise a ConfigError if features can't be written to a file of this name."""
+    if path.suffix not in KINDS:
+        raise ConfigError(f"--out: '{printable(path)}' must end in {' or '.join(KINDS)}.")
+    if path.exists():
+        raise ConfigError(f"--out: '{printable(path)}' is there already. Give another name, or remove it.")
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"--out: the folder of '{printable(path)}' is not there.")
+    if path.suffix == ".parquet":
+        try:
+            import pyarrow.parquet  # noqa: F401
+        except ImportError as error:
+            raise ConfigError(
+                "--out: Parquet needs `pip install 'stable-ssl[parquet]'`; .npz needs nothing."
+            ) from error
+
+
+def embed(request: Request, neighbours: int = 0, say: Say = lambda line: None) -> Embedded | None:
+    """Compute features of images; None on ranks other than 0.
+
+    Parameters
+    ----------
+    request
+        One source, one thing in `data`, and how features are computed. The features are by default `representation`.
+    neighbours
+        How many nearest neighbours of each image to find among all images, by the cosine of the angle between the first
+        feature.
+    say
+        Gets lines on what is done.
+
+    Raises
+    ------
+    ConfigError, CheckpointError, DataError
+        The source or the images can't be used, or there are fewer other images than `neighbours`.
+    """
+    names = [*(request.features or ("representation",))]
+    size = request.size if isinstance(request.size, int) else None
+    options: dict[str, Any] = {"backbone": request.backbone, "network": request.network, "module": request.module}
+    subject = open_source(request.sources[0], size=size, **options)
+    parts = dict(_parts(request, subject.channels))
+    if not 0 <= neighbours < sum(map(len, parts.values())):
+        raise ConfigError(f"--neighbours: {neighbours} is not from 0 to the number of other images.")
+    with ExitStack() as stack:
+        with together(request) as (ranks, how):
+            store = stack.enter_context(closing(FeatureStore(how, ranks, say)))
+            view = view_for(subject, is_own=False)
+            found = {
+                part: store.features(subject, names, dataset, view, f"{subject.name}, {part}")
+                for part, dataset in parts.items()
+            }
+        if not ranks.is_main:
+            return None
+        rows = [_rows(part, parts[part], of_part) for part, of_part in found.items() if of_part is not None]
+    columns = {
+        name: rows[0][name] if len(rows) == 1 else np.concatenate([one[name] for one in rows]) for name in rows[0]
+    }
+    if neighbours:
+        columns |= _neighbours(torch.from_numpy(columns[names[0]]), neighbours)
+    return Embedded(columns)
+
+
+def _parts(request: Request, channels: int) -> Iterator[tuple[str, Any]]:
+    """Yield the sets of what is embedded: all images of a folder or file, or a training and a test set."""
+    what = request.data[0]
+    path = Path(what).expanduser() if isinstance(what, str | Path) else None
+    if path is not None and path.is_file():
+        yield "all", Prepared(path)
+    elif path is not None and path.is_dir() and find_sets(path, request.labels).test is None:
+        labels = request.labels or ("folder" if _is_all_in_folders(path) else "none")
+        yield "all", Images(path, labels, channels=channels)
+    else:
+        data = open_data(what, request.overrides, request.labels, channels)
+        yield from (("train", data.train), ("test", data.test))
+
+
+def _is_all_in_folders(path: Path) -> bool:
+    return all("/" in file for file in Images(path).files)
+
+
+def _rows(part: str, dataset: Any, found: SetFeatures) -> dict[str, np.ndarray]:
+    """Return the columns of one set."""
+    labels, classes = found.labels.numpy(), [*(getattr(dataset, "classes", None) or [])]
+    names = [str(classes[label]) if 0 <= label < len(classes) else "" for label in labels.tolist()]
+    return {
+        "path": np.array(_paths(dataset)),
+        "split": np.full(len(labels), part),
+        "label": labels,
+        "class": np.array(names),
+        **{name: values.numpy() for name, values in found.values.items()},
+    }
+
+
+def _paths(dataset: Any) -> list[str]:
+    """Return the path of each image as its data set names it, or its number."""
+    for name in ("files", "names", "keys"):
+        found = getattr(dataset, name, None)
+        if found is not None and not callable(found) and len(found) == len(dataset):
+            return [printable(os.fsdecode(path)) for path in found]
+    samples = getattr(dataset, "samples", None)
+    if isinstance(samples, list) and len(samples) == len(dataset):
+        return [printable(path) for path, _ in samples]
+    return [str(index) for index in range(len(dataset))]
+
+
+def _neighbours(features: Tensor, k: int) -> dict[str, np.ndarray]:
+    """Return the row numbers of the nearest other images, and their cosines, (images, k) each."""
+    similarities, rows = nearest(features, features, k + 1)
+    is_other = rows != torch.arange(len(rows))[:, None]
+    # An image with as many equal copies is not among its own neighbours: then the last one is dropped.
+    is_other[is_other.all(1), -1] = False
+    return {
+        "neighbours": rows[is_other].view(-1, k).numpy(),
+        "similarities": similarities[is_other].view(-1, k).numpy(),
+    }

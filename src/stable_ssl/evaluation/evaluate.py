@@ -1,0 +1,283 @@
+"""Evaluating sources on data sets by protocols: features first, on all processes, then the figures."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..augmentations import EvalView
+from ..compose import importable, origin_of
+from ..engine.agreement import Alone, Together, join
+from ..exceptions import ConfigError, nearest
+from ..runtime.cpus import limit_threads
+from ..runtime.device import resolve_device
+from ..runtime.folder import read_config
+from ..runtime.precision import resolve_precision
+from .features import LIMIT, FeatureStore, How, Say, SetFeatures, usual_cache
+from .presets import PROTOCOLS
+from .protocol import Labelled, OnFeatures, Protocol, Sets
+from .results import FOLDER, record, save
+from .sets import EvaluationData, check_labels, open_data, own_data
+from .sources import before_training, open_source
+from .subject import Subject
+
+DEFAULT = "held-out"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is evaluated, and how.
+
+    Attributes
+    ----------
+    sources
+        Runs, files of weights, `timm/NAME` or `torchvision/NAME`. A run's folder with `weights/initial.safetensors` is
+        evaluated before and after training.
+    protocols
+        Names of protocols.
+    data
+        As for `open_data`, one or more. Empty: each run's own sets.
+    features
+        Names of features. Empty: those of the protocol.
+    seeds
+        With how many seeds a protocol is repeated. None: as the protocol says.
+    size
+        Height and width of the images, in pixels. "native": as the source's own evaluation sees them, whatever the
+        protocol says. None: as the protocol says.
+    overrides
+        Changes of settings of a recipe in `data`.
+    labels
+        As for `stable_ssl.data.Images`, of a folder in `data`.
+    backbone, network, module
+        As for `open_source`.
+    device, precision, workers, cache, limit
+        As in `How`; the device is a name such as "auto" or "cuda".
+    world_size
+        Number of processes that compute features. None: as many as the launcher started.
+    out
+        Where records go. None: to each run's folder; those of other sources are not written.
+    """
+
+    sources: Sequence[Any]
+    protocols: Sequence[str] = (DEFAULT,)
+    data: Sequence[Any] = ()
+    features: Sequence[str] = ()
+    seeds: int | None = None
+    size: int | str | None = None
+    overrides: Sequence[str] = ()
+    labels: str | None = None
+    backbone: str | None = None
+    network: str | None = None
+    module: Mapping[str, Any] | None = None
+    device: str = "auto"
+    precision: str = "fp32"
+    workers: int = 0
+    cache: Path | None = None
+    limit: float = LIMIT
+    world_size: int | None = None
+    out: Path | None = None
+
+
+def evaluate(
+    source: Any, protocol: str | Sequence[str] = DEFAULT, data: Any = None, **options: Any
+) -> list[dict[str, Any]]:
+    """Measure what the features of networks are worth. `stable-ssl eval` does the same.
+
+    Parameters
+    ----------
+    source
+        A run's folder, one of its files of weights or checkpoints, `timm/NAME` or `torchvision/NAME`; or a list.
+    protocol
+        The name of a protocol, or a list of names. docs/evaluate.md describes each.
+    data
+        A folder, a file of `stable-ssl prepare`, a recipe of data, a pair of data sets (train, test), or a list of
+        these. None: a run's own sets.
+    **options
+        The other fields of `Request`.
+
+    Returns
+    -------
+    list of dict
+        A record per source, data set and protocol, as it is written to `RUN/evaluations/`. Its "figures" have the
+        accuracies.
+
+    Raises
+    ------
+    ConfigError, CheckpointError, DataError
+        Something can't be evaluated. The message says why.
+
+    Examples
+    --------
+    >>> from stable_ssl.evaluation import evaluate
+    >>> evaluate("runs/simclr", "held-out")[0]["figures"]["knn"]["accuracy"]  # doctest: +SKIP
+    0.87
+    """
+    sets = [] if data is None else [data] if isinstance(data, str | Path | tuple) else [*data]
+    request = Request(_listed(source), _listed(protocol), sets, cache=options.pop("cache", usual_cache()), **options)
+    given = "".join(f", {key}={value!r}" for key, value in options.items() if key not in ("module", "world_size"))
+    shown = data if isinstance(data, str | Path | None) else "…"
+    return carry_out(request, f"evaluate({source!r}, {protocol!r}, {shown!r}{given})")
+
+
+def _listed(value: Any) -> list[Any]:
+    return [value] if isinstance(value, str | Path) else [*value]
+
+
+def protocol_named(name: str) -> Protocol:
+    """Return the protocol of this name, or raise a ConfigError that lists them."""
+    if name not in PROTOCOLS:
+        raise ConfigError(
+            f"--protocol: there is no '{name}'. There are {', '.join(PROTOCOLS)}.{nearest(name, PROTOCOLS)}"
+        )
+    found: Protocol = PROTOCOLS[name]
+    return found
+
+
+def carry_out(request: Request, command: str, say: Say = lambda line: None) -> list[dict[str, Any]]:
+    """Evaluate what a request asks for, write the records, and return them; an empty list on ranks other than 0.
+
+    Parameters
+    ----------
+    request
+        The request.
+    command
+        What makes the same records.
+    say
+        Gets lines on what is done.
+    """
+    protocols = [protocol_named(name) for name in request.protocols]
+    if request.seeds is not None and request.seeds < 1:
+        raise ConfigError(f"--seeds: {request.seeds} is not a whole number of at least 1.")
+    with ExitStack() as stack:
+        with together(request) as (ranks, how):
+            store = stack.enter_context(closing(FeatureStore(how, ranks, say)))
+            jobs = [
+                job
+                for source in request.sources
+                for subject in _opened(source, request)
+                for job in _with_features(subject, protocols, request, store)
+            ]
+        results = []
+        for job in jobs:
+            say(f"{job.subject.name}: {job.protocol.name} on {job.data.name}")
+            results.append(job.measured(request, how.device, command))
+            folder = request.out or (job.subject.run / FOLDER if job.subject.run else None)
+            if folder is not None:
+                save(results[-1], folder)
+        return results
+
+
+@contextmanager
+def together(request: Request) -> Iterator[tuple[Alone | Together, How]]:
+    """Yield the processes, and how they compute features. They leave together; if one fails, all end."""
+    ranks = join(request.world_size)
+    try:
+        limit_threads()
+        device = resolve_device(request.device, ranks.local_rank, ranks.size)
+        precision = resolve_precision(request.precision, device, ranks.size)
+        yield ranks, How(device, precision, request.workers, request.cache, request.limit)
+    except BaseException as error:
+        ranks.fail(error)
+        raise
+    finally:
+        ranks.leave()
+
+
+def _opened(source: Any, request: Request) -> Iterator[Subject]:
+    """Yield the networks of a source: of a run that has its first weights, before and after training."""
+    size = request.size if isinstance(request.size, int) else None
+    options: dict[str, Any] = {"backbone": request.backbone, "network": request.network, "module": request.module}
+    if before := before_training(source):
+        yield replace(open_source(before, size=size, **options), name=f"{source} before training")
+    yield open_source(source, size=size, **options)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One protocol on one source and data set, with the features of both sets by name."""
+
+    subject: Subject
+    protocol: OnFeatures
+    data: EvaluationData
+    train: SetFeatures
+    test: SetFeatures
+
+    def measured(self, request: Request, device: torch.device, command: str) -> dict[str, Any]:
+        labels = [part.labels[part.labels >= 0] for part in (self.train, self.test)]
+        num_classes = check_labels(self.data, *labels)
+        train, test = (_labelled(part, num_classes) for part in (self.train, self.test))
+        number = request.seeds or self.protocol.seeds
+        seeds = range(number if self.protocol.seeds > 1 else 1)
+        figures = {seed: self.protocol.measure(train, test, seed, device) for seed in seeds}
+        sizes = {"train": len(labels[0]), "test": len(labels[1]), "classes": len(labels[0].unique())}
+        return record(self.subject, self.protocol, {"name": self.data.name, **sizes}, figures, command)
+
+
+def _labelled(part: SetFeatures, num_classes: int) -> Sets:
+    has_label = part.labels >= 0
+    chosen: Any = slice(None) if has_label.all() else has_label
+    labels: Tensor = part.labels[chosen]
+    return {name: Labelled(values[chosen], labels, num_classes) for name, values in part.values.items()}
+
+
+def _with_features(
+    subject: Subject, protocols: Sequence[Protocol], request: Request, store: FeatureStore
+) -> Iterator[_Job]:
+    """Yield what is to be measured of a source, with its features."""
+    config = read_config(subject.run) if subject.run else None
+    folders = origin_of(subject.run, "config")[1] if subject.run else []
+    with importable(*folders, Path.cwd()):
+        wanted = request.data or [None]
+        for what in wanted:
+            data = (
+                own_data(subject, config)
+                if what is None
+                else open_data(what, request.overrides, request.labels, subject.channels)
+            )
+            for protocol in protocols:
+                assert isinstance(protocol, OnFeatures)
+                names = [*(request.features or protocol.features)]
+                view = _view(subject, protocol, data, request)
+                found = [
+                    store.features(subject, names, dataset, view, f"{subject.name}, {part} of {data.name}")
+                    for part, dataset in (("train", data.train), ("test", data.test))
+                ]
+                if found[0] is not None and found[1] is not None:
+                    yield _Job(subject, protocol, data, found[0], found[1])
+
+
+def _view(subject: Subject, protocol: Protocol, data: EvaluationData, request: Request) -> Any:
+    """Return what makes of an image what the network gets under a protocol."""
+    if protocol.view == "own" or request.size == "native":
+        return view_for(subject, data.is_own)
+    size = request.size if isinstance(request.size, int) else 224
+    return EvalView(size, round(size * 256 / 224), subject.mean, subject.std, "bicubic")
+
+
+def view_for(subject: Subject, is_own: bool) -> Any:
+    """Return the view of a source's own evaluation. A run without one takes its own images as they are."""
+    if subject.view is not None or is_own:
+        return subject.view
+    return EvalView(_side(subject), None, subject.mean, subject.std)
+
+
+def _side(subject: Subject) -> Any:
+    return subject.size[0] if subject.size[0] == subject.size[1] else subject.size
+
+
+def command_of(argv: Sequence[str]) -> str:
+    """Return the command line that makes the same records; the number of processes is left out."""
+    words, kept = iter(argv), []
+    for word in words:
+        if word == "--world-size":
+            next(words, None)
+        elif not word.startswith("--world-size="):
+            kept.append(word)
+    return shlex.join(["stable-ssl", *kept])

@@ -1,0 +1,312 @@
+"""Features of a set's images: computed once, in fixed chunks by sample index, and kept on disk.
+
+The chunks are the same whatever the number of processes, so the features are the same bits. What is kept is found again
+by the network's values, the view, and the files' paths, sizes and times. If computing is interrupted, it goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data import Loader
+from ..engine.agreement import Alone, Together
+from ..exceptions import ConfigError, DataError
+from ..runtime.batches import images_of, labels_of
+from ..runtime.device import to_device
+from ..runtime.files import printable, whole_file
+from .fingerprints import of_dataset, of_view
+from .networks import Features
+from .subject import Subject
+
+log = logging.getLogger("stable_ssl")
+
+FORMAT, CHUNK, LIMIT = 1, 256, 20.0
+NO_LABEL = -1
+_SAVED_EVERY = 40  # chunks after which an interrupted computation may go on
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class How:
+    """How features are computed and kept.
+
+    Attributes
+    ----------
+    device
+        Where the network computes.
+    precision
+        "fp32", "bf16" or "fp16": autocast. Features are always kept as float32.
+    workers
+        Worker processes that read images. 0: threads of this process, where the images allow it.
+    cache
+        The folder in which features are kept. None: they are removed when the evaluation ends.
+    limit
+        How many GB the folder may have. The features that were used longest ago go first.
+    """
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    precision: str = "fp32"
+    workers: int = 0
+    cache: Path | None = None
+    limit: float = LIMIT
+
+
+@dataclass(frozen=True)
+class SetFeatures:
+    """Features of all images of a set.
+
+    Attributes
+    ----------
+    values
+        By the features' name: (samples, dim), float32. The memory is that of files.
+    labels
+        (samples,), int64; below 0 if an image has none.
+    """
+
+    values: dict[str, Tensor]
+    labels: Tensor
+
+
+def usual_cache() -> Path:
+    """Return the folder in which features are kept: in `$XDG_CACHE_HOME`, else in `~/.cache`."""
+    place = os.environ.get("XDG_CACHE_HOME", "")
+    return Path(place if os.path.isabs(place) else os.path.expanduser("~/.cache"), "stable_ssl", "features")
+
+
+class FeatureStore:
+    """Computes features of sets, or finds them on disk.
+
+    Parameters
+    ----------
+    how
+        How they are computed and kept.
+    ranks
+        The processes, which share the chunks out. Rank 0 has the results; the others get None.
+    say
+        Gets lines on what is done.
+    """
+
+    def __init__(self, how: How, ranks: Alone | Together, say: Say = lambda line: None):
+        self._how, self._ranks, self._say = how, ranks, say
+        self._temporary: str | None = None
+        self._used: list[Path] = []
+
+    def close(self) -> None:
+        """Remove what is not kept."""
+        if self._temporary:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def features(
+        self, subject: Subject, names: Sequence[str], dataset: Any, view: Any, title: str
+    ) -> SetFeatures | None:
+        """Return features of all images of a set; None on all ranks but the first.
+
+        Parameters
+        ----------
+        subject
+            The network.
+        names
+            The features.
+        dataset
+            Map-style, of (image, label), or of images alone.
+        view
+            Makes of an image what the network gets. None: the images are taken as they are.
+        title
+            What messages call the set.
+
+        Raises
+        ------
+        ConfigError
+            The network has no such features, or the place of the cache can't be written.
+        DataError
+            The network can't take the images, or features are not finite.
+        """
+        network = Features(subject, names)
+        folder = self._ranks.from_main(lambda: self._folder(subject, dataset, view))
+        with self._locked(folder):
+            if missing := self._ranks.from_main(lambda: _missing(folder, network.names)):
+                self._compute(Features(subject, missing), subject.name, dataset, view, title, folder)
+            else:
+                self._say(f"{title}: features of {len(dataset):,} images are in the cache")
+            if not self._ranks.is_main:
+                return None
+            values = {name: torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c")) for name in network.names}
+            labels = torch.from_numpy(np.load(folder / "labels.npy"))
+        os.utime(folder)
+        self._used.append(folder)
+        self._make_room()
+        return SetFeatures(values, labels)
+
+    def _folder(self, subject: Subject, dataset: Any, view: Any) -> Path:
+        """Return the folder for the features of a set, and make it."""
+        parts = [of_dataset(dataset), of_view(view)]
+        if self._how.cache is None or None in parts:
+            if self._how.cache is not None:
+                self._say("these images can't be told from others without reading them, so their features are not kept")
+            self._temporary = self._temporary or tempfile.mkdtemp(prefix="stable_ssl_features_")
+            return Path(tempfile.mkdtemp(dir=self._temporary))
+        key = json.dumps([FORMAT, subject.digest, *parts, self._how.precision, self._how.device.type])
+        folder = self._how.cache / hashlib.sha256(key.encode()).hexdigest()[:32]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--cache: '{printable(folder)}' can't be written: {error.strerror}.") from error
+        return folder
+
+    @contextlib.contextmanager
+    def _locked(self, folder: Path) -> Iterator[None]:
+        """Let one evaluation at a time compute the features in a folder."""
+        if not self._ranks.is_main:
+            yield
+            return
+        with open(folder / ".lock", "a") as lock:
+            fcntl.lockf(lock, fcntl.LOCK_EX)
+            yield
+
+    def _compute(self, network: Features, name: str, dataset: Any, view: Any, title: str, folder: Path) -> None:
+        number = len(dataset)
+        chunks = [list(range(at, min(at + CHUNK, number))) for at in range(0, number, CHUNK)]
+        writer = _Writer(folder, network.names, number) if self._ranks.is_main else None
+        start = self._ranks.from_main(lambda: writer.first if writer else 0)
+        network = network.to(self._how.device).eval()
+        loader = Loader(dataset, batch_sampler=chunks[start:], views=view, num_workers=self._how.workers)
+        loader.bind(0, title, self._ranks.rank, self._ranks.size)
+        try:
+            loader.prepare(self._how.device)
+            batches = loader.batches(0)
+            for done in range(start, len(chunks), self._ranks.size):
+                own = self._of_batch(network, name, next(batches, None))
+                found = [own] if isinstance(self._ranks, Alone) else self._ranks.gather_on_main(own)
+                if writer is not None:
+                    for part in filter(None, found or ()):
+                        writer.add(*part)
+                    self._say(
+                        f"{title}: features of {min((done + self._ranks.size) * CHUNK, number):,} of {number:,} images"
+                    )
+        finally:
+            loader.close()
+            network.to("cpu")
+        self._ranks.from_main(lambda: writer.finish() if writer else None)
+
+    def _of_batch(
+        self, network: Features, name: str, item: Any
+    ) -> tuple[list[int], dict[str, np.ndarray], np.ndarray] | None:
+        """Return the indices, the features and the labels of one chunk."""
+        if item is None:
+            return None
+        indices, batch = item
+        images = to_device(images_of(batch), self._how.device)
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self._how.precision)
+        with torch.autocast(self._how.device.type, dtype, enabled=dtype is not None):
+            try:
+                found = network(images)
+            except (RuntimeError, ValueError, IndexError) as error:
+                shape = " × ".join(map(str, images.shape[1:]))
+                raise DataError(f"'{name}' can't take images of {shape}: {error}") from error
+        values = {key: value.float().cpu().numpy() for key, value in found.items()}
+        for key, value in values.items():
+            is_bad = ~np.isfinite(value).all(1)
+            if is_bad.any():
+                raise DataError(
+                    f"'{name}': the feature '{key}' is not finite for {is_bad.sum()} of the samples {indices[0]} to "
+                    f"{indices[-1]}; the first one is sample {indices[int(is_bad.argmax())]}."
+                )
+        labels = labels_of(batch)
+        return indices, values, np.full(len(indices), NO_LABEL) if labels is None else labels.cpu().numpy()
+
+    def _make_room(self) -> None:
+        """Remove the features that were used longest ago, until the folder is below its limit."""
+        if self._how.cache is None:
+            return
+        found = [(path.stat().st_mtime, path) for path in self._how.cache.iterdir() if path.is_dir()]
+        sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for _, path in found}
+        excess = sum(sizes.values()) - self._how.limit * 1e9
+        for _, path in sorted(found):
+            if excess > 0 and path not in self._used:
+                shutil.rmtree(path, ignore_errors=True)
+                excess -= sizes[path]
+
+
+def _missing(folder: Path, names: Sequence[str]) -> list[str]:
+    """Return the features that are not in a folder yet."""
+    is_labelled = (folder / "labels.npy").is_file()
+    return [name for name in names if not (is_labelled and (folder / f"{name}.npy").is_file())]
+
+
+class _Writer:
+    """Writes features to files, chunk by chunk. They get their names when all are there.
+
+    Parameters
+    ----------
+    folder
+        Their folder.
+    names
+        The features.
+    number
+        How many images there are.
+
+    Attributes
+    ----------
+    first
+        The number of the first chunk that is missing.
+    """
+
+    def __init__(self, folder: Path, names: Sequence[str], number: int):
+        self._folder, self._names, self._number = folder, list(names), number
+        self._labels = np.full(number, NO_LABEL, np.int64)
+        self._values: dict[str, np.ndarray] = {}
+        self._progress = folder / "progress.json"
+        self._num_added = 0
+        self.first = 0
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            known = json.loads(self._progress.read_text())
+            if known["names"] == self._names:
+                self._values = {name: np.load(self._part(name), mmap_mode="r+") for name in self._names}
+                self._labels = np.load(self._part("labels"))
+                self.first = known["chunks"]
+
+    def _part(self, name: str) -> Path:
+        return self._folder / f".{name}.part.npy"
+
+    def add(self, indices: list[int], values: dict[str, np.ndarray], labels: np.ndarray) -> None:
+        """Write one chunk."""
+        for name, rows in values.items():
+            if name not in self._values:
+                shape = (self._number, rows.shape[1])
+                self._values[name] = np.lib.format.open_memmap(self._part(name), "w+", np.float32, shape)
+            self._values[name][indices] = rows
+        self._labels[indices] = labels
+        self._num_added += 1
+        if self._num_added % _SAVED_EVERY == 0:
+            self._save()
+
+    def _save(self) -> None:
+        for array in self._values.values():
+            array.flush()  # type: ignore[attr-defined]
+        np.save(self._part("labels"), self._labels)
+        with whole_file(self._progress) as part:
+            part.write_text(json.dumps({"names": self._names, "chunks": self.first + self._num_added}))
+
+    def finish(self) -> None:
+        """Give the files their names."""
+        self._save()
+        self._values.clear()
+        for name in [*self._names, "labels"]:
+            os.replace(self._part(name), self._folder / f"{name}.npy")
+        self._progress.unlink()

@@ -1,0 +1,147 @@
+"""The results of evaluations: as records, which are written as JSON, and as a table on the screen."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..runtime.files import whole_file
+from .protocol import Figure, Protocol
+from .subject import Subject
+
+FORMAT = 1
+FOLDER = "evaluations"
+
+
+def record(
+    subject: Subject,
+    protocol: Protocol,
+    data: Mapping[str, Any],
+    figures: Mapping[int, Sequence[Figure]],
+    command: str,
+) -> dict[str, Any]:
+    """Return the record of one protocol on one source and data set, as JSON can hold it.
+
+    Parameters
+    ----------
+    data
+        The sets: "name", and the numbers of images in "train" and "test" and of "classes".
+    figures
+        What the protocol gave, by seed.
+    command
+        The command or call that makes the same record.
+    """
+    return {
+        "format": FORMAT,
+        "source": subject.name,
+        **subject.facts,
+        "digest": subject.digest[:16],
+        "data": dict(data),
+        "protocol": protocol.name,
+        "summary": protocol.summary,
+        "chosen_on": protocol.chosen_on,
+        "seeds": [*figures],
+        "figures": _summed_up(figures),
+        "command": command,
+    }
+
+
+def _summed_up(figures: Mapping[int, Sequence[Figure]]) -> dict[str, dict[str, Any]]:
+    """Return the mean and the standard deviation over seeds of each figure, by its name."""
+    by_name: dict[str, list[Figure]] = {}
+    for of_seed in figures.values():
+        for figure in of_seed:
+            by_name.setdefault(figure.name, []).append(figure)
+    return {
+        name: {
+            "accuracy": statistics.mean(one.accuracy for one in found),
+            "std": statistics.stdev(one.accuracy for one in found) if len(found) > 1 else None,
+            "by_seed": [one.accuracy for one in found],
+            "features": [*dict.fromkeys(one.features for one in found)],
+            "chosen": [dict(one.chosen) for one in found],
+            "details": [dict(one.details) for one in found],
+        }
+        for name, found in by_name.items()
+    }
+
+
+def save(result: Mapping[str, Any], folder: Path) -> Path:
+    """Write a record to a folder, and return its file. A record of anything else is never overwritten."""
+    step = f"_step_{result['global_step']}" if "global_step" in result else ""
+    title = "".join(c if c.isalnum() or c in "-." else "_" for c in result["data"]["name"].rpartition("/")[2])
+    stem = f"{result['protocol']}_{title}{step}"
+    folder.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while (path := folder / f"{stem}{f'_{number}' if number > 1 else ''}.json").exists() and not _is_of(path, result):
+        number += 1
+    with whole_file(path) as part:
+        part.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    return path
+
+
+def _is_of(path: Path, result: Mapping[str, Any]) -> bool:
+    """Return whether a file has an earlier record of the same evaluation."""
+    try:
+        known = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    same = ("digest", "data", "protocol", "seeds", "command")
+    return isinstance(known, dict) and all(known.get(key) == result[key] for key in same)
+
+
+def saved(run: Path) -> list[dict[str, Any]]:
+    """Return the records in a run's folder, the oldest file first."""
+    files = sorted((run / FOLDER).glob("*.json"), key=lambda file: (file.stat().st_mtime, file.name))
+    records = [json.loads(file.read_text()) for file in files]
+    return [record for record in records if isinstance(record, dict) and record.get("format") == FORMAT]
+
+
+def show(results: Iterable[Mapping[str, Any]]) -> None:
+    """Print a table of each source and data set: protocol, figure, accuracy, features, setting, what chose it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(soft_wrap=True)
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for result in results:
+        groups.setdefault((result["source"], result["data"]["name"]), []).append(result)
+    for (source, name), found in groups.items():
+        data = found[0]["data"]
+        sizes = f"{data['train']:,} images to learn from, {data['test']:,} to test on, {data['classes']} classes"
+        table = Table(title=f"{source} on {name}: {sizes}", title_justify="left", box=None, pad_edge=False)
+        for column in ("protocol", "figure", "accuracy", "features", "setting", "chosen on", "seeds"):
+            table.add_column(column, justify="right" if column in ("accuracy", "seeds") else "left")
+        for result in found:
+            for figure, values in result["figures"].items():
+                table.add_row(
+                    result["protocol"],
+                    figure,
+                    in_words(values),
+                    ", ".join(values["features"]),
+                    _setting(values["chosen"]),
+                    result["chosen_on"],
+                    str(len(result["seeds"])),
+                )
+        console.print(table)
+        console.print()
+
+
+def in_words(values: Mapping[str, Any]) -> str:
+    """Return an accuracy in percent, with its standard deviation over seeds if there are several.
+
+    Examples
+    --------
+    >>> in_words({"accuracy": 0.9134, "std": 0.0021})
+    '91.34 ± 0.21 %'
+    """
+    spread = "" if values["std"] is None else f" ± {100 * values['std']:.2f}"
+    return f"{100 * values['accuracy']:.2f}{spread} %"
+
+
+def _setting(chosen: Sequence[Mapping[str, Any]]) -> str:
+    """Return the settings that were chosen, each once, in the order of the seeds."""
+    texts = [", ".join(f"{key} {value}" for key, value in one.items()) for one in chosen]
+    return " / ".join(dict.fromkeys(text for text in texts if text)) or "–"
