@@ -305,6 +305,7 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
         ("--backbone", "NAME", str, "the network that a file of weights of no run is of"),
         ("--size", "N", str, "height and width of the images, or native: as the source sees them"),
         ("--device", "NAME", str, "where to compute (auto)"),
+        ("--batch", "N", int, "images that go through the network at a time (256)"),
         ("--workers", "N", int, "processes that read images (0: threads)"),
         ("--world-size", "N", int, "processes that compute features (1)"),
         ("--cache", "DIR", str, "where features are kept, or none (~/.cache/stable_ssl/features)"),

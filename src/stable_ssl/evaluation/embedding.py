@@ -34,7 +34,7 @@ class Embedded:
     Attributes
     ----------
     columns
-        "path", "split", "label" (-1 without one), "class" (its name), and an array (images, dim) per feature; with
+        "path", "split", "label" (-1 without one), "class_name", and an array (images, dim) per feature; with
         neighbours also "neighbours", their row numbers, (images, k), and "similarities", the cosine of the angle.
     """
 
@@ -169,7 +169,7 @@ def _rows(part: str, dataset: Any, found: SetFeatures) -> dict[str, np.ndarray]:
         "path": np.array(_paths(dataset)),
         "split": np.full(len(labels), part),
         "label": labels,
-        "class": np.array(names),
+        "class_name": np.array(names),
         **{name: values.numpy() for name, values in found.values.items()},
     }
 

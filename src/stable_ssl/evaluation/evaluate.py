@@ -20,7 +20,7 @@ from ..runtime.cpus import limit_threads
 from ..runtime.device import resolve_device
 from ..runtime.folder import read_config
 from ..runtime.precision import resolve_precision
-from .features import LIMIT, FeatureStore, How, Say, SetFeatures, usual_cache
+from .features import BATCH, LIMIT, FeatureStore, How, Say, SetFeatures, usual_cache
 from .presets import PROTOCOLS
 from .protocol import Labelled, OnFeatures, Protocol, Sets
 from .results import FOLDER, record, save
@@ -57,7 +57,7 @@ class Request:
         As for `stable_ssl.data.Images`, of a folder in `data`.
     backbone, network, module
         As for `open_source`.
-    device, precision, workers, cache, limit
+    device, precision, batch, workers, cache, limit
         As in `How`; the device is a name such as "auto" or "cuda".
     world_size
         Number of processes that compute features. None: as many as the launcher started.
@@ -78,6 +78,7 @@ class Request:
     module: Mapping[str, Any] | None = None
     device: str = "auto"
     precision: str = "fp32"
+    batch: int = BATCH
     workers: int = 0
     cache: Path | None = None
     limit: float = LIMIT
@@ -153,8 +154,9 @@ def carry_out(request: Request, command: str, say: Say = lambda line: None) -> l
         Gets lines on what is done.
     """
     protocols = [protocol_named(name) for name in request.protocols]
-    if request.seeds is not None and request.seeds < 1:
-        raise ConfigError(f"--seeds: {request.seeds} is not a whole number of at least 1.")
+    for option, value in (("seeds", request.seeds), ("batch", request.batch)):
+        if value is not None and value < 1:
+            raise ConfigError(f"--{option}: {value} is not a whole number of at least 1.")
     with ExitStack() as stack:
         with together(request) as (ranks, how):
             store = stack.enter_context(closing(FeatureStore(how, ranks, say)))
@@ -182,7 +184,7 @@ def together(request: Request) -> Iterator[tuple[Alone | Together, How]]:
         limit_threads()
         device = resolve_device(request.device, ranks.local_rank, ranks.size)
         precision = resolve_precision(request.precision, device, ranks.size)
-        yield ranks, How(device, precision, request.workers, request.cache, request.limit)
+        yield ranks, How(device, precision, request.batch, request.workers, request.cache, request.limit)
     except BaseException as error:
         ranks.fail(error)
         raise

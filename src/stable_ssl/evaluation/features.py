@@ -35,7 +35,7 @@ from .subject import Subject
 
 log = logging.getLogger("stable_ssl")
 
-FORMAT, CHUNK, LIMIT = 1, 256, 20.0
+FORMAT, BATCH, LIMIT = 1, 256, 20.0
 NO_LABEL = -1
 _SAVED_EVERY = 40  # chunks after which an interrupted computation may go on
 
@@ -52,6 +52,8 @@ class How:
         Where the network computes.
     precision
         "fp32", "bf16" or "fp16": autocast. Features are always kept as float32.
+    batch
+        How many images go through the network at a time.
     workers
         Worker processes that read images. 0: threads of this process, where the images allow it.
     cache
@@ -62,6 +64,7 @@ class How:
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: str = "fp32"
+    batch: int = BATCH
     workers: int = 0
     cache: Path | None = None
     limit: float = LIMIT
@@ -161,7 +164,7 @@ class FeatureStore:
                 self._say("these images can't be told from others without reading them, so their features are not kept")
             self._temporary = self._temporary or tempfile.mkdtemp(prefix="stable_ssl_features_")
             return Path(tempfile.mkdtemp(dir=self._temporary))
-        key = json.dumps([FORMAT, subject.digest, *parts, self._how.precision, self._how.device.type])
+        key = json.dumps([FORMAT, subject.digest, *parts, self._how.precision, self._how.device.type, self._how.batch])
         folder = self._how.cache / hashlib.sha256(key.encode()).hexdigest()[:32]
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -181,7 +184,8 @@ class FeatureStore:
 
     def _compute(self, network: Features, name: str, dataset: Any, view: Any, title: str, folder: Path) -> None:
         number = len(dataset)
-        chunks = [list(range(at, min(at + CHUNK, number))) for at in range(0, number, CHUNK)]
+        size = self._how.batch
+        chunks = [list(range(at, min(at + size, number))) for at in range(0, number, size)]
         writer = _Writer(folder, network.names, number) if self._ranks.is_main else None
         start = self._ranks.from_main(lambda: writer.first if writer else 0)
         network = network.to(self._how.device).eval()
@@ -197,7 +201,7 @@ class FeatureStore:
                     for part in filter(None, found or ()):
                         writer.add(*part)
                     self._say(
-                        f"{title}: features of {min((done + self._ranks.size) * CHUNK, number):,} of {number:,} images"
+                        f"{title}: features of {min((done + self._ranks.size) * size, number):,} of {number:,} images"
                     )
         finally:
             loader.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -71,7 +72,7 @@ def _summed_up(figures: Mapping[int, Sequence[Figure]]) -> dict[str, dict[str, A
 def save(result: Mapping[str, Any], folder: Path) -> Path:
     """Write a record to a folder, and return its file. A record of anything else is never overwritten."""
     step = f"_step_{result['global_step']}" if "global_step" in result else ""
-    title = "".join(c if c.isalnum() or c in "-." else "_" for c in result["data"]["name"].rpartition("/")[2])
+    title = re.sub(r"[^\w.-]", "_", result["data"]["name"].rstrip("/").rpartition("/")[2])
     stem = f"{result['protocol']}_{title}{step}"
     folder.mkdir(parents=True, exist_ok=True)
     number = 1

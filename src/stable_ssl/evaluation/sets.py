@@ -126,8 +126,7 @@ def own_data(subject: Subject, config: Mapping[str, Any] | None) -> EvaluationDa
     of_train, of_test = nodes
     if "transform" in {**of_train, **of_test}:  # that of training may be an augmentation
         of_train = {**of_train, "transform": of_test.get("transform")}
-    name = f"{subject.run or subject.name}'s own"
-    return EvaluationData(name, build(of_train, "data.train"), build(of_test, f"data.{test}"), is_own=True)
+    return EvaluationData("its own sets", build(of_train, "data.train"), build(of_test, f"data.{test}"), is_own=True)
 
 
 def _dataset_of(loader: Any) -> Any:

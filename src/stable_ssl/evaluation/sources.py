@@ -106,7 +106,8 @@ def _of_run(name: str, network: str | None, module: Mapping[str, Any] | None) ->
         of_forward = backbone = without_last_layer(backbone)
     view, known = view_of_run(run.config)
     size, mean, std = seen_by(known, backbone, _size_of_images(options))
-    header = read_header(run.source) if run.source.is_file() else {}
+    is_file = run.source.is_file()
+    header = read_header(run.source) if is_file else {"global_step": int(run.source.name.removeprefix("step_"))}
     which = network or options.get("evaluate_with")
     facts: dict[str, Any] = {
         "method": str(options.get("_target_", "")).rpartition(".")[2],
