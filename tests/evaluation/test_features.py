@@ -1,0 +1,123 @@
+"""Features are computed once, in fixed chunks, kept on disk, and found again only if nothing has changed."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from stable_ssl import DataError
+from stable_ssl.augmentations import EvalView
+from stable_ssl.data import Images
+from stable_ssl.engine.agreement import Alone
+from stable_ssl.evaluation.features import FeatureStore, How
+from stable_ssl.evaluation.subject import Subject
+
+
+class Counting(nn.Module):
+    """Means of the colours, and a count of the images that it saw."""
+
+    def __init__(self, fails_at=None):
+        super().__init__()
+        self.weight, self.seen, self.fails_at = nn.Parameter(torch.ones(3)), 0, fails_at
+
+    def extra_repr(self):
+        return "counting"
+
+    def forward(self, images):
+        if self.fails_at is not None and self.seen >= self.fails_at:
+            raise KeyboardInterrupt
+        self.seen += len(images)
+        return images.mean((2, 3)) * self.weight
+
+
+def subject(network, digest="one"):
+    return Subject("net", network, EvalView(16), (16, 16), (0.5,) * 3, (0.5,) * 3, network, digest=digest)
+
+
+def compute(network, photos, cache, digest="one", batch=4, view=None, limit=20.0):
+    store = FeatureStore(How(cache=cache, batch=batch, limit=limit), Alone())
+    try:
+        images = Images(photos, "folder", channels=3)
+        return store.features(subject(network, digest), ["representation"], images, view or EvalView(16), "photos")
+    finally:
+        store.close()
+
+
+def test_features_are_those_of_each_image_with_its_label(photos, tmp_path):
+    found = compute(Counting(), photos, tmp_path / "cache")
+    images = Images(photos, "folder", channels=3)
+    view = EvalView(16)
+    for index in (0, 7, 29):
+        pixels = np.asarray(images.decoder(images.source(index)))[None]
+        expected = view.make(pixels, 0, 0, [index])[0].mean((2, 3))
+        assert torch.allclose(found.values["representation"][index], expected[0], atol=1e-6)
+    assert found.labels.tolist() == images.targets
+
+
+@pytest.mark.parametrize("what", ["nothing", "weights", "view", "file", "label"])
+def test_features_are_found_again_only_if_nothing_has_changed(photos, tmp_path, what):
+    compute(Counting(), photos, tmp_path / "cache")
+    again = Counting()
+    if what == "file":
+        os.utime(photos / "red" / "00.png", ns=(1, 1))
+    if what == "label":
+        (photos / "red" / "00.png").rename(photos / "blue" / "00.png")
+    view = EvalView(14) if what == "view" else None
+    compute(again, photos, tmp_path / "cache", "two" if what == "weights" else "one", view=view)
+    assert again.seen == (0 if what == "nothing" else 30)
+
+
+def test_an_interrupted_computation_goes_on_to_the_same_bits(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("stable_ssl.evaluation.features._SAVED_EVERY", 1)
+    whole = compute(Counting(), photos, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        compute(Counting(fails_at=16), photos, tmp_path / "cache")
+    rest = Counting()
+    found = compute(rest, photos, tmp_path / "cache")
+    assert rest.seen == 30 - 16
+    assert torch.equal(found.values["representation"], whole.values["representation"])
+    assert torch.equal(found.labels, whole.labels)
+
+
+def test_the_cache_keeps_to_its_limit_and_drops_what_was_used_longest_ago(photos, tmp_path):
+    for digest in ("one", "two"):
+        compute(Counting(), photos, tmp_path / "cache", digest)
+    folders = sorted((tmp_path / "cache").iterdir(), key=lambda folder: folder.stat().st_mtime_ns)
+    compute(
+        Counting(),
+        photos,
+        tmp_path / "cache",
+        "three",
+        limit=2.5e-9 * sum(f.stat().st_size for f in folders[0].iterdir()),
+    )
+    assert not folders[0].exists()
+    assert folders[1].exists()
+
+
+def test_without_a_cache_nothing_stays_on_disk(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    compute(Counting(), photos, None)
+    assert not [*(tmp_path / "temporary").iterdir()]
+
+
+def test_features_that_are_not_finite_are_refused_with_the_sample(photos, tmp_path):
+    class Bad(Counting):
+        def forward(self, images):
+            found = super().forward(images)
+            return torch.where(torch.arange(self.seen - len(images), self.seen)[:, None] == 9, torch.nan, found)
+
+    with pytest.raises(
+        DataError, match="'representation' is not finite for 1 of the samples 8 to 11; the first one is sample 9"
+    ):
+        compute(Bad(), photos, tmp_path / "cache")
+    assert not [*(tmp_path / "cache").rglob("labels.npy")]
+
+
+def test_images_that_the_network_can_not_take_are_told_with_their_shape(photos, tmp_path):
+    with pytest.raises(DataError, match="'net' can't take images of 3 × 16 × 16: "):
+        compute(nn.Sequential(nn.Conv2d(1, 4, 3)), photos, tmp_path / "cache")
