@@ -95,8 +95,8 @@ class LinearHeads:
         scale
             What the learning rates are multiplied with, as the schedule says.
         """
-        logits = _logits(self.weight, self.bias, self.norm.train()(features))
-        losses = functional.cross_entropy(logits, labels.expand(len(logits), -1), reduction="sum") / len(labels)
+        found = logits(self.weight, self.bias, self.norm.train()(features))
+        losses = functional.cross_entropy(found, labels.expand(len(found), -1), reduction="sum") / len(labels)
         # The sum over heads gives each the gradient of its own loss.
         gradients = torch.autograd.grad(losses, [self.weight, self.bias])
         with torch.no_grad():
@@ -157,11 +157,11 @@ def accuracies(weight: Tensor, bias: Tensor, test: Labelled, norm: nn.Module | N
     for features, labels in zip(test.features.split(chunk), test.labels.split(chunk), strict=True):
         features = features.to(weight)
         features = norm.eval()(features) if norm else features
-        hits += (_logits(weight, bias, features).argmax(1) == labels.to(weight.device)).sum(1)
+        hits += (logits(weight, bias, features).argmax(1) == labels.to(weight.device)).sum(1)
     return (hits.double() / len(test.labels)).tolist()
 
 
-def _logits(weight: Tensor, bias: Tensor, features: Tensor) -> Tensor:
+def logits(weight: Tensor, bias: Tensor, features: Tensor) -> Tensor:
     """Return the logits of each head, (heads, classes, batch): softmax is fastest with the batch last."""
     return torch.addmm(bias.flatten()[:, None], weight.flatten(0, 1), features.T).view(*bias.shape, -1)
 
@@ -185,10 +185,7 @@ def _batches(num_samples: int, batch_size: int, seed: int) -> Iterator[Tensor]:
 
 
 class _SGD:
-    """The update of torch.optim.SGD with momentum 0.9, of heads with rates and decays of their own.
-
-    `decay` can be multiplied with the parameter, (heads, …), like the rates of a call when given its dimensions.
-    """
+    """The update of torch.optim.SGD with momentum 0.9, for a parameter (heads, …) and decays (heads, 1, …)."""
 
     momentum = 0.9
 
@@ -204,7 +201,7 @@ class _SGD:
 
 
 class _AdamW:
-    """The update of torch.optim.AdamW with betas 0.9 and 0.95, of heads with rates and decays of their own."""
+    """The update of torch.optim.AdamW with betas 0.9 and 0.95, for a parameter and decays as those of `_SGD`."""
 
     betas, epsilon = (0.9, 0.95), 1e-8
 

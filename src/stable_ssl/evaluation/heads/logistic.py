@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..protocol import Labelled
+from .linear import logits
 
 
 def fit_logistic(
@@ -36,9 +37,9 @@ def fit_logistic(
         A fit ends when no entry of the gradient, or no change of the objective, is larger.
     """
     device = torch.device("cpu") if device.type == "mps" else device
-    features, labels = train.features.to(device).double(), train.labels.to(device)
-    centre = features.mean(0)  # centred features have the same optimum, and it is found sooner
-    features = features - centre
+    features, labels = train.features.to(device, torch.float64, copy=True), train.labels.to(device)
+    centre = features.mean(0)
+    features -= centre  # the optimum is the same, and is found sooner
     weight = features.new_zeros(train.num_classes, features.shape[1], requires_grad=True)
     bias = features.new_zeros(train.num_classes, requires_grad=True)
     fits = {}
@@ -73,8 +74,8 @@ def _minimise(
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        value = functional.cross_entropy(functional.linear(features, weight, bias), labels)
-        value = value + penalty * weight.square().sum()
+        found = logits(weight[None], bias[None], features)  # (1, classes, images)
+        value = functional.cross_entropy(found, labels[None]) + penalty * weight.square().sum()
         value.backward()
         return value
 

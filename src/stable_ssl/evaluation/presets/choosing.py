@@ -16,13 +16,13 @@ Score = Callable[[Labelled, Sequence[Setting], Labelled], Sequence[float]]
 
 
 def choose_and_refit(
-    name: str, train: Sets, test: Sets, apart: Tensor, settings: Sequence[Setting], score: Score
+    figure: str, train: Sets, test: Sets, apart: Tensor, settings: Sequence[Setting], score: Score
 ) -> Figure:
     """Return the accuracy of the best setting after a fit on all training images. The test images are looked at once.
 
     Parameters
     ----------
-    name
+    figure
         Name of the figure.
     apart
         Whether each training image is one of those that choose, (images,). The settings are fitted on the others.
@@ -31,28 +31,21 @@ def choose_and_refit(
     score
         What fits and judges.
     """
-    rest, judges = take(train, ~apart), take(train, apart)
-    scores = {features: score(rest[features], settings, judges[features]) for features in train}
-    features, number = max(
-        ((features, number) for features in train for number in range(len(settings))),
-        key=lambda choice: scores[choice[0]][choice[1]],
-    )
-    (accuracy,) = score(train[features], [settings[number]], test[features])
-    chosen = {**({"features": features} if len(train) > 1 else {}), **settings[number]}
-    return Figure(name, accuracy, features, chosen, details(scores, settings))
+    choices = [
+        choice
+        for name, own in train.items()
+        for choice in listed(name, settings, score(take(own, ~apart), settings, take(own, apart)))
+    ]
+    best = max(choices, key=lambda choice: choice["accuracy"])
+    setting, features = {key: best[key] for key in settings[0]}, best["features"]
+    (accuracy,) = score(train[features], [setting], test[features])
+    chosen = setting if len(train) == 1 else {"features": features, **setting}
+    return Figure(figure, accuracy, features, chosen, {"choices": choices})
 
 
-def figure_name(name: str, features: str, sets: Sets) -> str:
-    """Return the name of a figure of some features; the features are a part of it if there are several."""
-    return name if len(sets) == 1 else f"{name} ({features})"
-
-
-def details(scores: dict[str, Sequence[float]], settings: Sequence[Setting]) -> dict[str, Any]:
-    """Return the accuracy of each setting on the images that choose, by features."""
-    return {
-        "choices": [
-            {"features": features, **setting, "accuracy": accuracy}
-            for features, found in scores.items()
-            for setting, accuracy in zip(settings, found, strict=True)
-        ]
-    }
+def listed(features: str, settings: Sequence[Setting], accuracies: Sequence[float]) -> list[Setting]:
+    """Return the settings with their features and with the accuracy of each on the images that choose."""
+    return [
+        {"features": features, **setting, "accuracy": accuracy}
+        for setting, accuracy in zip(settings, accuracies, strict=True)
+    ]

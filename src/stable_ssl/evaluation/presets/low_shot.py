@@ -11,7 +11,6 @@ from ..heads.linear import accuracies
 from ..heads.logistic import fit_logistic
 from ..heads.means import nearest_mean_accuracy
 from ..protocol import Figure, Labelled, OnFeatures, Sets
-from .choosing import figure_name
 from .splits import check_finite, labels_of, places_in_class, take
 
 SHARES = (0.01, 0.1)
@@ -29,12 +28,11 @@ def measure_low_shot(train: Sets, test: Sets, seed: int, device: torch.device) -
     check_finite(train, test)
     figures = []
     for amount, images in samples(labels_of(train), seed):
-        sample, details = take(train, images), {"images": int(images.sum())}
-        for features in train:
+        details = {"images": int(images.sum())}
+        for features, own in train.items():
             for head, accuracy in HEADS.items():
-                name = figure_name(f"{amount} {head}", features, train)
-                found = accuracy(sample[features], test[features], device)
-                figures.append(Figure(name, found, features, details=details))
+                found = accuracy(take(own, images), test[features], device)
+                figures.append(Figure(f"{amount} {head}", found, features, details=details))
     return figures
 
 

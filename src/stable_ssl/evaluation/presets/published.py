@@ -14,7 +14,7 @@ from ..heads.logistic import fit_logistic
 from ..heads.means import nearest_mean_accuracy
 from ..heads.nearest import knn_accuracies
 from ..protocol import Figure, Labelled, OnFeatures, Sets
-from .choosing import Setting, choose_and_refit, details, figure_name
+from .choosing import Setting, choose_and_refit, listed
 from .splits import check_finite, labels_of, take
 
 KS = (10, 20, 100, 200)
@@ -38,7 +38,7 @@ def measure_dino_knn(train: Sets, test: Sets, seed: int, device: torch.device) -
     """
     check_finite(train, test)
     return [
-        Figure(figure_name(f"knn-{k}", features, train), accuracy, features)
+        Figure(f"knn-{k}", accuracy, features)
         for features in train
         for k, accuracy in knn_accuracies(train[features], test[features], KS, device).items()
     ]
@@ -79,11 +79,7 @@ def measure_simpleshot(train: Sets, test: Sets, seed: int, device: torch.device)
     """
     check_finite(train, test)
     return [
-        Figure(
-            figure_name("nearest-mean", features, train),
-            nearest_mean_accuracy(train[features], test[features], device),
-            features,
-        )
+        Figure("nearest-mean", nearest_mean_accuracy(train[features], test[features], device), features)
         for features in train
     ]
 
@@ -103,17 +99,15 @@ def measure_capi(train: Sets, test: Sets, seed: int, device: torch.device) -> li
     check_finite(train, test)
     order = torch.from_numpy(np.random.default_rng(CAPI_SEED).permutation(len(labels_of(train))))
     size = round(0.9 * len(order))
-    rest, judges = take(train, order[:size]), take(train, order[size:])
     rates = [setting["lr"] * CAPI_HEAD.batch_size / 256 for setting in CAPI_GRID]
     decays = [setting["weight_decay"] for setting in CAPI_GRID]
     figures = []
-    for features in train:
-        heads = fit_heads(rest[features], rates, decays, CAPI_HEAD, capi_schedule(), CAPI_SEED, device)
-        scores = heads.accuracies(judges[features])
-        best = max(range(len(scores)), key=scores.__getitem__)
+    for features, own in train.items():
+        heads = fit_heads(take(own, order[:size]), rates, decays, CAPI_HEAD, capi_schedule(), CAPI_SEED, device)
+        choices = listed(features, CAPI_GRID, heads.accuracies(take(own, order[size:])))
+        best = max(range(len(choices)), key=lambda number: choices[number]["accuracy"])
         accuracy = heads.accuracies(test[features])[best]
-        name = figure_name("linear", features, train)
-        figures.append(Figure(name, accuracy, features, CAPI_GRID[best], details({features: scores}, CAPI_GRID)))
+        figures.append(Figure("linear", accuracy, features, CAPI_GRID[best], {"choices": choices}))
     return figures
 
 

@@ -17,9 +17,9 @@ def labels_of(sets: Sets) -> Tensor:
     return next(iter(sets.values())).labels
 
 
-def take(sets: Sets, images: Tensor) -> dict[str, Labelled]:
+def take(own: Labelled, images: Tensor) -> Labelled:
     """Return the features of the images that a mask or a list of indices names."""
-    return {name: Labelled(own.features[images], own.labels[images], own.num_classes) for name, own in sets.items()}
+    return Labelled(own.features[images], own.labels[images], own.num_classes)
 
 
 def places_in_class(labels: Tensor, seed: int) -> Tensor:
