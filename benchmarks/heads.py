@@ -1,6 +1,6 @@
 """Time of classifiers on features: nearest neighbours, a grid of linear heads, and a path of logistic regressions.
 
-    python benchmarks/heads.py [--rounds 5] [--device cpu] [--write docs/evaluate.md]
+    python benchmarks/heads.py [--rounds 3] [--device cpu] [--write docs/evaluate.md]
     python benchmarks/heads.py --queries 500 --bank 2000 --iterations 20 --images 500 --rounds 1
 
 Neighbours: accuracies for k 10, 20, 100 and 200. This library searches once for all; scikit-learn's classifier and
@@ -129,7 +129,7 @@ def measure(contenders: Contenders, times: dict[str, list[float]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--queries", type=int, default=10_000)
     parser.add_argument("--bank", type=int, default=50_000, help="images of the bank, and of the heads' training set")
     parser.add_argument("--images", type=int, default=10_000, help="images of the logistic regressions")

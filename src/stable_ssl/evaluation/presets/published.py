@@ -114,9 +114,7 @@ def measure_capi(train: Sets, test: Sets, seed: int, device: torch.device) -> li
 def _num_images(train: Sets) -> int:
     """Return the number of images, of which a tenth must be at least one."""
     if (number := len(labels_of(train))) < 10:
-        raise ConfigError(
-            f"A tenth of the {number} labelled training images chooses, but that is none; it takes ten."
-        )
+        raise ConfigError(f"A tenth of the {number} labelled training images chooses, but that is none; it takes ten.")
     return number
 
 
