@@ -50,8 +50,8 @@ def test_each_head_of_a_grid_is_what_torch_fits_alone(optimizer, batch_norm):
     accuracies = heads.accuracies(TEST)
     for number, (rate, decay) in enumerate(zip(RATES, DECAYS, strict=True)):
         expected, accuracy = reference(optimizer, rate, decay, batch_norm)
-        torch.testing.assert_close(heads.weight[number], expected.weight, rtol=1e-4, atol=1e-6)
-        torch.testing.assert_close(heads.bias[number], expected.bias, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(heads.weight[number], expected.weight, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(heads.bias[number], expected.bias, rtol=1e-5, atol=1e-6)
         assert accuracies[number] == pytest.approx(accuracy, abs=1e-9)
     assert len({*accuracies}) > 1
 

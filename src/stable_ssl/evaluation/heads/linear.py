@@ -158,7 +158,7 @@ def accuracies(weight: Tensor, bias: Tensor, test: Labelled, norm: nn.Module | N
         features = features.to(weight)
         features = norm.eval()(features) if norm else features
         hits += (logits(weight, bias, features).argmax(1) == labels.to(weight.device)).sum(1)
-    return (hits.double() / len(test.labels)).tolist()
+    return [number / len(test.labels) for number in hits.tolist()]
 
 
 def logits(weight: Tensor, bias: Tensor, features: Tensor) -> Tensor:

@@ -57,9 +57,7 @@ def measure_dinov2_logreg(train: Sets, test: Sets, seed: int, device: torch.devi
         Train has fewer than ten images.
     """
     check_finite(train, test)
-    size = len(labels_of(train))
-    if size < 10:
-        raise ConfigError(f"dinov2-logreg: a tenth of the {size} labelled training images is none; it needs ten.")
+    size = _num_images(train)
     apart = torch.zeros(size, dtype=torch.bool)
     apart[torch.randperm(size, generator=torch.Generator().manual_seed(0))[: size // 10]] = True
 
@@ -95,9 +93,11 @@ def measure_capi(train: Sets, test: Sets, seed: int, device: torch.device) -> li
     ------
     DataError
         Features are NaN or infinite.
+    ConfigError
+        Train has fewer than ten images.
     """
     check_finite(train, test)
-    order = torch.from_numpy(np.random.default_rng(CAPI_SEED).permutation(len(labels_of(train))))
+    order = torch.from_numpy(np.random.default_rng(CAPI_SEED).permutation(_num_images(train)))
     size = round(0.9 * len(order))
     rates = [setting["lr"] * CAPI_HEAD.batch_size / 256 for setting in CAPI_GRID]
     decays = [setting["weight_decay"] for setting in CAPI_GRID]
@@ -109,6 +109,13 @@ def measure_capi(train: Sets, test: Sets, seed: int, device: torch.device) -> li
         accuracy = heads.accuracies(test[features])[best]
         figures.append(Figure("linear", accuracy, features, CAPI_GRID[best], {"choices": choices}))
     return figures
+
+
+def _num_images(train: Sets) -> int:
+    """Return the number of images, of which a tenth must be at least one."""
+    if (number := len(labels_of(train))) < 10:
+        raise ConfigError(f"A tenth of the {number} labelled training images chooses, but that is none; it takes ten.")
+    return number
 
 
 def capi_schedule() -> list[float]:
