@@ -20,7 +20,7 @@ MAY = {
     "exceptions": set(),
     "augmentations": LEAF,
     "losses": LEAF,
-    "modules": {*LEAF, "signatures", "weights"},
+    "modules": {*LEAF, "compose", "nodes", "signatures", "weights"},
     "optimizers": LEAF,
     "schedulers": LEAF,
     "runtime": {"exceptions"},

@@ -28,10 +28,10 @@ from .rehearsal.report import Report
 from .rehearsal.stage import config_of, maker_like
 from .resolvers import stand_ins
 from .runtime.checkpoint import CheckpointStore, read_checkpoint
-from .runtime.folder import read_config
 from .runtime.runs_of_2025 import run_of_2025
 from .runtime.seeding import Stream, preserved_generators, seed_generators
 from .weights.files import load_strictly, newest_weights, read_weights
+from .weights.runs import read_run
 
 log = logging.getLogger("stable_ssl")
 
@@ -274,16 +274,12 @@ def load(run: str | Path, module: Mapping[str, Any] | None = None) -> nn.ModuleD
     >>> sorted(load(folder.name))
     ['backbone']
     """
-    path = Path(run).expanduser()
-    folder = path.parent.parent if path.is_file() or (path / "meta.json").is_file() else path
-    config = read_config(folder)
-    if config is None:
-        raise CheckpointError(run_of_2025(folder) or f"'{run}' is not of a run: '{folder}' has no config.yaml.")
-    source, values, buffers = _values_of(path)
-    folders = [*origin_of(folder, "config")[1], Path.cwd()]
+    found = read_run(run)
+    source, values, buffers = _values_of(Path(run).expanduser())
+    folders = [*found.import_from, Path.cwd()]
     cuda = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     with preserved_generators(), torch.random.fork_rng(cuda), torch.device("cpu"), importable(*folders):
-        modules = nn.ModuleDict(_modules_of(config["trainer"], module or {}, values, run)).cpu().eval()
+        modules = nn.ModuleDict(_modules_of(found.trainer, module or {}, values, run)).cpu().eval()
     # Files of weights lack what modules save beside their tensors.
     others = {key: value for key, value in modules.state_dict().items() if key.endswith("_extra_state")}
     load_strictly(modules, {**others, **values}, f"'{source}' does not fit the modules")
