@@ -7,6 +7,7 @@ import json
 import torch
 import yaml
 from torch import nn
+from torchvision.models import VisionTransformer
 
 from stable_ssl.nodes import build
 from stable_ssl.weights.files import save_weights
@@ -19,9 +20,12 @@ EVAL_VIEW = {
 }
 
 
-def write_run(folder, modules, **trainer):
+def write_run(folder, modules, size=32, **trainer):
     """Write a run with these nodes as modules, whose values are random, and return its modules."""
-    data = {"train": {"dataset": {"_target_": "stable_ssl.data.Digits"}}, "test": {"views": EVAL_VIEW}}
+    data = {
+        "train": {"dataset": {"_target_": "stable_ssl.data.Digits"}},
+        "test": {"views": {**EVAL_VIEW, "size": size}},
+    }
     target = "stable_ssl.trainers.SupervisedTrainer"
     config = {"trainer": {"_target_": target, "data": data, "module": modules, **trainer}}
     folder.mkdir(parents=True)
@@ -51,6 +55,14 @@ def vit(**options):
     """Return the node of a small ViT."""
     small = {"image_size": 32, "patch_size": 8, "dim": 48, "depth": 2, "num_heads": 4}
     return {"_target_": "stable_ssl.modules.ViT", **small, **options}
+
+
+def headless_vit():
+    """Return a small vision transformer of torchvision, without its last layer."""
+    made = VisionTransformer(32, 8, num_layers=2, num_heads=4, hidden_dim=48, mlp_dim=96)
+    nn.init.normal_(made.encoder.pos_embedding, std=0.2)
+    made.heads.head = nn.Identity()
+    return made
 
 
 def features_of(module, images):

@@ -91,6 +91,7 @@ MAY = {
         "runtime",
         "weights",
     },
+    "exporting": {"exceptions", "modules", "nodes", "runtime", "weights"},
     "utils": {"exceptions", "losses", "runtime"},
     "recipes": set(),
     "cli": {
@@ -101,6 +102,7 @@ MAY = {
         "config",
         "data",
         "exceptions",
+        "exporting",
         "instantiate",
         "lines",
         "nodes",

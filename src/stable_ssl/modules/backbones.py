@@ -226,25 +226,38 @@ def _load_timm(name: str, given: _Given, **kwargs: Any) -> tuple[nn.Module, int]
         raise ImportError(f"name: '{name}' needs `pip install 'stable-ssl[timm]'`.") from error
     if not timm.is_model(model := name.removeprefix("timm/")):
         raise ValueError(f"name: timm has no '{model}'.{similar(model, timm.list_models(), 'timm/')}")
-    is_vit = timm.models.is_model_in_modules(model, ["vision_transformer", "deit"])
-    if (size := given.image_size) is not None and getattr(timm.get_pretrained_cfg(model), "fixed_input_size", False):
-        kwargs["img_size"] = size if isinstance(size, int) else tuple(size)
-    if is_vit:
-        kwargs = {"dynamic_img_size": True, "dynamic_img_pad": True, **kwargs}
-    elif "norm_eps" in kwargs:
+    if "norm_eps" in kwargs and not _is_vit_of_timm(model):
         _refuse_options_of_vits(name, kwargs)
     norm_eps = kwargs.pop("norm_eps", None)
-    options = {
-        "pretrained": bool(given.weights),
-        "num_classes": given.num_classes or 0,
-        "in_chans": given.in_channels,
-        **kwargs,
-    }
-    network: Any = timm.create_model(model, **options)
+    options = arguments_of_timm(model, given.num_classes, given.in_channels, given.image_size, **kwargs)
+    network: Any = timm.create_model(model, pretrained=bool(given.weights), **options)
     _set_norm_eps(network, norm_eps)
     if given.low_resolution:
         _adapt_stem(network, name)
     return network, network.num_features
+
+
+def _is_vit_of_timm(model: str) -> bool:
+    import timm
+
+    return timm.models.is_model_in_modules(model, ["vision_transformer", "deit"])  # type: ignore[no-any-return]
+
+
+def arguments_of_timm(
+    model: str,
+    num_classes: int | None = None,
+    in_channels: int = 3,
+    image_size: int | Sequence[int] | None = None,
+    **kwargs: Any,
+) -> dict[str, Any]:
+    """Return the arguments that `timm.create_model` gets for a model; the parameters are those of `load_backbone`."""
+    import timm
+
+    if image_size is not None and getattr(timm.get_pretrained_cfg(model), "fixed_input_size", False):
+        kwargs["img_size"] = image_size if isinstance(image_size, int) else tuple(image_size)
+    if _is_vit_of_timm(model):
+        kwargs = {"dynamic_img_size": True, "dynamic_img_pad": True, **kwargs}
+    return {"num_classes": num_classes or 0, "in_chans": in_channels, **kwargs}
 
 
 def _set_norm_eps(network: nn.Module, value: float | None) -> None:
