@@ -74,8 +74,17 @@ def export(source: str | Path, to: str, out: str | Path | None = None, network: 
 
     Examples
     --------
-    >>> exported = stable_ssl.export("runs/photos", to="timm")  # doctest: +SKIP
-    >>> print("\\n".join(exported.lines))  # doctest: +SKIP
+    >>> import tempfile
+    >>> from stable_ssl.cli import main
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> few = ["optim.epochs=1", "optim.max_steps=1", "logger.level=40", "hardware.device=cpu"]
+    >>> main(["train", "mae_digits", "backbone.depth=1", *few, f"logger.dump_path={folder.name}"])
+    0
+    >>> exported = export(folder.name, to="timm")
+    >>> sorted(path.name for path in exported.path.iterdir())
+    ['README.md', 'config.json', 'export.json', 'model.safetensors']
+    >>> exported.lines[-1]
+    'features = model(images)'
     """
     if to not in FORMATS:
         raise ConfigError(f"export: there is no format {to!r}; there are {', '.join(FORMATS)}.{nearest(to, FORMATS)}")

@@ -26,7 +26,7 @@ class ImagesOfRun:
     size
         Height and width, in pixels.
     mean, std
-        How values from 0 to 1 are normalised, one number per channel.
+        How values from 0 to 1 are normalised, one number per channel. None: the run's configuration does not say it.
     resize
         Length of an image's shorter side, before the middle is cut out.
     interpolation
@@ -35,19 +35,18 @@ class ImagesOfRun:
 
     channels: int
     size: tuple[int, int]
-    mean: list[float]
-    std: list[float]
+    mean: list[float] | None
+    std: list[float] | None
     resize: int
     interpolation: str = "bilinear"
 
     @property
     def in_words(self) -> str:
-        """What a network gets, for a line of Python's comments."""
-        height, width = self.size
-        return (
-            f"images: (batch, {self.channels}, {height}, {width}), float32, values from 0 to 1, "
-            f"minus mean {self.mean}, divided by std {self.std}"
-        )
+        """What the network gets, in words."""
+        shape = f"images: (batch, {self.channels}, {self.size[0]}, {self.size[1]}), float32"
+        if self.mean is None:
+            return f"{shape}, with the range of values that the run's evaluation has"
+        return f"{shape}, values from 0 to 1, minus mean {self.mean}, divided by std {self.std}"
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ def _images_of(found: BackboneNode, network: nn.Module) -> ImagesOfRun:
         return ImagesOfRun(channels, _pair(crop.size), mean, std, min(_pair(resize.size)), resize.interpolation)
     sizes = (found.node.get("image_size"), *(node.get("size") for node in _datasets(sets)), 224)
     size = _pair(next(value for value in sizes if value is not None))
-    return ImagesOfRun(channels, size, [0.0] * channels, [1.0] * channels, min(size))
+    return ImagesOfRun(channels, size, None, None, min(size))
 
 
 def _pair(size: Any) -> tuple[int, int]:

@@ -12,15 +12,13 @@ from .backbone import Backbone
 
 def write_card(backbone: Backbone, folder: Path, library: str, lines: Callable[[Path], list[str]]) -> None:
     """Write `README.md` in the form of Hugging Face's model cards. Its licence is left to the user."""
-    trainer, images = backbone.found.run.trainer, backbone.images
+    trainer = backbone.found.run.trainer
     optim = trainer.get("optim") or {}
     facts = {
         "Method": " with ".join(filter(None, (_name(trainer), _name(trainer.get("loss"))))),
         "Network": f"{backbone.kind}, `{backbone.found.path}` of the run",
         "Data": _data(trainer),
         "Epochs": optim.get("epochs"),
-        "Images": f"{images.channels} channels, {images.size[0]} × {images.size[1]} pixels, "
-        f"mean {images.mean}, standard deviation {images.std}",
     }
     text = [
         "---",
@@ -35,7 +33,7 @@ def write_card(backbone: Backbone, folder: Path, library: str, lines: Callable[[
         "",
         "```python",
         *lines(Path(".")),
-        f"# {images.in_words}",
+        f"# {backbone.images.in_words}",
         "```",
         "",
         *_table(figures_of(backbone.run)),

@@ -171,7 +171,7 @@ def _preprocessing(images: ImagesOfRun) -> dict[str, Any]:
         "crop_size": {"height": height, "width": width},
         "do_rescale": True,
         "rescale_factor": 1 / 255,
-        "do_normalize": True,
+        "do_normalize": images.mean is not None,
         "image_mean": images.mean,
         "image_std": images.std,
     }

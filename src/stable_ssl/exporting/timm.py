@@ -42,8 +42,8 @@ def write(backbone: Backbone, folder: Path) -> Lines:
             "fixed_input_size": "img_size" in arguments and not arguments.get("dynamic_img_size"),
             "interpolation": images.interpolation,
             "crop_pct": min(images.size) / images.resize,
-            "mean": images.mean,
-            "std": images.std,
+            "mean": images.mean or [0.0] * images.channels,
+            "std": images.std or [1.0] * images.channels,
             "num_classes": 0,
         },
     }
