@@ -41,6 +41,7 @@ ROOMS = {
     "api": (1.5, 1.5, "pretrain, load, branch"),
     "pretraining": (1.5, 1.5, "from a folder of images", "to a recipe"),
     "rehearsal": (2.6, 2.6, "check: before the queue"),
+    "exporting": (0.3, 0.3, "backbones for other libraries"),
     "instantiate": (1.5, 1.5, "YAML becomes a trainer"),
     "trainers": (3, 3, "a file per family"),
     "base": (1.5, 1.5, "BaseTrainer:", "a run from top to bottom"),

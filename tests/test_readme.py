@@ -32,7 +32,7 @@ BLOCKS = [
 MAKE = ("make demo\n", "make test\n")
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/your_images.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/your_images.md", "docs/export.md"])
 def test_all_blocks_of_a_page_on_images_of_ones_own_run_in_their_order(tmp_path, monkeypatch, page):
     digits = Digits("test", size=32)
     for number, (image, label) in enumerate(zip(digits.images[:60], digits.targets, strict=False)):

@@ -45,6 +45,7 @@ _HOME = {
     "load": "loading",
     "check": "api",
     "branch": "api",
+    "export": "exporting",
     "Loader": "data",
     "BreakAllEpochs": "exceptions",
     "BreakEpoch": "exceptions",

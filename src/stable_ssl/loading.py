@@ -13,15 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from .base import BaseTrainer
-from .compose import importable, origin_of
+from .compose import importable
 from .exceptions import CheckpointError, ConfigError, nearest
 from .instantiate import instanciate_config
 from .nodes import build, live_paths, locate
 from .runtime.checkpoint import CheckpointStore, read_checkpoint
-from .runtime.folder import read_config
-from .runtime.runs_of_2025 import run_of_2025
 from .runtime.seeding import Stream, preserved_generators, seed_generators
 from .weights.files import load_strictly, newest_weights, read_weights
+from .weights.runs import read_run
 
 
 @dataclass(frozen=True)
@@ -87,16 +86,12 @@ def load(run: str | Path, module: Mapping[str, Any] | None = None) -> nn.ModuleD
 
 def load_run(run: str | Path, module: Mapping[str, Any] | None = None) -> LoadedRun:
     """Return a run's modules as `load` does, with its parameters and errors, and the trainer that uses them."""
-    path = Path(run).expanduser()
-    folder = path.parent.parent if path.is_file() or (path / "meta.json").is_file() else path
-    config = read_config(folder)
-    if config is None:
-        raise CheckpointError(run_of_2025(folder) or f"'{run}' is not of a run: '{folder}' has no config.yaml.")
-    source, values, buffers = _values_of(path)
-    folders = [*origin_of(folder, "config")[1], Path.cwd()]
+    found = read_run(run)
+    source, values, buffers = _values_of(Path(run).expanduser())
+    folders = [*found.import_from, Path.cwd()]
     cuda = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     with preserved_generators(), torch.random.fork_rng(cuda), torch.device("cpu"), importable(*folders):
-        built, trainer = _modules_of(config["trainer"], module or {}, values, run)
+        built, trainer = _modules_of(found.trainer, module or {}, values, run)
         modules = nn.ModuleDict(built).cpu().eval()
     # Files of weights lack what modules save beside their tensors.
     others = {key: value for key, value in modules.state_dict().items() if key.endswith("_extra_state")}
@@ -108,7 +103,7 @@ def load_run(run: str | Path, module: Mapping[str, Any] | None = None) -> Loaded
     if trainer is not None:
         trainer.module = vars(trainer)["module"] = modules
         trainer.eval()
-    return LoadedRun(folder, config, modules, trainer, source)
+    return LoadedRun(found.folder, found.config, modules, trainer, source)
 
 
 def _values_of(path: Path) -> tuple[Path, dict[str, Any], dict[str, Tensor]]:

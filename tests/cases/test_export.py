@@ -16,7 +16,7 @@ ANY_SIZE = ({0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO},)
 
 
 def new_vit(dim):
-    return ViT(image_size=16, patch_size=4, dim=dim, depth=1, num_heads=3).eval()
+    return ViT(image_size=16, patch_size=4, dim=dim, depth=1, num_heads=3, class_token=True).eval()
 
 
 @pytest.mark.parametrize(

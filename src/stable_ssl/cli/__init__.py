@@ -186,6 +186,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_prepare(commands)
     _add_eval(commands)
     _add_embed(commands)
+    _add_export(commands)
     recipes = commands.add_parser("recipes", help="list the recipes, or show one")
     recipes.add_argument("action", nargs="?", choices=["show"], help="print a recipe's whole configuration")
     recipes.add_argument("name", nargs="?", help="the recipe's name")
@@ -354,6 +355,19 @@ def _add_prepare(commands: Any) -> None:
     prepare.add_argument("--verify", action="store_true", help="FOLDER is a file: read all its images back")
 
 
+def _add_export(commands: Any) -> None:
+    """Add the command `export`."""
+    export = commands.add_parser(
+        "export",
+        help="write a run's backbone in the format of another library",
+        epilog="The library itself loads what was written, and features are compared, before the folder gets its name.",
+    )
+    export.add_argument("run", metavar="RUN", help="a run's folder, file of weights, or folder of a checkpoint")
+    export.add_argument("--to", required=True, metavar="FORMAT", help="torchvision, timm, huggingface or onnx")
+    export.add_argument("--out", metavar="DIR", help="the folder to write (exports/FORMAT in the run's folder)")
+    export.add_argument("--network", metavar="NAME", help="teacher or student (the one that the run is evaluated by)")
+
+
 def _add_options_of_hydra(parser: argparse.ArgumentParser) -> None:
     """Add the options of Hydra's own command line that show a configuration, or tell of Hydra, instead of training."""
     hidden: dict[str, Any] = {"help": argparse.SUPPRESS}
@@ -369,5 +383,5 @@ def _add_options_of_hydra(parser: argparse.ArgumentParser) -> None:
 def _commands() -> dict[str, Callable[[argparse.Namespace, list[str]], int]]:
     from importlib import import_module
 
-    names = ("pretrain", "train", "check", "resume", "branch", "views", "prepare", "eval", "embed", "recipes")
+    names = ("pretrain", "train", "check", "resume", "branch", "views", "prepare", "eval", "embed", "export", "recipes")
     return {name: lambda *args, name=name: import_module(f"{__name__}.{name}").main(*args) for name in names}

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from ..data import Images, Prepared
 from ..exceptions import ConfigError
+from ..monitors.knn import nearest_neighbours
 from ..pretraining.sets import find_sets
 from ..runtime.files import printable, whole_file
 from .evaluate import Request, opened, together, view_for
 from .features import FeatureStore, Say, SetFeatures
-from .heads.nearest import nearest
 from .sets import open_data
 
 KINDS = (".parquet", ".npz")
@@ -185,7 +185,7 @@ def _paths(dataset: Any) -> list[str]:
 
 def _neighbours(features: Tensor, k: int) -> dict[str, np.ndarray]:
     """Return the row numbers of the nearest other images, and their cosines, (images, k) each."""
-    similarities, rows = nearest(features, features, k + 1)
+    similarities, rows = nearest_neighbours(features, features, k + 1)
     is_other = rows != torch.arange(len(rows))[:, None]
     # An image with as many equal copies is not among its own neighbours: then the last one is dropped.
     is_other[is_other.all(1), -1] = False

@@ -16,6 +16,7 @@ from ..weights.resampling import adapt_channels
 from ..weights.sources import parse_source
 from .convmixer import ConvMixer
 from .foreign_vit import VITS
+from .of_run import backbone_of_run
 from .resnet9 import Resnet9
 
 log = logging.getLogger("stable_ssl")
@@ -24,9 +25,14 @@ _OWN = {"resnet9": Resnet9, "convmixer": ConvMixer}
 # The attributes in which torchvision's models keep their last layer.
 _HEADS = ("fc", "classifier", "heads", "head")
 
+_STEM_IS_LOST = (
+    "low_resolution: it replaces the first convolution, so that of the weights would be thrown away. Leave out "
+    "weights, or set low_resolution to false and give larger images."
+)
+
 
 def load_backbone(
-    name: str,
+    name: str | None = None,
     num_classes: int | None = None,
     weights: Any = None,
     low_resolution: bool = False,
@@ -40,7 +46,8 @@ def load_backbone(
     Parameters
     ----------
     name
-        A model of torchvision such as `resnet18`, `resnet9`, `ConvMixer`, or `timm/<name>` for a model of timm.
+        A model of torchvision such as `resnet18`, `resnet9`, `ConvMixer`, or `timm/<name>` for a model of timm. None:
+        the network of the run that `weights` names; of teacher and student, the one that the run is evaluated by.
     num_classes
         Width of a new last layer. None: an Identity, so the output is the representation, (batch, dim).
     weights
@@ -67,23 +74,37 @@ def load_backbone(
     Examples
     --------
     >>> import torch
-    >>> from stable_ssl.modules import load_backbone
     >>> backbone, dim = load_backbone("resnet18", low_resolution=True, return_feature_dim=True)
     >>> backbone(torch.zeros(2, 3, 32, 32)).shape, dim
     (torch.Size([2, 512]), 512)
+    >>> backbone = load_backbone(weights="runs/photos").eval()  # doctest: +SKIP
     """
+    if name is None:
+        others = {"low_resolution": low_resolution, "in_channels": in_channels != 3, "image_size": image_size, **kwargs}
+        return _load_run(weights, num_classes, return_feature_dim, others)
     is_library = _is_of_library(name, weights)
     source = None if is_library or weights is None or weights is False else parse_source(weights, "weights")
     if low_resolution and (is_library or (source and source.place.startswith("timm/"))):
-        raise ConfigError(
-            "low_resolution: it replaces the first convolution, so that of the weights would be thrown away. Leave out "
-            "weights, or set low_resolution to false and give larger images."
-        )
+        raise ConfigError(_STEM_IS_LOST)
     named = weights if is_library else None
     network, dim = _make(name, _Given(num_classes, named, low_resolution, in_channels, image_size), **kwargs)
     if source:
         load_weights(source, network, "backbone", "weights")
     return (network, dim) if return_feature_dim else network
+
+
+def _load_run(
+    weights: Any, num_classes: int | None, return_feature_dim: bool, others: dict[str, Any]
+) -> nn.Module | tuple[nn.Module, int]:
+    """Return the backbone of a run. `others` are arguments that only a network with a name has."""
+    if weights is None or isinstance(weights, bool):
+        raise ConfigError("name: it is missing. Name a network, or a run in weights.")
+    if given := [key for key, value in others.items() if value]:
+        raise ConfigError(f"{given[0]}: the network is the run's, so it can't be changed. Leave it out, or give name.")
+    network, dim = backbone_of_run(parse_source(weights, "weights"), num_classes)
+    if return_feature_dim and dim is None:
+        raise ConfigError("return_feature_dim: the run's network does not say its width. Leave it out.")
+    return (network, dim) if return_feature_dim and dim is not None else network
 
 
 class _Given(NamedTuple):
@@ -205,25 +226,38 @@ def _load_timm(name: str, given: _Given, **kwargs: Any) -> tuple[nn.Module, int]
         raise ImportError(f"name: '{name}' needs `pip install 'stable-ssl[timm]'`.") from error
     if not timm.is_model(model := name.removeprefix("timm/")):
         raise ValueError(f"name: timm has no '{model}'.{similar(model, timm.list_models(), 'timm/')}")
-    is_vit = timm.models.is_model_in_modules(model, ["vision_transformer", "deit"])
-    if (size := given.image_size) is not None and getattr(timm.get_pretrained_cfg(model), "fixed_input_size", False):
-        kwargs["img_size"] = size if isinstance(size, int) else tuple(size)
-    if is_vit:
-        kwargs = {"dynamic_img_size": True, "dynamic_img_pad": True, **kwargs}
-    elif "norm_eps" in kwargs:
+    if "norm_eps" in kwargs and not _is_vit_of_timm(model):
         _refuse_options_of_vits(name, kwargs)
     norm_eps = kwargs.pop("norm_eps", None)
-    options = {
-        "pretrained": bool(given.weights),
-        "num_classes": given.num_classes or 0,
-        "in_chans": given.in_channels,
-        **kwargs,
-    }
-    network: Any = timm.create_model(model, **options)
+    options = arguments_of_timm(model, given.num_classes, given.in_channels, given.image_size, **kwargs)
+    network: Any = timm.create_model(model, pretrained=bool(given.weights), **options)
     _set_norm_eps(network, norm_eps)
     if given.low_resolution:
         _adapt_stem(network, name)
     return network, network.num_features
+
+
+def _is_vit_of_timm(model: str) -> bool:
+    import timm
+
+    return timm.models.is_model_in_modules(model, ["vision_transformer", "deit"])  # type: ignore[no-any-return]
+
+
+def arguments_of_timm(
+    model: str,
+    num_classes: int | None = None,
+    in_channels: int = 3,
+    image_size: int | Sequence[int] | None = None,
+    **kwargs: Any,
+) -> dict[str, Any]:
+    """Return the arguments that `timm.create_model` gets for a model; the parameters are those of `load_backbone`."""
+    import timm
+
+    if image_size is not None and getattr(timm.get_pretrained_cfg(model), "fixed_input_size", False):
+        kwargs["img_size"] = image_size if isinstance(image_size, int) else tuple(image_size)
+    if _is_vit_of_timm(model):
+        kwargs = {"dynamic_img_size": True, "dynamic_img_pad": True, **kwargs}
+    return {"num_classes": num_classes or 0, "in_chans": in_channels, **kwargs}
 
 
 def _set_norm_eps(network: nn.Module, value: float | None) -> None:

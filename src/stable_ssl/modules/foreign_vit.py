@@ -108,7 +108,7 @@ class _Adapter:
         """See `ViT.forward_tokens`."""
         patches, others = self._embed(images, grid_of(images, self.patch_size))
         patches = patches if places is None else take(patches, places)  # (batch, kept, dim)
-        others = [token.to(patches.dtype).expand(len(patches), -1, -1) for token in others]
+        others = [token.to(patches.dtype).expand(patches.shape[0], -1, -1) for token in others]
         is_hidden = None
         if is_real is not None:
             is_real = nn.functional.pad(is_real, (self.num_others, 0), value=True)

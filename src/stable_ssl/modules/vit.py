@@ -169,7 +169,7 @@ class ViT(nn.Module):
         tokens = tokens + _table(grid, self.grid, tokens.shape[2], tokens)
         tokens = tokens if places is None else take(tokens, places)  # (batch, kept, dim)
         if self.class_token is not None:
-            tokens = torch.cat([self.class_token.to(tokens.dtype).expand(len(tokens), 1, -1), tokens], dim=1)
+            tokens = torch.cat([self.class_token.to(tokens.dtype).expand(tokens.shape[0], 1, -1), tokens], dim=1)
             is_real = None if is_real is None else nn.functional.pad(is_real, (1, 0), value=True)
         outputs: Tensor = self.blocks(tokens, is_real)
         return outputs  # (batch, [1 +] kept, dim)

@@ -14,6 +14,7 @@ from ..augmentations.views import View
 from ..nodes import build
 from ..runtime.folder import read_config
 from ..weights.files import newest_weights
+from ..weights.runs import path_of_backbone
 
 KNN, PROBE, LOSS, RANK = "test/knn", "test/accuracy", "train/loss_ssl", "train/rankme"
 
@@ -75,7 +76,7 @@ def lines_to_load(folder: Path) -> list[str]:
 def backbone_of(modules: nn.ModuleDict, folder: Path) -> nn.Module:
     """Return the network, among the modules of a run, whose representations the run was evaluated by."""
     found: Any = modules
-    for step in _path_of((read_config(folder) or {})["trainer"]):
+    for step in path_of_backbone((read_config(folder) or {})["trainer"]):
         found = found[step] if found is modules else getattr(found, step)
     return found  # type: ignore[no-any-return]
 
@@ -98,16 +99,6 @@ class _ViewOfRun(View):
         return super().__call__(image)
 
 
-def _path_of(trainer: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the name of the module that is evaluated, and the attribute of the network in it if it is a pair."""
-    modules = trainer["module"]
-    if "target_encoder" in modules:
-        return ("context_encoder" if trainer.get("evaluate_with") == "student" else "target_encoder",)
-    if "student" in modules["backbone"]:
-        return "backbone", trainer.get("evaluate_with") or "teacher"
-    return ("backbone",)
-
-
 def _place_of(trainer: Mapping[str, Any]) -> str:
-    name, *attributes = _path_of(trainer)
+    name, *attributes = path_of_backbone(trainer)
     return "".join([f'["{name}"]', *(f".{attribute}" for attribute in attributes)])

@@ -154,8 +154,8 @@ def _as_line(node: Mapping[str, Any], place: str) -> str:
 
 
 def _tensors_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the tensors of all modules in a checkpoint's state."""
-    return {key: value for key, value in state["modules"].items() if isinstance(value, Tensor)}
+    """Return the tensors of all modules in a checkpoint's state, by the keys that files of weights have."""
+    return {key.removeprefix("module."): value for key, value in state["modules"].items() if isinstance(value, Tensor)}
 
 
 def _of_timm(place: str) -> dict[str, Tensor]:

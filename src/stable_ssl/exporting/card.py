@@ -1,0 +1,97 @@
+"""The model card of an export: what the network is, what it was trained on, and its figures with their protocols."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from .backbone import Backbone
+
+
+def write_card(backbone: Backbone, folder: Path, library: str, lines: Callable[[Path], list[str]]) -> None:
+    """Write `README.md` in the form of Hugging Face's model cards. Its licence is left to the user."""
+    trainer = backbone.found.run.trainer
+    optim = trainer.get("optim") or {}
+    facts = {
+        "Method": " with ".join(filter(None, (_name(trainer), _name(trainer.get("loss"))))),
+        "Network": f"{backbone.kind}, `{backbone.found.path}` of the run",
+        "Data": _data(trainer),
+        "Epochs": optim.get("epochs"),
+    }
+    text = [
+        "---",
+        f"library_name: {library}",
+        "tags: [self-supervised-learning, stable-ssl]",
+        "pipeline_tag: image-feature-extraction",
+        "---",
+        "",
+        "# A backbone trained with stable-ssl",
+        "",
+        *(f"- {name}: {value}" for name, value in facts.items() if value),
+        "",
+        "```python",
+        *lines(Path(".")),
+        f"# {backbone.images.in_words}",
+        "```",
+        "",
+        *_table(figures_of(backbone.run)),
+        "",
+    ]
+    (folder / "README.md").write_text("\n".join(text), encoding="utf-8")
+
+
+def figures_of(run: Path) -> list[dict[str, str]]:
+    """Return the figures of a run's evaluations, as rows of a table, from the files in `evaluations`."""
+    rows = []
+    for file in sorted((run / "evaluations").glob("*.json")):
+        content = json.loads(file.read_text())
+        for record in content if isinstance(content, list) else [content]:
+            for name, figure in (record.get("figures") or {}).items():
+                rows.append({"figure": name, "accuracy": _accuracy(figure), **dict(_told(record))})
+    return rows
+
+
+def _accuracy(figure: Any) -> str:
+    """Return mean and standard deviation in percent."""
+    value = figure.get("accuracy", figure) if isinstance(figure, Mapping) else figure
+    mean, std = (value.get("mean"), value.get("std")) if isinstance(value, Mapping) else (value, None)
+    if std is None and isinstance(figure, Mapping):
+        std = figure.get("std")
+    return f"{mean:.2%}" + (f" ± {std:.2%}" if std else "")
+
+
+def _told(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for key in ("protocol", "data", "features", "chosen_on", "seeds"):
+        if (value := record.get(key)) is not None:
+            yield key, ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _table(rows: list[dict[str, str]]) -> list[str]:
+    columns = [*dict.fromkeys(key for row in rows for key in row)]
+    if not rows:
+        return []
+    return [
+        "## Evaluation",
+        "",
+        f"| {' | '.join(columns)} |",
+        f"|{'---|' * len(columns)}",
+        *(f"| {' | '.join(row.get(column, '') for column in columns)} |" for row in rows),
+    ]
+
+
+def _name(node: Any) -> str:
+    """Return the name of what a node builds; "" if it is no node."""
+    return str(node["_target_"]).rpartition(".")[2] if isinstance(node, Mapping) and "_target_" in node else ""
+
+
+def _data(trainer: Mapping[str, Any]) -> str:
+    """Return what the run was trained on: the data set, and the name of its folder without the way to it."""
+    loader = (trainer.get("data") or {}).get("train")
+    dataset = loader.get("dataset", loader) if isinstance(loader, Mapping) else None
+    if not isinstance(dataset, Mapping):
+        return ""
+    places = (dataset.get(key) for key in ("root", "path", "name", "urls"))
+    place = next((Path(value).name for value in places if isinstance(value, str)), "")
+    return " ".join(filter(None, (_name(dataset), place)))
