@@ -57,8 +57,8 @@ _HOME = {
     "Preempted": "exceptions",
 }
 _ROOMS = (
-    "augmentations", "base", "config", "data", "exceptions", "loggers", "losses", "modules", "monitors", "optimizers",
-    "reader", "runtime", "schedulers", "trainers", "utils",
+    "augmentations", "base", "config", "data", "evaluation", "exceptions", "loggers", "losses", "modules", "monitors",
+    "optimizers", "reader", "runtime", "schedulers", "trainers", "utils",
 )  # fmt: skip
 
 __all__ = list(_HOME)

@@ -17,11 +17,10 @@ from ..data import Images, Prepared
 from ..exceptions import ConfigError
 from ..pretraining.sets import find_sets
 from ..runtime.files import printable, whole_file
-from .evaluate import Request, together, view_for
+from .evaluate import Request, opened, together, view_for
 from .features import FeatureStore, Say, SetFeatures
 from .heads.nearest import nearest
 from .sets import open_data
-from .sources import open_source
 
 KINDS = (".parquet", ".npz")
 _ROWS = 4096  # that are written at a time
@@ -118,9 +117,7 @@ def embed(request: Request, neighbours: int = 0, say: Say = lambda line: None) -
         The source or the images can't be used, or there are fewer other images than `neighbours`.
     """
     names = [*(request.features or ("representation",))]
-    size = request.size if isinstance(request.size, int) else None
-    options: dict[str, Any] = {"backbone": request.backbone, "network": request.network, "module": request.module}
-    subject = open_source(request.sources[0], size=size, **options)
+    subject = opened(request.sources[0], request)
     parts = dict(_parts(request, subject.channels))
     if not 0 <= neighbours < sum(map(len, parts.values())):
         raise ConfigError(f"--neighbours: {neighbours} is not from 0 to the number of other images.")

@@ -55,7 +55,7 @@ class Request:
         Changes of settings of a recipe in `data`.
     labels
         As for `stable_ssl.data.Images`, of a folder in `data`.
-    backbone, network, module
+    backbone, network, view, module
         As for `open_source`.
     device, precision, batch, workers, cache, limit
         As in `How`; the device is a name such as "auto" or "cuda".
@@ -75,6 +75,7 @@ class Request:
     labels: str | None = None
     backbone: str | None = None
     network: str | None = None
+    view: Any = None
     module: Mapping[str, Any] | None = None
     device: str = "auto"
     precision: str = "fp32"
@@ -122,7 +123,9 @@ def evaluate(
     """
     sets = [] if data is None else [data] if isinstance(data, str | Path | tuple) else [*data]
     request = Request(_listed(source), _listed(protocol), sets, cache=options.pop("cache", usual_cache()), **options)
-    given = "".join(f", {key}={value!r}" for key, value in options.items() if key not in ("module", "world_size"))
+    given = "".join(
+        f", {key}={value!r}" for key, value in options.items() if key not in ("module", "view", "world_size")
+    )
     shown = data if isinstance(data, str | Path | None) else "…"
     return carry_out(request, f"evaluate({source!r}, {protocol!r}, {shown!r}{given})")
 
@@ -194,11 +197,21 @@ def together(request: Request) -> Iterator[tuple[Alone | Together, How]]:
 
 def _opened(source: Any, request: Request) -> Iterator[Subject]:
     """Yield the networks of a source: of a run that has its first weights, before and after training."""
-    size = request.size if isinstance(request.size, int) else None
-    options: dict[str, Any] = {"backbone": request.backbone, "network": request.network, "module": request.module}
     if before := before_training(source):
-        yield replace(open_source(before, size=size, **options), name=f"{source} before training")
-    yield open_source(source, size=size, **options)
+        yield replace(opened(before, request), name=f"{source} before training")
+    yield opened(source, request)
+
+
+def opened(source: Any, request: Request) -> Subject:
+    """Return a source as a request wants it to be seen."""
+    return open_source(
+        source,
+        backbone=request.backbone,
+        network=request.network,
+        size=request.size if isinstance(request.size, int) else None,
+        view=request.view,
+        module=request.module,
+    )
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,8 @@ class FeatureStore:
 
     def __init__(self, how: How, ranks: Alone | Together, say: Say = lambda line: None):
         self._how, self._ranks, self._say = how, ranks, say
-        self._temporary: str | None = None
+        self._temporary: Path | None = None
+        self._alive: list[Any] = []
         self._used: list[Path] = []
 
     def close(self) -> None:
@@ -159,13 +160,15 @@ class FeatureStore:
     def _folder(self, subject: Subject, dataset: Any, view: Any) -> Path:
         """Return the folder for the features of a set, and make it."""
         parts = [of_dataset(dataset), of_view(view)]
-        if self._how.cache is None or None in parts:
-            if self._how.cache is not None:
+        place = self._how.cache
+        if place is None or None in parts:
+            if place is not None:
                 self._say("these images can't be told from others without reading them, so their features are not kept")
-            self._temporary = self._temporary or tempfile.mkdtemp(prefix="stable_ssl_features_")
-            return Path(tempfile.mkdtemp(dir=self._temporary))
+            place = self._temporary = self._temporary or Path(tempfile.mkdtemp(prefix="stable_ssl_features_"))
+            self._alive += [dataset, view]  # so that no other object gets the same number
+            parts = [part or str(id(of)) for part, of in zip(parts, (dataset, view), strict=True)]
         key = json.dumps([FORMAT, subject.digest, *parts, self._how.precision, self._how.device.type, self._how.batch])
-        folder = self._how.cache / hashlib.sha256(key.encode()).hexdigest()[:32]
+        folder = place / hashlib.sha256(key.encode()).hexdigest()[:32]
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

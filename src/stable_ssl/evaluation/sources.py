@@ -34,6 +34,7 @@ def open_source(
     backbone: str | None = None,
     network: str | None = None,
     size: int | None = None,
+    view: Any = None,
     module: Mapping[str, Any] | None = None,
 ) -> Subject:
     """Return what a source names, ready to be evaluated.
@@ -49,6 +50,8 @@ def open_source(
         "teacher" or "student", of a run that has both. None: as its `evaluate_with` says.
     size
         Height and width of the images, in pixels. None: as the source sees them.
+    view
+        What makes of an image what the network gets, such as an `EvalView`. None: as the source's own evaluation.
     module
         Modules of a run that a script made, by name, which no file describes.
 
@@ -69,6 +72,9 @@ def open_source(
         subject = _of_file(name, backbone)
     else:
         subject = _of_run(name, network, module)
+    if view is not None:
+        size_of_view, mean, std = seen_by(view, subject.backbone)
+        subject = replace(subject, view=view, size=size_of_view, mean=mean, std=std)
     if size is not None:
         view = EvalView(size, None, subject.mean, subject.std, _interpolation_of(subject.view))
         subject = replace(subject, view=view, size=(size, size))
