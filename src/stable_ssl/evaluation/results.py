@@ -51,11 +51,16 @@ def record(
 
 
 def _summed_up(figures: Mapping[int, Sequence[Figure]]) -> dict[str, dict[str, Any]]:
-    """Return the mean and the standard deviation over seeds of each figure, by its name."""
+    """Return the mean and the standard deviation over seeds of each figure, by its name.
+
+    If a protocol gives a figure for each of several features, their name is a part of its name.
+    """
     by_name: dict[str, list[Figure]] = {}
     for of_seed in figures.values():
+        names = [figure.name for figure in of_seed]
         for figure in of_seed:
-            by_name.setdefault(figure.name, []).append(figure)
+            name = figure.name if names.count(figure.name) == 1 else f"{figure.name}, {figure.features}"
+            by_name.setdefault(name, []).append(figure)
     return {
         name: {
             "accuracy": statistics.mean(one.accuracy for one in found),

@@ -154,7 +154,7 @@ def knn_scores(
     temperature
         The lower it is, the more the nearest neighbours count.
     chunk
-        Number of queries that are compared with the bank at a time. The memory needed is chunk × samples.
+        Number of queries that are compared with the bank at a time.
 
     Raises
     ------
@@ -169,13 +169,49 @@ def knn_scores(
     >>> knn_scores(bank, labels, torch.tensor([[1.0, 0.1]]), num_classes=2, k=2).argmax(1)
     tensor([0])
     """
+    similarities, neighbours = nearest_neighbours(bank, queries.reshape(len(queries), bank.shape[1]), k, chunk)
+    votes = ((similarities - similarities[:, :1]) / temperature).exp()  # (queries, k)
+    scores = votes.new_zeros(len(queries), num_classes)
+    return scores.scatter_add_(1, bank_labels[neighbours], votes)
+
+
+@torch.no_grad()
+def nearest_neighbours(
+    bank: Tensor, queries: Tensor, k: int, chunk: int = 256, bank_chunk: int = 65536
+) -> tuple[Tensor, Tensor]:
+    """Return the cosine similarities of each query's k nearest neighbours, in falling order, and their places in the
+    bank, (queries, k) each.
+
+    The memory needed is that of `chunk` × `bank_chunk` similarities and of a chunk of the bank, in float32, on the
+    queries' device. The bank may be on another.
+
+    Parameters
+    ----------
+    bank
+        Features, (samples, dim), of any length.
+    queries
+        Features whose neighbours are searched, (queries, dim).
+    k
+        Number of neighbours.
+    chunk, bank_chunk
+        Number of queries and of samples that are compared at a time.
+
+    Raises
+    ------
+    ValueError
+        The bank has fewer than k samples.
+    """
     if k > len(bank):
         raise ValueError(f"k: {k} neighbours are more than the {len(bank)} labelled samples of the bank.")
-    bank = nn.functional.normalize(bank.float(), dim=1)  # (samples, dim)
-    queries = nn.functional.normalize(queries.float().reshape(len(queries), bank.shape[1]), dim=1)
-    scores = queries.new_zeros(len(queries), num_classes)
-    for part, into in zip(queries.split(chunk), scores.split(chunk), strict=True):
-        similarities, neighbours = (part @ bank.T).topk(k)  # (chunk, k) each
-        votes = ((similarities - similarities[:, :1]) / temperature).exp()  # (chunk, k)
-        into.scatter_add_(1, bank_labels[neighbours], votes)
-    return scores
+    queries = nn.functional.normalize(queries.float(), dim=1)
+    nearest = queries.new_full((len(queries), k), -torch.inf)
+    places = torch.zeros_like(nearest, dtype=torch.long)
+    for first in range(0, len(bank), bank_chunk):
+        part = bank[first : first + bank_chunk].to(queries.device).float()
+        part = nn.functional.normalize(part, dim=1).T  # (dim, bank_chunk)
+        for query, best, place in zip(queries.split(chunk), nearest.split(chunk), places.split(chunk), strict=True):
+            found, where = (query @ part).topk(min(k, part.shape[1]))  # (chunk, k) each
+            found, order = torch.cat((best, found), 1).topk(k)
+            place.copy_(torch.cat((place, where + first), 1).gather(1, order))
+            best.copy_(found)
+    return nearest, places

@@ -24,6 +24,7 @@ class Stream(IntEnum):
     EVAL = 5  # the same, of one evaluation batch
     EPOCH = 6  # the hooks around an epoch
     VIEWS = 7  # parameters of the views of one sample
+    SUBSET = 8  # which samples of a set an evaluation takes
 
 
 def derive_seed(*keys: int) -> int:

@@ -1,0 +1,1 @@
+"""Classifiers on features, one kind per file."""

@@ -1,0 +1,67 @@
+"""Parts of a set: a tenth that chooses a setting, and few images per class."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...exceptions import ConfigError, DataError
+from ...runtime.seeding import Stream, derive_seed
+from ..protocol import Labelled, Sets
+
+CHUNK = 16384  # images that are looked over at a time
+
+
+def labels_of(sets: Sets) -> Tensor:
+    """Return the labels of a set, which are the same for all its features, (images,)."""
+    return next(iter(sets.values())).labels
+
+
+def take(own: Labelled, images: Tensor) -> Labelled:
+    """Return the features of the images that a mask or a list of indices names."""
+    return Labelled(own.features[images], own.labels[images], own.num_classes)
+
+
+def places_in_class(labels: Tensor, seed: int) -> Tensor:
+    """Return the place of each image in a random order of those of its class, from 0, (images,).
+
+    The images whose place is below k are k of each class. Those of a smaller k are among them.
+    """
+    generator = torch.Generator().manual_seed(derive_seed(seed, Stream.SUBSET))
+    order = torch.randperm(len(labels), generator=generator)
+    order = order[labels[order].argsort(stable=True)]  # class by class
+    counts = labels.bincount()
+    firsts = counts.cumsum(0) - counts
+    places = torch.empty_like(order)
+    places[order] = torch.arange(len(order)) - firsts[labels[order]]
+    return places
+
+
+def tenth(labels: Tensor, seed: int) -> Tensor:
+    """Return whether each image is of a stratified tenth, (images,).
+
+    It has a tenth of each class, rounded, and at least one image of a class that has two. An image that is alone in its
+    class stays out of it.
+
+    Raises
+    ------
+    ConfigError
+        No class has two images.
+    """
+    counts = labels.bincount()
+    if counts.max() < 2:
+        raise ConfigError("No class has two labelled training images, so none can be set apart to choose a setting.")
+    numbers = (counts / 10).round().long().clamp(min=1).minimum(counts - 1)
+    return places_in_class(labels, seed) < numbers[labels]
+
+
+def check_finite(train: Sets, test: Sets) -> None:
+    """Raise a DataError if features are NaN or infinite."""
+    for which, sets in (("training", train), ("test", test)):
+        for name, own in sets.items():
+            broken = sum(int((~part.isfinite().all(1)).sum()) for part in own.features.split(CHUNK))
+            if broken:
+                raise DataError(
+                    f"The features '{name}' of {broken} of the {len(own.features)} {which} images are NaN or infinite: "
+                    "look at the weights and at the precision that they were computed in."
+                )

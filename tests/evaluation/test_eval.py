@@ -1,0 +1,177 @@
+"""`stable-ssl eval` and `embed`: records, the table, several processes, and bad input."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import processes
+import pyarrow.parquet
+import pytest
+import torch
+from PIL import Image
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
+
+import stable_ssl
+from stable_ssl.cli import main
+from stable_ssl.data import Digits
+from stable_ssl.evaluation import evaluate
+from stable_ssl.evaluation.presets import PROTOCOLS
+from stable_ssl.evaluation.protocol import Figure
+from stable_ssl.evaluation.results import in_words, record, save, saved, show
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def run(digits_run, tmp_path):
+    """A copy of a run, so that its records are its own."""
+    return shutil.copytree(digits_run("simclr_digits", "logger.eval_at_start=true"), tmp_path / "run")
+
+
+def test_a_runs_features_before_and_after_training_are_measured_on_its_own_sets(run, capsys):
+    assert main(["eval", str(run), "--protocol", "knn", "simpleshot"]) == 0
+    table = capsys.readouterr().out
+    records = {(one["protocol"], one["global_step"]): one for one in saved(run)}
+    assert [*records] == [("knn", 0), ("simpleshot", 0), ("knn", 2), ("simpleshot", 2)]
+    backbone = stable_ssl.load(run)["backbone"]
+    with torch.no_grad():
+        (x, y), (x_test, y_test) = (
+            (backbone(torch.stack([one[0] for one in digits])).numpy(), digits.targets)
+            for digits in (Digits("train"), Digits("test"))
+        )
+    figure = records["knn", 2]["figures"]["knn"]
+    for accuracy, chosen in zip(figure["by_seed"], figure["chosen"], strict=True):
+        weights = lambda distances: np.exp((1 - distances) / 0.07)
+        theirs = KNeighborsClassifier(chosen["k"], metric="cosine", weights=weights).fit(x, y).score(x_test, y_test)
+        assert accuracy == pytest.approx(theirs, abs=1 / len(y_test))
+    assert records["knn", 2]["data"] == {"name": "its own sets", "train": 1442, "test": 355, "classes": 10}
+    for one in records.values():
+        assert all(in_words(figure) in table for figure in one["figures"].values())
+
+
+def test_the_same_from_two_processes_is_the_same_record_to_the_byte(run, tmp_path):
+    line = ["eval", str(run), "--protocol", "knn", "simpleshot", "--cache", "none"]
+    found = {}
+    for number in ("1", "2"):
+        done = processes.run(
+            [processes.COMMAND if hasattr(processes, "COMMAND") else "stable-ssl", *line, "--world-size", number]
+        )
+        assert done.returncode == 0, done.stderr
+        found[number] = {file.name: file.read_bytes() for file in (run / "evaluations").iterdir()}
+        shutil.rmtree(run / "evaluations")
+    assert found["1"] == found["2"]
+    assert len(found["1"]) == 4
+
+
+def test_a_folder_with_train_and_val_or_of_classes_is_evaluated_on(run, photos, tmp_path):
+    (one,) = evaluate(run / "weights" / "initial.safetensors", "simpleshot", data=photos, size=16)
+    assert one["data"] == {"name": str(photos), "train": 24, "test": 6, "classes": 3}
+    split = tmp_path / "split"
+    for part in ("train", "val"):
+        shutil.copytree(photos, split / part)
+    (two,) = evaluate(run / "weights" / "initial.safetensors", "simpleshot", data=split, size=16)
+    assert two["data"] == {"name": str(split), "train": 30, "test": 30, "classes": 3}
+
+
+def test_a_record_of_other_weights_is_never_overwritten(tmp_path, run):
+    figures = {0: [Figure("knn", 0.5, "representation")]}
+    from stable_ssl.evaluation.sources import open_source
+
+    subject = open_source(run)
+    made = record(subject, PROTOCOLS["knn"], {"name": "a/photos", "train": 1, "test": 1, "classes": 2}, figures, "line")
+    first = save(made, tmp_path / "records")
+    assert save(made, tmp_path / "records") == first
+    other = save({**made, "digest": "other"}, tmp_path / "records")
+    assert (first.name, other.name) == ("knn_photos_step_2.json", "knn_photos_step_2_2.json")
+
+
+def test_means_and_deviations_over_seeds_are_kept_apart_by_features_if_a_protocol_gives_several(run, capsys):
+    from stable_ssl.evaluation.sources import open_source
+
+    figures = {
+        seed: [Figure("knn", value, "class"), Figure("knn", value / 2, "patches")]
+        for seed, value in ((0, 0.6), (1, 0.8))
+    }
+    made = record(
+        open_source(run), PROTOCOLS["knn"], {"name": "x", "train": 1, "test": 1, "classes": 2}, figures, "line"
+    )
+    assert {name: (one["accuracy"], one["std"]) for name, one in made["figures"].items()} == {
+        "knn, class": (pytest.approx(0.7), pytest.approx(0.02**0.5)),
+        "knn, patches": (pytest.approx(0.35), pytest.approx(0.02**0.5 / 2)),
+    }
+    show([made])
+    assert "70.00 ± 14.14 %" in capsys.readouterr().out
+
+
+def grey(photos):
+    Image.new("L", (12, 12)).save(photos / "red" / "grey.png")
+
+
+@pytest.mark.parametrize(
+    ("words", "change", "told"),
+    [
+        (["nowhere"], None, "'nowhere' is no source: no run, no file of a run, and neither timm/NAME nor torchvision/NAME"),
+        (["torchvision/resnet19"], None, "torchvision has no classifier 'resnet19'"),
+        (["RUN", "--protocol", "held_out"], None, "--protocol: there is no 'held_out'. There are held-out"),
+        (["RUN", "--features", "class"], None, "--features: 'RUN before training' gives no 'class'. It gives representation"),
+        (["RUN", "--data", "foto"], None, "--data: 'foto' is no folder, no file of `stable-ssl prepare`, and no recipe"),
+        (["RUN", "--data", "photos", "--labels", "none"], None, "its training set has no labels, so that nothing can be measured"),
+        (["RUN", "--data", "photos", "--size", "16", "--protocol", "dino-knn", "--features", "representation"], None, "200"),
+        (["RUN", "--data", "split", "--size", "16"], "classes", "have different classes"),
+        (["RUN", "--seeds", "0"], None, "--seeds: 0 is not a whole number of at least 1."),
+        (["RUN", "--size", "big"], None, "--size: 'big' is no number of pixels, and not native."),
+        (["RUN", "--network", "student"], None, "--network student: 'RUN"),
+        (["RUN", "root=/data"], None, "root=/data changes a recipe of --data, and none is given."),
+        (["EMPTY"], "empty", "has neither weights nor a checkpoint"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_told_in_one_line_and_nothing_is_written(run, photos, tmp_path, capsys, words, change, told):
+    if change == "classes":
+        for part, classes in (("train", ("red", "green")), ("val", ("red", "blue"))):
+            for name in classes:
+                shutil.copytree(photos / name, tmp_path / "split" / part / name)
+    if change == "empty":
+        shutil.copytree(run, tmp_path / "EMPTY", ignore=shutil.ignore_patterns("weights", "checkpoints"))
+    run.rename(tmp_path / "RUN")
+    assert main(["eval", *words]) in (1, 2)
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert told in line
+    assert not (tmp_path / "RUN" / "evaluations").exists()
+
+
+def test_embed_writes_features_with_paths_labels_and_neighbours(digits_run, photos, tmp_path, capsys):
+    mae = str(digits_run("mae_digits"))
+    line = ["embed", mae, "photos", "--size", "16", "--features", "class", "patches", "--neighbours", "3"]
+    assert main([*line, "--out", "f.parquet"]) == 0
+    table = pyarrow.parquet.read_table("f.parquet").to_pydict()
+    names = sorted(f"{path.parent.name}/{path.name}" for path in photos.rglob("*.png"))
+    assert table["path"] == names
+    assert [name.partition("/")[0] for name in names] == table["class_name"]
+    features = np.array(table["class"])
+    distances, rows = NearestNeighbors(n_neighbors=4, metric="cosine").fit(features).kneighbors(features)
+    assert np.allclose(1 - distances[:, 1:], table["similarities"], atol=1e-5)
+    assert np.mean(rows[:, 1:] == np.array(table["neighbours"])) > 0.95
+    assert main([*line, "--out", "f.npz"]) == 0
+    with np.load("f.npz") as file:
+        assert np.array_equal(file["patches"], np.array(table["patches"], np.float32))
+    capsys.readouterr()
+    assert main([*line, "--out", "f.npz"]) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_labels_of_a_csv_file_are_the_classes(run, photos, tmp_path):
+    with open(tmp_path / "labels.csv", "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path", "label"])
+        for path in sorted(photos.rglob("*.png")):
+            rows.writerow([path.relative_to(photos), "warm" if path.parent.name == "red" else "cold"])
+    (one,) = evaluate(run / "weights" / "initial.safetensors", "simpleshot", photos, labels="labels.csv", size=16)
+    assert one["data"]["classes"] == 2
+    assert json.loads(json.dumps(one)) == one
