@@ -383,6 +383,26 @@ def test_fine_tuning_mixes_images_lowers_the_loss_and_leaves_the_subject_alone(t
     ]  # fmt: skip
 
 
+def test_fine_tuning_goes_on_to_the_same_bits_with_another_number_of_workers(trainers, tmp_path, monkeypatch):
+    def tune(folder, **options):
+        return measure(PRESETS["mae-finetune"], subject(vision_transformer()), folder, epochs=1, **options)
+
+    def stop(trainer):
+        if trainer.global_step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    expected = tune(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(FineTuningTrainer, "after_fit_step", stop)
+        with pytest.raises(Preempted):
+            tune(tmp_path / "cut")
+    assert tune(tmp_path / "cut", workers=1) == expected
+    (whole, _), (cut, _), (again, _) = trainers
+    assert cut.global_step == 3
+    ends = [trainer.module.state_dict() for trainer in (whole, again)]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
 def test_networks_without_blocks_are_told_to_have_neither_layer_decay_nor_drop_path(tmp_path):
     notes = PRESETS["mae-finetune"].plan(subject(convolutions()), 3, 16, "fp32").notes
     assert [note.partition(":")[0] for note in notes] == ["no layer decay", "no drop path"]
