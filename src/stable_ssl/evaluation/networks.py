@@ -142,3 +142,9 @@ def _find_tokens(network: Any) -> _Tokens | None:
         num_others = getattr(network, "num_prefix_tokens", has_class + getattr(network, "num_register_tokens", 0))
         return _Tokens([*blocks], norm, num_others, has_class)
     return None
+
+
+def blocks_of(network: nn.Module) -> list[nn.Module]:
+    """Return the blocks of a vision transformer, from the first. Empty if the network is none that is known."""
+    tokens = _find_tokens(network)
+    return tokens.blocks if tokens else []

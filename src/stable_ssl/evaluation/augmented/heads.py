@@ -1,0 +1,111 @@
+"""Linear heads on several features, trained together, and the accuracy of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+
+class Head(NamedTuple):
+    """One classifier of those that a protocol trains: the name of its features, and its learning rate for 256 images
+    per step."""
+
+    features: str
+    rate: float
+
+    def __str__(self) -> str:
+        return f"{self.features}_lr{self.rate:g}"
+
+
+class Heads(nn.Module):
+    """Linear classifiers: on each of several features, one per learning rate.
+
+    Parameters
+    ----------
+    dims
+        Widths of the features by name.
+    num_classes
+        Number of classes.
+    num_rates
+        Number of classifiers on each of the features.
+    norm
+        Arguments of a `BatchNorm1d` before the classifiers. None: there is none.
+    std
+        Standard deviation of the first weights; the first biases are 0. None: both are as those of `nn.Linear`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from stable_ssl.evaluation.augmented.heads import Heads
+    >>> heads = Heads({"class": 8, "patches": 8}, num_classes=5, num_rates=3)
+    >>> heads({"class": torch.zeros(2, 8), "patches": torch.zeros(2, 8)}).shape
+    torch.Size([2, 6, 5])
+    """
+
+    def __init__(
+        self,
+        dims: Mapping[str, int],
+        num_classes: int,
+        num_rates: int = 1,
+        norm: Mapping[str, Any] | None = None,
+        std: float | None = None,
+    ):
+        super().__init__()
+        made = nn.Identity if norm is None else nn.BatchNorm1d
+        self.norms = nn.ModuleDict({name: made(dim, **(norm or {})) for name, dim in dims.items()})
+        self.linears = nn.ModuleDict(
+            {name: nn.ModuleList(nn.Linear(dim, num_classes) for _ in range(num_rates)) for name, dim in dims.items()}
+        )
+        for part in self.linears.modules() if std is not None else ():
+            if isinstance(part, nn.Linear):
+                nn.init.normal_(part.weight, std=std or 0.0)
+                nn.init.zeros_(part.bias)
+
+    def forward(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Return the scores of features (batch, dim) by name, (batch, heads, classes).
+
+        Heads come in the order of `dims`, those on the same features side by side: they are one matrix product.
+        """
+        return torch.cat([self._scores(name, features[name]) for name in self.linears], dim=1)
+
+    def _scores(self, name: str, values: Tensor) -> Tensor:
+        heads: Any = self.linears[name]
+        weight = torch.cat([head.weight for head in heads])  # (heads × classes, dim)
+        bias = torch.cat([head.bias for head in heads])
+        scores = nn.functional.linear(self.norms[name](values), weight, bias)
+        return scores.view(len(scores), len(heads), -1)
+
+
+class HeadAccuracy(Metric):
+    """Share of the images whose class each head finds, by the head. Images with a label below 0 are left out.
+
+    Parameters
+    ----------
+    heads
+        The heads, in the order of the scores (batch, heads, classes).
+    """
+
+    full_state_update = False
+    hits: Tensor
+    total: Tensor
+
+    def __init__(self, heads: Sequence[Head]):
+        super().__init__()
+        self.heads = [*heads]
+        self.add_state("hits", torch.zeros(len(heads), dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, scores: Tensor, labels: Tensor) -> None:
+        """Count the hits of a batch."""
+        is_known = labels >= 0
+        self.hits += ((scores.argmax(2) == labels[:, None]) & is_known[:, None]).sum(0)
+        self.total += is_known.sum()
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return the accuracy of each head."""
+        shares = self.hits.double() / self.total
+        return {str(head): share for head, share in zip(self.heads, shares, strict=True)}

@@ -1,0 +1,254 @@
+"""Running a protocol that trains: its data, its configuration, and the figures of its run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR
+
+from ...base import BaseTrainer
+from ...data.views import as_read
+from ...runtime.launchers import find_place
+from ..protocol import Figure
+from ..subject import Subject
+from .heads import HeadAccuracy
+from .samples import EndlessOrder, labelled, share_of, targets_of
+
+if TYPE_CHECKING:
+    from .protocols import Augmented, Plan
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may change of a protocol that trains; None: as the protocol says.
+
+    Attributes
+    ----------
+    epochs
+        Number of epochs. The schedule is shortened with it.
+    batch_size
+        Images per mini-batch and process.
+    accumulation_steps
+        Mini-batches per step.
+    size
+        Height and width of the views, in pixels; "native": those of the subject's own view. None: 224.
+    precision
+        "fp32", "bf16" or "fp16".
+    workers
+        Processes, or threads, that read the images.
+    world_size
+        Number of processes, one per device. None: as many as were started.
+    deterministic
+        Use only kernels that give the same bits each time.
+    """
+
+    epochs: int | None = None
+    batch_size: int | None = None
+    accumulation_steps: int | None = None
+    size: int | str | None = None
+    precision: str | None = None
+    workers: int = 0
+    world_size: int | None = None
+    deterministic: bool = False
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The numbers of a run: those of its protocol, unless options change them."""
+
+    epochs: int
+    batch_size: int
+    accumulation_steps: int
+    world_size: int
+    size: int | tuple[int, int]
+    precision: str
+
+    @property
+    def whole_batch(self) -> int:
+        """Images per step."""
+        return self.batch_size * self.accumulation_steps * self.world_size
+
+
+class Running:
+    """A protocol on one network, two data sets and one seed, as a run of this package.
+
+    See `Augmented.measure` for the parameters.
+    """
+
+    def __init__(
+        self, protocol: Augmented, subject: Subject, train: Any, test: Any, seed: int, device: torch.device,
+        options: Options,
+    ):  # fmt: skip
+        train, self.test = labelled(train), labelled(test)
+        self.train = share_of(train, protocol.labels, seed)
+        self.protocol, self.subject, self.seed, self.device, self.options = protocol, subject, seed, device, options
+        self.scale = scale_of(protocol, subject, device, options)
+        self.plan: Plan = protocol.plan(subject, max(targets_of(train)) + 1, self.scale.size, self.scale.precision)
+
+    def __call__(self, out: Path) -> list[Figure]:
+        """Train in a folder, or go on there, and return the figures."""
+        trainer = self.trainer(out)
+        try:
+            trainer()
+        finally:
+            for part in (self.subject.network, self.subject.backbone, self.subject.projector):
+                if part is not None:
+                    part.cpu()
+        return self.figures(trainer.get_logs())
+
+    def trainer(self, out: Path) -> BaseTrainer:
+        """Return the trainer of a run in a folder."""
+        scale, plan, world_size = self.scale, self.plan, self.options.world_size
+        hardware = {
+            "seed": self.seed,
+            "device": str(self.device) if scale.world_size == 1 else self.device.type,
+            "precision": plan.precision,
+            "deterministic": self.options.deterministic,
+            **({} if world_size is None else {"world_size": world_size}),
+        }
+        logger = {
+            "dump_path": out,
+            "metric": {"test": {"accuracy": HeadAccuracy(plan.heads)}},
+            "eval_every_epoch": 1 if "best epoch" in self.protocol.reports else 0,
+            "log_every_step": 50,
+            "checkpoint_keep": 1,
+        }
+        about = {
+            "protocol": self.protocol.name,
+            "subject": self.subject.digest,
+            **{name: getattr(scale, name) for name in ("epochs", "size", "precision")},
+        }
+        return plan.trainer(self._data(), plan.modules, hardware, self._optim(), logger, about=about, **plan.attributes)
+
+    def _data(self) -> dict[str, Any]:
+        protocol, scale = self.protocol, self.scale
+        order: dict[str, Any] = {"shuffle": True}
+        if protocol.iterations is not None:
+            length = protocol.iterations * scale.whole_batch
+            order = {"sampler": EndlessOrder(len(self.train), length, self.seed)}
+        loader = {
+            "_target_": "stable_ssl.data.Loader",
+            "batch_size": scale.batch_size,
+            "num_workers": self.options.workers,
+        }
+        test_view = protocol.test_view(self.subject, scale.size)
+        return {
+            "train": {**loader, "dataset": as_read(self.train), "views": self.plan.view, "drop_last": True, **order},
+            "test": {**loader, "dataset": as_read(self.test), "views": test_view},
+        }
+
+    def _optim(self) -> dict[str, Any]:
+        protocol = self.protocol
+        return {
+            "optimizer": {**protocol.optimizer, "lr": protocol.rates[0]},
+            "groups": self.plan.groups,
+            "lr_batch_size": 256,
+            "exclude_bias_norm": protocol.exclude_bias_norm,
+            "scheduler": {
+                "_target_": f"{__name__}.schedule",
+                "epochs": protocol.epochs,
+                "warmup_epochs": protocol.warmup_epochs,
+                "falls": [*protocol.falls],
+                "end_lr": protocol.end_lr,
+            },
+            "epochs": self.scale.epochs,
+            "accumulation_steps": self.scale.accumulation_steps,
+        }
+
+    def figures(self, records: Sequence[Mapping[str, Any]]) -> list[Figure]:
+        """Return a figure per evaluation that is reported, from a run's logs.
+
+        It is that of the best head; of the first of these if several are best.
+        """
+        heads, reports = self.plan.heads, self.protocol.reports
+        keys = {head: f"test/accuracy_{head}" for head in heads}
+        evaluations = [record for record in records if keys[heads[0]] in record]
+        details = {
+            "epochs": self.scale.epochs,
+            "images per step": self.scale.whole_batch,
+            "size": self.scale.size,
+            "precision": self.scale.precision,
+            "departures": [*self.plan.notes, *self._departures()],
+        }
+        found = []
+        for report in reports:
+            among = evaluations if report == "best epoch" else evaluations[-1:]
+            head, record = max(((h, r) for r in among for h in heads), key=lambda pair: pair[1][keys[pair[0]]])
+            chosen: dict[str, Any] = {"lr": head.rate} if len(heads) > 1 else {}
+            if report == "best epoch":
+                chosen["epoch"] = record["epoch"] + 1
+            by_head = {"heads": {str(other): record[key] for other, key in keys.items()}} if len(heads) > 1 else {}
+            name = self.protocol.name if len(reports) == 1 else f"{self.protocol.name}, {report}"
+            found.append(Figure(name, record[keys[head]], head.features, chosen, {**details, **by_head}))
+        return found
+
+    def _departures(self) -> Iterator[str]:
+        """Yield what is no longer as the protocol says."""
+        protocol, scale = self.protocol, self.scale
+        whole = protocol.whole_batch or protocol.batch_size * scale.world_size
+        for what, published, used in (
+            ("epochs", protocol.epochs, scale.epochs),
+            ("images per step", whole, scale.whole_batch),
+            ("size", 224, scale.size),
+        ):
+            if used != published:
+                yield f"{what}: {used} instead of {published}"
+
+
+def scale_of(protocol: Augmented, subject: Subject, device: torch.device, options: Options) -> Scale:
+    """Return the numbers of a run."""
+    place = find_place()
+    world_size = options.world_size or (place.size if place else 1)
+    batch_size = options.batch_size or protocol.batch_size
+    height, width = subject.size
+    native = height if height == width else subject.size
+    whole = protocol.whole_batch or 0
+    return Scale(
+        epochs=options.epochs or protocol.epochs,
+        batch_size=batch_size,
+        accumulation_steps=options.accumulation_steps or max(1, whole // (batch_size * world_size)),
+        world_size=world_size,
+        size=native if options.size == "native" else int(options.size or 224),
+        precision=options.precision or (protocol.precision if device.type == "cuda" else "fp32"),
+    )
+
+
+def schedule(
+    optimizer: torch.optim.Optimizer,
+    total_steps: int,
+    epochs: int,
+    warmup_epochs: int = 0,
+    falls: Sequence[int] = (),
+    end_lr: float = 0.0,
+) -> LRScheduler:
+    """Return a schedule of so many epochs, stretched over the steps of a run.
+
+    Parameters
+    ----------
+    total_steps
+        Steps of the run.
+    epochs
+        Epochs that the other numbers are meant for.
+    warmup_epochs
+        Epochs in which the rate rises linearly from 0, before a cosine.
+    falls
+        Epochs after which the rate falls to a tenth. None: it falls along half a cosine.
+    end_lr
+        The largest rate of a group at the end of the cosine. The others are smaller as they are from the beginning.
+    """
+    if falls:
+        return MultiStepLR(optimizer, [round(total_steps * epoch / epochs) for epoch in falls], gamma=0.1)
+    peak, largest = round(total_steps * warmup_epochs / epochs), max(group["lr"] for group in optimizer.param_groups)
+    return LambdaLR(optimizer, partial(_factor, total=total_steps, peak=peak, end=end_lr / largest))
+
+
+def _factor(step: int, total: int, peak: int, end: float) -> float:
+    if step < peak:
+        return step / peak
+    return end + (1 - end) * (1 + math.cos(math.pi * (step - peak) / (total - peak))) / 2
