@@ -277,6 +277,7 @@ def _add_eval(commands: Any) -> None:
         "--data", **several, metavar="D", help="a folder, a file of `prepare`, or a recipe of data (the run's own sets)"
     )
     evaluation.add_argument("--seeds", type=int, metavar="N", help="how often it is repeated (as the protocol says)")
+    evaluation.add_argument("--epochs", type=int, metavar="N", help="of a protocol that trains (as it says)")
     _add_reading(evaluation)
     evaluation.add_argument("--json", action="store_true", help="print the records as JSON")
     evaluation.add_argument("--out", metavar="DIR", help="where the records go (each run's folder `evaluations`)")
@@ -315,7 +316,7 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(option, metavar=metavar, type=kind, help=text)
     parser.add_argument("--features", nargs="+", action="extend", metavar="F", help="such as class+patches")
     parser.add_argument("--network", choices=["teacher", "student"], help="of a run that has both (as it evaluates)")
-    parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32", help="of the network (fp32)")
+    parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], help="of the network (fp32)")
 
 
 def _add_prepare(commands: Any) -> None:

@@ -24,6 +24,7 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
         args.protocol or [DEFAULT],
         args.data or [],
         seeds=args.seeds,
+        epochs=args.epochs,
         overrides=settings,
         out=Path(args.out).expanduser() if args.out else None,
         **reading(args),
@@ -49,7 +50,7 @@ def is_setting(word: str) -> bool:
 
 def reading(args: argparse.Namespace) -> dict[str, Any]:
     """Return the fields of a `Request` that say how features are computed."""
-    from ..evaluation.features import BATCH, LIMIT, usual_cache
+    from ..evaluation.features import LIMIT, usual_cache
 
     if args.size not in (None, "native") and not args.size.isdigit():
         raise ConfigError(f"--size: '{args.size}' is no number of pixels, and not native.")
@@ -62,7 +63,7 @@ def reading(args: argparse.Namespace) -> dict[str, Any]:
         "network": args.network,
         "device": args.device or "auto",
         "precision": args.precision,
-        "batch": BATCH if args.batch is None else args.batch,
+        "batch": args.batch,
         "workers": args.workers or 0,
         "cache": place,
         "limit": LIMIT if args.cache_limit is None else args.cache_limit,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
@@ -20,9 +21,12 @@ from ..runtime.cpus import limit_threads
 from ..runtime.device import resolve_device
 from ..runtime.folder import read_config
 from ..runtime.precision import resolve_precision
+from .augmented import Augmented
+from .augmented.samples import targets_of
 from .features import BATCH, LIMIT, FeatureStore, How, Say, SetFeatures, usual_cache
+from .networks import Features
 from .presets import PROTOCOLS
-from .protocol import Labelled, OnFeatures, Protocol, Sets
+from .protocol import Figure, Labelled, OnFeatures, Protocol, Sets
 from .results import FOLDER, record, save
 from .sets import EvaluationData, check_labels, open_data, own_data
 from .sources import before_training, open_source
@@ -58,7 +62,10 @@ class Request:
     backbone, network, view, module
         As for `open_source`.
     device, precision, batch, workers, cache, limit
-        As in `How`; the device is a name such as "auto" or "cuda".
+        As in `How`; the device is a name such as "auto" or "cuda". A protocol that trains takes precision and batch,
+        the images per step and process, too. None: fp32 and 256, or as such a protocol says.
+    epochs
+        Of a protocol that trains. None: as it says.
     world_size
         Number of processes that compute features. None: as many as the launcher started.
     out
@@ -78,8 +85,9 @@ class Request:
     view: Any = None
     module: Mapping[str, Any] | None = None
     device: str = "auto"
-    precision: str = "fp32"
-    batch: int = BATCH
+    precision: str | None = None
+    batch: int | None = None
+    epochs: int | None = None
     workers: int = 0
     cache: Path | None = None
     limit: float = LIMIT
@@ -156,8 +164,8 @@ def carry_out(request: Request, command: str, say: Say = lambda line: None) -> l
     say
         Gets lines on what is done.
     """
-    protocols = [protocol_named(name) for name in request.protocols]
-    for option, value in (("seeds", request.seeds), ("batch", request.batch)):
+    protocols = [_with_wishes(protocol_named(name), request) for name in request.protocols]
+    for option, value in (("seeds", request.seeds), ("batch", request.batch), ("epochs", request.epochs)):
         if value is not None and value < 1:
             raise ConfigError(f"--{option}: {value} is not a whole number of at least 1.")
     with ExitStack() as stack:
@@ -167,16 +175,28 @@ def carry_out(request: Request, command: str, say: Say = lambda line: None) -> l
                 job
                 for source in request.sources
                 for subject in _opened(source, request)
-                for job in _with_features(subject, protocols, request, store)
+                for job in _jobs(subject, protocols, request, store)
             ]
         results = []
         for job in jobs:
             say(f"{job.subject.name}: {job.protocol.name} on {job.data.name}")
-            results.append(job.measured(request, how.device, command))
-            folder = request.out or (job.subject.run / FOLDER if job.subject.run else None)
-            if folder is not None:
-                save(results[-1], folder)
+            result = job.measured(request, how.device, command)
+            if ranks.is_main:
+                results.append(result)
+                if (folder := _folder(job.subject, request)) is not None:
+                    save(result, folder)
         return results
+
+
+def _with_wishes(protocol: Protocol, request: Request) -> Protocol:
+    """Return a protocol with the features and the number of seeds that a request wants."""
+    seeds = request.seeds if request.seeds and protocol.seeds > 1 else protocol.seeds
+    return replace(protocol, seeds=seeds, features=tuple(request.features or protocol.features))
+
+
+def _folder(subject: Subject, request: Request) -> Path | None:
+    """Return the folder for records; None if they are not written."""
+    return request.out or (subject.run / FOLDER if subject.run else None)
 
 
 @contextmanager
@@ -186,8 +206,8 @@ def together(request: Request) -> Iterator[tuple[Alone | Together, How]]:
     try:
         limit_threads()
         device = resolve_device(request.device, ranks.local_rank, ranks.size)
-        precision = resolve_precision(request.precision, device, ranks.size)
-        yield ranks, How(device, precision, request.batch, request.workers, request.cache, request.limit)
+        precision = resolve_precision(request.precision or "fp32", device, ranks.size)
+        yield ranks, How(device, precision, request.batch or BATCH, request.workers, request.cache, request.limit)
     except BaseException as error:
         ranks.fail(error)
         raise
@@ -216,23 +236,62 @@ def opened(source: Any, request: Request) -> Subject:
 
 @dataclass(frozen=True)
 class _Job:
-    """One protocol on one source and data set, with the features of both sets by name."""
+    """One protocol on one source and data set."""
 
     subject: Subject
-    protocol: OnFeatures
+    protocol: Protocol
     data: EvaluationData
+
+    def measured(self, request: Request, device: torch.device, command: str) -> dict[str, Any]:
+        """Return the record of its figures."""
+        labels = self.labels()
+        num_classes = check_labels(self.data, *labels)
+        figures = {seed: self.figures(seed, num_classes, request, device) for seed in range(self.protocol.seeds)}
+        sizes = {"train": len(labels[0]), "test": len(labels[1]), "classes": len(labels[0].unique())}
+        return record(self.subject, self.protocol, {"name": self.data.name, **sizes}, figures, command)
+
+    def labels(self) -> list[Tensor]:
+        """Return the labels of the training set and the test set, those below 0 left out."""
+        raise NotImplementedError
+
+    def figures(self, seed: int, num_classes: int, request: Request, device: torch.device) -> list[Figure]:
+        """Return the figures of one seed."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class _OnFeatures(_Job):
+    """A protocol on features, which are there."""
+
+    protocol: OnFeatures
     train: SetFeatures
     test: SetFeatures
 
-    def measured(self, request: Request, device: torch.device, command: str) -> dict[str, Any]:
-        labels = [part.labels[part.labels >= 0] for part in (self.train, self.test)]
-        num_classes = check_labels(self.data, *labels)
+    def labels(self) -> list[Tensor]:
+        return [part.labels[part.labels >= 0] for part in (self.train, self.test)]
+
+    def figures(self, seed: int, num_classes: int, request: Request, device: torch.device) -> list[Figure]:
         train, test = (_labelled(part, num_classes) for part in (self.train, self.test))
-        number = request.seeds or self.protocol.seeds
-        seeds = range(number if self.protocol.seeds > 1 else 1)
-        figures = {seed: self.protocol.measure(train, test, seed, device) for seed in seeds}
-        sizes = {"train": len(labels[0]), "test": len(labels[1]), "classes": len(labels[0].unique())}
-        return record(self.subject, self.protocol, {"name": self.data.name, **sizes}, figures, command)
+        return self.protocol.measure(train, test, seed, device)
+
+
+@dataclass(frozen=True)
+class _Training(_Job):
+    """A protocol that trains on augmented images, with all processes together. It goes on if it was interrupted."""
+
+    protocol: Augmented
+
+    def labels(self) -> list[Tensor]:
+        found = (torch.as_tensor(targets_of(part)) for part in (self.data.train, self.data.test))
+        return [labels[labels >= 0] for labels in found]
+
+    def figures(self, seed: int, num_classes: int, request: Request, device: torch.device) -> list[Figure]:
+        options: dict[str, Any] = {"epochs": request.epochs, "batch_size": request.batch, "size": request.size}
+        options |= {"precision": request.precision, "workers": request.workers, "world_size": request.world_size}
+        place = _folder(self.subject, request) or Path(FOLDER)
+        settings = repr([self.subject.digest, self.data.name, self.protocol.features, sorted(options.items(), key=str)])
+        out = place / "training" / f"{self.protocol.name}_{zlib.crc32(settings.encode()):08x}_seed_{seed}"
+        return self.protocol.measure(self.subject, self.data.train, self.data.test, seed, out, device, **options)
 
 
 def _labelled(part: SetFeatures, num_classes: int) -> Sets:
@@ -242,30 +301,31 @@ def _labelled(part: SetFeatures, num_classes: int) -> Sets:
     return {name: Labelled(values[chosen], labels, num_classes) for name, values in part.values.items()}
 
 
-def _with_features(
-    subject: Subject, protocols: Sequence[Protocol], request: Request, store: FeatureStore
-) -> Iterator[_Job]:
-    """Yield what is to be measured of a source, with its features."""
+def _jobs(subject: Subject, protocols: Sequence[Protocol], request: Request, store: FeatureStore) -> Iterator[_Job]:
+    """Yield what is to be measured of a source, with its features. Ranks other than 0 get what all train together."""
     config = read_config(subject.run) if subject.run else None
     folders = origin_of(subject.run, "config")[1] if subject.run else []
     with importable(*folders, Path.cwd()):
-        wanted = request.data or [None]
-        for what in wanted:
+        for what in request.data or [None]:
             data = (
                 own_data(subject, config)
                 if what is None
                 else open_data(what, request.overrides, request.labels, subject.channels)
             )
             for protocol in protocols:
-                assert isinstance(protocol, OnFeatures)
-                names = [*(request.features or protocol.features)]
-                view = _view(subject, protocol, data, request)
-                found = [
-                    store.features(subject, names, dataset, view, f"{subject.name}, {part} of {data.name}")
-                    for part, dataset in (("train", data.train), ("test", data.test))
-                ]
-                if found[0] is not None and found[1] is not None:
-                    yield _Job(subject, protocol, data, found[0], found[1])
+                if isinstance(protocol, Augmented):
+                    Features(subject, protocol.features)  # refuses those that there are not, before anything is done
+                    yield _Training(subject, protocol, data)
+                elif isinstance(protocol, OnFeatures):
+                    view = _view(subject, protocol, data, request)
+                    train, test = (
+                        store.features(
+                            subject, protocol.features, dataset, view, f"{subject.name}, {part} of {data.name}"
+                        )
+                        for part, dataset in (("train", data.train), ("test", data.test))
+                    )
+                    if train is not None and test is not None:
+                        yield _OnFeatures(subject, protocol, data, train, test)
 
 
 def _view(subject: Subject, protocol: Protocol, data: EvaluationData, request: Request) -> Any:

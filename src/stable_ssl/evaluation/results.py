@@ -118,21 +118,31 @@ def show(results: Iterable[Mapping[str, Any]]) -> None:
         data = found[0]["data"]
         sizes = f"{data['train']:,} images to learn from, {data['test']:,} to test on, {data['classes']} classes"
         table = Table(title=f"{source} on {name}: {sizes}", title_justify="left", box=None, pad_edge=False)
-        for column in ("protocol", "figure", "accuracy", "features", "setting", "chosen on", "seeds"):
-            table.add_column(column, justify="right" if column in ("accuracy", "seeds") else "left")
+        for column in ("protocol", "figure", "accuracy", "features"):
+            table.add_column(column, justify="right" if column == "accuracy" else "left", no_wrap=True)
+        table.add_column("setting")
         for result in found:
             for figure, values in result["figures"].items():
-                table.add_row(
-                    result["protocol"],
-                    figure,
-                    in_words(values),
-                    ", ".join(values["features"]),
-                    _setting(values["chosen"]),
-                    result["chosen_on"],
-                    str(len(result["seeds"])),
-                )
+                features = ", ".join(values["features"])
+                table.add_row(result["protocol"], figure, in_words(values), features, _setting(values["chosen"]))
         console.print(table)
+        for result in found:
+            console.print(f"[dim]{result['protocol']}: {_in_a_line(result)}[/dim]", highlight=False)
         console.print()
+
+
+def _in_a_line(result: Mapping[str, Any]) -> str:
+    """Return what chose the setting of a protocol, how often it was repeated, and where it departs from its page."""
+    number = len(result["seeds"])
+    repeated = f"mean ± standard deviation over {number} seeds" if number > 1 else "one seed"
+    departures = dict.fromkeys(
+        text
+        for values in result["figures"].values()
+        for details in values["details"]
+        for text in details.get("departures", ())
+    )
+    others = f". Not as published: {'; '.join(departures)}" if departures else ""
+    return f"{result['chosen_on']} chose the setting; {repeated}{others}".replace("nothing chose the setting; ", "")
 
 
 def in_words(values: Mapping[str, Any]) -> str:
@@ -148,6 +158,6 @@ def in_words(values: Mapping[str, Any]) -> str:
 
 
 def _setting(chosen: Sequence[Mapping[str, Any]]) -> str:
-    """Return the settings that were chosen, each once, in the order of the seeds."""
-    texts = [", ".join(f"{key} {value}" for key, value in one.items()) for one in chosen]
-    return " / ".join(dict.fromkeys(text for text in texts if text)) or "–"
+    """Return the settings that were chosen: for each part of it the values, each once, in the order of the seeds."""
+    values = {key: dict.fromkeys(str(one[key]) for one in chosen if key in one) for one in chosen for key in one}
+    return ", ".join(f"{key} {' / '.join(found)}" for key, found in values.items()) or "–"
