@@ -86,6 +86,8 @@ def test_what_it_cannot_give_is_said_with_a_way_out(make_toy, tmp_path):
     with pytest.raises(ConfigError, match="no module 'backbone'. Its modules are encoder"):
         load_backbone(weights=tmp_path / "other")
     assert load_backbone(weights={"source": str(tmp_path / "other"), "prefix": "encoder"}).num_features == 8
+    with pytest.raises(ConfigError, match="no module 'encodr'; its modules are encoder. Did you mean 'encoder'?"):
+        load_backbone(weights={"source": str(tmp_path / "other"), "prefix": "encodr"})
     write_run(tmp_path / "single", {"backbone": NARROW})
     with pytest.raises(ConfigError, match="the run has no teacher"):
         load_backbone(weights={"source": str(tmp_path / "single"), "prefix": "teacher"})

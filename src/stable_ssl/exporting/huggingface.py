@@ -102,8 +102,8 @@ def _of_vit(vit: PlainViT) -> tuple[dict[str, Any], dict[str, Tensor], str, str]
     renamed = {_renamed(key, names): value for key, value in _apart(state).items()}
     if vit.is_scaled:
         renamed["embeddings.mask_token"] = torch.zeros(1, vit.dim)
-    first = 1 if vit.has_class_token else 0
-    features = "last_hidden_state[:, 0]" if vit.pooling == "class" else f"last_hidden_state[:, {first}:].mean(1)"
+    patches = "[:, 1:]" if vit.has_class_token else ""
+    features = "last_hidden_state[:, 0]" if vit.pooling == "class" else f"last_hidden_state{patches}.mean(1)"
     return config, renamed, options, features
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..exceptions import CheckpointError, ConfigError
+from ..exceptions import CheckpointError, ConfigError, nearest
 from ..nodes import build, is_node, live_paths
 from ..runtime.seeding import preserved_generators
 from ..weights.loading import load_weights
@@ -65,7 +65,11 @@ def find_backbone(place: str, network: str | None = None) -> BackboneNode:
     is_path = network not in (None, "teacher", "student")
     path = tuple(str(network).split(".")) if is_path else path_of_backbone(run.trainer, network)
     name, *attributes = path
-    node = modules.get(name)
+    if name not in modules:
+        raise ConfigError(
+            f"network: the run has no module '{name}'; its modules are {', '.join(modules)}.{nearest(name, modules)}"
+        )
+    node = modules[name]
     if attributes and isinstance(node, Mapping):
         node = node.get("student")  # which the teacher is a copy of
     if not is_node(node) or live_paths(node):
