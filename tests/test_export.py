@@ -18,6 +18,10 @@ import stable_ssl
 from stable_ssl import CheckpointError, ConfigError, exporting, load_backbone
 from stable_ssl.augmentations import EvalView
 from stable_ssl.cli import main
+from stable_ssl.evaluation.presets import PROTOCOLS
+from stable_ssl.evaluation.protocol import Figure
+from stable_ssl.evaluation.results import record, save
+from stable_ssl.evaluation.sources import open_source
 
 TINY = {"image_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 48, "num_heads": 4}
 NETWORKS = {
@@ -171,16 +175,14 @@ def test_what_was_written_can_begin_a_run_again_and_be_adapted_by_timm(tmp_path)
 
 def test_the_card_has_the_figures_with_their_protocols(tmp_path):
     write_run(tmp_path / "run", {"backbone": vit()})
-    record = {"protocol": "held-out", "data": "digits", "features": ["representation"], "chosen_on": "10 % of train"}
-    record |= {
-        "seeds": 3,
-        "figures": {"knn": {"accuracy": {"mean": 0.912, "std": 0.004}}, "linear": {"accuracy": 0.95}},
-    }
-    (tmp_path / "run" / "evaluations").mkdir()
-    (tmp_path / "run" / "evaluations" / "held-out.json").write_text(json.dumps([record]))
+    subject = open_source(tmp_path / "run")
+    figures = {0: [Figure("knn", 0.91, "representation")], 1: [Figure("knn", 0.914, "representation")]}
+    made = record(subject, PROTOCOLS["knn"], {"name": "digits", "train": 9, "test": 9, "classes": 2}, figures, "line")
+    save(made, tmp_path / "run" / "evaluations")
+    save({**made, "weights": "weights/initial.safetensors", "digest": "0"}, tmp_path / "run" / "evaluations")
     card = (stable_ssl.export(tmp_path / "run", "timm").path / "README.md").read_text()
-    assert "| knn | 91.20% ± 0.40% | held-out | digits | representation | 10 % of train | 3 |" in card
-    assert "| linear | 95.00% | held-out |" in card
+    assert "| knn | knn | 91.20 ± 0.28 % | digits | representation | 10 % of train | 2 |" in card
+    assert card.count("| knn | knn |") == 1
     assert "license" not in card
     assert str(tmp_path) not in card
 

@@ -56,7 +56,7 @@ def test_a_runs_features_before_and_after_training_are_measured_on_its_own_sets(
         weights = lambda distances: np.exp((1 - distances) / 0.07)
         theirs = KNeighborsClassifier(chosen["k"], metric="cosine", weights=weights).fit(x, y).score(x_test, y_test)
         assert accuracy == pytest.approx(theirs, abs=1 / len(y_test))
-    assert records["knn", 2]["data"] == {"name": "its own sets", "train": 1442, "test": 355, "classes": 10}
+    assert records["knn", 2]["data"] == {"name": "its own Digits", "train": 1442, "test": 355, "classes": 10}
     for one in records.values():
         assert all(in_words(figure) in table for figure in one["figures"].values())
 

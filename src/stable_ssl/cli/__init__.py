@@ -177,12 +177,7 @@ def make_parser() -> argparse.ArgumentParser:
     branch.add_argument("--restart-schedule", action="store_true", help="begin the schedule anew for the epochs left")
     branch.add_argument("--slurm", action="store_true", help="train the branch in a Slurm job")
     _add_no_check(branch)
-    views = commands.add_parser("views", help="draw samples and their views, with the parameters of each view")
-    views.add_argument("source", metavar="RECIPE or FILE", help="a recipe's name or a YAML file")
-    _add_settings(views, "changes of settings, such as hardware.seed=1")
-    views.add_argument("--out", default="views.png", metavar="FILE", help="the picture's file (views.png)")
-    views.add_argument("--samples", type=int, default=6, metavar="N", help="number of samples (6)")
-    views.add_argument("--epoch", type=int, default=0, metavar="N", help="epoch whose views are drawn (0)")
+    _add_views(commands)
     _add_prepare(commands)
     _add_eval(commands)
     _add_embed(commands)
@@ -258,6 +253,16 @@ def _add_pretrain(commands: Any) -> None:
     ):
         pretrain.add_argument(option, metavar=metavar, help=text)
     pretrain.add_argument("--no-check", action="store_true", help="leave out the quick check before training")
+
+
+def _add_views(commands: Any) -> None:
+    """Add the command `views`."""
+    views = commands.add_parser("views", help="draw samples and their views, with the parameters of each view")
+    views.add_argument("source", metavar="RECIPE or FILE", help="a recipe's name or a YAML file")
+    _add_settings(views, "changes of settings, such as hardware.seed=1")
+    views.add_argument("--out", default="views.png", metavar="FILE", help="the picture's file (views.png)")
+    views.add_argument("--samples", type=int, default=6, metavar="N", help="number of samples (6)")
+    views.add_argument("--epoch", type=int, default=0, metavar="N", help="epoch whose views are drawn (0)")
 
 
 def _add_eval(commands: Any) -> None:

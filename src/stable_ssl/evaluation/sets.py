@@ -126,7 +126,9 @@ def own_data(subject: Subject, config: Mapping[str, Any] | None) -> EvaluationDa
     of_train, of_test = nodes
     if "transform" in {**of_train, **of_test}:  # that of training may be an augmentation
         of_train = {**of_train, "transform": of_test.get("transform")}
-    return EvaluationData("its own sets", build(of_train, "data.train"), build(of_test, f"data.{test}"), is_own=True)
+    place = next((str(of_train[key]) for key in ("root", "path") if of_train.get(key)), "").rstrip("*/")
+    title = " ".join(filter(None, ["its own", of_train["_target_"].rpartition(".")[2], Path(place).name]))
+    return EvaluationData(title, build(of_train, "data.train"), build(of_test, f"data.{test}"), is_own=True)
 
 
 def _dataset_of(loader: Any) -> Any:

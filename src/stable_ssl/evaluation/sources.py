@@ -19,9 +19,9 @@ from ..modules import load_backbone
 from ..modules.teacher_student import TeacherStudentModule
 from ..nodes import build, is_node, live_paths
 from ..runtime.files import printable
-from ..runtime.folder import read_config
 from ..trainers import SupervisedTrainer
 from ..weights.files import read_header
+from ..weights.runs import path_of_backbone, read_run
 from .subject import Subject
 
 INITIAL = Path("weights", "initial.safetensors")
@@ -90,14 +90,15 @@ def before_training(source: str | Path) -> Path | None:
 
 def _of_run(name: str, network: str | None, module: Mapping[str, Any] | None) -> Subject:
     try:
-        run = load_run(name, module)
+        read_run(name)
     except CheckpointError as error:
-        if read_config(_folder_of(Path(name).expanduser())) is not None:
+        if "early 2025" in str(error):
             raise
         raise CheckpointError(
             f"'{printable(name)}' is no source: no run, no file of a run, and neither timm/NAME nor torchvision/NAME. "
             "For other files of weights, --backbone NAME says which network they are of."
         ) from error
+    run = load_run(name, module)
     trainer, options = run.trainer, run.config["trainer"]
     if network is not None:
         if network not in ("teacher", "student"):
@@ -136,10 +137,6 @@ def _size_of_images(options: Mapping[str, Any]) -> Any:
     return dataset.get("size") if isinstance(dataset, Mapping) else None
 
 
-def _folder_of(path: Path) -> Path:
-    return path.parent.parent if path.is_file() or (path / "meta.json").is_file() else path
-
-
 class _Forward(nn.Module):
     """A trainer's `forward`, as a module."""
 
@@ -161,7 +158,7 @@ def has_teacher(modules: nn.ModuleDict) -> bool:
 
 
 def backbone_of(run: LoadedRun, network: str | None = None) -> nn.Module:
-    """Return the network of a run whose representations it is evaluated by.
+    """Return the network of a run whose representations it is evaluated by; errors as `path_of_backbone`'s.
 
     Parameters
     ----------
@@ -169,24 +166,10 @@ def backbone_of(run: LoadedRun, network: str | None = None) -> nn.Module:
         The run.
     network
         "teacher" or "student". None: as the run's `evaluate_with` says.
-
-    Raises
-    ------
-    ConfigError
-        The run has neither a module `backbone` nor a `target_encoder`.
     """
-    which = network or run.config["trainer"].get("evaluate_with") or "teacher"
-    if "target_encoder" in run.modules:
-        return run.modules["context_encoder" if which == "student" else "target_encoder"]
-    if "backbone" not in run.modules:
-        raise ConfigError(
-            f"'{run.folder}' has the modules {[*run.modules]}; without one of the name backbone, it is not known which "
-            "network to take."
-        )
-    backbone = run.modules["backbone"]
-    if isinstance(backbone, TeacherStudentModule):
-        return backbone.student if which == "student" else backbone.teacher
-    return backbone
+    modules = dict(run.modules.items())
+    name, *attributes = path_of_backbone(run.config["trainer"], network, modules)
+    return modules[name].get_submodule(".".join(attributes))
 
 
 def without_last_layer(network: nn.Module) -> nn.Module:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..evaluation.results import in_words, saved
+from ..evaluation.sources import INITIAL
 from .backbone import Backbone
 
 
@@ -43,29 +44,21 @@ def write_card(backbone: Backbone, folder: Path, library: str, lines: Callable[[
 
 
 def figures_of(run: Path) -> list[dict[str, str]]:
-    """Return the figures of a run's evaluations, as rows of a table, from the files in `evaluations`."""
-    rows = []
-    for file in sorted((run / "evaluations").glob("*.json")):
-        content = json.loads(file.read_text())
-        for record in content if isinstance(content, list) else [content]:
-            for name, figure in (record.get("figures") or {}).items():
-                rows.append({"figure": name, "accuracy": _accuracy(figure), **dict(_told(record))})
-    return rows
-
-
-def _accuracy(figure: Any) -> str:
-    """Return mean and standard deviation in percent."""
-    value = figure.get("accuracy", figure) if isinstance(figure, Mapping) else figure
-    mean, std = (value.get("mean"), value.get("std")) if isinstance(value, Mapping) else (value, None)
-    if std is None and isinstance(figure, Mapping):
-        std = figure.get("std")
-    return f"{mean:.2%}" + (f" ± {std:.2%}" if std else "")
-
-
-def _told(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for key in ("protocol", "data", "features", "chosen_on", "seeds"):
-        if (value := record.get(key)) is not None:
-            yield key, ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    """Return the figures of a run's evaluations after training, as rows of a table."""
+    return [
+        {
+            "protocol": record["protocol"],
+            "figure": name,
+            "accuracy": in_words(figure),
+            "data": record["data"]["name"],
+            "features": ", ".join(figure["features"]),
+            "chosen on": record["chosen_on"],
+            "seeds": str(len(record["seeds"])),
+        }
+        for record in saved(run)
+        if record.get("weights") != str(INITIAL)
+        for name, figure in record["figures"].items()
+    ]
 
 
 def _table(rows: list[dict[str, str]]) -> list[str]:

@@ -56,7 +56,7 @@ def read_run(place: str | Path) -> Run:
     return Run(folder, config)
 
 
-def path_of_backbone(trainer: Mapping[str, Any], network: str | None = None) -> tuple[str, ...]:
+def path_of_backbone(trainer: Mapping[str, Any], network: str | None = None, modules: Any = None) -> tuple[str, ...]:
     """Return where the backbone of a run is: the name of a module, and the attribute in it if it is a pair.
 
     The backbone is the network whose representations the run is evaluated by, as `evaluate_with` says.
@@ -67,13 +67,15 @@ def path_of_backbone(trainer: Mapping[str, Any], network: str | None = None) -> 
         The configuration of the run's trainer.
     network
         "teacher" or "student", to have the other one. None: as the run is evaluated.
+    modules
+        The run's modules by name, if they are built. None: they are looked up in the configuration.
 
     Raises
     ------
     ConfigError
         The run has no module `backbone`, or a teacher or student is asked for and there is none.
     """
-    modules = trainer["module"]
+    modules = trainer["module"] if modules is None else modules
     which = network or trainer.get("evaluate_with") or "teacher"
     if "target_encoder" in modules:
         return ("context_encoder" if which == "student" else "target_encoder",)
@@ -81,7 +83,8 @@ def path_of_backbone(trainer: Mapping[str, Any], network: str | None = None) -> 
         raise ConfigError(
             f"The run has no module 'backbone'. Its modules are {', '.join(modules)}; stable_ssl.load returns them all."
         )
-    if isinstance(modules["backbone"], Mapping) and "student" in modules["backbone"]:
+    backbone = modules["backbone"]
+    if "student" in backbone if isinstance(backbone, Mapping) else hasattr(backbone, "student"):
         return "backbone", which
     if network:
         raise ConfigError(f"network: the run has no {network}, because its backbone is one network. Leave it out.")
