@@ -9,6 +9,7 @@ from pathlib import Path
 
 import architecture
 import configuration
+import list_of_protocols
 import processes
 import pytest
 
@@ -124,3 +125,8 @@ def test_the_page_of_settings_is_that_of_the_source():
     """If this fails, run `python benchmarks/configuration.py`."""
     page = configuration.PAGE.read_text()
     assert all("\n".join(configuration.rows(cls)) in page for cls in configuration.TABLES.values())
+
+
+def test_the_table_of_protocols_is_what_the_protocols_say():
+    """If this fails, run `python benchmarks/list_of_protocols.py`."""
+    assert "\n".join(list_of_protocols.rows()) in list_of_protocols.PAGE.read_text()
