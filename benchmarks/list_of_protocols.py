@@ -15,7 +15,7 @@ PAGE = Path(__file__).parent.parent / "docs/evaluate.md"
 
 
 def rows() -> list[str]:
-    """Return a line per protocol: what it does, what chooses its setting, its seeds, and whose figures it reproduces."""
+    """Return a line per protocol: what it does, what chooses its setting, its seeds, whose figures it reproduces."""
     lines = ["| `--protocol` | what it does | chosen on | seeds | reproduces |", "|---|---|---|---|---|"]
     for one in PROTOCOLS.values():
         lines.append(f"| `{one.name}` | {one.summary} | {one.chosen_on} | {one.seeds} | {one.reproduces} |")
