@@ -145,7 +145,7 @@ def test_the_bank_of_knn_takes_what_a_real_evaluation_of_it_allocates(tmp_path):
             trainer.batch = batch
             knn.on_eval(trainer)
         knn.compute(trainer)
-    assert knn_bytes(256, 1000, 1000) == pytest.approx(sum(account.at_peak.values()), rel=0.1)
+    assert knn_bytes(256, 1000, 1000, 5) == pytest.approx(sum(account.at_peak.values()), rel=0.1)
 
 
 @pytest.mark.parametrize("name", sorted(methods.METHODS.keys() - {"barlow_twins", "byol", "mae", "simsiam", "vicreg"}))

@@ -28,14 +28,14 @@ PRESETS: dict[str, Augmented] = {
         LinearProbe(
             name="dinov2-linear",
             summary="Linear classifiers on four sets of features with 13 rates each; the best one counts.",
-            reproduces="DINOv2 (facebookresearch/dinov2, eval/linear.py)",
+            reproduces="DINOv2's linear evaluation (facebookresearch/dinov2)",
             features=("class", "class+patches", "class:4", "class:4+patches"),
             **_dino,
         ),
         LinearProbe(
             name="dinov3-linear",
             summary="Linear classifiers on the class token and the mean patch with 13 rates; the best one counts.",
-            reproduces="DINOv3 (facebookresearch/dinov3, eval/linear.py)",
+            reproduces="DINOv3's linear evaluation (facebookresearch/dinov3)",
             features=("class+patches",),
             **_dino,
         ),
@@ -54,7 +54,7 @@ PRESETS: dict[str, Augmented] = {
         LinearProbe(
             name="mae-linear",
             summary="A linear classifier behind a batch normalisation, 90 epochs of LARS in batches of 16,384.",
-            reproduces="MAE (facebookresearch/mae, main_linprobe.py)",
+            reproduces="MAE's linear probing (facebookresearch/mae)",
             **_one,
             rates=(0.1,),
             optimizer={"_target_": "stable_ssl.optimizers.LARS", "momentum": 0.9, "eta": 1e-3, "weight_decay": 0.0},
@@ -71,7 +71,7 @@ PRESETS: dict[str, Augmented] = {
         FineTuning(
             name="mae-finetune",
             summary="The whole network, 100 epochs of AdamW with layer decay and strong augmentation.",
-            reproduces="MAE (facebookresearch/mae, main_finetune.py, as for ViT-Base)",
+            reproduces="MAE's fine-tuning of ViT-Base (facebookresearch/mae)",
             **_one,
             rates=(5e-4,),
             optimizer={"_target_": "torch.optim.AdamW", "weight_decay": 0.05},
@@ -95,7 +95,7 @@ PRESETS: dict[str, Augmented] = {
         LinearProbe(
             name="solo-100",
             summary="A linear classifier, 100 epochs of SGD, whose rate falls to a tenth after 60 and 80.",
-            reproduces="solo-learn (scripts/linear)",
+            reproduces="solo-learn's linear evaluation",
             **_one,
             rates=(0.1,),
             optimizer=SGD,
@@ -107,7 +107,7 @@ PRESETS: dict[str, Augmented] = {
         LinearProbe(
             name="vissl-28",
             summary="A linear classifier behind a batch normalisation, 28 epochs of SGD with Nesterov's momentum.",
-            reproduces="VISSL (facebookresearch/vissl, benchmark/linear_image_classification)",
+            reproduces="VISSL's linear benchmark (facebookresearch/vissl)",
             **_one,
             rates=(0.01,),
             optimizer={**SGD, "weight_decay": 5e-4, "nesterov": True},

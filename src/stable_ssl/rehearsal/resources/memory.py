@@ -26,7 +26,7 @@ COMMUNICATION = GIB // 2  # of NCCL, if there are several processes
 SHARE = 0.1  # of the peak: gaps between tensors in the allocator's blocks, and work space of cuDNN and cuBLAS
 STEP, EXCHANGE = "training step", "exchange of gradients"
 _MOST_LINES = 4
-_QUERIES = 256  # images that the kNN monitor compares with its bank at a time
+_QUERIES, _BANK = 256, 65536  # images that the kNN monitor compares at a time
 
 
 def check_memory(stage: Stage) -> None:
@@ -119,7 +119,7 @@ class _Estimate:
             for monitor in monitors.values():
                 if isinstance(monitor, KNN):
                     bank, queries = (getattr(data[one], "num_samples", 0) for one in (monitor.bank, name))
-                    sizes.append(knn_bytes(rows.shape[1], bank, queries // self._world_size))
+                    sizes.append(knn_bytes(rows.shape[1], bank, queries // self._world_size, monitor.k))
         return max(sizes)
 
     def _margin(self, peak: float, batch_size: int) -> float:
@@ -239,8 +239,9 @@ def _crossing(far: tuple[int, float], near: tuple[int, float]) -> int:
     return int(near[0] - near[1] / slope) if slope > 0 else 8 * near[0]
 
 
-def knn_bytes(dim: int, bank: int, queries: int) -> int:
-    """Return the memory of a kNN evaluation: bank and queries as they came, joined, and with length 1; similarities.
+def knn_bytes(dim: int, bank: int, queries: int, k: int) -> int:
+    """Return the memory of a kNN evaluation: bank and queries as they came, joined, and with length 1; similarities;
+    and the neighbours that were found, twice while they are exchanged.
 
     Parameters
     ----------
@@ -248,8 +249,11 @@ def knn_bytes(dim: int, bank: int, queries: int) -> int:
         Of a representation, in fp32.
     bank, queries
         Numbers of rows.
+    k
+        Number of neighbours.
     """
-    return 4 * (dim * (3 * bank + 2 * queries) + _QUERIES * bank)
+    compared = min(bank, _BANK)
+    return 4 * (dim * (2 * bank + compared + 2 * queries) + _QUERIES * compared) + 2 * (4 + 8) * queries * k
 
 
 def _bytes(values: list[Any]) -> int:
