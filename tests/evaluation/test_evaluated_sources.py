@@ -89,6 +89,12 @@ def test_a_run_with_a_teacher_is_evaluated_by_what_its_trainer_evaluates_unless_
         open_source(digits_run("simclr_digits"), network="teacher")
 
 
+def test_a_teacher_and_a_student_of_one_run_have_different_digests(digits_run):
+    run = digits_run("ijepa_digits")  # its trainer holds both, so that they are told apart by name only
+    digests = [open_source(run, network=name).digest for name in (None, "teacher", "student")]
+    assert digests[0] == digests[1] != digests[2]
+
+
 def test_a_classifier_is_evaluated_without_its_last_layer(digits_run):
     run = digits_run("supervised_digits")
     network = stable_ssl.load(run)["backbone"]

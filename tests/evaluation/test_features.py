@@ -13,7 +13,7 @@ from stable_ssl import DataError
 from stable_ssl.augmentations import EvalView
 from stable_ssl.data import Images
 from stable_ssl.engine.agreement import Alone
-from stable_ssl.evaluation.features import FeatureStore, How
+from stable_ssl.evaluation.features import _SAVED_EVERY, FeatureStore, How, _Writer
 from stable_ssl.evaluation.subject import Subject
 
 
@@ -81,6 +81,27 @@ def test_an_interrupted_computation_goes_on_to_the_same_bits(photos, tmp_path, m
     assert rest.seen == 30 - 16
     assert torch.equal(found.values["representation"], whole.values["representation"])
     assert torch.equal(found.labels, whole.labels)
+
+
+def test_what_was_interrupted_twice_under_different_names_is_computed_from_the_beginning(tmp_path):
+    def writer(names):
+        return _Writer(tmp_path, names, 100)
+
+    rows = {"a": np.ones((1, 2), np.float32), "b": np.ones((1, 2), np.float32)}
+    first = writer(["a"])
+    for index in range(_SAVED_EVERY):
+        first.add([index], {"a": rows["a"]}, np.zeros(1))
+    assert writer(["a"]).first == _SAVED_EVERY
+    writer(["a", "b"]).add([0], rows, np.zeros(1))  # empties the file of "a"
+    assert writer(["a"]).first == 0
+
+
+def test_labels_that_were_half_written_are_computed_again(tmp_path):
+    writer = _Writer(tmp_path, ["a"], 100)
+    for index in range(_SAVED_EVERY):
+        writer.add([index], {"a": np.ones((1, 2), np.float32)}, np.zeros(1))
+    (tmp_path / ".labels.part.npy").write_bytes(b"")
+    assert _Writer(tmp_path, ["a"], 100).first == 0
 
 
 def test_the_cache_keeps_to_its_limit_and_drops_what_was_used_longest_ago(photos, tmp_path):

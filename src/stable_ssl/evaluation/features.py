@@ -281,12 +281,14 @@ class _Writer:
         self._progress = folder / "progress.json"
         self._num_added = 0
         self.first = 0
-        with contextlib.suppress(OSError, ValueError, KeyError):
+        with contextlib.suppress(OSError, EOFError, ValueError, KeyError):
             known = json.loads(self._progress.read_text())
             if known["names"] == self._names:
                 self._values = {name: np.load(self._part(name), mmap_mode="r+") for name in self._names}
                 self._labels = np.load(self._part("labels"))
                 self.first = known["chunks"]
+        if not self.first:  # what is written from now on is not what it speaks of
+            self._progress.unlink(missing_ok=True)
 
     def _part(self, name: str) -> Path:
         return self._folder / f".{name}.part.npy"

@@ -278,8 +278,12 @@ def _known_interpolation(name: str) -> str:
 
 
 def _digest(subject: Subject) -> str:
-    """Return a checksum of all values of a network and its projector, and of what computes them."""
-    found = hashlib.sha256(repr(subject.network).encode())
+    """Return a checksum of all values of a network and its projector, and of what computes them.
+
+    The same values may belong to two subjects: a teacher and a student of one run, or two networks that a file fits.
+    """
+    made_by = [subject.facts.get("method"), subject.facts.get("network"), subject.network]
+    found = hashlib.sha256(repr(made_by).encode())
     for part in (subject.network, subject.projector):
         for key, value in part.state_dict().items() if part is not None else ():
             found.update(key.encode())

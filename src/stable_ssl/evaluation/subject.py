@@ -33,7 +33,7 @@ class Subject:
     projector
         Representations in, embeddings (batch, dim) out. None: there is none.
     digest
-        A checksum of all values of the network.
+        A checksum of all values of the network, and of which of a run's networks it is.
     run
         The run's folder. None: it is of no run.
     facts
