@@ -23,7 +23,7 @@ def test_a_short_pretraining_beats_pixels_and_the_untrained_network(tmp_path, mo
     assert rows["pretrained"]["one neighbour, 10"] > rows["untrained"]["one neighbour, 10"] + 0.05
     (before, after), exported = demo.evaluate_and_export(tmp_path, folder)
     assert after["figures"]["linear"]["accuracy"] > before["figures"]["linear"]["accuracy"] + 0.02 > 0.5
-    assert after["data"] == {"name": "the data given", "train": 4000, "test": 1000, "classes": 10}
+    assert after["data"].items() >= {"name": "the data given", "train": 4000, "test": 1000, "classes": 10}.items()
     assert (exported.path / "model.onnx").exists()
     assert (folder / "weights" / "final.safetensors").exists()
     assert time.process_time() - begun < 120

@@ -59,6 +59,11 @@ def test_features_of_our_and_torchvisions_vits_are_those_of_their_own_outputs():
         assert torch.equal(Features(subject_of(theirs), ["class"])(images)["class"], theirs(images))
 
 
+def test_networks_whose_class_token_comes_after_their_blocks_give_no_features_of_tokens():
+    network = timm.create_model("cait_xxs24_224", num_classes=0, depth=2)
+    assert feature_names(subject_of(network)) == ["representation"]
+
+
 def test_a_feature_that_no_module_gives_is_refused_with_those_there_are():
     with pytest.raises(ConfigError, match=r"gives no 'class'\. It gives representation\."):
         Features(subject_of(models.resnet18()), ["class"])

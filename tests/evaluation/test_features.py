@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchvision import datasets, transforms
 
 from stable_ssl import DataError
 from stable_ssl.augmentations import EvalView
 from stable_ssl.data import Images
 from stable_ssl.engine.agreement import Alone
 from stable_ssl.evaluation.features import _SAVED_EVERY, FeatureStore, How, _Writer
+from stable_ssl.evaluation.fingerprints import of_dataset
 from stable_ssl.evaluation.subject import Subject
 
 
@@ -142,3 +144,19 @@ def test_features_that_are_not_finite_are_refused_with_the_sample(photos, tmp_pa
 def test_images_that_the_network_can_not_take_are_told_with_their_shape(photos, tmp_path):
     with pytest.raises(DataError, match="'net' can't take images of 3 × 16 × 16: "):
         compute(nn.Sequential(nn.Conv2d(1, 4, 3)), photos, tmp_path / "cache")
+
+
+class OwnCrop(nn.Module):
+    """A transform of a user's own, whose text does not name its size."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size = size
+
+
+@pytest.mark.parametrize("change", [{"transform": OwnCrop(8)}, {"target_transform": int}])
+def test_a_data_set_whose_samples_its_options_do_not_tell_has_no_fingerprint(photos, change):
+    known = {"transform": transforms.Compose([transforms.Resize(8), transforms.ToTensor()])}
+    assert of_dataset(datasets.ImageFolder(photos, **known)) is not None
+    assert of_dataset(datasets.ImageFolder(photos, **{**known, **change})) is None
+    assert of_dataset(type("Own", (Images,), {})(photos)) is None

@@ -12,7 +12,7 @@ from .eval import is_setting, reading, saying
 def main(args: argparse.Namespace, rest: list[str]) -> int:
     """Compute the features, and write the file."""
     from ..evaluation.embedding import check_out, embed
-    from ..evaluation.evaluate import Request
+    from ..evaluation.request import Request
 
     settings = [*args.settings, *rest]
     if wrong := [word for word in settings if not is_setting(word)]:

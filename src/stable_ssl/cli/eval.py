@@ -14,7 +14,8 @@ from ..exceptions import ConfigError
 
 def main(args: argparse.Namespace, rest: list[str]) -> int:
     """Evaluate the sources, write the records, and show them."""
-    from ..evaluation.evaluate import DEFAULT, Request, carry_out, command_of
+    from ..evaluation.evaluate import carry_out
+    from ..evaluation.request import DEFAULT, Request, command_of
     from ..evaluation.results import show
 
     words = [*args.sources, *rest]
@@ -29,13 +30,13 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
         out=Path(args.out).expanduser() if args.out else None,
         **reading(args),
     )
-    if not request.sources:
-        raise ConfigError("eval: which source? Give a run, a file of weights, timm/NAME or torchvision/NAME.")
     if settings and not request.data:
         raise ConfigError(f"eval: {settings[0]} changes a recipe of --data, and none is given.")
     say = saying("eval")
     results = carry_out(request, command_of(sys.argv[1:]), say)
     say("")
+    if not results:  # rank 0 shows them
+        return 0
     if args.json:
         print(json.dumps(results, indent=1, ensure_ascii=False))
     else:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,76 +22,16 @@ from ..runtime.folder import read_config
 from ..runtime.precision import resolve_precision
 from .augmented import Augmented
 from .augmented.samples import targets_of
-from .features import BATCH, LIMIT, FeatureStore, How, Say, SetFeatures, usual_cache
+from .features import BATCH, FeatureStore, How, Say, SetFeatures, usual_cache
+from .fingerprints import of_dataset, of_view
 from .networks import Features
 from .presets import PROTOCOLS
 from .protocol import Figure, Labelled, OnFeatures, Protocol, Sets
+from .request import DEFAULT, Request
 from .results import FOLDER, record, save
 from .sets import EvaluationData, check_labels, open_data, own_data
 from .sources import before_training, open_source
 from .subject import Subject
-
-DEFAULT = "held-out"
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is evaluated, and how.
-
-    Attributes
-    ----------
-    sources
-        Runs, files of weights, `timm/NAME` or `torchvision/NAME`. A run's folder with `weights/initial.safetensors` is
-        evaluated before and after training.
-    protocols
-        Names of protocols.
-    data
-        As for `open_data`, one or more. Empty: each run's own sets.
-    features
-        Names of features. Empty: those of the protocol.
-    seeds
-        With how many seeds a protocol is repeated. None: as the protocol says.
-    size
-        Height and width of the images, in pixels. "native": as the source's own evaluation sees them, whatever the
-        protocol says. None: as the protocol says.
-    overrides
-        Changes of settings of a recipe in `data`.
-    labels
-        As for `stable_ssl.data.Images`, of a folder in `data`.
-    backbone, network, view, module
-        As for `open_source`.
-    device, precision, batch, workers, cache, limit
-        As in `How`; the device is a name such as "auto" or "cuda". A protocol that trains takes precision and batch,
-        the images per step and process, too. None: fp32 and 256, or as such a protocol says.
-    epochs
-        Of a protocol that trains. None: as it says.
-    world_size
-        Number of processes that compute features. None: as many as the launcher started.
-    out
-        Where records go. None: to each run's folder; those of other sources are not written.
-    """
-
-    sources: Sequence[Any]
-    protocols: Sequence[str] = (DEFAULT,)
-    data: Sequence[Any] = ()
-    features: Sequence[str] = ()
-    seeds: int | None = None
-    size: int | str | None = None
-    overrides: Sequence[str] = ()
-    labels: str | None = None
-    backbone: str | None = None
-    network: str | None = None
-    view: Any = None
-    module: Mapping[str, Any] | None = None
-    device: str = "auto"
-    precision: str | None = None
-    batch: int | None = None
-    epochs: int | None = None
-    workers: int = 0
-    cache: Path | None = None
-    limit: float = LIMIT
-    world_size: int | None = None
-    out: Path | None = None
 
 
 def evaluate(
@@ -130,7 +69,13 @@ def evaluate(
     0.87
     """
     sets = [] if data is None else [data] if isinstance(data, str | Path | tuple) else [*data]
-    request = Request(_listed(source), _listed(protocol), sets, cache=options.pop("cache", usual_cache()), **options)
+    known = [field.name for field in fields(Request)][3:]
+    for name in options:
+        if name not in known:
+            raise ConfigError(f"{name}: unknown option. There are {', '.join(known)}.{nearest(name, known)}")
+    places = {"cache": options.get("cache", usual_cache()), "out": options.get("out")}
+    places = {key: None if value in (None, "none") else Path(value).expanduser() for key, value in places.items()}
+    request = Request(_listed(source), _listed(protocol), sets, **{**options, **places})
     given = "".join(
         f", {key}={value!r}" for key, value in options.items() if key not in ("module", "view", "world_size")
     )
@@ -164,10 +109,8 @@ def carry_out(request: Request, command: str, say: Say = lambda line: None) -> l
     say
         Gets lines on what is done.
     """
+    request.check()
     protocols = [_with_wishes(protocol_named(name), request) for name in request.protocols]
-    for option, value in (("seeds", request.seeds), ("batch", request.batch), ("epochs", request.epochs)):
-        if value is not None and value < 1:
-            raise ConfigError(f"--{option}: {value} is not a whole number of at least 1.")
     with ExitStack() as stack:
         with together(request) as (ranks, how):
             store = stack.enter_context(closing(FeatureStore(how, ranks, say)))
@@ -178,7 +121,8 @@ def carry_out(request: Request, command: str, say: Say = lambda line: None) -> l
                 for job in _jobs(subject, protocols, request, store)
             ]
         results = []
-        for job in jobs:
+        # What all processes do together comes first: the others would not wait for the figures of rank 0.
+        for job in sorted(jobs, key=lambda job: ranks.size > 1 and isinstance(job, _OnFeatures)):
             say(f"{job.subject.name}: {job.protocol.name} on {job.data.name}")
             result = job.measured(request, how.device, command)
             if ranks.is_main:
@@ -247,8 +191,13 @@ class _Job:
         labels = self.labels()
         num_classes = check_labels(self.data, *labels)
         figures = {seed: self.figures(seed, num_classes, request, device) for seed in range(self.protocol.seeds)}
-        sizes = {"train": len(labels[0]), "test": len(labels[1]), "classes": len(labels[0].unique())}
-        return record(self.subject, self.protocol, {"name": self.data.name, **sizes}, figures, command)
+        data = {
+            "name": self.data.name,
+            **{"train": len(labels[0]), "test": len(labels[1]), "classes": len(labels[0].unique())},
+            "fingerprint": self.data.fingerprint,
+        }
+        view = of_view(_view(self.subject, self.protocol, self.data, request))
+        return {**record(self.subject, self.protocol, data, figures, command), "view": view and view[:16]}
 
     def labels(self) -> list[Tensor]:
         """Return the labels of the training set and the test set, those below 0 left out."""
@@ -272,7 +221,9 @@ class _OnFeatures(_Job):
 
     def figures(self, seed: int, num_classes: int, request: Request, device: torch.device) -> list[Figure]:
         train, test = (_labelled(part, num_classes) for part in (self.train, self.test))
-        return self.protocol.measure(train, test, seed, device)
+        departures = [*_departures(self.protocol, request)]
+        figures = self.protocol.measure(train, test, seed, device)
+        return [replace(one, details={**one.details, "departures": departures}) for one in figures]
 
 
 @dataclass(frozen=True)
@@ -289,7 +240,8 @@ class _Training(_Job):
         options: dict[str, Any] = {"epochs": request.epochs, "batch_size": request.batch, "size": request.size}
         options |= {"precision": request.precision, "workers": request.workers, "world_size": request.world_size}
         place = _folder(self.subject, request) or Path(FOLDER)
-        settings = repr([self.subject.digest, self.data.name, self.protocol.features, sorted(options.items(), key=str)])
+        data = [of_dataset(part) for part in (self.data.train, self.data.test)]
+        settings = repr([self.subject.digest, self.data.name, data, self.protocol.features, [*options.items()]])
         out = place / "training" / f"{self.protocol.name}_{zlib.crc32(settings.encode()):08x}_seed_{seed}"
         return self.protocol.measure(self.subject, self.data.train, self.data.test, seed, out, device, **options)
 
@@ -313,8 +265,8 @@ def _jobs(subject: Subject, protocols: Sequence[Protocol], request: Request, sto
                 else open_data(what, request.overrides, request.labels, subject.channels)
             )
             for protocol in protocols:
+                _check_features(subject, protocol, request)
                 if isinstance(protocol, Augmented):
-                    Features(subject, protocol.features)  # refuses those that there are not, before anything is done
                     yield _Training(subject, protocol, data)
                 elif isinstance(protocol, OnFeatures):
                     view = _view(subject, protocol, data, request)
@@ -328,9 +280,32 @@ def _jobs(subject: Subject, protocols: Sequence[Protocol], request: Request, sto
                         yield _OnFeatures(subject, protocol, data, train, test)
 
 
+def _check_features(subject: Subject, protocol: Protocol, request: Request) -> None:
+    """Raise a ConfigError if a network does not give the features of a protocol, before anything is computed."""
+    try:
+        Features(subject, protocol.features)
+    except ConfigError as error:
+        if request.features:
+            raise
+        told = str(error).removeprefix("--features: ")
+        advice = "--features representation takes what every network gives; that is then not what was published."
+        raise ConfigError(f"--protocol {protocol.name}: {told} {advice}") from error
+
+
+def _departures(protocol: Protocol, request: Request) -> Iterator[str]:
+    """Yield what a request wants otherwise than a protocol on features says."""
+    published = PROTOCOLS[protocol.name]
+    if set(protocol.features) != set(published.features):
+        yield f"features: {', '.join(protocol.features)} instead of {', '.join(published.features)}"
+    if published.view == "224" and request.size is not None:
+        yield f"size: {request.size} instead of 224"
+    if protocol.seeds != published.seeds:
+        yield f"seeds: {protocol.seeds} instead of {published.seeds}"
+
+
 def _view(subject: Subject, protocol: Protocol, data: EvaluationData, request: Request) -> Any:
     """Return what makes of an image what the network gets under a protocol."""
-    if protocol.view == "own" or request.size == "native":
+    if protocol.view == "own" or request.size == "native" or request.view is not None:
         return view_for(subject, data.is_own)
     size = request.size if isinstance(request.size, int) else 224
     return EvalView(size, round(size * 256 / 224), subject.mean, subject.std, "bicubic")
@@ -345,14 +320,3 @@ def view_for(subject: Subject, is_own: bool) -> Any:
 
 def _side(subject: Subject) -> Any:
     return subject.size[0] if subject.size[0] == subject.size[1] else subject.size
-
-
-def command_of(argv: Sequence[str]) -> str:
-    """Return the command line that makes the same records; the number of processes is left out."""
-    words, kept = iter(argv), []
-    for word in words:
-        if word == "--world-size":
-            next(words, None)
-        elif not word.startswith("--world-size="):
-            kept.append(word)
-    return shlex.join(["stable-ssl", *kept])

@@ -167,7 +167,17 @@ class FeatureStore:
             place = self._temporary = self._temporary or Path(tempfile.mkdtemp(prefix="stable_ssl_features_"))
             self._alive += [dataset, view]  # so that no other object gets the same number
             parts = [part or str(id(of)) for part, of in zip(parts, (dataset, view), strict=True)]
-        key = json.dumps([FORMAT, subject.digest, *parts, self._how.precision, self._how.device.type, self._how.batch])
+        key = json.dumps(
+            [
+                FORMAT,
+                torch.__version__,
+                subject.digest,
+                *parts,
+                self._how.precision,
+                self._how.device.type,
+                self._how.batch,
+            ]
+        )
         folder = place / hashlib.sha256(key.encode()).hexdigest()[:32]
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -223,6 +233,8 @@ class FeatureStore:
         with torch.autocast(self._how.device.type, dtype, enabled=dtype is not None):
             try:
                 found = network(images)
+            except torch.OutOfMemoryError as error:
+                raise DataError(f"'{name}': {len(images)} images need more memory than there is: --batch N.") from error
             except (RuntimeError, ValueError, IndexError) as error:
                 shape = " × ".join(map(str, images.shape[1:]))
                 raise DataError(f"'{name}' can't take images of {shape}: {error}") from error
@@ -241,13 +253,24 @@ class FeatureStore:
         """Remove the features that were used longest ago, until the folder is below its limit."""
         if self._how.cache is None:
             return
-        found = [(path.stat().st_mtime, path) for path in self._how.cache.iterdir() if path.is_dir()]
-        sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for _, path in found}
-        excess = sum(sizes.values()) - self._how.limit * 1e9
-        for _, path in sorted(found):
-            if excess > 0 and path not in self._used:
-                shutil.rmtree(path, ignore_errors=True)
-                excess -= sizes[path]
+        with contextlib.suppress(FileNotFoundError):  # another evaluation makes room, too
+            found = [(path.stat().st_mtime, path) for path in self._how.cache.iterdir() if path.is_dir()]
+            sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for _, path in found}
+            excess = sum(sizes.values()) - self._how.limit * 1e9
+            for _, path in sorted(found):
+                if excess > 0 and path not in self._used and not _is_in_use(path):
+                    shutil.rmtree(path, ignore_errors=True)
+                    excess -= sizes[path]
+
+
+def _is_in_use(folder: Path) -> bool:
+    """Return whether another process computes the features in a folder."""
+    with open(folder / ".lock", "a") as lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
 
 
 def _missing(folder: Path, names: Sequence[str]) -> list[str]:

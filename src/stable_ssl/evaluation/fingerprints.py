@@ -13,6 +13,7 @@ from torch.utils.data import Subset
 
 from ..augmentations import MultiView, View
 from ..data import Digits, HuggingFaceDataset, Images, Parquet, Prepared, WebDataset
+from ..data.datasets import to_float_tensor
 from ..runtime.files import state_of
 
 
@@ -30,16 +31,29 @@ def of_dataset(dataset: Any) -> str | None:
 
     Files count by path, size and time of change. Images that a data set holds in memory count by their values.
     """
-    parts = _parts(dataset)
-    transform = repr(getattr(dataset, "transform", None))
-    if parts is None or (" at 0x" in transform and "to_float_tensor" not in transform):
+    parts, transform = _parts(dataset), getattr(dataset, "transform", None)
+    if parts is None or not _is_of_library(dataset) or getattr(dataset, "target_transform", None) is not None:
+        return None
+    if transform not in (None, to_float_tensor) and not _says_what_it_does(transform):
         return None
     options = [repr(getattr(dataset, name, None)) for name in ("levels", "channels", "x", "y", "image", "label")]
-    named = transform.partition(" at 0x")[0]
+    named = "" if transform in (None, to_float_tensor) else repr(transform)
     try:
         return _digest([type(dataset).__name__, str(len(dataset)), named, *options, *parts])
     except OSError:  # a file is gone, of which reading tells
         return None
+
+
+def _is_of_library(value: Any) -> bool:
+    """Return whether an object's class is of this package, torchvision or torch: its options say what it does."""
+    return type(value).__module__.partition(".")[0] in ("stable_ssl", "torchvision", "torch")
+
+
+def _says_what_it_does(transform: Any) -> bool:
+    """Return whether the text of a transform names all that it does."""
+    parts = getattr(transform, "transforms", None)
+    parts = parts if isinstance(parts, list | tuple) else []
+    return _is_of_library(transform) and " at 0x" not in repr(transform) and all(map(_says_what_it_does, parts))
 
 
 def _parts(dataset: Any) -> Iterable[Any] | None:

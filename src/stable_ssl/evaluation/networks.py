@@ -1,4 +1,4 @@
-"""The features that a network gives of an image, by name, in one pass.
+"""The features that a network gives of an image, by name.
 
 - `representation`: what a run is evaluated by; of other networks their output without the last layer.
 - `embedding`: the projector's output.
@@ -27,6 +27,8 @@ _PLACES = (
     ("encoder.layers", "encoder.ln"),
     ("blocks", "norm"),
 )
+# CaiT and XCiT of timm have these too, and add the class token there.
+_LATER_BLOCKS = ("blocks_token_only", "cls_attn_blocks")
 
 
 class Features(nn.Module):
@@ -138,6 +140,8 @@ def _find_tokens(network: Any) -> _Tokens | None:
             continue
         if not isinstance(blocks, nn.ModuleList | nn.Sequential) or not len(blocks):
             continue
+        if any(hasattr(network, name) for name in _LATER_BLOCKS):
+            return None
         has_class = any(getattr(network, name, None) is not None for name in ("cls_token", "class_token"))
         num_others = getattr(network, "num_prefix_tokens", has_class + getattr(network, "num_register_tokens", 0))
         return _Tokens([*blocks], norm, num_others, has_class)

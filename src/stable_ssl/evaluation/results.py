@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import re
 import statistics
@@ -80,22 +81,31 @@ def save(result: Mapping[str, Any], folder: Path) -> Path:
     title = re.sub(r"[^\w.-]", "_", result["data"]["name"].rstrip("/").rpartition("/")[2])
     stem = f"{result['protocol']}_{title}{step}"
     folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        path = _place(folder, stem, result)
+        with whole_file(path) as part:
+            part.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    return path
+
+
+def _place(folder: Path, stem: str, result: Mapping[str, Any]) -> Path:
+    """Return the file for a record: a new one, or that of an earlier record of the same evaluation."""
     number = 1
     while (path := folder / f"{stem}{f'_{number}' if number > 1 else ''}.json").exists() and not _is_of(path, result):
         number += 1
-    with whole_file(path) as part:
-        part.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     return path
 
 
 def _is_of(path: Path, result: Mapping[str, Any]) -> bool:
-    """Return whether a file has an earlier record of the same evaluation."""
+    """Return whether a file has an earlier record of the same evaluation; not if its images can't be told apart."""
     try:
         known = json.loads(path.read_text())
     except (OSError, ValueError):
         return False
-    same = ("digest", "data", "protocol", "seeds", "command")
-    return isinstance(known, dict) and all(known.get(key) == result[key] for key in same)
+    same = ("digest", "data", "protocol", "seeds", "command", "view")
+    is_known = result["data"].get("fingerprint") is not None and result.get("view") is not None
+    return is_known and isinstance(known, dict) and all(known.get(key) == result.get(key) for key in same)
 
 
 def saved(run: Path) -> list[dict[str, Any]]:
@@ -158,6 +168,8 @@ def in_words(values: Mapping[str, Any]) -> str:
 
 
 def _setting(chosen: Sequence[Mapping[str, Any]]) -> str:
-    """Return the settings that were chosen: for each part of it the values, each once, in the order of the seeds."""
-    values = {key: dict.fromkeys(str(one[key]) for one in chosen if key in one) for one in chosen for key in one}
-    return ", ".join(f"{key} {' / '.join(found)}" for key, found in values.items()) or "–"
+    """Return the settings that were chosen, each once, in the order of the seeds; "–" if nothing was."""
+    settings = [*dict.fromkeys(tuple(one.items()) for one in chosen if one)]
+    if len(settings) > 1 and all(len(one) == 1 for one in settings):
+        return f"{settings[0][0][0]} {' / '.join(str(one[0][1]) for one in settings)}"
+    return " / ".join(", ".join(f"{key} {value}" for key, value in one) for one in settings) or "–"

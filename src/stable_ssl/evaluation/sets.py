@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from ..exceptions import ConfigError, DataError, nearest
 from ..nodes import build, is_node, live_paths
 from ..pretraining.sets import find_sets
 from ..runtime.files import printable
+from .fingerprints import of_dataset
 from .subject import Subject
 
 TESTS = ("test", "val", "valid", "validation")
@@ -36,6 +38,12 @@ class EvaluationData:
     train: Any
     test: Any
     is_own: bool = False
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Tells both sets from others; None if that would take reading them."""
+        parts = [of_dataset(part) for part in (self.train, self.test)]
+        return None if None in parts else hashlib.sha256("".join(map(str, parts)).encode()).hexdigest()[:16]
 
 
 def open_data(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -222,7 +223,8 @@ def seen_by(
     channels = next(layers, 3)
     usual = (0.0,) * channels, (1.0,) * channels
     mean, std = next(((o.mean, o.std) for o in operations if isinstance(o, Normalize)), usual)
-    return ((size, size) if isinstance(size, int) else (size[0], size[1])), tuple(mean), tuple(std)
+    mean, std = (tuple(values) * (channels if len(values) == 1 else 1) for values in (mean, std))
+    return ((size, size) if isinstance(size, int) else (size[0], size[1])), mean, std
 
 
 def _interpolation_of(view: Any) -> str:
@@ -246,7 +248,7 @@ def _of_timm(name: str) -> Subject:
     size, share = known["input_size"][1:], known["crop_pct"] or 1.0
     view = EvalView(
         size[0] if size[0] == size[1] else tuple(size),
-        round(min(size) / share) if size[0] == size[1] else None,
+        math.floor(min(size) / share) if size[0] == size[1] else None,
         known["mean"],
         known["std"],
         _known_interpolation(known["interpolation"]),

@@ -36,7 +36,10 @@ def measure_knn(train: Sets, test: Sets, seed: int, device: torch.device) -> lis
     apart = tenth(labels_of(train), seed)
     size = int((~apart).sum())
     if size < min(KS):
-        raise ConfigError(f"k: {min(KS)} neighbours are more than the {size} labelled images in nine tenths of train.")
+        raise ConfigError(
+            f"k: {min(KS)} neighbours are more than the {size} labelled images in nine tenths of train. "
+            "The protocols linear, simpleshot and low-shot need fewer."
+        )
 
     def score(bank: Labelled, settings: Sequence[Setting], queries: Labelled) -> list[float]:
         return list(knn_accuracies(bank, queries, [setting["k"] for setting in settings], device).values())

@@ -1,0 +1,99 @@
+"""What is asked of an evaluation."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..exceptions import ConfigError
+from .features import LIMIT
+
+DEFAULT = "held-out"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is evaluated, and how.
+
+    Attributes
+    ----------
+    sources
+        Runs, files of weights, `timm/NAME` or `torchvision/NAME`. A run's folder with `weights/initial.safetensors` is
+        evaluated before and after training.
+    protocols
+        Names of protocols.
+    data
+        As for `open_data`, one or more. Empty: each run's own sets.
+    features
+        Names of features. Empty: those of the protocol.
+    seeds
+        With how many seeds a protocol is repeated. None: as the protocol says.
+    size
+        Height and width of the images, in pixels. "native": as the source's own evaluation sees them, whatever the
+        protocol says. None: as the protocol says.
+    overrides
+        Changes of settings of a recipe in `data`.
+    labels
+        As for `stable_ssl.data.Images`, of a folder in `data`.
+    backbone, network, view, module
+        As for `open_source`.
+    device, precision, batch, workers, cache, limit
+        As in `How`; the device is a name such as "auto" or "cuda". A protocol that trains takes precision and batch,
+        the images per step and process, too. None: fp32 and 256, or as such a protocol says.
+    epochs
+        Of a protocol that trains. None: as it says.
+    world_size
+        Number of processes that compute features. None: as many as the launcher started.
+    out
+        Where records go. None: to each run's folder; those of other sources are not written.
+    """
+
+    sources: Sequence[Any]
+    protocols: Sequence[str] = (DEFAULT,)
+    data: Sequence[Any] = ()
+    features: Sequence[str] = ()
+    seeds: int | None = None
+    size: int | str | None = None
+    overrides: Sequence[str] = ()
+    labels: str | None = None
+    backbone: str | None = None
+    network: str | None = None
+    view: Any = None
+    module: Mapping[str, Any] | None = None
+    device: str = "auto"
+    precision: str | None = None
+    batch: int | None = None
+    epochs: int | None = None
+    workers: int = 0
+    cache: Path | None = None
+    limit: float = LIMIT
+    world_size: int | None = None
+    out: Path | None = None
+
+    def check(self) -> None:
+        """Raise a ConfigError for what can't be meant."""
+        if not self.sources:
+            raise ConfigError("eval: which source? Give a run, a file of weights, timm/NAME or torchvision/NAME.")
+        size = None if self.size == "native" else self.size
+        numbers = {"seeds": self.seeds, "batch": self.batch, "epochs": self.epochs, "size": size}
+        for option, value in numbers.items():
+            if value is not None and (not isinstance(value, int) or value < 1):
+                or_native = ", and not native" if option == "size" else ""
+                raise ConfigError(f"--{option}: {value!r} is not a whole number of at least 1{or_native}.")
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
+            raise ConfigError(f"--device: '{self.device}' is none of auto, cpu, cuda, cuda:N and mps.")
+
+
+def command_of(argv: Sequence[str]) -> str:
+    """Return the command line that makes the same records; the number of processes is left out."""
+    words, kept = iter(argv), []
+    for word in words:
+        if word == "--world-size":
+            next(words, None)
+        elif not word.startswith("--world-size="):
+            kept.append(word)
+    return shlex.join(["stable-ssl", *kept])
