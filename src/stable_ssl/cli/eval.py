@@ -19,19 +19,19 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     from ..evaluation.results import show
 
     words = [*args.sources, *rest]
-    settings = [word for word in words if is_setting(word)]
+    lists = (words, args.protocol or [DEFAULT], args.data or [], args.features or [])  # settings may follow any of them
+    settings = [word for words in lists for word in words if is_setting(word)]
+    sources, protocols, data, args.features = ([word for word in words if not is_setting(word)] for words in lists)
     request = Request(
-        [word for word in words if word not in settings],
-        args.protocol or [DEFAULT],
-        args.data or [],
+        sources,
+        protocols,
+        data,
         seeds=args.seeds,
         epochs=args.epochs,
         overrides=settings,
         out=Path(args.out).expanduser() if args.out else None,
         **reading(args),
     )
-    if settings and not request.data:
-        raise ConfigError(f"eval: {settings[0]} changes a recipe of --data, and none is given.")
     say = saying("eval")
     results = carry_out(request, command_of(sys.argv[1:]), say)
     say("")

@@ -117,6 +117,7 @@ def embed(request: Request, neighbours: int = 0, say: Say = lambda line: None) -
     ConfigError, CheckpointError, DataError
         The source or the images can't be used, or there are fewer other images than `neighbours`.
     """
+    request.check()
     names = [*(request.features or ("representation",))]
     subject = opened(request.sources[0], request)
     parts = dict(_parts(request, subject.channels))

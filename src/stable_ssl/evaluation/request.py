@@ -78,6 +78,13 @@ class Request:
         """Raise a ConfigError for what can't be meant."""
         if not self.sources:
             raise ConfigError("eval: which source? Give a run, a file of weights, timm/NAME or torchvision/NAME.")
+        if self.backbone and self.network:
+            raise ConfigError("--network: it is for runs, and --backbone for files of no run. Leave one out.")
+        places = [Path(what).expanduser() for what in self.data if isinstance(what, str | Path)]
+        if self.overrides and all(place.exists() for place in places):
+            raise ConfigError(f"eval: {self.overrides[0]} changes a recipe of --data, and none is given.")
+        if self.labels and not any(place.is_dir() for place in places):
+            raise ConfigError(f"--labels {self.labels}: they are for a folder in --data, and none is given.")
         size = None if self.size == "native" else self.size
         numbers = {"seeds": self.seeds, "batch": self.batch, "epochs": self.epochs, "size": size}
         for option, value in numbers.items():
