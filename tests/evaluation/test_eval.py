@@ -177,6 +177,8 @@ def test_embed_writes_features_with_paths_labels_and_neighbours(digits_run, phot
     with np.load("f.npz") as file:
         assert np.array_equal(file["patches"], np.array(table["patches"], np.float32))
     capsys.readouterr()
+    digits = ["embed", mae, "digits", "--features", "class", "size=16", "--out", "d.npz"]
+    assert main([*digits, "--size", "16"]) == 0
     assert main([*line, "--out", "f.npz"]) == 2
     assert "is there already" in capsys.readouterr().err
 

@@ -14,7 +14,9 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     from ..evaluation.embedding import check_out, embed
     from ..evaluation.request import Request
 
-    settings = [*args.settings, *rest]
+    features = args.features or []  # after which settings may stand, too
+    settings = [*args.settings, *rest, *filter(is_setting, features)]
+    args.features = [name for name in features if not is_setting(name)]
     if wrong := [word for word in settings if not is_setting(word)]:
         raise ConfigError(f"embed: '{wrong[0]}' is one argument too many: it takes a source and data.")
     out = Path(args.out or "features.parquet").expanduser()
