@@ -40,6 +40,9 @@ def subject(network, digest="one"):
     return Subject("net", network, EvalView(16), (16, 16), (0.5,) * 3, (0.5,) * 3, network, digest=digest)
 
 
+Counting.__module__ = "torch.of_a_library"
+
+
 def compute(network, photos, cache, digest="one", batch=4, view=None, limit=20.0):
     store = FeatureStore(How(cache=cache, batch=batch, limit=limit), Alone())
     try:
@@ -160,3 +163,14 @@ def test_a_data_set_whose_samples_its_options_do_not_tell_has_no_fingerprint(pho
     assert of_dataset(datasets.ImageFolder(photos, **known)) is not None
     assert of_dataset(datasets.ImageFolder(photos, **{**known, **change})) is None
     assert of_dataset(type("Own", (Images,), {})(photos)) is None
+
+
+def test_features_of_a_network_of_a_users_own_are_not_kept(photos, tmp_path):
+    class Own(Counting):
+        pass
+
+    Own.__module__ = "own"
+    compute(Own(), photos, tmp_path / "cache")
+    again = Own()
+    compute(again, photos, tmp_path / "cache")
+    assert again.seen == 30

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..runtime.files import printable
+from ..runtime.files import printable, user_cache
 
 log = logging.getLogger("stable_ssl")
 
@@ -29,11 +29,9 @@ COLUMNS = np.dtype(
 
 def cache_of(root: Path) -> Path | None:
     """Return the file for the scan of a folder, in `$XDG_CACHE_HOME` or `~/.cache`; None if there is no such place."""
-    place = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(place):  # as the standard of that variable demands
-        place = os.path.expanduser("~/.cache")
     name = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:32]
-    return Path(place, "stable_ssl", "scans", f"{name}.npz") if os.path.isabs(place) else None
+    place = user_cache()
+    return place / "scans" / f"{name}.npz" if place else None
 
 
 class Scan:

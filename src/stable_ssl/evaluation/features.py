@@ -28,8 +28,8 @@ from ..engine.agreement import Alone, Together
 from ..exceptions import ConfigError, DataError
 from ..runtime.batches import images_of, labels_of
 from ..runtime.device import to_device
-from ..runtime.files import printable, whole_file
-from .fingerprints import of_dataset, of_view
+from ..runtime.files import printable, user_cache, whole_file
+from .fingerprints import is_of_libraries, of_dataset, of_view
 from .networks import Features
 from .subject import Subject
 
@@ -86,10 +86,10 @@ class SetFeatures:
     labels: Tensor
 
 
-def usual_cache() -> Path:
-    """Return the folder in which features are kept: in `$XDG_CACHE_HOME`, else in `~/.cache`."""
-    place = os.environ.get("XDG_CACHE_HOME", "")
-    return Path(place if os.path.isabs(place) else os.path.expanduser("~/.cache"), "stable_ssl", "features")
+def usual_cache() -> Path | None:
+    """Return the folder in which features are kept, in the user's cache; None if there is none."""
+    place = user_cache()
+    return place / "features" if place else None
 
 
 class FeatureStore:
@@ -161,9 +161,11 @@ class FeatureStore:
         """Return the folder for the features of a set, and make it."""
         parts = [of_dataset(dataset), of_view(view)]
         place = self._how.cache
-        if place is None or None in parts:
+        has_own_code = not is_of_libraries(subject.network)
+        if place is None or None in parts or has_own_code:
             if place is not None:
-                self._say("these images can't be told from others without reading them, so their features are not kept")
+                what = "code of your own may change" if has_own_code else "these images can't be told from others"
+                self._say(f"{what}, so the features are not kept")
             place = self._temporary = self._temporary or Path(tempfile.mkdtemp(prefix="stable_ssl_features_"))
             self._alive += [dataset, view]  # so that no other object gets the same number
             parts = [part or str(id(of)) for part, of in zip(parts, (dataset, view), strict=True)]

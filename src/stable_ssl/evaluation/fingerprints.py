@@ -9,12 +9,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils.data import Subset
 
 from ..augmentations import MultiView, View
 from ..data import Digits, HuggingFaceDataset, Images, Parquet, Prepared, WebDataset
 from ..data.datasets import to_float_tensor
 from ..runtime.files import state_of
+
+_LIBRARIES = ("stable_ssl", "torchvision", "torch")
+
+
+def is_of_libraries(network: nn.Module) -> bool:
+    """Return whether no code of a user's own is in a network, which could change while its values stay."""
+    parts = [*network.modules(), *getattr(network, "trainers", ())]
+    return all(type(part).__module__.partition(".")[0] in (*_LIBRARIES, "timm") for part in parts)
 
 
 def of_view(view: Any) -> str | None:
@@ -46,7 +55,7 @@ def of_dataset(dataset: Any) -> str | None:
 
 def _is_of_library(value: Any) -> bool:
     """Return whether an object's class is of this package, torchvision or torch: its options say what it does."""
-    return type(value).__module__.partition(".")[0] in ("stable_ssl", "torchvision", "torch")
+    return type(value).__module__.partition(".")[0] in _LIBRARIES
 
 
 def _says_what_it_does(transform: Any) -> bool:

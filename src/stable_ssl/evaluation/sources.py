@@ -144,10 +144,10 @@ class _Forward(nn.Module):
     def __init__(self, trainer: Any, modules: nn.ModuleDict):
         super().__init__()
         self.modules_of_run = modules
-        self._trainer = [trainer]  # in a list, so that its other parts are no parts of this module
+        self.trainers = [trainer]  # in a list, so that its other parts are no parts of this module
 
     def forward(self, images: Tensor) -> Tensor:
-        trainer = self._trainer[0]
+        trainer = self.trainers[0]
         trainer.device = images.device
         outputs: Tensor = trainer.forward(images)
         return outputs

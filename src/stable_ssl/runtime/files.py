@@ -39,6 +39,14 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def user_cache() -> Path | None:
+    """Return this package's folder in `$XDG_CACHE_HOME` or `~/.cache`; None if there is no such place."""
+    place = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(place):  # as the standard of that variable demands
+        place = os.path.expanduser("~/.cache")
+    return Path(place, "stable_ssl") if os.path.isabs(place) else None
+
+
 def state_of(status: os.stat_result) -> tuple[int, int]:
     """Return the size of a file in bytes, and when it was changed, in nanoseconds since 1970."""
     return status.st_size, status.st_mtime_ns
