@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from stable_ssl import ConfigError, Preempted
 from stable_ssl.augmentations import EvalView, HorizontalFlip, Normalize, RandomResizedCrop, View
@@ -46,6 +46,9 @@ class Colours(Dataset):
         return self.images[index], self.targets[index]
 
 
+TEST = Colours(30, seed=1)
+
+
 def subject(network: nn.Module | None = None) -> Subject:
     torch.manual_seed(0)
     network = network or ViT(image_size=16, patch_size=8, dim=12, depth=4, num_heads=1, class_token=True)
@@ -61,7 +64,7 @@ def convolutions() -> nn.Module:
 
 def measure(protocol, what, out, **options):
     options = {"size": "native", "batch_size": 8, "accumulation_steps": 1, **options}
-    return protocol.measure(what, Colours(), Colours(30, seed=1), 0, out, CPU, **options)
+    return protocol.measure(what, Colours(), TEST, 0, out, CPU, **options)
 
 
 @pytest.fixture
@@ -82,7 +85,15 @@ def trainers(monkeypatch):
 
 RATES = [1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1]
 SGD = {"_target_": "torch.optim.SGD", "momentum": 0.9, "weight_decay": 0.0}
-LINEAR = {"reports": ("last epoch",), "iterations": None, "norm": None, "falls": (), "warmup_epochs": 0}
+LINEAR = {
+    "reports": ("last epoch",),
+    "iterations": None,
+    "apart": None,
+    "decays": (None,),
+    "norm": None,
+    "falls": (),
+    "warmup_epochs": 0,
+}
 PAGES = {
     "dinov2-linear": {
         **LINEAR, "features": ("class", "class+patches", "class:4", "class:4+patches"), "rates": tuple(RATES),
@@ -93,6 +104,13 @@ PAGES = {
         **LINEAR, "features": ("class+patches",), "rates": tuple(RATES), "optimizer": SGD, "epochs": 10,
         "iterations": 1250, "batch_size": 128, "interpolation": "bicubic", "std": 0.01,
         "chosen_on": "the reported split",
+    },
+    "capi": {
+        "features": ("class", "patches", "class+patches"), "rates": tuple(RATES[:10]), "decays": (0.0005, 0.001, 0.05),
+        "optimizer": {"_target_": "torch.optim.AdamW", "betas": (0.9, 0.95)}, "exclude_bias_norm": True,
+        "epochs": 10, "iterations": 1250, "warmup_epochs": 1, "has_both_ends": True, "batch_size": 128, "falls": (),
+        "interpolation": "bicubic", "precision": "fp32", "std": 0.02, "norm": None, "apart": 42, "seeds": 1,
+        "reports": ("last epoch",), "chosen_on": "10 % of train",
     },
     "simclr-90": {
         **LINEAR, "rates": (0.1,), "optimizer": SGD, "epochs": 90, "interpolation": "bilinear", "precision": "fp16",
@@ -151,7 +169,7 @@ def test_fine_tuning_augments_with_rand_augment_and_erases():
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_rates_follow_the_pages_schedule(name):
-    preset, per_epoch = PRESETS[name], 7
+    preset, per_epoch = dataclasses.replace(PRESETS[name], has_both_ends=False), 7
     top, low = preset.rates[-1], preset.rates[0]
     optimizer = torch.optim.SGD([{"params": [nn.Parameter(torch.zeros(1))], "lr": rate} for rate in (low, top / 2)])
     total = preset.epochs * per_epoch
@@ -169,6 +187,13 @@ def test_rates_follow_the_pages_schedule(name):
         assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([factor * low, factor * top / 2])
         optimizer.step()
         made.step()
+
+
+def test_the_schedule_of_capi_has_both_ends_of_its_parts():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
+    made = schedule(optimizer, 12_500, epochs=10, warmup_epochs=1, has_both_ends=True)
+    expected = [*np.linspace(0, 1, 1250), *(1 + np.cos(np.linspace(0, np.pi, 11_250))) / 2]
+    assert [made.lr_lambdas[0](step) for step in range(12_500)] == pytest.approx(expected)
 
 
 # Linear ---------------------------------------------------------------------------------------------------------------
@@ -215,6 +240,48 @@ def test_all_heads_learn_in_one_pass_what_each_learns_alone(trainers, tmp_path):
     assert figure.details["departures"] == [
         "epochs: 2 instead of 10", "images per step: 8 instead of 128", "size: 16 instead of 224",
     ]  # fmt: skip
+
+
+def test_capi_chooses_on_a_tenth_of_train_among_heads_that_learn_what_each_learns_alone(trainers, tmp_path):
+    protocol = dataclasses.replace(PRESETS["capi"], rates=(0.1, 3.0), decays=(0.0, 0.5), epochs=2, iterations=5)
+    what, train = subject(), labelled(Colours())
+    figures = measure(protocol, what, tmp_path)
+    order = np.random.default_rng(42).permutation(48).tolist()
+    loader = Loader(Subset(train, order[:43]), 8, views=protocol.train_view(what, 16), sampler=EndlessOrder(43, 40, 0))
+    loader.bind(0, "train", is_even=True)
+    loader.prepare(CPU)
+    batches = [batch for epoch in range(2) for _, batch in loader.batches(epoch)]
+    features, view = Features(what, protocol.features), protocol.test_view(what, 16)
+
+    def judged(head, name, dataset):
+        images, labels = zip(*((view(image), label) for image, label in dataset), strict=True)
+        return float((head(features(torch.stack(images))[name]).argmax(1) == torch.tensor(labels)).double().mean())
+
+    factors = [*np.linspace(0, 1, 5), *(1 + np.cos(np.linspace(0, np.pi, 5))) / 2]
+    trainer, first = trainers[0]
+    for name, figure in zip(protocol.features, figures, strict=True):
+        found = []
+        for number, (rate, decay) in enumerate([(0.1, 0.0), (0.1, 0.5), (3.0, 0.0), (3.0, 0.5)]):
+            keys = [f"heads.linears.{name}.{number}.{part}" for part in ("weight", "bias")]
+            head = nn.Linear(*reversed(first[keys[0]].shape))
+            head.load_state_dict({"weight": first[keys[0]], "bias": first[keys[1]]})
+            groups = [{"params": [head.weight], "weight_decay": decay}, {"params": [head.bias], "weight_decay": 0.0}]
+            optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
+            for (images, labels), factor in zip(batches, factors, strict=True):
+                for group in optimizer.param_groups:
+                    group["lr"] = factor * rate * 8 / 256
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(head(features(images)[name]), labels).backward()
+                optimizer.step()
+            for key, value in zip(keys, head.parameters(), strict=True):
+                torch.testing.assert_close(trainer.module.state_dict()[key], value, rtol=1e-4, atol=1e-5, msg=key)
+            on_tenth, on_test = judged(head, name, Subset(train, order[43:])), judged(head, name, labelled(TEST))
+            found.append((on_tenth, on_test, {"lr": rate, "weight_decay": decay}))
+        _, accuracy, setting = max(found, key=lambda one: one[0])
+        assert (figure.features, figure.accuracy, figure.chosen) == (name, pytest.approx(accuracy), setting)
+        assert [*figure.details["heads"].values()] == pytest.approx([on_tenth for on_tenth, _, _ in found])
+    with pytest.raises(ConfigError, match="^A tenth of the 8 labelled training images chooses, but that is none"):
+        protocol.measure(what, Colours(9), TEST, 0, tmp_path / "few", CPU)
 
 
 def test_first_weights_have_a_hundredth_as_standard_deviation(trainers, tmp_path):

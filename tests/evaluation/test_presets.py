@@ -35,8 +35,6 @@ def measure(name, train=None, test=None, seed=0):
 def quick(monkeypatch):
     """Shorten what takes long; the values themselves have a test of their own."""
     monkeypatch.setattr(held_out, "EPOCHS", 3)
-    monkeypatch.setattr(published, "CAPI_ITERATIONS", 60)
-    monkeypatch.setattr(published, "CAPI_WARMUP", 6)
     monkeypatch.setattr(published, "INVERSE_PENALTIES", published.INVERSE_PENALTIES[::11])
 
 
@@ -45,16 +43,7 @@ def test_the_settings_are_those_of_the_papers_and_of_the_default():
     assert [(one["lr"], one["weight_decay"]) for one in held_out.GRID] == pairs
     head = held_out.HEAD
     assert (held_out.KS, held_out.EPOCHS) == ((10, 20, 100, 200), 100)
-    assert (head.optimizer, head.batch_size, head.batch_norm, head.std) == ("sgd", 256, True, None)
-    rates = (0.00001, 0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01)
-    pairs = [(lr, decay) for lr in rates for decay in (0.0005, 0.001, 0.05)]
-    assert [(one["lr"], one["weight_decay"]) for one in published.CAPI_GRID] == pairs
-    head = published.CAPI_HEAD
-    assert (head.optimizer, head.batch_size, head.batch_norm, head.std) == ("adamw", 128, False, 0.02)
-    schedule = published.capi_schedule()
-    assert (len(schedule), schedule[0], schedule[1249], schedule[1250]) == (12_500, 0, 1, 1)
-    assert schedule[1250 + 5624 : 1250 + 5626] == pytest.approx([0.5, 0.5], abs=1e-4)
-    assert schedule[-1] == pytest.approx(0)
+    assert (head.batch_size, head.batch_norm) == (256, True)
     penalties = [one["C"] for one in published.INVERSE_PENALTIES]
     assert len(penalties) == 45
     assert penalties == pytest.approx([10 ** (-6 + 0.25 * number) for number in range(45)])
@@ -66,7 +55,6 @@ def test_the_settings_are_those_of_the_papers_and_of_the_default():
         "dino-knn": (("class",), "224", "nothing", 1),
         "dinov2-logreg": (("class",), "224", "10 % of train", 1),
         "simpleshot": (("representation",), "own", "nothing", 1),
-        "capi": (("class", "patches", "class+patches"), "224", "10 % of train", 1),
         "low-shot": (("representation",), "own", "nothing", 5),
     }
 
@@ -150,25 +138,6 @@ def test_published_protocols_give_what_scikit_learn_does(monkeypatch):
     assert measure("simpleshot")[0].accuracy == means.score(TEST.features, TEST.labels)
 
 
-@pytest.mark.usefixtures("quick")
-def test_capi_chooses_on_the_end_of_a_permutation_and_does_not_fit_again(monkeypatch):
-    seen = []
-
-    def spy(train, rates, decays, *given):
-        seen.append((train, [*rates], [*decays]))
-        return fit(train, rates, decays, *given)
-
-    fit = published.fit_heads
-    monkeypatch.setattr(published, "fit_heads", spy)
-    figures = measure("capi", TRAINS, TESTS)
-    assert [one.features for one in figures] == ["b", "a"]
-    order = np.random.default_rng(42).permutation(400)
-    for (train, rates, decays), name in zip(seen, ("b", "a"), strict=True):
-        assert torch.equal(train.features, TRAINS[name].features[order[:360]])
-        assert rates == pytest.approx([one["lr"] / 2 for one in published.CAPI_GRID])
-        assert decays == [one["weight_decay"] for one in published.CAPI_GRID]
-
-
 def test_low_shot_takes_each_share_of_each_class_and_every_sample_is_a_part_of_the_larger_ones():
     labels = torch.tensor([0] * 130 + [1] * 90 + [2] * 60)
     labels = labels[torch.randperm(280, generator=torch.Generator().manual_seed(0))]
@@ -216,9 +185,8 @@ def test_held_out_takes_the_k_that_fit_and_refuses_a_bank_for_none():
         measure("knn", {"a": tiny})
     with pytest.raises(ConfigError, match=r"^k: 200 neighbours are more than the 60 labelled samples of the bank"):
         measure("dino-knn", {"a": small})
-    for name in ("dinov2-logreg", "capi"):
-        with pytest.raises(ConfigError, match="^A tenth of the 8 labelled training images chooses, but that is none"):
-            measure(name, {"a": tiny})
+    with pytest.raises(ConfigError, match="^A tenth of the 8 labelled training images chooses, but that is none"):
+        measure("dinov2-logreg", {"a": tiny})
 
 
 @pytest.mark.parametrize("name", ON_FEATURES)

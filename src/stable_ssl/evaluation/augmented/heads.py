@@ -11,18 +11,25 @@ from torchmetrics import Metric
 
 
 class Head(NamedTuple):
-    """One classifier of those that a protocol trains: the name of its features, and its learning rate for 256 images
-    per step."""
+    """One classifier of those that a protocol trains: the name of its features, its learning rate for 256 images per
+    step, and its weight decay. None: the decay is that of the optimizer."""
 
     features: str
     rate: float
+    decay: float | None = None
+
+    @property
+    def setting(self) -> dict[str, float]:
+        """What tells the head from others on the same features."""
+        return {"lr": self.rate, **({} if self.decay is None else {"weight_decay": self.decay})}
 
     def __str__(self) -> str:
-        return f"{self.features}_lr{self.rate:g}"
+        decay = "" if self.decay is None else f"_decay{self.decay:g}"
+        return f"{self.features}_lr{self.rate:g}{decay}"
 
 
 class Heads(nn.Module):
-    """Linear classifiers: on each of several features, one per learning rate.
+    """Linear classifiers: on each of several features, as many.
 
     Parameters
     ----------
@@ -30,7 +37,7 @@ class Heads(nn.Module):
         Widths of the features by name.
     num_classes
         Number of classes.
-    num_rates
+    num_heads
         Number of classifiers on each of the features.
     norm
         Arguments of a `BatchNorm1d` before the classifiers. None: there is none.
@@ -41,7 +48,7 @@ class Heads(nn.Module):
     --------
     >>> import torch
     >>> from stable_ssl.evaluation.augmented.heads import Heads
-    >>> heads = Heads({"class": 8, "patches": 8}, num_classes=5, num_rates=3)
+    >>> heads = Heads({"class": 8, "patches": 8}, num_classes=5, num_heads=3)
     >>> heads({"class": torch.zeros(2, 8), "patches": torch.zeros(2, 8)}).shape
     torch.Size([2, 6, 5])
     """
@@ -50,7 +57,7 @@ class Heads(nn.Module):
         self,
         dims: Mapping[str, int],
         num_classes: int,
-        num_rates: int = 1,
+        num_heads: int = 1,
         norm: Mapping[str, Any] | None = None,
         std: float | None = None,
     ):
@@ -58,7 +65,7 @@ class Heads(nn.Module):
         made = nn.Identity if norm is None else nn.BatchNorm1d
         self.norms = nn.ModuleDict({name: made(dim, **(norm or {})) for name, dim in dims.items()})
         self.linears = nn.ModuleDict(
-            {name: nn.ModuleList(nn.Linear(dim, num_classes) for _ in range(num_rates)) for name, dim in dims.items()}
+            {name: nn.ModuleList(nn.Linear(dim, num_classes) for _ in range(num_heads)) for name, dim in dims.items()}
         )
         for part in self.linears.modules() if std is not None else ():
             if isinstance(part, nn.Linear):

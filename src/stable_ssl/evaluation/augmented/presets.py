@@ -7,7 +7,8 @@ from typing import Any
 
 from .protocols import Augmented, FineTuning, LinearProbe
 
-DINO_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
+CAPI_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2)
+DINO_RATES = (*CAPI_RATES, 2e-2, 5e-2, 0.1)
 SGD: Mapping[str, Any] = {"_target_": "torch.optim.SGD", "momentum": 0.9, "weight_decay": 0.0}
 ON_REPORTED, ON_NOTHING = "the reported split", "nothing: there is one setting"
 
@@ -38,6 +39,27 @@ PRESETS: dict[str, Augmented] = {
             reproduces="DINOv3's linear evaluation (facebookresearch/dinov3)",
             features=("class+patches",),
             **_dino,
+        ),
+        LinearProbe(
+            name="capi",
+            summary="Linear classifiers on three sets of features; 10 % of train choose rate and decay of 30 pairs.",
+            reproduces="CAPI's linear evaluation (facebookresearch/capi); it also has heads that attend to patches",
+            features=("class", "patches", "class+patches"),
+            view="224",
+            chosen_on="10 % of train",
+            seeds=1,
+            rates=CAPI_RATES,
+            decays=(5e-4, 1e-3, 5e-2),
+            optimizer={"_target_": "torch.optim.AdamW", "betas": (0.9, 0.95)},
+            exclude_bias_norm=True,
+            epochs=10,
+            iterations=1250,
+            warmup_epochs=1,
+            has_both_ends=True,
+            batch_size=128,
+            interpolation="bicubic",
+            std=0.02,
+            apart=42,
         ),
         LinearProbe(
             name="simclr-90",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,6 +69,9 @@ class Augmented(Protocol):
         Epochs after which the rate falls to a tenth. None: it falls along half a cosine, in each step.
     end_lr
         The rate at the end of the cosine.
+    has_both_ends
+        Whether the last step of the warm-up has the whole rate, and the last step of all has `end_lr`, as `np.linspace`
+        makes it. Otherwise the steps after these would have them.
     exclude_bias_norm
         No weight decay, and no LARS scaling, of biases and normalisations.
     interpolation
@@ -78,6 +82,9 @@ class Augmented(Protocol):
         What is computed in on CUDA devices: "fp32", "bf16" or "fp16". In fp32 elsewhere.
     labels
         Share of the training images that are used, drawn by the seed with the same share of each class.
+    apart
+        Seed of a permutation of the training images. The tenth at its end chooses among the heads on each of the
+        features, and is not trained on; each of the features has a figure. None: the reported split chooses.
     reports
         Which figures there are: of the "last epoch", of the "best epoch".
     """
@@ -91,10 +98,12 @@ class Augmented(Protocol):
     warmup_epochs: int = 0
     falls: Sequence[int] = ()
     end_lr: float = 0.0
+    has_both_ends: bool = False
     exclude_bias_norm: bool = False
     interpolation: str = "bilinear"
     precision: str = "fp32"
     labels: float = 1.0
+    apart: int | None = None
     reports: Sequence[str] = ("last epoch",)
 
     def measure(
@@ -156,12 +165,16 @@ class LinearProbe(Augmented):
 
     Attributes
     ----------
+    decays
+        Weight decays. If there are some, each has a head of its own with each of the rates; biases do not decay. None:
+        the weight decay is that of the optimizer.
     norm
         Arguments of the batch normalisation before the classifiers, which has no weight decay. None: there is none.
     std
         Standard deviation of the first weights; biases begin at 0. None: both begin as those of `nn.Linear`.
     """
 
+    decays: Sequence[float | None] = (None,)
     norm: Mapping[str, Any] | None = None
     std: float | None = None
 
@@ -169,14 +182,15 @@ class LinearProbe(Augmented):
         """Return what is trained, and how."""
         frozen = Frozen(Features(subject, self.features), precision)
         dims = {name: values.shape[1] for name, values in frozen.features(blank(subject, size)).items()}
-        heads = [Head(name, rate) for name in dims for rate in self.rates]
+        settings = [*product(self.rates, self.decays)]
+        heads = [Head(name, *setting) for name in dims for setting in settings]
         node = {
             "_target_": f"{Heads.__module__}.Heads", "dims": dims, "num_classes": num_classes,
-            "num_rates": len(self.rates), "norm": self.norm, "std": self.std,
+            "num_heads": len(settings), "norm": self.norm, "std": self.std,
         }  # fmt: skip
         groups: dict[str, Any] = {}
-        if len(self.rates) > 1:
-            groups = {f"heads.linears.*.{number}.*": {"lr": rate} for number, rate in enumerate(self.rates)}
+        if len(settings) > 1:
+            groups = {f"heads.linears.*.{number}.*": head.setting for number, head in enumerate(heads[: len(settings)])}
         if self.norm is not None and self.norm.get("affine", True):
             groups["heads.norms.*"] = {"weight_decay": 0.0}
         view = self.train_view(subject, size)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from ...runtime.launchers import find_place
 from ..protocol import Figure
 from ..subject import Subject
 from .heads import HeadAccuracy
-from .samples import EndlessOrder, labelled, share_of, targets_of
+from .samples import EndlessOrder, labelled, share_of, targets_of, without_last_tenth
 
 if TYPE_CHECKING:
     from .protocols import Augmented, Plan
@@ -86,7 +87,9 @@ class Running:
         options: Options,
     ):  # fmt: skip
         train, self.test = labelled(train), labelled(test)
-        self.train = share_of(train, protocol.labels, seed)
+        self.train, self.choosing = share_of(train, protocol.labels, seed), None
+        if protocol.apart is not None:
+            self.train, self.choosing = without_last_tenth(self.train, protocol.apart)
         self.protocol, self.subject, self.seed, self.device, self.options = protocol, subject, seed, device, options
         self.scale = scale_of(protocol, subject, device, options)
         self.plan: Plan = protocol.plan(subject, max(targets_of(train)) + 1, self.scale.size, self.scale.precision)
@@ -114,7 +117,7 @@ class Running:
         }
         logger = {
             "dump_path": out,
-            "metric": {"test": {"accuracy": HeadAccuracy(plan.heads)}},
+            "metric": {name: {"accuracy": HeadAccuracy(plan.heads)} for name in self._evaluated()},
             "eval_every_epoch": 1 if "best epoch" in self.protocol.reports else 0,
             "log_every_step": 50,
             "checkpoint_keep": 1,
@@ -125,6 +128,10 @@ class Running:
             **{name: getattr(scale, name) for name in ("epochs", "size", "precision")},
         }
         return plan.trainer(self._data(), plan.modules, hardware, self._optim(), logger, about=about, **plan.attributes)
+
+    def _evaluated(self) -> dict[str, Any]:
+        """Return the sets that the heads are evaluated on: the test set, and the one that chooses if there is one."""
+        return {"test": self.test, **({} if self.choosing is None else {"choosing": self.choosing})}
 
     def _data(self) -> dict[str, Any]:
         protocol, scale = self.protocol, self.scale
@@ -140,7 +147,10 @@ class Running:
         test_view = protocol.test_view(self.subject, scale.size)
         return {
             "train": {**loader, "dataset": as_read(self.train), "views": self.plan.view, "drop_last": True, **order},
-            "test": {**loader, "dataset": as_read(self.test), "views": test_view},
+            **{
+                name: {**loader, "dataset": as_read(part), "views": test_view}
+                for name, part in self._evaluated().items()
+            },
         }
 
     def _optim(self) -> dict[str, Any]:
@@ -156,19 +166,26 @@ class Running:
                 "warmup_epochs": protocol.warmup_epochs,
                 "falls": [*protocol.falls],
                 "end_lr": protocol.end_lr,
+                "has_both_ends": protocol.has_both_ends,
             },
             "epochs": self.scale.epochs,
             "accumulation_steps": self.scale.accumulation_steps,
         }
 
     def figures(self, records: Sequence[Mapping[str, Any]]) -> list[Figure]:
-        """Return a figure per evaluation that is reported, from a run's logs.
+        """Return a figure per evaluation that is reported, from a run's logs; of each of the features if a part of the
+        training images chooses.
 
         It is that of the best head; of the first of these if several are best.
         """
-        heads, reports = self.plan.heads, self.protocol.reports
-        keys = {head: f"test/accuracy_{head}" for head in heads}
-        evaluations = [record for record in records if keys[heads[0]] in record]
+        reports, judge = self.protocol.reports, "test" if self.choosing is None else "choosing"
+        competing = [self.plan.heads]
+        if self.choosing is not None:
+            competing = [[*group] for _, group in groupby(self.plan.heads, lambda head: head.features)]
+        by_step: dict[int, dict[str, Any]] = {}  # each set that is evaluated has a record of its own
+        for record in records:
+            by_step.setdefault(record["global_step"], {}).update(record)
+        evaluations = [record for record in by_step.values() if f"test/accuracy_{self.plan.heads[0]}" in record]
         details = {
             "epochs": self.scale.epochs,
             "images per step": self.scale.whole_batch,
@@ -177,15 +194,16 @@ class Running:
             "departures": [*self.plan.notes, *self._departures()],
         }
         found = []
-        for report in reports:
+        for report, heads in product(reports, competing):
             among = evaluations if report == "best epoch" else evaluations[-1:]
-            head, record = max(((h, r) for r in among for h in heads), key=lambda pair: pair[1][keys[pair[0]]])
-            chosen: dict[str, Any] = {"lr": head.rate} if len(heads) > 1 else {}
+            head, record = max(product(heads, among), key=lambda pair: pair[1][f"{judge}/accuracy_{pair[0]}"])
+            chosen: dict[str, Any] = dict(head.setting) if len(heads) > 1 else {}
             if report == "best epoch":
                 chosen["epoch"] = record["epoch"] + 1
-            by_head = {"heads": {str(other): record[key] for other, key in keys.items()}} if len(heads) > 1 else {}
+            by_head = {str(other): record[f"{judge}/accuracy_{other}"] for other in heads} if len(heads) > 1 else {}
             name = self.protocol.name if len(reports) == 1 else f"{self.protocol.name}, {report}"
-            found.append(Figure(name, record[keys[head]], head.features, chosen, {**details, **by_head}))
+            accuracy = record[f"test/accuracy_{head}"]
+            found.append(Figure(name, accuracy, head.features, chosen, {**details, "heads": by_head}))
         return found
 
     def _departures(self) -> Iterator[str]:
@@ -226,6 +244,7 @@ def schedule(
     warmup_epochs: int = 0,
     falls: Sequence[int] = (),
     end_lr: float = 0.0,
+    has_both_ends: bool = False,
 ) -> LRScheduler:
     """Return a schedule of so many epochs, stretched over the steps of a run.
 
@@ -241,14 +260,18 @@ def schedule(
         Epochs after which the rate falls to a tenth. None: it falls along half a cosine.
     end_lr
         The largest rate of a group at the end of the cosine. The others are smaller as they are from the beginning.
+    has_both_ends
+        Whether the last step of the warm-up has the whole rate, and the last step of all has `end_lr`.
     """
     if falls:
         return MultiStepLR(optimizer, [round(total_steps * epoch / epochs) for epoch in falls], gamma=0.1)
     peak, largest = round(total_steps * warmup_epochs / epochs), max(group["lr"] for group in optimizer.param_groups)
-    return LambdaLR(optimizer, partial(_factor, total=total_steps, peak=peak, end=end_lr / largest))
+    both = int(has_both_ends)
+    rise, fall = max(peak - both, 1), max(total_steps - peak - both, 1)
+    return LambdaLR(optimizer, partial(_factor, peak=peak, rise=rise, fall=fall, end=end_lr / largest))
 
 
-def _factor(step: int, total: int, peak: int, end: float) -> float:
+def _factor(step: int, peak: int, rise: int, fall: int, end: float) -> float:
     if step < peak:
-        return step / peak
-    return end + (1 - end) * (1 + math.cos(math.pi * (step - peak) / (total - peak))) / 2
+        return step / rise
+    return end + (1 - end) * (1 + math.cos(math.pi * (step - peak) / fall)) / 2

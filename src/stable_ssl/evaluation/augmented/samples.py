@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Sampler, Subset
 
@@ -51,6 +52,23 @@ def share_of(dataset: Any, share: float, seed: int) -> Any:
             f"more images. {error}"
         ) from error
     return Subset(dataset, sorted(chosen))
+
+
+def without_last_tenth(dataset: Any, seed: int) -> tuple[Subset, Subset]:
+    """Return two parts of a data set: the beginning of a permutation under a seed, and the tenth at its end.
+
+    Raises
+    ------
+    ConfigError
+        It has fewer than ten images.
+    """
+    if len(dataset) < 10:
+        raise ConfigError(
+            f"A tenth of the {len(dataset)} labelled training images chooses, but that is none; it takes ten."
+        )
+    order = np.random.default_rng(seed).permutation(len(dataset)).tolist()
+    size = round(0.9 * len(order))
+    return Subset(dataset, order[:size]), Subset(dataset, order[size:])
 
 
 class EndlessOrder(Sampler):

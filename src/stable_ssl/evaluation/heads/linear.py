@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,26 +20,21 @@ MOST = 2**24  # numbers that a chunk of logits may have
 
 @dataclass(frozen=True)
 class Recipe:
-    """How linear heads are fitted, apart from the learning rate and the weight decay of each.
+    """How linear heads are fitted by SGD with momentum 0.9, apart from the learning rate and the weight decay of each.
+
+    Biases decay like weights.
 
     Attributes
     ----------
-    optimizer
-        "sgd": with momentum 0.9; biases decay like weights. "adamw": with betas 0.9 and 0.95; biases do not decay.
     batch_size
         Number of images per iteration. All images are a batch if they are fewer.
     batch_norm
         Whether to normalise the features as BatchNorm1d(affine=False) does: by the mean and variance of the batch while
         fitting, and by their running averages afterwards.
-    std
-        Standard deviation of the first weights, which are normal; the first biases are 0. None: the uniform first
-        values of torch.nn.Linear.
     """
 
-    optimizer: Literal["sgd", "adamw"] = "sgd"
     batch_size: int = 256
     batch_norm: bool = False
-    std: float | None = None
 
 
 class LinearHeads:
@@ -72,18 +66,13 @@ class LinearHeads:
         seed: int,
         device: torch.device,
     ):
-        weight, bias = _first_values(dim, num_classes, recipe.std, seed)
+        weight, bias = _first_values(dim, num_classes, seed)
         self.weight, self.bias = (
             value.to(device).repeat(len(rates), *[1] * value.ndim).requires_grad_() for value in (weight, bias)
         )  # (heads, classes, dim) and (heads, classes)
         self.rates, self.decays = (torch.tensor(values, device=device) for values in (rates, decays))
         self.norm = nn.BatchNorm1d(dim, affine=False, device=device) if recipe.batch_norm else nn.Identity()
-        update: type[_SGD] | type[_AdamW] = _SGD if recipe.optimizer == "sgd" else _AdamW
-        no_decay = torch.zeros_like(self.decays)
-        self._updates = [
-            update(self.weight, self.decays[:, None, None]),
-            update(self.bias, (no_decay if recipe.optimizer == "adamw" else self.decays)[:, None]),
-        ]
+        self._updates = [_SGD(self.weight, self.decays[:, None, None]), _SGD(self.bias, self.decays[:, None])]
 
     def step(self, features: Tensor, labels: Tensor, scale: float) -> None:
         """Make one optimizer step with each head's mean cross-entropy on a batch.
@@ -166,12 +155,10 @@ def logits(weight: Tensor, bias: Tensor, features: Tensor) -> Tensor:
     return torch.addmm(bias.flatten()[:, None], weight.flatten(0, 1), features.T).view(*bias.shape, -1)
 
 
-def _first_values(dim: int, num_classes: int, std: float | None, seed: int) -> tuple[Tensor, Tensor]:
-    """Return the first weights and biases of a head, (classes, dim) and (classes,)."""
+def _first_values(dim: int, num_classes: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the first weights and biases of a head, (classes, dim) and (classes,): uniform, as torch.nn.Linear's."""
     generator = torch.Generator().manual_seed(derive_seed(seed, Stream.BUILD))
-    weight, bias = torch.empty(num_classes, dim), torch.zeros(num_classes)
-    if std is not None:
-        return weight.normal_(0, std, generator=generator), bias
+    weight, bias = torch.empty(num_classes, dim), torch.empty(num_classes)
     bound = dim**-0.5
     return weight.uniform_(-bound, bound, generator=generator), bias.uniform_(-bound, bound, generator=generator)
 
@@ -198,22 +185,3 @@ class _SGD:
             gradient.addcmul_(self.parameter, self.decay)
         self.velocity.mul_(self.momentum).add_(gradient)
         self.parameter.addcmul_(self.velocity, rates.view_as(self.decay), value=-1)
-
-
-class _AdamW:
-    """The update of torch.optim.AdamW with betas 0.9 and 0.95, for a parameter and decays as those of `_SGD`."""
-
-    betas, epsilon = (0.9, 0.95), 1e-8
-
-    def __init__(self, parameter: Tensor, decay: Tensor):
-        self.parameter, self.decay = parameter, decay
-        self.mean, self.square, self.steps = torch.zeros_like(parameter), torch.zeros_like(parameter), 0
-
-    def __call__(self, gradient: Tensor, rates: Tensor) -> None:
-        self.steps += 1
-        rates = rates.view_as(self.decay)
-        first, second = (1 - beta**self.steps for beta in self.betas)  # corrections of the bias of the averages
-        self.mean.lerp_(gradient, 1 - self.betas[0])
-        self.square.mul_(self.betas[1]).addcmul_(gradient, gradient, value=1 - self.betas[1])
-        scale = self.square.sqrt().div_(math.sqrt(second)).add_(self.epsilon)
-        self.parameter.mul_(1 - rates * self.decay).addcdiv_(self.mean * (rates / first), scale, value=-1)

@@ -32,20 +32,12 @@ def choose_and_refit(
         What fits and judges.
     """
     choices = [
-        choice
+        {"features": name, **setting, "accuracy": accuracy}
         for name, own in train.items()
-        for choice in listed(name, settings, score(take(own, ~apart), settings, take(own, apart)))
+        for setting, accuracy in zip(settings, score(take(own, ~apart), settings, take(own, apart)), strict=True)
     ]
     best = max(choices, key=lambda choice: choice["accuracy"])
     setting, features = {key: best[key] for key in settings[0]}, best["features"]
     (accuracy,) = score(train[features], [setting], test[features])
     chosen = setting if len(train) == 1 else {"features": features, **setting}
     return Figure(figure, accuracy, features, chosen, {"choices": choices})
-
-
-def listed(features: str, settings: Sequence[Setting], accuracies: Sequence[float]) -> list[Setting]:
-    """Return the settings with their features and with the accuracy of each on the images that choose."""
-    return [
-        {"features": features, **setting, "accuracy": accuracy}
-        for setting, accuracy in zip(settings, accuracies, strict=True)
-    ]

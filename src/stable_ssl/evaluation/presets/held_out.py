@@ -19,7 +19,7 @@ GRID = [
     {"lr": lr, "weight_decay": decay}
     for lr, decay in product((1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0), (0.0, 1e-4))
 ]
-HEAD, EPOCHS = Recipe(optimizer="sgd", batch_size=256, batch_norm=True), 100
+HEAD, EPOCHS = Recipe(batch_size=256, batch_norm=True), 100
 
 
 def measure_knn(train: Sets, test: Sets, seed: int, device: torch.device) -> list[Figure]:
