@@ -277,7 +277,10 @@ def test_options_of_hydra_show_the_configuration(old_file, capsys):
     assert (shown.epochs, shown.optimizer.lr) == (7, 0.1)
     assert main([*OLD_FORM, "-c", "hydra"]) == 0
     assert "LocalLauncher" in capsys.readouterr().out
+    root = logging.getLogger()
+    before = [*root.handlers], root.level
     assert main(["--hydra-help"]) == 0
+    assert ([*root.handlers], root.level) == before
     assert "Hydra (" in capsys.readouterr().out
     assert main(["train", "simclr_digits", "--cfg", "job", "optim.epochs=3"]) == 0
     assert OmegaConf.create(capsys.readouterr().out).trainer.optim.epochs == 3

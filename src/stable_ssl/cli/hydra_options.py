@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 
 from ..compose import composer, find, search_path_of
@@ -44,7 +45,8 @@ def show(args: argparse.Namespace, source: str | None, folder: str | None, overr
         path = str(found)
         with composer(found, name, is_sweep=args.multirun) as (_, complete):
             given += [*complete(overrides), search_path_of(found, name)]
-    kept = sys.argv
+    kept, root = sys.argv, logging.getLogger()
+    handlers, level = [*root.handlers], root.level
     sys.argv = ["stable-ssl", *given]  # where Hydra looks for its options
     try:
         hydra.main(path, name, version_base="1.2")(lambda _: None)()
@@ -52,4 +54,6 @@ def show(args: argparse.Namespace, source: str | None, folder: str | None, overr
         return int(end.code or 0)
     finally:
         sys.argv = kept
+        root.handlers[:] = handlers  # Hydra sets up logging for a job
+        root.setLevel(level)
     return 0
