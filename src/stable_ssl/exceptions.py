@@ -34,6 +34,10 @@ class CheckpointError(Exception):
     """A checkpoint, weights file or run folder can't be used. The message says which one and why."""
 
 
+class NoRunError(CheckpointError):
+    """A place is not of a run."""
+
+
 class PeerError(Exception):
     """Another process of the run failed, ended early or never started."""
 

@@ -272,13 +272,13 @@ def test_a_file_that_refers_to_hydras_folder_has_its_run_there(old_file):
 
 
 def test_options_of_hydra_show_the_configuration(old_file, capsys):
+    root = logging.getLogger()
+    before = [*root.handlers], root.level
     assert main(["--cfg", "job", *OLD_FORM, "-p", "trainer.optim", "--resolve", "++trainer.optim.epochs=7"]) == 0
     shown = OmegaConf.create(capsys.readouterr().out)
     assert (shown.epochs, shown.optimizer.lr) == (7, 0.1)
     assert main([*OLD_FORM, "-c", "hydra"]) == 0
     assert "LocalLauncher" in capsys.readouterr().out
-    root = logging.getLogger()
-    before = [*root.handlers], root.level
     assert main(["--hydra-help"]) == 0
     assert ([*root.handlers], root.level) == before
     assert "Hydra (" in capsys.readouterr().out

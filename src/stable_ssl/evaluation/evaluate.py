@@ -277,7 +277,7 @@ def _jobs(subject: Subject, protocols: Sequence[Protocol], request: Request, sto
                         for part, dataset in (("train", data.train), ("test", data.test))
                     )
                     if train is not None and test is not None:
-                        yield _OnFeatures(subject, protocol, data, train, test)
+                        yield _OnFeatures(subject.without_networks(), protocol, data, train, test)
 
 
 def _check_features(subject: Subject, protocol: Protocol, request: Request) -> None:

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from ..exceptions import ConfigError, DataError
 from ..runtime.batches import images_of, labels_of
 from ..runtime.device import to_device
 from ..runtime.files import printable, user_cache, whole_file
-from .fingerprints import is_of_libraries, of_dataset, of_view
+from .fingerprints import is_of_libraries, of_dataset, of_view, versions_of
 from .networks import Features
 from .subject import Subject
 
@@ -108,7 +108,7 @@ class FeatureStore:
     def __init__(self, how: How, ranks: Alone | Together, say: Say = lambda line: None):
         self._how, self._ranks, self._say = how, ranks, say
         self._temporary: Path | None = None
-        self._alive: list[Any] = []
+        self._known: dict[int, tuple[Any, str | None]] = {}  # data sets and views that were seen, with their digests
         self._used: list[Path] = []
 
     def close(self) -> None:
@@ -159,7 +159,7 @@ class FeatureStore:
 
     def _folder(self, subject: Subject, dataset: Any, view: Any) -> Path:
         """Return the folder for the features of a set, and make it."""
-        parts = [of_dataset(dataset), of_view(view)]
+        parts = [self._digest(of_dataset, dataset), self._digest(of_view, view)]
         place = self._how.cache
         has_own_code = not is_of_libraries(subject.network)
         if place is None or None in parts or has_own_code:
@@ -167,12 +167,11 @@ class FeatureStore:
                 what = "code of your own may change" if has_own_code else "these images can't be told from others"
                 self._say(f"{what}, so the features are not kept")
             place = self._temporary = self._temporary or Path(tempfile.mkdtemp(prefix="stable_ssl_features_"))
-            self._alive += [dataset, view]  # so that no other object gets the same number
             parts = [part or str(id(of)) for part, of in zip(parts, (dataset, view), strict=True)]
         key = json.dumps(
             [
                 FORMAT,
-                torch.__version__,
+                *versions_of(subject.network),
                 subject.digest,
                 *parts,
                 self._how.precision,
@@ -187,15 +186,26 @@ class FeatureStore:
             raise ConfigError(f"--cache: '{printable(folder)}' can't be written: {error.strerror}.") from error
         return folder
 
+    def _digest(self, of: Callable[[Any], str | None], what: Any) -> str | None:
+        """Return the digest of a data set or view. It is made once, since that may take a look at each file."""
+        if id(what) not in self._known:
+            self._known[id(what)] = what, of(what)  # while it is kept, no other object gets the same number
+        return self._known[id(what)][1]
+
     @contextlib.contextmanager
     def _locked(self, folder: Path) -> Iterator[None]:
         """Let one evaluation at a time compute the features in a folder."""
         if not self._ranks.is_main:
             yield
             return
-        with open(folder / ".lock", "a") as lock:
-            fcntl.lockf(lock, fcntl.LOCK_EX)
-            yield
+        while True:
+            folder.mkdir(exist_ok=True)
+            with open(folder / ".lock", "a") as lock:
+                fcntl.lockf(lock, fcntl.LOCK_EX)
+                if not _is_same_file(lock, folder / ".lock"):  # it was removed to make room
+                    continue
+                yield
+                return
 
     def _compute(self, network: Features, name: str, dataset: Any, view: Any, title: str, folder: Path) -> None:
         number = len(dataset)
@@ -260,19 +270,27 @@ class FeatureStore:
             sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for _, path in found}
             excess = sum(sizes.values()) - self._how.limit * 1e9
             for _, path in sorted(found):
-                if excess > 0 and path not in self._used and not _is_in_use(path):
-                    shutil.rmtree(path, ignore_errors=True)
+                if excess > 0 and path not in self._used and _remove(path):
                     excess -= sizes[path]
 
 
-def _is_in_use(folder: Path) -> bool:
-    """Return whether another process computes the features in a folder."""
+def _remove(folder: Path) -> bool:
+    """Remove a folder of features, and return whether it is gone. It stays if another process computes them."""
     with open(folder / ".lock", "a") as lock:
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            return True
-    return False
+            return False
+        shutil.rmtree(folder, ignore_errors=True)
+    return True
+
+
+def _is_same_file(file: IO[str], path: Path) -> bool:
+    """Return whether a path still names an open file."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _missing(folder: Path, names: Sequence[str]) -> list[str]:

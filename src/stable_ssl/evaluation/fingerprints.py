@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -22,8 +23,18 @@ _LIBRARIES = ("stable_ssl", "torchvision", "torch")
 
 def is_of_libraries(network: nn.Module) -> bool:
     """Return whether no code of a user's own is in a network, which could change while its values stay."""
+    return all(library in (*_LIBRARIES, "timm") for library in _libraries_of(network))
+
+
+def versions_of(network: nn.Module) -> list[str]:
+    """Return the versions of this package and of the libraries whose code is in a network."""
+    names = sorted({"stable_ssl", *_libraries_of(network)})
+    return [f"{name} {getattr(sys.modules.get(name), '__version__', '')}" for name in names]
+
+
+def _libraries_of(network: nn.Module) -> set[str]:
     parts = [*network.modules(), *getattr(network, "trainers", ())]
-    return all(type(part).__module__.partition(".")[0] in (*_LIBRARIES, "timm") for part in parts)
+    return {type(part).__module__.partition(".")[0] for part in parts}
 
 
 def of_view(view: Any) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class EvaluationData:
     test: Any
     is_own: bool = False
 
-    @property
+    @cached_property
     def fingerprint(self) -> str | None:
         """Tells both sets from others; None if that would take reading them."""
         parts = [of_dataset(part) for part in (self.train, self.test)]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..augmentations import CenterCrop, EvalView, MultiView, Normalize, RandomResizedCrop, Resize, View
-from ..exceptions import CheckpointError, ConfigError
+from ..exceptions import CheckpointError, ConfigError, NoRunError
 from ..loading import LoadedRun, load_run
 from ..modules import load_backbone
 from ..modules.teacher_student import TeacherStudentModule
@@ -92,14 +92,12 @@ def before_training(source: str | Path) -> Path | None:
 def _of_run(name: str, network: str | None, module: Mapping[str, Any] | None) -> Subject:
     try:
         read_run(name)
-    except CheckpointError as error:
-        if "early 2025" in str(error):
-            raise
+    except NoRunError as error:
         raise CheckpointError(
             f"'{printable(name)}' is no source: no run, no file of a run, and neither timm/NAME nor torchvision/NAME. "
             "For other files of weights, --backbone NAME says which network they are of."
         ) from error
-    run = load_run(name, module)
+    run = load_run(name, copy.deepcopy(module))  # the user's own stay as they are
     trainer, options = run.trainer, run.config["trainer"]
     if network is not None:
         if network not in ("teacher", "student"):

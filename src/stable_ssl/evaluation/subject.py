@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,10 @@ class Subject:
     digest: str = ""
     run: Path | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def without_networks(self) -> Subject:
+        """Return what is said of the subject, which needs no memory."""
+        return replace(self, network=nn.Identity(), backbone=nn.Identity(), projector=None)
 
     @property
     def channels(self) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..exceptions import CheckpointError, ConfigError
+from ..exceptions import CheckpointError, ConfigError, NoRunError
 from ..runtime.folder import read_config
 from ..runtime.runs_of_2025 import run_of_2025
 
@@ -43,14 +43,18 @@ def read_run(place: str | Path) -> Run:
 
     Raises
     ------
-    CheckpointError
+    NoRunError
         The place is not of a run.
+    CheckpointError
+        It is of a run of stable-ssl of early 2025, or its configuration has no trainer.
     """
     path = Path(place).expanduser()
     folder = path.parent.parent if path.is_file() or (path / "meta.json").is_file() else path
     config = read_config(folder)
     if config is None:
-        raise CheckpointError(run_of_2025(folder) or f"'{place}' is not of a run: '{folder}' has no config.yaml.")
+        if told := run_of_2025(folder):
+            raise CheckpointError(told)
+        raise NoRunError(f"'{place}' is not of a run: '{folder}' has no config.yaml.")
     if not isinstance(config.get("trainer"), Mapping):
         raise CheckpointError(f"'{folder}' is not the folder of a run: its config.yaml has no trainer.")
     return Run(folder, config)
