@@ -27,7 +27,7 @@ from tables import write_table
 from torch import Tensor
 from torch.nn import functional
 
-from stable_ssl.evaluation.heads.linear import Recipe, cosine, fit_heads
+from stable_ssl.evaluation.heads.linear import cosine, fit_heads
 from stable_ssl.evaluation.heads.logistic import fit_logistic
 from stable_ssl.evaluation.heads.nearest import knn_accuracies
 from stable_ssl.evaluation.presets.published import INVERSE_PENALTIES
@@ -104,7 +104,7 @@ def heads(args: argparse.Namespace, share: float) -> Contenders:
 
     decays = [0.0] * NUM_HEADS
     return {
-        OURS: lambda: fit_heads(train, rates, decays, Recipe(batch_size=BATCH), schedule, 0, device).weight.cpu(),
+        OURS: lambda: fit_heads(train, rates, decays, schedule, 0, device, BATCH, batch_norm=False).weight.cpu(),
         "52 × torch.nn.Linear": alone,
     }
 

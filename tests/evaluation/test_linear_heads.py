@@ -9,7 +9,7 @@ from blobs import CPU, labelled
 from torch.nn import functional
 
 from stable_ssl.data.order import epoch_order
-from stable_ssl.evaluation.heads.linear import Recipe, cosine, fit_heads
+from stable_ssl.evaluation.heads.linear import cosine, fit_heads
 from stable_ssl.evaluation.protocol import Labelled
 
 TRAIN, TEST = labelled(90, 1), labelled(200, 2)
@@ -20,7 +20,7 @@ EPOCHS, BATCH = 3, 20
 def reference(rate, decay, batch_norm, seed=0):
     """One head of the grid, by torch's own layers, optimizer and schedule."""
     linear = torch.nn.Linear(6, 5)
-    heads = fit_heads(TRAIN, [rate], [decay], Recipe(), [], seed, CPU)
+    heads = fit_heads(TRAIN, [rate], [decay], [], seed, CPU)
     linear.load_state_dict({"weight": heads.weight[0], "bias": heads.bias[0]})
     norm = torch.nn.BatchNorm1d(6, affine=False) if batch_norm else torch.nn.Identity()
     made = torch.optim.SGD(linear.parameters(), lr=rate, momentum=0.9, weight_decay=decay)
@@ -40,8 +40,8 @@ def reference(rate, decay, batch_norm, seed=0):
 
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_each_head_of_a_grid_is_what_torch_fits_alone(batch_norm):
-    recipe = Recipe(BATCH, batch_norm)
-    heads = fit_heads(TRAIN, RATES, DECAYS, recipe, cosine(EPOCHS * (90 // BATCH)), 0, CPU)
+    schedule = cosine(EPOCHS * (90 // BATCH))
+    heads = fit_heads(TRAIN, RATES, DECAYS, schedule, 0, CPU, BATCH, batch_norm)
     accuracies = heads.accuracies(TEST)
     for number, (rate, decay) in enumerate(zip(RATES, DECAYS, strict=True)):
         expected, accuracy = reference(rate, decay, batch_norm)
@@ -57,8 +57,7 @@ def test_a_head_ends_at_the_optimum_that_scikit_learn_finds(num_classes):
     from sklearn.linear_model import LogisticRegression
 
     train, decay = labelled(120, 1, num_classes), 0.02
-    recipe = Recipe(batch_size=120)
-    heads = fit_heads(train, [0.5], [decay], recipe, [1.0] * 1500, 0, CPU)
+    heads = fit_heads(train, [0.5], [decay], [1.0] * 1500, 0, CPU, batch_norm=False)
     # Two vectors that differ by scikit-learn's one have half its penalty.
     inverse = (2 if num_classes == 2 else 1) / (decay * 120)
     with_ones = np.hstack([train.features.double(), np.ones((120, 1))])
@@ -70,7 +69,7 @@ def test_a_head_ends_at_the_optimum_that_scikit_learn_finds(num_classes):
 
 def test_first_values_are_those_of_a_linear_layer():
     wide = Labelled(torch.zeros(1, 400), torch.zeros(1, dtype=torch.long), 50)
-    uniform = fit_heads(wide, [1.0, 2.0], [0.0, 0.0], Recipe(), [], 0, CPU)
+    uniform = fit_heads(wide, [1.0, 2.0], [0.0, 0.0], [], 0, CPU)
     assert torch.equal(uniform.weight[0], uniform.weight[1])
     bound = 1 / math.sqrt(400)
     assert bound * 0.99 < float(uniform.weight.detach().abs().max()) <= bound
@@ -79,7 +78,7 @@ def test_first_values_are_those_of_a_linear_layer():
 
 def test_a_seed_gives_the_same_bits_and_another_does_not():
     def fit(seed):
-        return fit_heads(TRAIN, RATES, DECAYS, Recipe(batch_size=BATCH, batch_norm=True), cosine(12), seed, CPU).weight
+        return fit_heads(TRAIN, RATES, DECAYS, cosine(12), seed, CPU, BATCH).weight
 
     torch.manual_seed(1)
     first = fit(0)
@@ -90,6 +89,13 @@ def test_a_seed_gives_the_same_bits_and_another_does_not():
 
 def test_every_batch_is_whole_so_that_batch_norm_never_sees_one_image():
     train = labelled(41, 1)
-    heads = fit_heads(train, [0.1], [0.0], Recipe(batch_size=20, batch_norm=True), cosine(6), 0, CPU)
+    heads = fit_heads(train, [0.1], [0.0], cosine(6), 0, CPU, 20)
     assert heads.weight.isfinite().all()
     assert int(heads.norm.num_batches_tracked) == 6
+
+
+def test_a_head_that_diverged_finds_nothing():
+    train = Labelled(TRAIN.features, torch.zeros_like(TRAIN.labels), 5)  # which a head of NaN would find
+    heads = fit_heads(train, [0.1, torch.inf], [0.0, 0.0], cosine(12), 0, CPU, BATCH)
+    assert not heads.weight[1].isfinite().all()
+    assert heads.accuracies(train) == [1.0, 0.0]

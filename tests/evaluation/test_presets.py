@@ -41,9 +41,7 @@ def quick(monkeypatch):
 def test_the_settings_are_those_of_the_papers_and_of_the_default():
     pairs = [(lr, decay) for lr in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3) for decay in (0, 0.0001)]
     assert [(one["lr"], one["weight_decay"]) for one in held_out.GRID] == pairs
-    head = held_out.HEAD
-    assert (held_out.KS, held_out.EPOCHS) == ((10, 20, 100, 200), 100)
-    assert (head.batch_size, head.batch_norm) == (256, True)
+    assert (held_out.KS, held_out.BATCH, held_out.EPOCHS) == ((10, 20, 100, 200), 256, 100)
     penalties = [one["C"] for one in published.INVERSE_PENALTIES]
     assert len(penalties) == 45
     assert penalties == pytest.approx([10 ** (-6 + 0.25 * number) for number in range(45)])

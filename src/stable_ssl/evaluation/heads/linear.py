@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import count, islice
 
 import torch
@@ -18,29 +17,11 @@ from ..protocol import Labelled
 MOST = 2**24  # numbers that a chunk of logits may have
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How linear heads are fitted by SGD with momentum 0.9, apart from the learning rate and the weight decay of each.
-
-    Biases decay like weights.
-
-    Attributes
-    ----------
-    batch_size
-        Number of images per iteration. All images are a batch if they are fewer.
-    batch_norm
-        Whether to normalise the features as BatchNorm1d(affine=False) does: by the mean and variance of the batch while
-        fitting, and by their running averages afterwards.
-    """
-
-    batch_size: int = 256
-    batch_norm: bool = False
-
-
 class LinearHeads:
     """Linear classifiers on the same features, which are fitted in one pass: their weights are one matrix.
 
-    All have the same first values, so that a head does not depend on the others.
+    All have the same first values, so that a head does not depend on the others. They are fitted by SGD with momentum
+    0.9; biases decay like weights.
 
     Parameters
     ----------
@@ -48,8 +29,9 @@ class LinearHeads:
         Width of the features, and number of classes.
     rates, decays
         Learning rate and weight decay of each head, (heads,).
-    recipe
-        How they are fitted.
+    batch_norm
+        Whether to normalise the features as BatchNorm1d(affine=False) does: by the mean and variance of the batch while
+        fitting, and by their running averages afterwards.
     seed
         What the first values are a function of.
     device
@@ -62,7 +44,7 @@ class LinearHeads:
         num_classes: int,
         rates: Sequence[float],
         decays: Sequence[float],
-        recipe: Recipe,
+        batch_norm: bool,
         seed: int,
         device: torch.device,
     ):
@@ -71,7 +53,7 @@ class LinearHeads:
             value.to(device).repeat(len(rates), *[1] * value.ndim).requires_grad_() for value in (weight, bias)
         )  # (heads, classes, dim) and (heads, classes)
         self.rates, self.decays = (torch.tensor(values, device=device) for values in (rates, decays))
-        self.norm = nn.BatchNorm1d(dim, affine=False, device=device) if recipe.batch_norm else nn.Identity()
+        self.norm = nn.BatchNorm1d(dim, affine=False, device=device) if batch_norm else nn.Identity()
         self._updates = [_SGD(self.weight, self.decays[:, None, None]), _SGD(self.bias, self.decays[:, None])]
 
     def step(self, features: Tensor, labels: Tensor, scale: float) -> None:
@@ -101,12 +83,15 @@ def fit_heads(
     train: Labelled,
     rates: Sequence[float],
     decays: Sequence[float],
-    recipe: Recipe,
     schedule: Sequence[float],
     seed: int,
     device: torch.device,
+    batch_size: int = 256,
+    batch_norm: bool = True,
 ) -> LinearHeads:
     """Return linear heads that are fitted in one pass. The same seed gives the same heads.
+
+    All batches have the same size. The images that are left over at the end of an epoch are left out.
 
     Parameters
     ----------
@@ -115,11 +100,14 @@ def fit_heads(
     schedule
         What the learning rates are multiplied with in each iteration, (iterations,).
     seed
-        What the first values, and the order of the images, are a function of. The images left over at the end of an
-        epoch, fewer than a batch, are left out.
+        What the first values, and the order of the images, are a function of.
+    batch_size
+        Number of images per iteration. All images are a batch if they are fewer.
+    batch_norm
+        As for `LinearHeads`.
     """
-    heads = LinearHeads(train.features.shape[1], train.num_classes, rates, decays, recipe, seed, device)
-    batches = _batches(len(train.labels), recipe.batch_size, seed)
+    heads = LinearHeads(train.features.shape[1], train.num_classes, rates, decays, batch_norm, seed, device)
+    batches = _batches(len(train.labels), batch_size, seed)
     for scale, batch in zip(schedule, batches, strict=False):
         heads.step(train.features[batch].to(device), train.labels[batch].to(device), scale)
     return heads
@@ -134,6 +122,8 @@ def cosine(num_iterations: int) -> list[float]:
 def accuracies(weight: Tensor, bias: Tensor, test: Labelled, norm: nn.Module | None = None) -> list[float]:
     """Return the share of the images whose class each of some linear heads finds, (heads,).
 
+    A head whose weights are no numbers, since it diverged, finds none.
+
     Parameters
     ----------
     weight, bias
@@ -146,7 +136,8 @@ def accuracies(weight: Tensor, bias: Tensor, test: Labelled, norm: nn.Module | N
     for features, labels in zip(test.features.split(chunk), test.labels.split(chunk), strict=True):
         features = features.to(weight)
         features = norm.eval()(features) if norm else features
-        hits += (logits(weight, bias, features).argmax(1) == labels.to(weight.device)).sum(1)
+        highest, found = logits(weight, bias, features).max(1)  # the highest is NaN if any is
+        hits += ((found == labels.to(weight.device)) & ~highest.isnan()).sum(1)
     return [number / len(test.labels) for number in hits.tolist()]
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..protocol import Labelled
-from .linear import logits
+from .linear import MOST, logits
 
 
 def fit_logistic(
@@ -42,10 +42,10 @@ def fit_logistic(
     features -= centre  # the optimum is the same, and is found sooner
     weight = features.new_zeros(train.num_classes, features.shape[1], requires_grad=True)
     bias = features.new_zeros(train.num_classes, requires_grad=True)
-    fits = {}
+    num_classes, fits = len(train.labels.unique()), {}
     for inverse_penalty in sorted(inverse_penalties):
         # With two classes, scikit-learn's one vector is the difference of these two: |w|² is twice as much as theirs.
-        penalty = (2 if train.num_classes == 2 else 1) / (2 * inverse_penalty * len(labels))
+        penalty = (2 if num_classes == 2 else 1) / (2 * inverse_penalty * len(labels))
         _minimise(features, labels, weight, bias, penalty, max_iterations, tolerance)
         fits[inverse_penalty] = weight.detach().clone(), (bias - weight @ centre).detach()
     weights, biases = zip(*(fits[value] for value in inverse_penalties), strict=True)
@@ -74,9 +74,14 @@ def _minimise(
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        found = logits(weight[None], bias[None], features)  # (1, classes, images)
-        value = functional.cross_entropy(found, labels[None]) + penalty * weight.square().sum()
+        value = penalty * weight.square().sum()
         value.backward()
+        size = max(1, MOST // len(bias))
+        for part, own in zip(features.split(size), labels.split(size), strict=True):
+            found = logits(weight[None], bias[None], part)  # (1, classes, images)
+            of_part = functional.cross_entropy(found, own[None], reduction="sum") / len(labels)
+            of_part.backward()
+            value = value.detach() + of_part.detach()
         return value
 
     optimizer.step(loss)

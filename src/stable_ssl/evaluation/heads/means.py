@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from ..protocol import Labelled
 
-CHUNK = 16384  # images that are normalised at a time
+MOST = 2**24  # numbers that a chunk of images may have, per class
 
 
 @torch.no_grad()
@@ -23,14 +23,15 @@ def nearest_mean_accuracy(train: Labelled, test: Labelled, device: torch.device)
     def prepared(features: Tensor) -> Tensor:
         return functional.normalize(features.to(device) - centre, dim=1)
 
+    size = max(1, MOST // train.num_classes)
     sums = torch.zeros(train.num_classes, len(centre), device=device)
-    for features, labels in zip(train.features.split(CHUNK), train.labels.split(CHUNK), strict=True):
+    for features, labels in zip(train.features.split(size), train.labels.split(size), strict=True):
         members = functional.one_hot(labels.to(device), train.num_classes).float()  # (images, classes)
         sums += members.T @ prepared(features)
     counts = train.labels.bincount(minlength=train.num_classes).to(device)
     means = sums / counts.clamp(min=1)[:, None]  # (classes, dim)
     hits = 0
-    for features, labels in zip(test.features.split(CHUNK), test.labels.split(CHUNK), strict=True):
+    for features, labels in zip(test.features.split(size), test.labels.split(size), strict=True):
         distances = torch.cdist(prepared(features), means)  # (images, classes)
         distances[:, counts == 0] = torch.inf
         hits += int((distances.argmin(1) == labels.to(device)).sum())

@@ -8,7 +8,7 @@ from itertools import product
 import torch
 
 from ...exceptions import ConfigError
-from ..heads.linear import Recipe, cosine, fit_heads
+from ..heads.linear import cosine, fit_heads
 from ..heads.nearest import knn_accuracies
 from ..protocol import Figure, Labelled, OnFeatures, Sets
 from .choosing import Setting, choose_and_refit
@@ -19,7 +19,7 @@ GRID = [
     {"lr": lr, "weight_decay": decay}
     for lr, decay in product((1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0), (0.0, 1e-4))
 ]
-HEAD, EPOCHS = Recipe(batch_size=256, batch_norm=True), 100
+BATCH, EPOCHS = 256, 100
 
 
 def measure_knn(train: Sets, test: Sets, seed: int, device: torch.device) -> list[Figure]:
@@ -61,8 +61,8 @@ def measure_linear(train: Sets, test: Sets, seed: int, device: torch.device) -> 
 
     def score(fitted: Labelled, settings: Sequence[Setting], judges: Labelled) -> list[float]:
         rates, decays = ([setting[key] for setting in settings] for key in ("lr", "weight_decay"))
-        schedule = cosine(EPOCHS * max(len(fitted.labels) // HEAD.batch_size, 1))
-        return fit_heads(fitted, rates, decays, HEAD, schedule, seed, device).accuracies(judges)
+        schedule = cosine(EPOCHS * max(len(fitted.labels) // BATCH, 1))
+        return fit_heads(fitted, rates, decays, schedule, seed, device, BATCH).accuracies(judges)
 
     return [choose_and_refit("linear", train, test, tenth(labels_of(train), seed), GRID, score)]
 
