@@ -19,10 +19,12 @@ from stable_ssl.augmentations import EvalView, HorizontalFlip, Normalize, Random
 from stable_ssl.data import Loader
 from stable_ssl.evaluation.augmented import PRESETS
 from stable_ssl.evaluation.augmented.finetuning import FineTuningTrainer, layer_groups, set_drop_path
+from stable_ssl.evaluation.augmented.heads import Head, HeadAccuracy
 from stable_ssl.evaluation.augmented.linear import LinearProbeTrainer
 from stable_ssl.evaluation.augmented.running import schedule
-from stable_ssl.evaluation.augmented.samples import EndlessOrder, labelled, share_of, targets_of
+from stable_ssl.evaluation.augmented.samples import EndlessOrder, share_of
 from stable_ssl.evaluation.networks import Features, blocks_of
+from stable_ssl.evaluation.sets import LabelledSet
 from stable_ssl.evaluation.subject import Subject
 from stable_ssl.modules import ViT
 from stable_ssl.optimizers import param_groups
@@ -63,8 +65,9 @@ def convolutions() -> nn.Module:
 
 
 def measure(protocol, what, out, **options):
-    options = {"size": "native", "batch_size": 8, "accumulation_steps": 1, **options}
-    return protocol.measure(what, Colours(), TEST, 0, out, CPU, **options)
+    protocol = dataclasses.replace(protocol, whole_batch=None)
+    options = {"size": "native", "batch_size": 8, **options}
+    return protocol.measure(what, LabelledSet.of(Colours()), LabelledSet.of(TEST), 0, out, CPU, **options)
 
 
 @pytest.fixture
@@ -199,12 +202,10 @@ def test_the_schedule_of_capi_has_both_ends_of_its_parts():
 # Linear ---------------------------------------------------------------------------------------------------------------
 
 
-def seen_batches(protocol, what, epochs, sampler=None):
-    """The batches that a run of seed 0 trains on."""
-    loader = Loader(
-        labelled(Colours()), 8, views=protocol.train_view(what, 16), drop_last=True, sampler=sampler,
-        shuffle=sampler is None,
-    )  # fmt: skip
+def seen_batches(protocol, what, epochs, num_steps=6):
+    """The batches that a run of seed 0 trains on, with so many steps per epoch."""
+    order = EndlessOrder(48, num_steps * 8, seed=0)
+    loader = Loader(LabelledSet.of(Colours()).dataset, 8, views=protocol.train_view(what, 16), sampler=order)
     loader.bind(0, "train", is_even=True)
     loader.prepare(CPU)
     return [batch for epoch in range(epochs) for _, batch in loader.batches(epoch)]
@@ -216,7 +217,6 @@ def test_all_heads_learn_in_one_pass_what_each_learns_alone(trainers, tmp_path):
     (figure,) = measure(protocol, what, tmp_path, epochs=2)
     trainer, first = trainers[0]
     learned = trainer.module.state_dict()
-    order = EndlessOrder(48, 7 * 8, seed=0)
     features = Features(what, protocol.features)
     for name in protocol.features:
         for number, rate in enumerate(protocol.rates):
@@ -225,7 +225,7 @@ def test_all_heads_learn_in_one_pass_what_each_learns_alone(trainers, tmp_path):
             head.load_state_dict({"weight": first[keys[0]], "bias": first[keys[1]]})
             optimizer = torch.optim.SGD(head.parameters(), lr=rate * 8 / 256, momentum=0.9)
             cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 14)
-            for images, labels in seen_batches(protocol, what, 2, order):
+            for images, labels in seen_batches(protocol, what, 2, 7):
                 optimizer.zero_grad()
                 nn.functional.cross_entropy(head(features(images)[name]), labels).backward()
                 optimizer.step()
@@ -239,12 +239,13 @@ def test_all_heads_learn_in_one_pass_what_each_learns_alone(trainers, tmp_path):
     assert figure.accuracy == by_head[f"{figure.features}_lr{figure.chosen['lr']:g}"]
     assert figure.details["departures"] == [
         "epochs: 2 instead of 10", "images per step: 8 instead of 128", "size: 16 instead of 224",
+        "precision: fp32 instead of fp16",
     ]  # fmt: skip
 
 
 def test_capi_chooses_on_a_tenth_of_train_among_heads_that_learn_what_each_learns_alone(trainers, tmp_path):
     protocol = dataclasses.replace(PRESETS["capi"], rates=(0.1, 3.0), decays=(0.0, 0.5), epochs=2, iterations=5)
-    what, train = subject(), labelled(Colours())
+    what, train = subject(), LabelledSet.of(Colours()).dataset
     figures = measure(protocol, what, tmp_path)
     order = np.random.default_rng(42).permutation(48).tolist()
     loader = Loader(Subset(train, order[:43]), 8, views=protocol.train_view(what, 16), sampler=EndlessOrder(43, 40, 0))
@@ -275,13 +276,17 @@ def test_capi_chooses_on_a_tenth_of_train_among_heads_that_learn_what_each_learn
                 optimizer.step()
             for key, value in zip(keys, head.parameters(), strict=True):
                 torch.testing.assert_close(trainer.module.state_dict()[key], value, rtol=1e-4, atol=1e-5, msg=key)
-            on_tenth, on_test = judged(head, name, Subset(train, order[43:])), judged(head, name, labelled(TEST))
+            on_tenth, on_test = (
+                judged(head, name, Subset(train, order[43:])),
+                judged(head, name, LabelledSet.of(TEST).dataset),
+            )
             found.append((on_tenth, on_test, {"lr": rate, "weight_decay": decay}))
         _, accuracy, setting = max(found, key=lambda one: one[0])
         assert (figure.features, figure.accuracy, figure.chosen) == (name, pytest.approx(accuracy), setting)
         assert [*figure.details["heads"].values()] == pytest.approx([on_tenth for on_tenth, _, _ in found])
+    few = LabelledSet.of(Colours(9))
     with pytest.raises(ConfigError, match="^A tenth of the 8 labelled training images chooses, but that is none"):
-        protocol.measure(what, Colours(9), TEST, 0, tmp_path / "few", CPU)
+        protocol.measure(what, few, few, 0, tmp_path / "few", CPU)
 
 
 def test_first_weights_have_a_hundredth_as_standard_deviation(trainers, tmp_path):
@@ -446,7 +451,8 @@ def test_fine_tuning_mixes_images_lowers_the_loss_and_leaves_the_subject_alone(t
     learned = trainer.module.state_dict()
     assert not any(torch.equal(learned[name], first[name]) for name in first if name.endswith("weight"))
     assert figure.details["departures"] == [
-        "epochs: 12 instead of 100", "images per step: 8 instead of 1024", "size: 16 instead of 224",
+        "epochs: 12 instead of 100", "images per step: 8 instead of 32", "size: 16 instead of 224",
+        "precision: fp32 instead of fp16",
     ]  # fmt: skip
 
 
@@ -489,11 +495,35 @@ def test_an_endless_order_has_all_samples_once_before_any_again():
 
 
 def test_a_share_of_the_labels_has_the_same_share_of_each_class():
-    known = labelled(Colours(200))
+    known = LabelledSet.of(Colours(200))
     share = share_of(known, 0.1, seed=1)
-    counts, all_counts = (np.bincount(targets_of(part)) for part in (share, known))
-    assert np.abs(counts - all_counts / 10).max() < 1
-    assert targets_of(share) == [share[i][1] for i in range(len(share))]
-    assert share.indices != share_of(known, 0.1, seed=2).indices
-    with pytest.raises(ConfigError, match="can't have some of each class"):
-        share_of(known, 0.01, seed=1)
+    assert share.labels.bincount().tolist() == (known.labels.bincount() / 10).round().tolist()
+    assert [share.dataset[i][1] for i in range(len(share))] == share.labels.tolist()
+    assert share.dataset.indices != share_of(known, 0.1, seed=2).dataset.indices
+    with pytest.raises(ConfigError, match="^1% of the 29 labelled images can't have some of each class"):
+        share_of(LabelledSet.of(TEST), 0.01, seed=1)
+
+
+def test_a_step_has_as_many_images_as_there_are_if_the_page_wants_more(trainers, tmp_path):
+    """The 48 images are five mini-batches of 9 images, and no step has a smaller group of them."""
+    train = LabelledSet.of(Colours())
+    (figure,) = PRESETS["mae-linear"].measure(
+        subject(convolutions()), train, train, 0, tmp_path, CPU, size="native", batch_size=9, epochs=4
+    )
+    assert figure.details["images per step"] == 45
+    assert "images per step: 45 instead of 16384" in figure.details["departures"]
+    assert trainers[0][0].global_step == 4
+    assert trainers[0][0].optim["optimizer"].param_groups[0]["initial_lr"] == pytest.approx(0.1 * 45 / 256)
+    for batch_size, name, told in ((49, "mae-linear", "takes 49 images per step and process, together 49, and there are 48"),
+                                   (7, "mae-finetune", "it must be even, since images are mixed in pairs")):  # fmt: skip
+        with pytest.raises(ConfigError, match=f"^--batch.*{told}"):
+            PRESETS[name].measure(
+                subject(), train, train, 0, tmp_path, CPU, size="native", batch_size=batch_size, epochs=1
+            )
+
+
+def test_a_head_whose_scores_are_no_numbers_finds_nothing():
+    metric = HeadAccuracy([Head("class", 0.1), Head("class", 1.0)])
+    scores = torch.stack([torch.eye(2), torch.full((2, 2), torch.nan)], dim=1)
+    metric.update(scores, torch.tensor([0, 1]))
+    assert metric.compute() == {"class_lr0.1": 1.0, "class_lr1": 0.0}

@@ -6,6 +6,7 @@ import torch
 from blobs import CPU, labelled
 from sklearn.linear_model import LogisticRegression
 
+from stable_ssl.evaluation.heads import logistic
 from stable_ssl.evaluation.heads.linear import accuracies
 from stable_ssl.evaluation.heads.logistic import fit_logistic
 from stable_ssl.evaluation.protocol import Labelled
@@ -34,3 +35,12 @@ def test_fewer_iterations_end_earlier():
     train = labelled(150, 1)
     fits = [fit_logistic(train, [10.0], CPU, max_iterations=number)[0] for number in (3, 1000)]
     assert float((fits[0] - fits[1]).abs().max()) > 0.01
+
+
+def test_images_in_chunks_have_the_optimum_of_all(monkeypatch):
+    train = labelled(150, 1)
+    whole = fit_logistic(train, [1.0], CPU)
+    monkeypatch.setattr(logistic, "MOST", 200)  # 40 images of five classes
+    for mine, theirs in zip(fit_logistic(train, [1.0], CPU), whole, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+        assert not torch.equal(mine, theirs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -20,8 +20,8 @@ from ..runtime.cpus import limit_threads
 from ..runtime.device import resolve_device
 from ..runtime.folder import read_config
 from ..runtime.precision import resolve_precision
-from .augmented import Augmented
-from .augmented.samples import targets_of
+from .augmented import Augmented, FineTuning
+from .augmented.running import size_of
 from .features import BATCH, FeatureStore, How, Say, SetFeatures, usual_cache
 from .fingerprints import of_dataset, of_view
 from .networks import Features
@@ -110,7 +110,9 @@ def carry_out(request: Request, command: str, say: Say = lambda line: None) -> l
         Gets lines on what is done.
     """
     request.check()
-    protocols = [_with_wishes(protocol_named(name), request) for name in request.protocols]
+    protocols = [protocol_named(name) for name in request.protocols]
+    _check_wishes(protocols, request)
+    protocols = [_with_wishes(protocol, request) for protocol in protocols]
     with ExitStack() as stack:
         with together(request) as (ranks, how):
             store = stack.enter_context(closing(FeatureStore(how, ranks, say)))
@@ -132,10 +134,29 @@ def carry_out(request: Request, command: str, say: Say = lambda line: None) -> l
         return results
 
 
+def _check_wishes(protocols: Sequence[Protocol], request: Request) -> None:
+    """Raise a ConfigError for a wish that none of the protocols can grant, so that it would do nothing."""
+    wishes: dict[str, tuple[Any, Callable[[Protocol], bool], str]] = {
+        "--epochs": (request.epochs, lambda p: isinstance(p, Augmented), "trains on augmented images"),
+        "--seeds": (request.seeds, _is_random, "has anything random"),
+        "--features": (request.features, lambda p: not isinstance(p, FineTuning), "compares features"),
+        "view": (request.view, lambda p: not isinstance(p, Augmented), "takes another view"),
+    }
+    for option, (wish, is_for, what) in wishes.items():
+        if wish and not any(map(is_for, protocols)):
+            names = " and ".join(protocol.name for protocol in protocols)
+            raise ConfigError(f"{option}: nothing in {names} {what}. Leave it out.")
+
+
+def _is_random(protocol: Protocol) -> bool:
+    return protocol.seeds > 1 or isinstance(protocol, Augmented)
+
+
 def _with_wishes(protocol: Protocol, request: Request) -> Protocol:
-    """Return a protocol with the features and the number of seeds that a request wants."""
-    seeds = request.seeds if request.seeds and protocol.seeds > 1 else protocol.seeds
-    return replace(protocol, seeds=seeds, features=tuple(request.features or protocol.features))
+    """Return a protocol with the features and the number of seeds that a request wants, if it has a use for them."""
+    seeds = request.seeds if request.seeds and _is_random(protocol) else protocol.seeds
+    features = protocol.features if isinstance(protocol, FineTuning) else tuple(request.features or protocol.features)
+    return replace(protocol, seeds=seeds, features=features)
 
 
 def _folder(subject: Subject, request: Request) -> Path | None:
@@ -190,17 +211,25 @@ class _Job:
         """Return the record of its figures."""
         labels = self.labels()
         num_classes = check_labels(self.data, *labels)
-        figures = {seed: self.figures(seed, num_classes, request, device) for seed in range(self.protocol.seeds)}
+        departures = [*_departures(self.protocol, request)]
+        figures = {
+            seed: [_departing(figure, departures) for figure in self.figures(seed, num_classes, request, device)]
+            for seed in range(self.protocol.seeds)
+        }
         data = {
             "name": self.data.name,
             **{"train": len(labels[0]), "test": len(labels[1]), "classes": len(labels[0].unique())},
             "fingerprint": self.data.fingerprint,
         }
-        view = of_view(_view(self.subject, self.protocol, self.data, request))
+        view = of_view(self.view(request))
         return {**record(self.subject, self.protocol, data, figures, command), "view": view and view[:16]}
 
     def labels(self) -> list[Tensor]:
         """Return the labels of the training set and the test set, those below 0 left out."""
+        raise NotImplementedError
+
+    def view(self, request: Request) -> Any:
+        """Return what makes of a test image what the network gets."""
         raise NotImplementedError
 
     def figures(self, seed: int, num_classes: int, request: Request, device: torch.device) -> list[Figure]:
@@ -219,11 +248,12 @@ class _OnFeatures(_Job):
     def labels(self) -> list[Tensor]:
         return [part.labels[part.labels >= 0] for part in (self.train, self.test)]
 
+    def view(self, request: Request) -> Any:
+        return _view(self.subject, self.protocol, self.data, request)
+
     def figures(self, seed: int, num_classes: int, request: Request, device: torch.device) -> list[Figure]:
         train, test = (_labelled(part, num_classes) for part in (self.train, self.test))
-        departures = [*_departures(self.protocol, request)]
-        figures = self.protocol.measure(train, test, seed, device)
-        return [replace(one, details={**one.details, "departures": departures}) for one in figures]
+        return self.protocol.measure(train, test, seed, device)
 
 
 @dataclass(frozen=True)
@@ -233,8 +263,10 @@ class _Training(_Job):
     protocol: Augmented
 
     def labels(self) -> list[Tensor]:
-        found = (torch.as_tensor(targets_of(part)) for part in (self.data.train, self.data.test))
-        return [labels[labels >= 0] for labels in found]
+        return [part.labels for part in self.data.labelled]
+
+    def view(self, request: Request) -> Any:
+        return self.protocol.test_view(self.subject, size_of(self.subject, request.size))
 
     def figures(self, seed: int, num_classes: int, request: Request, device: torch.device) -> list[Figure]:
         options: dict[str, Any] = {"epochs": request.epochs, "batch_size": request.batch, "size": request.size}
@@ -243,7 +275,14 @@ class _Training(_Job):
         data = [of_dataset(part) for part in (self.data.train, self.data.test)]
         settings = repr([self.subject.digest, self.data.name, data, self.protocol.features, [*options.items()]])
         out = place / "training" / f"{self.protocol.name}_{zlib.crc32(settings.encode()):08x}_seed_{seed}"
-        return self.protocol.measure(self.subject, self.data.train, self.data.test, seed, out, device, **options)
+        return self.protocol.measure(self.subject, *self.data.labelled, seed, out, device, **options)
+
+
+def _departing(figure: Figure, departures: Sequence[str]) -> Figure:
+    """Return a figure that also tells where a request departs from what was published."""
+    return replace(
+        figure, details={**figure.details, "departures": [*figure.details.get("departures", ()), *departures]}
+    )
 
 
 def _labelled(part: SetFeatures, num_classes: int) -> Sets:
@@ -293,11 +332,11 @@ def _check_features(subject: Subject, protocol: Protocol, request: Request) -> N
 
 
 def _departures(protocol: Protocol, request: Request) -> Iterator[str]:
-    """Yield what a request wants otherwise than a protocol on features says."""
+    """Yield what a request wants otherwise than a protocol says. Of its runs, a protocol that trains tells the rest."""
     published = PROTOCOLS[protocol.name]
     if set(protocol.features) != set(published.features):
         yield f"features: {', '.join(protocol.features)} instead of {', '.join(published.features)}"
-    if published.view == "224" and request.size is not None:
+    if isinstance(protocol, OnFeatures) and published.view == "224" and request.size is not None:
         yield f"size: {request.size} instead of 224"
     if protocol.seeds != published.seeds:
         yield f"seeds: {protocol.seeds} instead of {published.seeds}"
@@ -308,7 +347,7 @@ def _view(subject: Subject, protocol: Protocol, data: EvaluationData, request: R
     if protocol.view == "own" or request.size == "native" or request.view is not None:
         return view_for(subject, data.is_own)
     size = request.size if isinstance(request.size, int) else 224
-    return EvalView(size, round(size * 256 / 224), subject.mean, subject.std, "bicubic")
+    return EvalView(size, round(size * protocol.resize / 224), subject.mean, subject.std, "bicubic")
 
 
 def view_for(subject: Subject, is_own: bool) -> Any:

@@ -57,7 +57,7 @@ class Figure:
 Sets = Mapping[str, Labelled]  # by the features' name
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Protocol:
     """A named way to measure what features are worth.
 
@@ -72,8 +72,10 @@ class Protocol:
     features
         Names of the features that it compares, as `networks` names them.
     view
-        "own": images as the source's own evaluation sees them. "224": the shorter side becomes 256 pixels, bicubic, and
-        the middle 224 × 224 are cut out.
+        "own": images as the source's own evaluation sees them. "224": the shorter side becomes `resize` pixels,
+        bicubic, and the middle 224 × 224 are cut out.
+    resize
+        Pixels of the shorter side.
     chosen_on
         What chose the setting, in words, such as "10 % of train" or "the reported split".
     seeds
@@ -83,13 +85,14 @@ class Protocol:
     name: str
     summary: str
     reproduces: str
-    features: Sequence[str]
-    view: str
-    chosen_on: str
-    seeds: int
+    features: Sequence[str] = ("representation",)
+    view: str = "own"
+    resize: int = 256
+    chosen_on: str = "nothing"
+    seeds: int = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OnFeatures(Protocol):
     """A protocol on features that are computed once, without augmentation.
 

@@ -9,16 +9,52 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+from torch.utils.data import Subset
+
 from ..compose import compose, recipe_names
 from ..data import Images, Prepared
 from ..exceptions import ConfigError, DataError, nearest
 from ..nodes import build, is_node, live_paths
 from ..pretraining.sets import find_sets
+from ..runtime.batches import labels_in
 from ..runtime.files import printable
 from .fingerprints import of_dataset
 from .subject import Subject
 
 TESTS = ("test", "val", "valid", "validation")
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """A map-style data set with the class of each of its samples, (samples,), int64 and at least 0."""
+
+    dataset: Any
+    labels: Tensor
+
+    @classmethod
+    def of(cls, dataset: Any) -> LabelledSet:
+        """Return a data set without the samples whose label is below 0. All are read if it does not list its labels."""
+        found = cls(dataset, torch.tensor(_targets_of(dataset), dtype=torch.long))
+        return found if (found.labels >= 0).all() else found.take(found.labels >= 0)
+
+    def take(self, which: Tensor) -> LabelledSet:
+        """Return the samples that a mask or a list of indices names."""
+        indices = which.nonzero().flatten() if which.dtype == torch.bool else which
+        return LabelledSet(Subset(self.dataset, indices.tolist()), self.labels[indices])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def _targets_of(dataset: Any) -> list[int]:
+    if isinstance(dataset, Subset):
+        inner = dataset.dataset
+        listed = labels_of(inner)
+        return [int(labels_in(inner[i]) if listed is None else listed[i]) for i in dataset.indices]
+    listed = labels_of(dataset)
+    return [int(labels_in(dataset[i]) if listed is None else listed[i]) for i in range(len(dataset))]
 
 
 @dataclass(frozen=True)
@@ -39,6 +75,11 @@ class EvaluationData:
     train: Any
     test: Any
     is_own: bool = False
+
+    @cached_property
+    def labelled(self) -> tuple[LabelledSet, LabelledSet]:
+        """Both sets without the samples that have no label."""
+        return LabelledSet.of(self.train), LabelledSet.of(self.test)
 
     @cached_property
     def fingerprint(self) -> str | None:

@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from torch import Tensor, nn
 
 from ...augmentations.images import as_array
 from ...base import BaseTrainer
+from ...exceptions import DataError
 from ...runtime.batches import images_of, labels_in
 
 
@@ -50,7 +52,7 @@ class FineTuningTrainer(BaseTrainer):
 
 
 class TimmView:
-    """The training view of timm's `create_transform`, of a PIL image or an array. Needs images of three channels.
+    """The training view of timm's `create_transform`, of a PIL image or an array of 8 bits per channel.
 
     Parameters
     ----------
@@ -64,6 +66,8 @@ class TimmView:
     def __call__(self, image: Any) -> Tensor:
         """Return the view, float32 (3, height, width)."""
         array = as_array(image)
+        if array.dtype != np.uint8:
+            raise DataError(f"the augmentations of timm take images of 8 bits per channel, and not {array.dtype}.")
         picture = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).convert("RGB")
         view: Tensor = self.transform(picture)
         return view
@@ -82,7 +86,7 @@ def timm() -> ModuleType:
         import timm.data
         import timm.layers
     except ImportError as error:
-        raise ImportError("mae-finetune: its augmentations need `pip install 'stable-ssl[timm]'`.") from error
+        raise ImportError("--protocol: its augmentations need `pip install 'stable-ssl[timm]'`.") from error
     return timm
 
 

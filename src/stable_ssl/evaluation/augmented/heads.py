@@ -29,7 +29,7 @@ class Head(NamedTuple):
 
 
 class Heads(nn.Module):
-    """Linear classifiers: on each of several features, as many.
+    """The same number of linear classifiers on each of several features.
 
     Parameters
     ----------
@@ -65,12 +65,11 @@ class Heads(nn.Module):
         made = nn.Identity if norm is None else nn.BatchNorm1d
         self.norms = nn.ModuleDict({name: made(dim, **(norm or {})) for name, dim in dims.items()})
         self.linears = nn.ModuleDict(
-            {name: nn.ModuleList(nn.Linear(dim, num_classes) for _ in range(num_heads)) for name, dim in dims.items()}
+            {
+                name: nn.ModuleList(linear_head(dim, num_classes, std) for _ in range(num_heads))
+                for name, dim in dims.items()
+            }
         )
-        for part in self.linears.modules() if std is not None else ():
-            if isinstance(part, nn.Linear):
-                nn.init.normal_(part.weight, std=std or 0.0)
-                nn.init.zeros_(part.bias)
 
     def forward(self, features: Mapping[str, Tensor]) -> Tensor:
         """Return the scores of features (batch, dim) by name, (batch, heads, classes).
@@ -87,8 +86,20 @@ class Heads(nn.Module):
         return scores.view(len(scores), len(heads), -1)
 
 
+def linear_head(dim: int, num_classes: int, std: float | None) -> nn.Linear:
+    """Return a classifier whose first weights have the standard deviation `std`, and whose first biases are 0.
+
+    None: both are those of `nn.Linear`.
+    """
+    head = nn.Linear(dim, num_classes)
+    if std is not None:
+        nn.init.trunc_normal_(head.weight, std=std)
+        nn.init.zeros_(head.bias)
+    return head
+
+
 class HeadAccuracy(Metric):
-    """Share of the images whose class each head finds, by the head. Images with a label below 0 are left out.
+    """Share of the images whose class each head finds, by the head. A head whose scores are no numbers finds none.
 
     Parameters
     ----------
@@ -108,11 +119,11 @@ class HeadAccuracy(Metric):
 
     def update(self, scores: Tensor, labels: Tensor) -> None:
         """Count the hits of a batch."""
-        is_known = labels >= 0
-        self.hits += ((scores.argmax(2) == labels[:, None]) & is_known[:, None]).sum(0)
-        self.total += is_known.sum()
+        highest, found = scores.max(2)  # the highest is NaN if any is
+        self.hits += ((found == labels[:, None]) & ~highest.isnan()).sum(0)
+        self.total += len(labels)
 
     def compute(self) -> dict[str, Tensor]:
         """Return the accuracy of each head."""
-        shares = self.hits.double() / self.total
+        shares = self.hits.cpu().double() / self.total.cpu()  # MPS has no float64
         return {str(head): share for head, share in zip(self.heads, shares, strict=True)}

@@ -41,8 +41,7 @@ class Frozen:
 class LinearProbeTrainer(BaseTrainer):
     """Trains `module["heads"]` on the features of a frozen network, which computes them once per batch for all heads.
 
-    The loss is the sum of the heads' cross-entropies, so that each head learns as if it were alone. Images with a label
-    below 0 are left out.
+    The loss is the sum of the heads' cross-entropies, so that each head learns as if it were alone.
 
     Parameters
     ----------
@@ -75,5 +74,5 @@ class LinearProbeTrainer(BaseTrainer):
         """Return the sum of the heads' mean cross-entropies."""
         scores = self.predict()
         labels = labels_in(self.batch)[:, None].expand(scores.shape[:2])
-        loss = nn.functional.cross_entropy(scores.flatten(0, 1), labels.flatten(), ignore_index=-1)
+        loss = nn.functional.cross_entropy(scores.flatten(0, 1), labels.flatten())
         return scores.shape[1] * loss

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
 from ...augmentations import EvalView, HorizontalFlip, Normalize, RandomResizedCrop, View
 from ...base import BaseTrainer
 from ...exceptions import ConfigError
 from ..networks import Features, blocks_of
 from ..protocol import Figure, Protocol
+from ..sets import LabelledSet
 from ..subject import Subject
 from .finetuning import FineTuningTrainer, TimmView, layer_groups, set_drop_path, timm
 from .heads import Head, Heads
@@ -44,7 +44,7 @@ class Plan(NamedTuple):
     precision: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Augmented(Protocol):
     """A protocol that trains on augmented images.
 
@@ -60,18 +60,19 @@ class Augmented(Protocol):
     batch_size
         Images per step and process.
     whole_batch
-        Images per step over all processes, which several mini-batches make up. None: one mini-batch per process.
+        Images per step over all processes, which several mini-batches make up; of fewer images as many as there are.
+        None: one mini-batch per process.
     iterations
         Steps per epoch. None: an epoch is all images once.
     warmup_epochs
         Epochs in which the rate rises linearly from 0, in each step.
     falls
-        Epochs after which the rate falls to a tenth. None: it falls along half a cosine, in each step.
+        Epochs after which the rate falls to a tenth. Empty: it falls along half a cosine, in each step.
     end_lr
         The rate at the end of the cosine.
     has_both_ends
         Whether the last step of the warm-up has the whole rate, and the last step of all has `end_lr`, as `np.linspace`
-        makes it. Otherwise the steps after these would have them.
+        makes it. If false, both are reached a step later, as in PyTorch's `CosineAnnealingLR`.
     exclude_bias_norm
         No weight decay, and no LARS scaling, of biases and normalisations.
     interpolation
@@ -107,8 +108,9 @@ class Augmented(Protocol):
     reports: Sequence[str] = ("last epoch",)
 
     def measure(
-        self, subject: Subject, train: Any, test: Any, seed: int, out: Path, device: torch.device, **options: Any
-    ) -> list[Figure]:
+        self, subject: Subject, train: LabelledSet, test: LabelledSet, seed: int, out: Path, device: torch.device,
+        **options: Any,
+    ) -> list[Figure]:  # fmt: skip
         """Train in the folder `out`, and return the figures. If a run is there, it goes on, or is finished already.
 
         Parameters
@@ -116,7 +118,7 @@ class Augmented(Protocol):
         subject
             What is evaluated. It is left as it is.
         train, test
-            Map-style data sets of (image, label). Images with a label below 0 are left out.
+            The images to train and to test on.
         seed
             Seed of everything random.
         out
@@ -129,7 +131,8 @@ class Augmented(Protocol):
         Raises
         ------
         ConfigError
-            The network lacks the features, or the folder holds a run of another protocol, network or option.
+            The network lacks the features, the images are too few, or the folder holds a run of another protocol,
+            network or option.
         """
         return Running(self, subject, train, test, seed, device, Options(**options))(out)
 
@@ -159,15 +162,14 @@ class Augmented(Protocol):
         return View([crop, HorizontalFlip(), Normalize(subject.mean, subject.std)])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LinearProbe(Augmented):
     """A protocol that trains linear classifiers on a frozen network.
 
     Attributes
     ----------
     decays
-        Weight decays. If there are some, each has a head of its own with each of the rates; biases do not decay. None:
-        the weight decay is that of the optimizer.
+        Weight decays. Each has a head of its own with each of the rates. None stands for that of the optimizer.
     norm
         Arguments of the batch normalisation before the classifiers, which has no weight decay. None: there is none.
     std
@@ -197,7 +199,7 @@ class LinearProbe(Augmented):
         return Plan(LinearProbeTrainer, {"heads": node}, {"frozen": frozen}, heads, groups, view, [], "fp32")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FineTuning(Augmented):
     """A protocol that trains a network's backbone and a linear classifier on its output.
 
@@ -233,7 +235,7 @@ class FineTuning(Augmented):
             notes.append("no layer decay: the network is no vision transformer that is known")
         if self.drop_path and not set_drop_path(blocks, self.drop_path):
             notes.append("no drop path: the network is no vision transformer of timm")
-        head = {"_target_": f"{__name__}.linear_head", "dim": dim, "num_classes": num_classes, "std": self.std}
+        head = {"_target_": f"{Heads.__module__}.linear_head", "dim": dim, "num_classes": num_classes, "std": self.std}
         modules = {"backbone": backbone, "head": head}
         mix = None if self.mix is None else timm().data.Mixup(num_classes=num_classes, **self.mix)
         heads = [Head("representation", self.rates[0])]
@@ -255,12 +257,3 @@ def blank(subject: Subject, size: Size) -> torch.Tensor:
     """Return a black view, (1, channels, height, width)."""
     height, width = (size, size) if isinstance(size, int) else size
     return torch.zeros(1, subject.channels, height, width)
-
-
-def linear_head(dim: int, num_classes: int, std: float | None) -> nn.Linear:
-    """Return a classifier whose first weights have the standard deviation `std`; None: those of `nn.Linear`."""
-    head = nn.Linear(dim, num_classes)
-    if std is not None:
-        nn.init.trunc_normal_(head.weight, std=std)
-        nn.init.zeros_(head.bias)
-    return head

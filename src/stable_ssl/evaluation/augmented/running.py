@@ -15,11 +15,13 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR
 
 from ...base import BaseTrainer
 from ...data.views import as_read
+from ...exceptions import ConfigError
 from ...runtime.launchers import find_place
 from ..protocol import Figure
+from ..sets import LabelledSet
 from ..subject import Subject
 from .heads import HeadAccuracy
-from .samples import EndlessOrder, labelled, share_of, targets_of, without_last_tenth
+from .samples import EndlessOrder, share_of, without_last_tenth
 
 if TYPE_CHECKING:
     from .protocols import Augmented, Plan
@@ -35,8 +37,6 @@ class Options:
         Number of epochs. The schedule is shortened with it.
     batch_size
         Images per mini-batch and process.
-    accumulation_steps
-        Mini-batches per step.
     size
         Height and width of the views, in pixels; "native": those of the subject's own view. None: 224.
     precision
@@ -45,18 +45,14 @@ class Options:
         Processes, or threads, that read the images.
     world_size
         Number of processes, one per device. None: as many as were started.
-    deterministic
-        Use only kernels that give the same bits each time.
     """
 
     epochs: int | None = None
     batch_size: int | None = None
-    accumulation_steps: int | None = None
     size: int | str | None = None
     precision: str | None = None
     workers: int = 0
     world_size: int | None = None
-    deterministic: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,16 +79,17 @@ class Running:
     """
 
     def __init__(
-        self, protocol: Augmented, subject: Subject, train: Any, test: Any, seed: int, device: torch.device,
-        options: Options,
+        self, protocol: Augmented, subject: Subject, train: LabelledSet, test: LabelledSet, seed: int,
+        device: torch.device, options: Options,
     ):  # fmt: skip
-        train, self.test = labelled(train), labelled(test)
-        self.train, self.choosing = share_of(train, protocol.labels, seed), None
+        self.train, self.sets = share_of(train, protocol.labels, seed), {"test": test}
         if protocol.apart is not None:
-            self.train, self.choosing = without_last_tenth(self.train, protocol.apart)
+            self.train, self.sets["choosing"] = without_last_tenth(self.train, protocol.apart)
         self.protocol, self.subject, self.seed, self.device, self.options = protocol, subject, seed, device, options
-        self.scale = scale_of(protocol, subject, device, options)
-        self.plan: Plan = protocol.plan(subject, max(targets_of(train)) + 1, self.scale.size, self.scale.precision)
+        self.scale = scale_of(protocol, subject, len(self.train), device, options)
+        self.plan: Plan = protocol.plan(subject, int(train.labels.max()) + 1, self.scale.size, self.scale.precision)
+        if self.plan.attributes.get("mix") is not None and self.scale.batch_size % 2:
+            raise ConfigError(f"--batch {self.scale.batch_size}: it must be even, since images are mixed in pairs.")
 
     def __call__(self, out: Path) -> list[Figure]:
         """Train in a folder, or go on there, and return the figures."""
@@ -112,12 +109,11 @@ class Running:
             "seed": self.seed,
             "device": str(self.device) if scale.world_size == 1 else self.device.type,
             "precision": plan.precision,
-            "deterministic": self.options.deterministic,
             **({} if world_size is None else {"world_size": world_size}),
         }
         logger = {
             "dump_path": out,
-            "metric": {name: {"accuracy": HeadAccuracy(plan.heads)} for name in self._evaluated()},
+            "metric": {name: {"accuracy": HeadAccuracy(plan.heads)} for name in self.sets},
             "eval_every_epoch": 1 if "best epoch" in self.protocol.reports else 0,
             "log_every_step": 50,
             "checkpoint_keep": 1,
@@ -129,16 +125,11 @@ class Running:
         }
         return plan.trainer(self._data(), plan.modules, hardware, self._optim(), logger, about=about, **plan.attributes)
 
-    def _evaluated(self) -> dict[str, Any]:
-        """Return the sets that the heads are evaluated on: the test set, and the one that chooses if there is one."""
-        return {"test": self.test, **({} if self.choosing is None else {"choosing": self.choosing})}
-
     def _data(self) -> dict[str, Any]:
         protocol, scale = self.protocol, self.scale
-        order: dict[str, Any] = {"shuffle": True}
-        if protocol.iterations is not None:
-            length = protocol.iterations * scale.whole_batch
-            order = {"sampler": EndlessOrder(len(self.train), length, self.seed)}
+        # Without steps of fewer images at the end of an epoch, in which the rate would be too large.
+        length = (protocol.iterations or len(self.train) // scale.whole_batch) * scale.whole_batch
+        order = EndlessOrder(len(self.train), length, self.seed)
         loader = {
             "_target_": "stable_ssl.data.Loader",
             "batch_size": scale.batch_size,
@@ -146,10 +137,10 @@ class Running:
         }
         test_view = protocol.test_view(self.subject, scale.size)
         return {
-            "train": {**loader, "dataset": as_read(self.train), "views": self.plan.view, "drop_last": True, **order},
+            "train": {**loader, "dataset": as_read(self.train.dataset), "views": self.plan.view, "sampler": order},
             **{
-                name: {**loader, "dataset": as_read(part), "views": test_view}
-                for name, part in self._evaluated().items()
+                name: {**loader, "dataset": as_read(part.dataset), "views": test_view}
+                for name, part in self.sets.items()
             },
         }
 
@@ -178,10 +169,10 @@ class Running:
 
         It is that of the best head; of the first of these if several are best.
         """
-        reports, judge = self.protocol.reports, "test" if self.choosing is None else "choosing"
-        competing = [self.plan.heads]
-        if self.choosing is not None:
-            competing = [[*group] for _, group in groupby(self.plan.heads, lambda head: head.features)]
+        rivals, judge = [self.plan.heads], "test"
+        if self.protocol.apart is not None:
+            rivals = [[*group] for _, group in groupby(self.plan.heads, lambda head: head.features)]
+            judge = "choosing"
         by_step: dict[int, dict[str, Any]] = {}  # each set that is evaluated has a record of its own
         for record in records:
             by_step.setdefault(record["global_step"], {}).update(record)
@@ -194,14 +185,14 @@ class Running:
             "departures": [*self.plan.notes, *self._departures()],
         }
         found = []
-        for report, heads in product(reports, competing):
-            among = evaluations if report == "best epoch" else evaluations[-1:]
-            head, record = max(product(heads, among), key=lambda pair: pair[1][f"{judge}/accuracy_{pair[0]}"])
+        for report, heads in product(self.protocol.reports, rivals):
+            looked_at = evaluations if report == "best epoch" else evaluations[-1:]
+            head, record = max(product(heads, looked_at), key=lambda pair: pair[1][f"{judge}/accuracy_{pair[0]}"])
             chosen: dict[str, Any] = dict(head.setting) if len(heads) > 1 else {}
             if report == "best epoch":
                 chosen["epoch"] = record["epoch"] + 1
             by_head = {str(other): record[f"{judge}/accuracy_{other}"] for other in heads} if len(heads) > 1 else {}
-            name = self.protocol.name if len(reports) == 1 else f"{self.protocol.name}, {report}"
+            name = self.protocol.name if len(self.protocol.reports) == 1 else f"{self.protocol.name}, {report}"
             accuracy = record[f"test/accuracy_{head}"]
             found.append(Figure(name, accuracy, head.features, chosen, {**details, "heads": by_head}))
         return found
@@ -214,27 +205,45 @@ class Running:
             ("epochs", protocol.epochs, scale.epochs),
             ("images per step", whole, scale.whole_batch),
             ("size", 224, scale.size),
+            ("precision", protocol.precision, scale.precision),
         ):
             if used != published:
                 yield f"{what}: {used} instead of {published}"
 
 
-def scale_of(protocol: Augmented, subject: Subject, device: torch.device, options: Options) -> Scale:
-    """Return the numbers of a run."""
+def scale_of(protocol: Augmented, subject: Subject, num_images: int, device: torch.device, options: Options) -> Scale:
+    """Return the numbers of a run.
+
+    Raises
+    ------
+    ConfigError
+        The training images are fewer than those of one mini-batch.
+    """
     place = find_place()
     world_size = options.world_size or (place.size if place else 1)
     batch_size = options.batch_size or protocol.batch_size
-    height, width = subject.size
-    native = height if height == width else subject.size
-    whole = protocol.whole_batch or 0
+    together = batch_size * world_size  # images of one mini-batch of all processes
+    if num_images < together and protocol.iterations is None:
+        raise ConfigError(
+            f"--batch: {protocol.name} takes {batch_size} images per step and process, together {together}, and there "
+            f"are {num_images} to train on. Give a smaller one."
+        )
+    whole = min(protocol.whole_batch or 0, num_images)
     return Scale(
         epochs=options.epochs or protocol.epochs,
         batch_size=batch_size,
-        accumulation_steps=options.accumulation_steps or max(1, whole // (batch_size * world_size)),
+        accumulation_steps=max(1, whole // together),
         world_size=world_size,
-        size=native if options.size == "native" else int(options.size or 224),
+        size=size_of(subject, options.size),
         precision=options.precision or (protocol.precision if device.type == "cuda" else "fp32"),
     )
+
+
+def size_of(subject: Subject, wish: int | str | None) -> int | tuple[int, int]:
+    """Return the size of the views that `Options.size` asks for."""
+    height, width = subject.size
+    native = height if height == width else subject.size
+    return native if wish == "native" else int(wish or 224)
 
 
 def schedule(

@@ -3,72 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Sampler, Subset
+from torch.utils.data import Sampler
 
 from ...exceptions import ConfigError
 from ...runtime.seeding import Stream, derive_seed
-from ..sets import labels_of
+from ..sets import LabelledSet
+from ..splits import places_in_class
 
 
-def targets_of(dataset: Any) -> list[int]:
-    """Return the labels of a data set of (image, label); all images are read if it does not list them."""
-    if isinstance(dataset, Subset):
-        whole = targets_of(dataset.dataset)
-        return [whole[index] for index in dataset.indices]
-    listed = labels_of(dataset)
-    return [int(dataset[i][1] if listed is None else listed[i]) for i in range(len(dataset))]
-
-
-def labelled(dataset: Any) -> Any:
-    """Return a data set without the images whose label is below 0."""
-    targets = targets_of(dataset)
-    known = [index for index, label in enumerate(targets) if label >= 0]
-    return dataset if len(known) == len(targets) else Subset(dataset, known)
-
-
-def share_of(dataset: Any, share: float, seed: int) -> Any:
-    """Return a share of a labelled data set with the same share of each class, drawn by a seed.
+def share_of(own: LabelledSet, share: float, seed: int) -> LabelledSet:
+    """Return a share of a set with the same share of each class, rounded, drawn by a seed.
 
     Raises
     ------
     ConfigError
-        Not each class can have an image in it.
+        A class would have no image in it.
     """
-    from sklearn.model_selection import train_test_split
-
     if share == 1:
-        return dataset
-    try:
-        chosen, _ = train_test_split(
-            range(len(dataset)), train_size=share, stratify=targets_of(dataset), random_state=seed
-        )
-    except ValueError as error:
+        return own
+    counts = own.labels.bincount()
+    numbers = (share * counts).round().long()
+    if (numbers[counts > 0] < 1).any():
         raise ConfigError(
-            f"{share:.0%} of the {len(dataset)} labelled images can't have some of each class. Take a larger share, or "
-            f"more images. {error}"
-        ) from error
-    return Subset(dataset, sorted(chosen))
+            f"{share:.0%} of the {len(own)} labelled images can't have some of each class: the smallest one has "
+            f"{int(counts[counts > 0].min())}. Take a larger share, or more images."
+        )
+    return own.take(places_in_class(own.labels, seed) < numbers[own.labels])
 
 
-def without_last_tenth(dataset: Any, seed: int) -> tuple[Subset, Subset]:
-    """Return two parts of a data set: the beginning of a permutation under a seed, and the tenth at its end.
+def without_last_tenth(own: LabelledSet, seed: int) -> tuple[LabelledSet, LabelledSet]:
+    """Return two parts of a set: the beginning of a permutation under a seed, and the tenth at its end.
 
     Raises
     ------
     ConfigError
         It has fewer than ten images.
     """
-    if len(dataset) < 10:
+    if len(own) < 10:
         raise ConfigError(
-            f"A tenth of the {len(dataset)} labelled training images chooses, but that is none; it takes ten."
+            f"A tenth of the {len(own)} labelled training images chooses, but that is none; it takes ten."
         )
-    order = np.random.default_rng(seed).permutation(len(dataset)).tolist()
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(own)))
     size = round(0.9 * len(order))
-    return Subset(dataset, order[:size]), Subset(dataset, order[size:])
+    return own.take(order[:size]), own.take(order[size:])
 
 
 class EndlessOrder(Sampler):

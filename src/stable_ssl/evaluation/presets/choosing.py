@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..protocol import Figure, Labelled, Sets
-from .splits import take
+from ..splits import take
 
 Setting = dict[str, Any]
 # Gets the images to fit on, settings, and the images to judge by; returns an accuracy per setting.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
@@ -11,24 +9,19 @@ from ..heads.linear import accuracies
 from ..heads.logistic import fit_logistic
 from ..heads.means import nearest_mean_accuracy
 from ..protocol import Figure, Labelled, OnFeatures, Sets
-from .splits import check_finite, labels_of, places_in_class, take
+from ..splits import labels_of, places_in_class, take
 
-SHARES = (0.01, 0.1)
-SHOTS = (1, 2, 4, 8, 16)
+# Shares of the images of each class, and numbers of images of each class.
+AMOUNTS: dict[str, float | int] = {"1%": 0.01, "10%": 0.1, **{f"{number}-shot": number for number in (1, 2, 4, 8, 16)}}
 
 
 def measure_low_shot(train: Sets, test: Sets, seed: int, device: torch.device) -> list[Figure]:
-    """Return the accuracies of two heads on each sample of the labels: the nearest mean, and logistic regression.
-
-    Raises
-    ------
-    DataError
-        Features are NaN or infinite.
-    """
-    check_finite(train, test)
-    figures = []
-    for amount, images in samples(labels_of(train), seed):
-        details = {"images": int(images.sum())}
+    """Return the accuracies of two heads on each sample of the labels: the nearest mean, and logistic regression."""
+    taken, figures = samples(labels_of(train), seed), []
+    left_out = ", ".join(name for name in AMOUNTS if name not in taken)
+    departures = [f"{left_out}: left out, since a class has too few images"] if left_out else []
+    for amount, images in taken.items():
+        details = {"images": int(images.sum()), "departures": departures}
         for features, own in train.items():
             for head, accuracy in HEADS.items():
                 found = accuracy(take(own, images), test[features], device)
@@ -36,22 +29,20 @@ def measure_low_shot(train: Sets, test: Sets, seed: int, device: torch.device) -
     return figures
 
 
-def samples(labels: Tensor, seed: int) -> Iterator[tuple[str, Tensor]]:
-    """Return the name of each sample, and whether each image is in it, (images,).
+def samples(labels: Tensor, seed: int) -> dict[str, Tensor]:
+    """Return whether each image is in a sample, (images,), by the name of the sample.
 
     "1%" and "10%" have that share of each class, rounded; "1-shot" to "16-shot" have as many images of each class. A
     sample is left out if a class has too few images for it. All samples of a seed take the first images of the same
     random order of each class, so a smaller one is a part of a larger one.
     """
     counts, places = labels.bincount(), places_in_class(labels, seed)
-    numbers = {
-        **{f"{share:.0%}": (share * counts).round().long() for share in SHARES},
-        **{f"{shots}-shot": torch.full_like(counts, shots) for shots in SHOTS},
-    }
-    for name, number in numbers.items():
-        has_images = counts > 0
-        if ((number >= 1) & (number <= counts))[has_images].all():
-            yield name, places < number[labels]
+    found = {}
+    for name, amount in AMOUNTS.items():
+        number = (amount * counts).round().long() if isinstance(amount, float) else torch.full_like(counts, amount)
+        if ((number >= 1) & (number <= counts))[counts > 0].all():
+            found[name] = places < number[labels]
+    return found
 
 
 def logistic_accuracy(train: Labelled, test: Labelled, device: torch.device) -> float:
@@ -73,9 +64,6 @@ PROTOCOLS = [
         name="low-shot",
         summary="1 % and 10 % of the labels, and 1 to 16 per class: nearest mean, and logistic regression with C = 1.",
         reproduces="no paper's: samples are drawn anew",
-        features=("representation",),
-        view="own",
-        chosen_on="nothing",
         seeds=5,
         measure=measure_low_shot,
     )

@@ -5,11 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...exceptions import ConfigError, DataError
-from ...runtime.seeding import Stream, derive_seed
-from ..protocol import Labelled, Sets
-
-CHUNK = 16384  # images that are looked over at a time
+from ..exceptions import ConfigError
+from ..runtime.seeding import Stream, derive_seed
+from .protocol import Labelled, Sets
 
 
 def labels_of(sets: Sets) -> Tensor:
@@ -53,15 +51,3 @@ def tenth(labels: Tensor, seed: int) -> Tensor:
         raise ConfigError("No class has two labelled training images, so none can be set apart to choose a setting.")
     numbers = (counts / 10).round().long().clamp(min=1).minimum(counts - 1)
     return places_in_class(labels, seed) < numbers[labels]
-
-
-def check_finite(train: Sets, test: Sets) -> None:
-    """Raise a DataError if features are NaN or infinite."""
-    for which, sets in (("training", train), ("test", test)):
-        for name, own in sets.items():
-            broken = sum(int((~part.isfinite().all(1)).sum()) for part in own.features.split(CHUNK))
-            if broken:
-                raise DataError(
-                    f"The features '{name}' of {broken} of the {len(own.features)} {which} images are NaN or infinite: "
-                    "look at the weights and at the precision that they were computed in."
-                )
