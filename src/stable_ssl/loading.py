@@ -159,7 +159,7 @@ def _modules_of(
         example = ", ".join(f"{name!r}: ..." for name in missing)
         raise ConfigError(
             f"A Python script made {', '.join(f'module.{name}' for name in missing)} of this run, which no file "
-            f"describes. Make it again as the script did, and pass it: load({str(run)!r}, module={{{example}}})."
+            f"describes. Make it again as the script did, and pass it as module={{{example}}}."
         )
     modules = {}
     for name, node in nodes.items():

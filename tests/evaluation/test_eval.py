@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -90,7 +91,7 @@ def test_a_record_of_other_weights_is_never_overwritten(tmp_path, run):
 
     subject = open_source(run)
     data = {"name": "a/photos", "train": 1, "test": 1, "classes": 2, "fingerprint": "f"}
-    made = {**record(subject, PROTOCOLS["knn"], data, figures, "line"), "view": "v"}
+    made = {**record(subject, PROTOCOLS["knn"], data, (16, 16), figures, {}, "line"), "view": "v"}
     first = save(made, tmp_path / "records")
     assert save(made, tmp_path / "records") == first
     other = save({**made, "digest": "other"}, tmp_path / "records")
@@ -106,9 +107,8 @@ def test_means_and_deviations_over_seeds_are_kept_apart_by_features_if_a_protoco
         seed: [Figure("knn", value, "class"), Figure("knn", value / 2, "patches")]
         for seed, value in ((0, 0.6), (1, 0.8))
     }
-    made = record(
-        open_source(run), PROTOCOLS["knn"], {"name": "x", "train": 1, "test": 1, "classes": 2}, figures, "line"
-    )
+    data = {"name": "x", "train": 1, "test": 1, "classes": 2}
+    made = record(open_source(run), PROTOCOLS["knn"], data, (16, 16), figures, {}, "line")
     assert {name: (one["accuracy"], one["std"]) for name, one in made["figures"].items()} == {
         "knn, class": (pytest.approx(0.7), pytest.approx(0.02**0.5)),
         "knn, patches": (pytest.approx(0.35), pytest.approx(0.02**0.5 / 2)),
@@ -200,3 +200,22 @@ def test_labels_of_a_csv_file_are_the_classes(run, photos, tmp_path):
     (one,) = evaluate(run / "weights" / "initial.safetensors", "simpleshot", photos, labels="labels.csv", size=16)
     assert one["data"]["classes"] == 2
     assert json.loads(json.dumps(one)) == one
+
+
+def test_figures_that_can_be_had_are_shown_and_kept_if_others_can_not(run, photos, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    words = ["eval", str(run / "weights" / "final.safetensors"), "--data", str(photos), "--size", "16"]
+    words += ["--features", "representation", "--protocol", "dino-knn", "simpleshot"]
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert "nearest-mean" in out
+    assert err == (
+        "stable-ssl: dino-knn: 200 neighbours are more than the 24 labelled training images. The protocol knn takes "
+        "those k that fit.\n"
+    )
+    assert len([*run.glob("evaluations/simpleshot*.json")]) == 1
+    assert main([*words[:-2], "simpleshot", "--out", str(tmp_path / "file")]) == 2
+    out, err = capsys.readouterr()
+    assert "nearest-mean" in out
+    assert "16 × 16 pixels; setting chosen by: nothing; one seed" in out
+    assert re.search("^stable-ssl: simpleshot: --out: no record can be written to '.*/file': File exists", err)

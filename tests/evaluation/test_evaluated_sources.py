@@ -142,5 +142,5 @@ def test_a_file_of_weights_of_no_run_needs_the_name_of_its_network(tmp_path):
     network.fc = torch.nn.Identity()
     images = torch.randn(2, 3, 64, 64)
     assert torch.equal(subject.network(images), network.eval()(images))
-    with pytest.raises(stable_ssl.CheckpointError, match="--backbone NAME says which network"):
+    with pytest.raises(ConfigError, match="--backbone NAME says which network"):
         open_source(tmp_path / "weights.pth")

@@ -183,7 +183,9 @@ def test_held_out_takes_the_k_that_fit_and_refuses_a_bank_for_none():
     tiny = Labelled(small.features[:8], torch.arange(8) % 2, 2)
     with pytest.raises(ConfigError, match=r"^k: 10 neighbours are more than the 6 labelled images in nine tenths"):
         measure("knn", {"a": tiny})
-    with pytest.raises(ConfigError, match=r"^k: 200 neighbours are more than the 60 labelled samples of the bank"):
+    with pytest.raises(
+        ConfigError, match="^200 neighbours are more than the 60 labelled training images. The protocol knn"
+    ):
         measure("dino-knn", {"a": small})
     with pytest.raises(ConfigError, match="^A tenth of the 8 labelled training images chooses, but that is none"):
         measure("dinov2-logreg", {"a": tiny})

@@ -21,9 +21,9 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
         raise ConfigError(f"embed: '{wrong[0]}' is one argument too many: it takes a source and data.")
     out = Path(args.out or "features.parquet").expanduser()
     check_out(out)
-    say = saying("embed")
-    found = embed(Request([args.source], data=[args.data], overrides=settings, **reading(args)), args.neighbours, say)
-    say("")
+    with saying("embed") as say:
+        request = Request([args.source], data=[args.data], overrides=settings, **reading(args))
+        found = embed(request, args.neighbours, say)
     if found is not None:
         found.save(out)
         arrays = ", ".join(f"{key} {' × '.join(map(str, value.shape))}" for key, value in found.columns.items())

@@ -5,18 +5,23 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..exceptions import ConfigError
 
+SECONDS_BETWEEN_LINES = 30.0
+
 
 def main(args: argparse.Namespace, rest: list[str]) -> int:
     """Evaluate the sources, write the records, and show them."""
+    from ..evaluation.augmented import PRESETS
     from ..evaluation.evaluate import carry_out
     from ..evaluation.request import DEFAULT, Request, command_of
-    from ..evaluation.results import show
+    from ..evaluation.results import IncompleteError, show
 
     words = [*args.sources, *rest]
     lists = (words, args.protocol or [DEFAULT], args.data or [], args.features or [])  # settings may follow any of them
@@ -32,15 +37,21 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
         out=Path(args.out).expanduser() if args.out else None,
         **reading(args),
     )
-    say = saying("eval")
-    results = carry_out(request, command_of(sys.argv[1:]), say)
-    say("")
-    if not results:  # rank 0 shows them
-        return 0
-    if args.json:
-        print(json.dumps(results, indent=1, ensure_ascii=False))
-    else:
-        show(results)
+
+    def shown(results: Sequence[Mapping[str, Any]]) -> None:
+        if args.json and results:
+            print(json.dumps(results, indent=1, ensure_ascii=False))
+        else:
+            show(results)
+
+    command = command_of(sys.argv[1:], has_training=any(name in PRESETS for name in protocols))
+    try:
+        with saying("eval") as say:
+            results = carry_out(request, command, say)
+    except IncompleteError as error:
+        shown(error.results)
+        raise
+    shown(results)  # of rank 0; the others have none
     return 0
 
 
@@ -72,8 +83,22 @@ def reading(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def saying(command: str) -> Callable[[str], None]:
-    """Return a function that shows on a terminal what is done, on a line that the next one overwrites."""
-    if not sys.stderr.isatty():
-        return lambda line: None
-    return lambda line: print(f"\r\x1b[K{f'{command}: {line}' if line else ''}", end="", file=sys.stderr, flush=True)
+@contextmanager
+def saying(command: str) -> Iterator[Callable[[str], None]]:
+    """Yield a function that shows what is done: on a terminal on one line, elsewhere as a line every half minute."""
+    is_terminal, due = sys.stderr.isatty(), time.monotonic() + SECONDS_BETWEEN_LINES
+    clear = "\r\x1b[K" if is_terminal else ""
+
+    def say(line: str) -> None:
+        nonlocal due
+        if is_terminal or time.monotonic() >= due:
+            due = time.monotonic() + SECONDS_BETWEEN_LINES
+            print(f"{clear}{command}: {line}", end="" if is_terminal else "\n", file=sys.stderr, flush=True)
+
+    try:
+        yield say
+    except KeyboardInterrupt:
+        print(f"{clear}{command}: interrupted. The same line goes on.", file=sys.stderr)
+        raise
+    finally:
+        print(clear, end="", file=sys.stderr, flush=True)

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..augmentations import EvalView
 from ..compose import importable, origin_of
 from ..engine.agreement import Alone, Together, join
-from ..exceptions import ConfigError, nearest
+from ..exceptions import ConfigError, DataError, nearest
 from ..runtime.cpus import limit_threads
 from ..runtime.device import resolve_device
 from ..runtime.folder import read_config
@@ -24,13 +24,14 @@ from .augmented import Augmented, FineTuning
 from .augmented.running import size_of
 from .features import BATCH, FeatureStore, How, Say, SetFeatures, usual_cache
 from .fingerprints import of_dataset, of_view
+from .live import sets_in
 from .networks import Features
 from .presets import PROTOCOLS
 from .protocol import Figure, Labelled, OnFeatures, Protocol, Sets
 from .request import DEFAULT, Request
-from .results import FOLDER, record, save
+from .results import FOLDER, IncompleteError, record, save
 from .sets import EvaluationData, check_labels, open_data, own_data
-from .sources import before_training, open_source
+from .sources import before_training, open_source, seen_by
 from .subject import Subject
 
 
@@ -42,7 +43,8 @@ def evaluate(
     Parameters
     ----------
     source
-        A run's folder, one of its files of weights or checkpoints, `timm/NAME` or `torchvision/NAME`; or a list.
+        A run's folder, one of its files of weights or checkpoints, `timm/NAME` or `torchvision/NAME`; a trainer that is
+        set up, or a network together with `view`; or a list of these.
     protocol
         The name of a protocol, or a list of names. docs/evaluate.md describes each.
     data
@@ -60,7 +62,8 @@ def evaluate(
     Raises
     ------
     ConfigError, CheckpointError, DataError
-        Something can't be evaluated. The message says why.
+        Something can't be evaluated. The message says why. If it is an `IncompleteError`, its `results` are the other
+        records.
 
     Examples
     --------
@@ -79,12 +82,12 @@ def evaluate(
     given = "".join(
         f", {key}={value!r}" for key, value in options.items() if key not in ("module", "view", "world_size")
     )
-    shown = data if isinstance(data, str | Path | None) else "…"
-    return carry_out(request, f"evaluate({source!r}, {protocol!r}, {shown!r}{given})")
+    shown = (value if isinstance(value, str | Path | None) else "…" for value in (source, data))
+    return carry_out(request, f"evaluate({next(shown)!r}, {protocol!r}, {next(shown)!r}{given})")
 
 
 def _listed(value: Any) -> list[Any]:
-    return [value] if isinstance(value, str | Path) else [*value]
+    return [value] if isinstance(value, str | Path | nn.Module) else [*value]
 
 
 def protocol_named(name: str) -> Protocol:
@@ -108,9 +111,16 @@ def carry_out(request: Request, command: str, say: Say = lambda line: None) -> l
         What makes the same records.
     say
         Gets lines on what is done.
+
+    Raises
+    ------
+    IncompleteError
+        Some protocols could not be carried out, or some records not be written. The others were.
+    ConfigError, CheckpointError, DataError
+        None can be carried out as it is asked for.
     """
     request.check()
-    protocols = [protocol_named(name) for name in request.protocols]
+    protocols = [protocol_named(name) for name in dict.fromkeys(request.protocols)]
     _check_wishes(protocols, request)
     protocols = [_with_wishes(protocol, request) for protocol in protocols]
     with ExitStack() as stack:
@@ -122,15 +132,22 @@ def carry_out(request: Request, command: str, say: Say = lambda line: None) -> l
                 for subject in _opened(source, request)
                 for job in _jobs(subject, protocols, request, store)
             ]
-        results = []
+        results, problems = [], []
         # What all processes do together comes first: the others would not wait for the figures of rank 0.
         for job in sorted(jobs, key=lambda job: ranks.size > 1 and isinstance(job, _OnFeatures)):
             say(f"{job.subject.name}: {job.protocol.name} on {job.data.name}")
-            result = job.measured(request, how.device, command)
-            if ranks.is_main:
-                results.append(result)
-                if (folder := _folder(job.subject, request)) is not None:
-                    save(result, folder)
+            try:
+                result = job.measured(request, how.device, command)
+                if ranks.is_main:
+                    results.append(result)
+                    if (folder := _folder(job.subject, request)) is not None:
+                        save(result, folder)
+            except (ConfigError, DataError) as error:
+                if ranks.size > 1 and isinstance(job, _Training):
+                    raise
+                problems.append(f"{job.protocol.name}: {error}")
+        if problems:
+            raise IncompleteError(problems, results)
         return results
 
 
@@ -221,8 +238,11 @@ class _Job:
             **{"train": len(labels[0]), "test": len(labels[1]), "classes": len(labels[0].unique())},
             "fingerprint": self.data.fingerprint,
         }
-        view = of_view(self.view(request))
-        return {**record(self.subject, self.protocol, data, figures, command), "view": view and view[:16]}
+        view = self.view(request)
+        digest = of_view(view)
+        size, _, _ = seen_by(view, self.subject.backbone, self.subject.size)
+        made = record(self.subject, self.protocol, data, size, figures, self.options(request), command)
+        return {**made, "view": digest and digest[:16]}
 
     def labels(self) -> list[Tensor]:
         """Return the labels of the training set and the test set, those below 0 left out."""
@@ -231,6 +251,11 @@ class _Job:
     def view(self, request: Request) -> Any:
         """Return what makes of a test image what the network gets."""
         raise NotImplementedError
+
+    def options(self, request: Request) -> dict[str, Any]:
+        """Return the wishes of a request that change the figures of a protocol."""
+        wishes = {name: getattr(request, name) for name in ("features", "size", "precision", "batch")}
+        return {name: wish for name, wish in wishes.items() if wish}
 
     def figures(self, seed: int, num_classes: int, request: Request, device: torch.device) -> list[Figure]:
         """Return the figures of one seed."""
@@ -265,6 +290,10 @@ class _Training(_Job):
     def labels(self) -> list[Tensor]:
         return [part.labels for part in self.data.labelled]
 
+    def options(self, request: Request) -> dict[str, Any]:
+        wishes = {"epochs": request.epochs, "world_size": request.world_size}
+        return super().options(request) | {name: wish for name, wish in wishes.items() if wish}
+
     def view(self, request: Request) -> Any:
         return self.protocol.test_view(self.subject, size_of(self.subject, request.size))
 
@@ -298,14 +327,14 @@ def _jobs(subject: Subject, protocols: Sequence[Protocol], request: Request, sto
     folders = origin_of(subject.run, "config")[1] if subject.run else []
     with importable(*folders, Path.cwd()):
         for what in request.data or [None]:
-            data = (
-                own_data(subject, config)
-                if what is None
-                else open_data(what, request.overrides, request.labels, subject.channels)
-            )
+            if what is not None:
+                data = open_data(what, request.overrides, request.labels, subject.channels)
+            else:
+                data = sets_in(subject.loaders) if subject.loaders else own_data(subject, config)
             for protocol in protocols:
                 _check_features(subject, protocol, request)
                 if isinstance(protocol, Augmented):
+                    subject.check_view()
                     yield _Training(subject, protocol, data)
                 elif isinstance(protocol, OnFeatures):
                     view = _view(subject, protocol, data, request)
@@ -346,6 +375,7 @@ def _view(subject: Subject, protocol: Protocol, data: EvaluationData, request: R
     """Return what makes of an image what the network gets under a protocol."""
     if protocol.view == "own" or request.size == "native" or request.view is not None:
         return view_for(subject, data.is_own)
+    subject.check_view()
     size = request.size if isinstance(request.size, int) else 224
     return EvalView(size, round(size * protocol.resize / 224), subject.mean, subject.std, "bicubic")
 
@@ -354,6 +384,7 @@ def view_for(subject: Subject, is_own: bool) -> Any:
     """Return the view of a source's own evaluation. A run without one takes its own images as they are."""
     if subject.view is not None or is_own:
         return subject.view
+    subject.check_view()
     return EvalView(_side(subject), None, subject.mean, subject.std)
 
 

@@ -95,8 +95,10 @@ class Request:
             raise ConfigError(f"--device: '{self.device}' is none of auto, cpu, cuda, cuda:N and mps.")
 
 
-def command_of(argv: Sequence[str]) -> str:
-    """Return the command line that makes the same records; the number of processes is left out."""
+def command_of(argv: Sequence[str], has_training: bool = False) -> str:
+    """Return the command line that makes the same records. The number of processes counts only if a protocol trains."""
+    if has_training:
+        return shlex.join(["stable-ssl", *argv])
     words, kept = iter(argv), []
     for word in words:
         if word == "--world-size":

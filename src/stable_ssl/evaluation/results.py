@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..runtime.files import whole_file
+from ..exceptions import ConfigError
+from ..runtime.files import printable, whole_file
 from .protocol import Figure, Protocol
 from .subject import Subject
 
@@ -22,7 +23,9 @@ def record(
     subject: Subject,
     protocol: Protocol,
     data: Mapping[str, Any],
+    size: Sequence[int],
     figures: Mapping[int, Sequence[Figure]],
+    options: Mapping[str, Any],
     command: str,
 ) -> dict[str, Any]:
     """Return the record of one protocol on one source and data set, as JSON can hold it.
@@ -31,8 +34,12 @@ def record(
     ----------
     data
         The sets: "name", and the numbers of images in "train" and "test" and of "classes".
+    size
+        Height and width of the images that the network gets, in pixels.
     figures
         What the protocol gave, by seed.
+    options
+        What a user wanted otherwise than the protocol says, by name.
     command
         The command or call that makes the same record.
     """
@@ -42,10 +49,12 @@ def record(
         **subject.facts,
         "digest": subject.digest[:16],
         "data": dict(data),
+        "size": [*size],
         "protocol": protocol.name,
         "summary": protocol.summary,
         "chosen_on": protocol.chosen_on,
         "seeds": [*figures],
+        "options": dict(options),
         "figures": _summed_up(figures),
         "command": command,
     }
@@ -75,17 +84,36 @@ def _summed_up(figures: Mapping[int, Sequence[Figure]]) -> dict[str, dict[str, A
     }
 
 
+class IncompleteError(ConfigError):
+    """Some figures of an evaluation are missing, or could not be written. `results` are the records that there are."""
+
+    def __init__(self, problems: Iterable[str], results: Sequence[Mapping[str, Any]]):
+        super().__init__([*dict.fromkeys(problems)])
+        self.results = results
+
+
 def save(result: Mapping[str, Any], folder: Path) -> Path:
-    """Write a record to a folder, and return its file. A record of anything else is never overwritten."""
+    """Write a record to a folder, and return its file. A record of anything else is never overwritten.
+
+    Raises
+    ------
+    ConfigError
+        The folder can't be written.
+    """
     step = f"_step_{result['global_step']}" if "global_step" in result else ""
     title = re.sub(r"[^\w.-]", "_", result["data"]["name"].rstrip("/").rpartition("/")[2])
     stem = f"{result['protocol']}_{title}{step}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a") as lock:
-        fcntl.lockf(lock, fcntl.LOCK_EX)
-        path = _place(folder, stem, result)
-        with whole_file(path) as part:
-            part.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / ".lock", "a") as lock:
+            fcntl.lockf(lock, fcntl.LOCK_EX)
+            path = _place(folder, stem, result)
+            with whole_file(path) as part:
+                part.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise ConfigError(
+            f"--out: no record can be written to '{printable(folder)}': {error.strerror}. Give another folder."
+        ) from error
     return path
 
 
@@ -103,7 +131,7 @@ def _is_of(path: Path, result: Mapping[str, Any]) -> bool:
         known = json.loads(path.read_text())
     except (OSError, ValueError):
         return False
-    same = ("digest", "data", "protocol", "seeds", "command", "view")
+    same = ("digest", "data", "protocol", "seeds", "options", "size", "view")
     is_known = result["data"].get("fingerprint") is not None and result.get("view") is not None
     return is_known and isinstance(known, dict) and all(known.get(key) == result.get(key) for key in same)
 
@@ -142,7 +170,7 @@ def show(results: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _in_a_line(result: Mapping[str, Any]) -> str:
-    """Return what chose the setting of a protocol, how often it was repeated, and where it departs from its page."""
+    """Return the size of the images, what chose the setting, how often it was repeated, and the departures."""
     number = len(result["seeds"])
     repeated = f"mean ± standard deviation over {number} seeds" if number > 1 else "one seed"
     departures = dict.fromkeys(
@@ -152,7 +180,8 @@ def _in_a_line(result: Mapping[str, Any]) -> str:
         for text in details.get("departures", ())
     )
     others = f". Not as published: {'; '.join(departures)}" if departures else ""
-    return f"{result['chosen_on']} chose the setting; {repeated}{others}".replace("nothing chose the setting; ", "")
+    height, width = result["size"]
+    return f"{height} × {width} pixels; setting chosen by: {result['chosen_on']}; {repeated}{others}"
 
 
 def in_words(values: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -160,8 +160,7 @@ def own_data(subject: Subject, config: Mapping[str, Any] | None) -> EvaluationDa
     if config is None:
         raise ConfigError(f"--data is missing: '{subject.name}' is of no run, so it has no sets of its own.")
     data = config["trainer"].get("data") or {}
-    others = [name for name in data if name not in ("train", "bank") and not name.startswith("_")]
-    test = next((name for name in TESTS if name in others), others[0] if others else None)
+    test = test_name(data)
     if "train" not in data or test is None:
         raise ConfigError(
             f"--data is missing: '{subject.name}' has the sets {[*data]}, and an evaluation needs one to train and one "
@@ -179,6 +178,12 @@ def own_data(subject: Subject, config: Mapping[str, Any] | None) -> EvaluationDa
     place = next((str(of_train[key]) for key in ("root", "path") if of_train.get(key)), "").rstrip("*/")
     title = " ".join(filter(None, ["its own", of_train["_target_"].rpartition(".")[2], Path(place).name]))
     return EvaluationData(title, build(of_train, "data.train"), build(of_test, f"data.{test}"), is_own=True)
+
+
+def test_name(data: Iterable[str]) -> str | None:
+    """Return which of a run's sets is the one to test on; None if there is none."""
+    others = [name for name in data if name not in ("train", "bank") and not name.startswith("_")]
+    return next((name for name in TESTS if name in others), others[0] if others else None)
 
 
 def _dataset_of(loader: Any) -> Any:

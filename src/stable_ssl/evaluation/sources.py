@@ -1,4 +1,7 @@
-"""From what a user names to what is evaluated: a run, a file of weights, a network of timm or of torchvision."""
+"""From what a user names to what is evaluated: a run, a file of weights, a network of timm or of torchvision.
+
+In Python also a trainer, or a network alone.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ..augmentations import CenterCrop, EvalView, MultiView, Normalize, RandomResizedCrop, Resize, View
-from ..exceptions import CheckpointError, ConfigError, NoRunError
+from ..base import BaseTrainer
+from ..exceptions import CheckpointError, ConfigError, NoRunError, as_config_error, option_named
 from ..loading import LoadedRun, load_run
 from ..modules import load_backbone
 from ..modules.teacher_student import TeacherStudentModule
@@ -23,6 +27,7 @@ from ..runtime.files import printable
 from ..trainers import SupervisedTrainer
 from ..weights.files import read_header
 from ..weights.runs import path_of_backbone, read_run
+from .live import copy_of_trainer, views_in
 from .subject import Subject
 
 INITIAL = Path("weights", "initial.safetensors")
@@ -30,7 +35,7 @@ _LAST_LAYERS = ("fc", "classifier", "head", "heads")
 
 
 def open_source(
-    source: str | Path,
+    source: Any,
     *,
     backbone: str | None = None,
     network: str | None = None,
@@ -44,7 +49,8 @@ def open_source(
     ----------
     source
         A run's folder, one of its files of weights or checkpoints, a file of weights together with `backbone`,
-        `timm/NAME` or `torchvision/NAME`.
+        `timm/NAME` or `torchvision/NAME`. A trainer that is set up, or a network (together with `view`), is evaluated
+        as it is at this moment, and stays so.
     backbone
         The network of a file of weights of no run, as `load_backbone` names it.
     network
@@ -61,72 +67,111 @@ def open_source(
     ConfigError, CheckpointError
         There is no such source, it has no weights, or an option does not suit it.
     """
-    name, path = str(source), Path(source).expanduser()
-    library = next(
-        (kind for kind in ("timm", "torchvision") if name.startswith(f"{kind}/") and not path.exists()), None
-    )
-    if library and (backbone or network or module):
-        raise ConfigError(f"eval: '{name}' is a network of {library}, so --backbone and --network do not apply.")
-    if library:
-        subject = _of_timm(name) if library == "timm" else _of_torchvision(name)
-    elif backbone is not None:
-        subject = _of_file(name, backbone)
+    if isinstance(source, BaseTrainer):
+        subject = _of_trainer(source, network)
+    elif isinstance(source, nn.Module):
+        subject = _of_network(source)
+    elif isinstance(source, str | Path):
+        subject = _of_place(str(source), backbone, network, module)
     else:
-        subject = _of_run(name, network, module)
+        raise ConfigError(f"source: a {type(source).__name__} is no path, no name, no trainer and no network.")
     if view is not None:
         size_of_view, mean, std = seen_by(view, subject.backbone)
-        subject = replace(subject, view=view, size=size_of_view, mean=mean, std=std)
+        subject = replace(subject, view=view, size=size_of_view, mean=mean, std=std, is_view_known=True)
     if size is not None:
+        subject.check_view()
         view = EvalView(size, None, subject.mean, subject.std, _interpolation_of(subject.view))
         subject = replace(subject, view=view, size=(size, size))
-    subject.network.requires_grad_(False)
+    subject.network.requires_grad_(False).float()
     return replace(subject, digest=_digest(subject))
 
 
-def before_training(source: str | Path) -> Path | None:
+def before_training(source: Any) -> Path | None:
     """Return the file with a run's weights before training; None if the source is no run's folder, or has none."""
-    path = Path(source).expanduser() / INITIAL
-    return path if path.is_file() else None
+    path = Path(source).expanduser() / INITIAL if isinstance(source, str | Path) else None
+    return path if path and path.is_file() else None
+
+
+def _of_place(name: str, backbone: str | None, network: str | None, module: Mapping[str, Any] | None) -> Subject:
+    library = next((kind for kind in ("timm", "torchvision") if name.startswith(f"{kind}/")), None)
+    if library is None or Path(name).exists():
+        return _of_file(name, backbone) if backbone is not None else _of_run(name, network, module)
+    if backbone or network or module:
+        raise ConfigError(f"eval: '{name}' is a network of {library}, so --backbone and --network do not apply.")
+    return _of_timm(name) if library == "timm" else _of_torchvision(name)
+
+
+def _of_network(network: nn.Module) -> Subject:
+    made, name = copy.deepcopy(network).cpu().eval(), type(network).__name__
+    return Subject(name, made, None, *seen_by(None, made), made, is_view_known=False, facts={"network": name})
+
+
+def _of_trainer(trainer: BaseTrainer, network: str | None) -> Subject:
+    made = copy_of_trainer(trainer)
+    folder = trainer.folder
+    run = LoadedRun(folder, read_run(trainer.folder).config, made.module, made, folder)
+    facts = {"weights": "of the trainer in memory", "global_step": int(trainer.global_step)}
+    subject = _of_loaded(str(folder), run, network, facts, views_in(trainer.data))
+    return replace(subject, loaders=trainer.data)
 
 
 def _of_run(name: str, network: str | None, module: Mapping[str, Any] | None) -> Subject:
     try:
         read_run(name)
     except NoRunError as error:
-        raise CheckpointError(
+        raise ConfigError(
             f"'{printable(name)}' is no source: no run, no file of a run, and neither timm/NAME nor torchvision/NAME. "
             "For other files of weights, --backbone NAME says which network they are of."
         ) from error
     run = load_run(name, copy.deepcopy(module))  # the user's own stay as they are
+    if run.trainer is None:
+        cls = str(run.config["trainer"].get("_target_")).removeprefix("<live ").removesuffix(">")
+        raise ConfigError(
+            f"'{name}': no file has the class of its trainer, {cls}, so that its "
+            "forward is not known. In Python, evaluate(trainer, ...) evaluates the trainer itself; of runs to come, "
+            "the class may be in a file of its own beside the script."
+        )
+    is_file = run.source.is_file()
+    header = read_header(run.source) if is_file else {"global_step": int(run.source.name.removeprefix("step_"))}
+    is_inside = run.source.is_relative_to(run.folder)
+    facts = {
+        "weights": str(run.source.relative_to(run.folder) if is_inside else run.source),
+        **{key: header[key] for key in ("global_step", "epoch") if key in header},
+    }
+    return _of_loaded(name, run, network, facts, view_of_run(run.config))
+
+
+def _of_loaded(
+    name: str, run: LoadedRun, network: str | None, facts: Mapping[str, Any], views: tuple[Any, Any]
+) -> Subject:
+    """Return a run whose modules and trainer are there; `views` are as `view_of_run` returns them."""
     trainer, options = run.trainer, run.config["trainer"]
     if network is not None:
         if network not in ("teacher", "student"):
             raise ConfigError(f"--network: '{network}' is neither teacher nor student.")
         if not has_teacher(run.modules):
             raise ConfigError(f"--network {network}: '{name}' has no teacher; leave the option out.")
-        if trainer is not None:
-            vars(trainer)["evaluate_with"] = network
+        vars(trainer)["evaluate_with"] = network
     backbone = backbone_of(run, network)
-    of_forward: nn.Module = backbone if trainer is None else _Forward(trainer, run.modules)
+    of_forward: nn.Module = _Forward(trainer, run.modules)
     if isinstance(trainer, SupervisedTrainer) and type(trainer).forward is SupervisedTrainer.forward:
         of_forward = backbone = without_last_layer(backbone)
-    view, known = view_of_run(run.config)
+    view, known = views
     size, mean, std = seen_by(known, backbone, _size_of_images(options))
-    is_file = run.source.is_file()
-    header = read_header(run.source) if is_file else {"global_step": int(run.source.name.removeprefix("step_"))}
     which = network or options.get("evaluate_with")
-    facts: dict[str, Any] = {
-        "method": str(options.get("_target_", "")).rpartition(".")[2],
-        "weights": str(run.source.relative_to(run.folder))
-        if run.source.is_relative_to(run.folder)
-        else str(run.source),
-        **{key: header[key] for key in ("global_step", "epoch") if key in header},
+    facts = {
+        "method": type(trainer).__name__,
+        **facts,
         **({"network": which or "teacher"} if has_teacher(run.modules) else {}),
     }
     projector = dict(run.modules.items()).get("projector")
     if isinstance(projector, TeacherStudentModule):
         projector = projector.student if which == "student" else projector.teacher
-    return Subject(name, of_forward, view, size, mean, std, backbone, projector, run=run.folder, facts=facts)
+    is_view_known = isinstance(known, View | MultiView) or not (known or live_paths(options.get("data") or {}))
+    return Subject(
+        name, of_forward, view, size, mean, std, backbone, projector, run=run.folder, facts=facts,
+        is_view_known=is_view_known,
+    )  # fmt: skip
 
 
 def _size_of_images(options: Mapping[str, Any]) -> Any:
@@ -231,7 +276,8 @@ def _interpolation_of(view: Any) -> str:
 
 
 def _of_file(name: str, backbone: str) -> Subject:
-    network: Any = load_backbone(backbone, weights=name)
+    with option_named("name", "--backbone"), as_config_error():
+        network: Any = load_backbone(backbone.removeprefix("torchvision/"), weights=name)
     view = EvalView()
     return Subject(name, network.eval(), view, *seen_by(view, network), network, facts={"network": backbone})
 

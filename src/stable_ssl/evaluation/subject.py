@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..augmentations.views import View
+from ..exceptions import ConfigError
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Subject:
     network
         Images (batch, channels, height, width) in, representations (batch, dim) out.
     view
-        Makes of an image what the network gets.
+        Makes of an image what the network gets. None: its images come as it gets them.
     size
         Height and width of the view, in pixels.
     mean, std
@@ -38,11 +39,15 @@ class Subject:
         The run's folder. None: it is of no run.
     facts
         What is known of it, for results: method, global step, which encoder.
+    is_view_known
+        Whether its size, mean and standard deviation are known, and not only usual ones.
+    loaders
+        The loaders of a trainer in memory, by name. None: it is no such trainer.
     """
 
     name: str
     network: nn.Module
-    view: View
+    view: View | None
     size: tuple[int, int]
     mean: Sequence[float]
     std: Sequence[float]
@@ -51,6 +56,16 @@ class Subject:
     digest: str = ""
     run: Path | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    is_view_known: bool = True
+    loaders: Mapping[str, Any] | None = None
+
+    def check_view(self) -> None:
+        """Raise a ConfigError if nothing says how images are prepared."""
+        if not self.is_view_known:
+            raise ConfigError(
+                f"'{self.name}': nothing says how its images are prepared: no file and no declared view. In Python, "
+                "view=EvalView(size, mean=..., std=...) says it, and evaluate(trainer, ...) takes what the trainer has."
+            )
 
     def without_networks(self) -> Subject:
         """Return what is said of the subject, which needs no memory."""

@@ -10,13 +10,13 @@ from .protocols import Augmented, FineTuning, LinearProbe
 CAPI_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2)
 DINO_RATES = (*CAPI_RATES, 2e-2, 5e-2, 0.1)
 SGD: Mapping[str, Any] = {"_target_": "torch.optim.SGD", "momentum": 0.9, "weight_decay": 0.0}
-ON_REPORTED, ON_NOTHING = "the reported split", "nothing: there is one setting"
+ON_REPORTED = "the reported split"
 
 _dino: Mapping[str, Any] = {
     "view": "224", "chosen_on": ON_REPORTED, "seeds": 1, "rates": DINO_RATES, "optimizer": SGD, "epochs": 10,
     "iterations": 1250, "batch_size": 128, "interpolation": "bicubic", "precision": "fp16", "std": 0.01,
 }  # fmt: skip
-_one: Mapping[str, Any] = {"features": ("representation",), "view": "224", "chosen_on": ON_NOTHING, "seeds": 1}
+_one: Mapping[str, Any] = {"view": "224"}
 
 _low_shot: Mapping[str, Any] = {
     **_one, "seeds": 3, "reproduces": "SimCLR (arXiv:2002.05709, appendix B.5)", "rates": (0.05,),
@@ -65,11 +65,12 @@ PRESETS: dict[str, Augmented] = {
             name="simclr-90",
             summary="A linear classifier, 90 epochs of SGD with a cosine.",
             reproduces="lightly's benchmarks, which report the best epoch on the validation set",
-            **{**_one, "chosen_on": "the reported split chooses the best epoch; nothing chooses the last one"},
+            **{**_one, "chosen_on": "the reported split for the best epoch, nothing for the last"},
             rates=(0.1,),
             optimizer=SGD,
             epochs=90,
             batch_size=256,
+            whole_batch=256,
             precision="fp16",
             reports=("last epoch", "best epoch"),
         ),
@@ -124,6 +125,7 @@ PRESETS: dict[str, Augmented] = {
             epochs=100,
             falls=(60, 80),
             batch_size=256,
+            whole_batch=256,
             precision="fp16",
         ),
         LinearProbe(
@@ -136,6 +138,7 @@ PRESETS: dict[str, Augmented] = {
             epochs=28,
             falls=(8, 16, 24),
             batch_size=256,
+            whole_batch=256,
             norm={},
         ),
         FineTuning(

@@ -58,10 +58,10 @@ class Augmented(Protocol):
     epochs
         Number of epochs.
     batch_size
-        Images per step and process.
+        Images per mini-batch and process, at most.
     whole_batch
-        Images per step over all processes, which several mini-batches make up; of fewer images as many as there are.
-        None: one mini-batch per process.
+        Images per step over all processes and mini-batches; of fewer images as many as there are. None: one mini-batch
+        per process, so that there are more if there are more processes.
     iterations
         Steps per epoch. None: an epoch is all images once.
     warmup_epochs

@@ -221,7 +221,8 @@ def scale_of(protocol: Augmented, subject: Subject, num_images: int, device: tor
     """
     place = find_place()
     world_size = options.world_size or (place.size if place else 1)
-    batch_size = options.batch_size or protocol.batch_size
+    published = (protocol.whole_batch or protocol.batch_size * world_size) // world_size
+    batch_size = options.batch_size or min(protocol.batch_size, published)
     together = batch_size * world_size  # images of one mini-batch of all processes
     if num_images < together and protocol.iterations is None:
         raise ConfigError(

@@ -29,6 +29,11 @@ def measure_dino_knn(train: Sets, test: Sets, seed: int, device: torch.device) -
     ConfigError
         Train has fewer images than the largest k.
     """
+    if (size := len(labels_of(train))) < max(KS):
+        raise ConfigError(
+            f"{max(KS)} neighbours are more than the {size} labelled training images. The protocol knn takes those k "
+            "that fit."
+        )
     return [
         Figure(f"knn-{k}", accuracy, features)
         for features in train
