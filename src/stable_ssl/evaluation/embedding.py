@@ -18,8 +18,9 @@ from ..exceptions import ConfigError
 from ..monitors.knn import nearest_neighbours
 from ..pretraining.sets import find_sets
 from ..runtime.files import printable, whole_file
-from .evaluate import opened, together, view_for
+from .evaluate import opened, together
 from .features import FeatureStore, Say, SetFeatures
+from .jobs import view_for
 from .request import Request
 from .sets import open_data
 

@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..augmentations import EvalView
-from ..compose import importable, origin_of
 from ..engine.agreement import Alone, Together, join
 from ..exceptions import ConfigError, DataError, nearest
 from ..runtime.cpus import limit_threads
 from ..runtime.device import resolve_device
-from ..runtime.folder import read_config
 from ..runtime.precision import resolve_precision
 from .augmented import Augmented, FineTuning
-from .augmented.running import size_of
-from .features import BATCH, FeatureStore, How, Say, SetFeatures, usual_cache
-from .fingerprints import of_dataset, of_view
-from .live import sets_in
-from .networks import Features
+from .features import BATCH, FeatureStore, How, Say, usual_cache
+from .jobs import JobOnFeatures, TrainingJob, folder_of_records, jobs_of
 from .presets import PROTOCOLS
-from .protocol import Figure, Labelled, OnFeatures, Protocol, Sets
+from .protocol import Protocol
 from .request import DEFAULT, Request
-from .results import FOLDER, IncompleteError, record, save
-from .sets import EvaluationData, check_labels, open_data, own_data
-from .sources import before_training, open_source, seen_by
+from .results import IncompleteError, save
+from .sources import before_training, open_source
 from .subject import Subject
 
 
@@ -130,20 +121,20 @@ def carry_out(request: Request, command: str, say: Say = lambda line: None) -> l
                 job
                 for source in request.sources
                 for subject in _opened(source, request)
-                for job in _jobs(subject, protocols, request, store)
+                for job in jobs_of(subject, protocols, request, store)
             ]
         results, problems = [], []
         # What all processes do together comes first: the others would not wait for the figures of rank 0.
-        for job in sorted(jobs, key=lambda job: ranks.size > 1 and isinstance(job, _OnFeatures)):
+        for job in sorted(jobs, key=lambda job: ranks.size > 1 and isinstance(job, JobOnFeatures)):
             say(f"{job.subject.name}: {job.protocol.name} on {job.data.name}")
             try:
                 result = job.measured(request, how.device, command)
                 if ranks.is_main:
                     results.append(result)
-                    if (folder := _folder(job.subject, request)) is not None:
+                    if (folder := folder_of_records(job.subject, request)) is not None:
                         save(result, folder)
             except (ConfigError, DataError) as error:
-                if ranks.size > 1 and isinstance(job, _Training):
+                if ranks.size > 1 and isinstance(job, TrainingJob):
                     raise
                 problems.append(f"{job.protocol.name}: {error}")
         if problems:
@@ -174,11 +165,6 @@ def _with_wishes(protocol: Protocol, request: Request) -> Protocol:
     seeds = request.seeds if request.seeds and _is_random(protocol) else protocol.seeds
     features = protocol.features if isinstance(protocol, FineTuning) else tuple(request.features or protocol.features)
     return replace(protocol, seeds=seeds, features=features)
-
-
-def _folder(subject: Subject, request: Request) -> Path | None:
-    """Return the folder for records; None if they are not written."""
-    return request.out or (subject.run / FOLDER if subject.run else None)
 
 
 @contextmanager
@@ -214,179 +200,3 @@ def opened(source: Any, request: Request) -> Subject:
         view=request.view,
         module=request.module,
     )
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One protocol on one source and data set."""
-
-    subject: Subject
-    protocol: Protocol
-    data: EvaluationData
-
-    def measured(self, request: Request, device: torch.device, command: str) -> dict[str, Any]:
-        """Return the record of its figures."""
-        labels = self.labels()
-        num_classes = check_labels(self.data, *labels)
-        departures = [*_departures(self.protocol, request)]
-        figures = {
-            seed: [_departing(figure, departures) for figure in self.figures(seed, num_classes, request, device)]
-            for seed in range(self.protocol.seeds)
-        }
-        data = {
-            "name": self.data.name,
-            **{"train": len(labels[0]), "test": len(labels[1]), "classes": len(labels[0].unique())},
-            "fingerprint": self.data.fingerprint,
-        }
-        view = self.view(request)
-        digest = of_view(view)
-        size, _, _ = seen_by(view, self.subject.backbone, self.subject.size)
-        made = record(self.subject, self.protocol, data, size, figures, self.options(request), command)
-        return {**made, "view": digest and digest[:16]}
-
-    def labels(self) -> list[Tensor]:
-        """Return the labels of the training set and the test set, those below 0 left out."""
-        raise NotImplementedError
-
-    def view(self, request: Request) -> Any:
-        """Return what makes of a test image what the network gets."""
-        raise NotImplementedError
-
-    def options(self, request: Request) -> dict[str, Any]:
-        """Return the wishes of a request that change the figures of a protocol."""
-        wishes = {name: getattr(request, name) for name in ("features", "size", "precision", "batch")}
-        return {name: wish for name, wish in wishes.items() if wish}
-
-    def figures(self, seed: int, num_classes: int, request: Request, device: torch.device) -> list[Figure]:
-        """Return the figures of one seed."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class _OnFeatures(_Job):
-    """A protocol on features, which are there."""
-
-    protocol: OnFeatures
-    train: SetFeatures
-    test: SetFeatures
-
-    def labels(self) -> list[Tensor]:
-        return [part.labels[part.labels >= 0] for part in (self.train, self.test)]
-
-    def view(self, request: Request) -> Any:
-        return _view(self.subject, self.protocol, self.data, request)
-
-    def figures(self, seed: int, num_classes: int, request: Request, device: torch.device) -> list[Figure]:
-        train, test = (_labelled(part, num_classes) for part in (self.train, self.test))
-        return self.protocol.measure(train, test, seed, device)
-
-
-@dataclass(frozen=True)
-class _Training(_Job):
-    """A protocol that trains on augmented images, with all processes together. It goes on if it was interrupted."""
-
-    protocol: Augmented
-
-    def labels(self) -> list[Tensor]:
-        return [part.labels for part in self.data.labelled]
-
-    def options(self, request: Request) -> dict[str, Any]:
-        wishes = {"epochs": request.epochs, "world_size": request.world_size}
-        return super().options(request) | {name: wish for name, wish in wishes.items() if wish}
-
-    def view(self, request: Request) -> Any:
-        return self.protocol.test_view(self.subject, size_of(self.subject, request.size))
-
-    def figures(self, seed: int, num_classes: int, request: Request, device: torch.device) -> list[Figure]:
-        options: dict[str, Any] = {"epochs": request.epochs, "batch_size": request.batch, "size": request.size}
-        options |= {"precision": request.precision, "workers": request.workers, "world_size": request.world_size}
-        place = _folder(self.subject, request) or Path(FOLDER)
-        data = [of_dataset(part) for part in (self.data.train, self.data.test)]
-        settings = repr([self.subject.digest, self.data.name, data, self.protocol.features, [*options.items()]])
-        out = place / "training" / f"{self.protocol.name}_{zlib.crc32(settings.encode()):08x}_seed_{seed}"
-        return self.protocol.measure(self.subject, *self.data.labelled, seed, out, device, **options)
-
-
-def _departing(figure: Figure, departures: Sequence[str]) -> Figure:
-    """Return a figure that also tells where a request departs from what was published."""
-    return replace(
-        figure, details={**figure.details, "departures": [*figure.details.get("departures", ()), *departures]}
-    )
-
-
-def _labelled(part: SetFeatures, num_classes: int) -> Sets:
-    has_label = part.labels >= 0
-    chosen: Any = slice(None) if has_label.all() else has_label
-    labels: Tensor = part.labels[chosen]
-    return {name: Labelled(values[chosen], labels, num_classes) for name, values in part.values.items()}
-
-
-def _jobs(subject: Subject, protocols: Sequence[Protocol], request: Request, store: FeatureStore) -> Iterator[_Job]:
-    """Yield what is to be measured of a source, with its features. Ranks other than 0 get what all train together."""
-    config = read_config(subject.run) if subject.run else None
-    folders = origin_of(subject.run, "config")[1] if subject.run else []
-    with importable(*folders, Path.cwd()):
-        for what in request.data or [None]:
-            if what is not None:
-                data = open_data(what, request.overrides, request.labels, subject.channels)
-            else:
-                data = sets_in(subject.loaders) if subject.loaders else own_data(subject, config)
-            for protocol in protocols:
-                _check_features(subject, protocol, request)
-                if isinstance(protocol, Augmented):
-                    subject.check_view()
-                    yield _Training(subject, protocol, data)
-                elif isinstance(protocol, OnFeatures):
-                    view = _view(subject, protocol, data, request)
-                    train, test = (
-                        store.features(
-                            subject, protocol.features, dataset, view, f"{subject.name}, {part} of {data.name}"
-                        )
-                        for part, dataset in (("train", data.train), ("test", data.test))
-                    )
-                    if train is not None and test is not None:
-                        yield _OnFeatures(subject.without_networks(), protocol, data, train, test)
-
-
-def _check_features(subject: Subject, protocol: Protocol, request: Request) -> None:
-    """Raise a ConfigError if a network does not give the features of a protocol, before anything is computed."""
-    try:
-        Features(subject, protocol.features)
-    except ConfigError as error:
-        if request.features:
-            raise
-        told = str(error).removeprefix("--features: ")
-        advice = "--features representation takes what every network gives; that is then not what was published."
-        raise ConfigError(f"--protocol {protocol.name}: {told} {advice}") from error
-
-
-def _departures(protocol: Protocol, request: Request) -> Iterator[str]:
-    """Yield what a request wants otherwise than a protocol says. Of its runs, a protocol that trains tells the rest."""
-    published = PROTOCOLS[protocol.name]
-    if set(protocol.features) != set(published.features):
-        yield f"features: {', '.join(protocol.features)} instead of {', '.join(published.features)}"
-    if isinstance(protocol, OnFeatures) and published.view == "224" and request.size is not None:
-        yield f"size: {request.size} instead of 224"
-    if protocol.seeds != published.seeds:
-        yield f"seeds: {protocol.seeds} instead of {published.seeds}"
-
-
-def _view(subject: Subject, protocol: Protocol, data: EvaluationData, request: Request) -> Any:
-    """Return what makes of an image what the network gets under a protocol."""
-    if protocol.view == "own" or request.size == "native" or request.view is not None:
-        return view_for(subject, data.is_own)
-    subject.check_view()
-    size = request.size if isinstance(request.size, int) else 224
-    return EvalView(size, round(size * protocol.resize / 224), subject.mean, subject.std, "bicubic")
-
-
-def view_for(subject: Subject, is_own: bool) -> Any:
-    """Return the view of a source's own evaluation. A run without one takes its own images as they are."""
-    if subject.view is not None or is_own:
-        return subject.view
-    subject.check_view()
-    return EvalView(_side(subject), None, subject.mean, subject.std)
-
-
-def _side(subject: Subject) -> Any:
-    return subject.size[0] if subject.size[0] == subject.size[1] else subject.size
