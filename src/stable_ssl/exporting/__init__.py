@@ -92,7 +92,7 @@ def export(source: str | Path, to: str, out: str | Path | None = None, network: 
     record = {"source": str(Path(source).expanduser().absolute()), "to": to, "network": backbone.found.path}
     place = Path(out).expanduser().absolute() if out else backbone.run.absolute() / "exports" / to
     _refuse_others(place, record)
-    writer = import_module(f".{to}", __name__)
+    writer = import_module(f".to_{to}", __name__)
     with _whole_folder(place) as folder, preserved_generators(), torch.no_grad():
         images, wanted = _random_pass(backbone)
         lines = writer.write(backbone, folder)

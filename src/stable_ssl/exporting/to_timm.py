@@ -13,7 +13,7 @@ from ..modules.backbones import arguments_of_timm
 from .backbone import Backbone
 from .card import write_card
 from .plain_vit import PlainViT, as_plain_vit
-from .torchvision import made_by
+from .to_torchvision import made_by
 from .writing import Lines, save_tensors, unlike
 
 LIBRARIES = {"timm"}
