@@ -22,6 +22,8 @@ from stable_ssl.evaluation.presets import PROTOCOLS
 from stable_ssl.evaluation.protocol import Figure
 from stable_ssl.evaluation.results import record, save
 from stable_ssl.evaluation.sources import open_source
+from stable_ssl.exporting.backbone import read_backbone
+from stable_ssl.weights.files import save_weights
 
 TINY = {"image_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 48, "num_heads": 4}
 NETWORKS = {
@@ -140,26 +142,55 @@ def test_a_run_of_mae_is_exported_from_its_weights_and_from_its_checkpoint(tmp_p
         assert_same(features_by(exported.lines, images), features_of(backbone, images))
 
 
-def test_a_classifier_is_exported_without_its_last_layer(tmp_path):
-    backbone = write_run(tmp_path / "run", {"backbone": network("resnet18", num_classes=3)})["backbone"]
+@pytest.mark.parametrize(
+    ("node", "to"),
+    [
+        (network("resnet18", num_classes=3), "torchvision"),
+        ({"_target_": "torchvision.models.resnet18", "num_classes": 3}, "torchvision"),
+        ({"_target_": "timm.create_model", "model_name": "resnet18", "num_classes": 3}, "timm"),
+    ],
+)
+def test_a_classifier_is_exported_without_its_last_layer_which_evaluation_leaves_out_too(tmp_path, node, to):
+    pytest.importorskip(to)
+    backbone = write_run(tmp_path / "run", {"backbone": node})["backbone"]
     backbone.fc = nn.Identity()
     images = some_images(backbone)
-    exported = stable_ssl.export(tmp_path / "run", "torchvision")
+    exported = stable_ssl.export(tmp_path / "run", to)
     assert_same(features_by(exported.lines, images), features_of(backbone, images))
+    assert_same(features_of(open_source(tmp_path / "run").network, images), features_of(backbone, images))
 
 
-def test_images_are_prepared_as_the_runs_evaluation_prepares_them(tmp_path):
-    transformers = pytest.importorskip("transformers")
-    view = EvalView(24, mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.2])
-    write_run(tmp_path / "run", {"backbone": vit(image_size=24)}, size=24)
-    exported = stable_ssl.export(tmp_path / "run", "huggingface")
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (24, 40, 3), dtype=np.uint8))
-    prepared = transformers.AutoImageProcessor.from_pretrained(exported.path)(image, return_tensors="pt")
+@pytest.mark.parametrize(("size", "of_image"), [(24, (24, 40)), ([32, 48], (60, 40))])
+def test_images_are_prepared_as_the_runs_evaluation_prepares_them(tmp_path, size, of_image):
+    timm, transformers = pytest.importorskip("timm"), pytest.importorskip("transformers")
+    view = EvalView(size, mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.2])
+    write_run(tmp_path / "run", {"backbone": vit(image_size=size)}, size)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (*of_image, 3), dtype=np.uint8))
+    path = stable_ssl.export(tmp_path / "run", "huggingface").path
+    prepared = transformers.AutoImageProcessor.from_pretrained(path)(image, return_tensors="pt")
     torch.testing.assert_close(prepared["pixel_values"][0], view(image), atol=1e-5, rtol=1e-5)
-    config = json.loads((stable_ssl.export(tmp_path / "run", "timm").path / "config.json").read_text())[
-        "pretrained_cfg"
-    ]
-    assert (config["input_size"], config["mean"], config["crop_pct"]) == ([3, 24, 24], [0.4, 0.5, 0.6], 1.0)
+    model = timm.create_model(f"local-dir:{stable_ssl.export(tmp_path / 'run', 'timm').path}", pretrained=True)
+    of_timm = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))
+    level = 1.001 / 255 / 0.2  # PIL, by which timm resizes, rounds some pixels to the other of two levels
+    torch.testing.assert_close(of_timm(image), view(image), atol=level, rtol=0)
+
+
+def test_images_are_those_of_the_evaluation_whatever_says_so_in_the_configuration(tmp_path):
+    target = "stable_ssl.augmentations."
+    resize = {"_target_": f"{target}Resize", "size": 40, "interpolation": "bicubic"}
+    normalize = {"_target_": f"{target}Normalize", "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.2]}
+    operations = [resize, {"_target_": f"{target}CenterCrop", "size": 32}, normalize]
+    view = {"_target_": f"{target}View", "operations": operations}
+    write_run(
+        tmp_path / "view", {"backbone": vit()}, data={"test": {"_target_": "stable_ssl.data.Loader", "views": view}}
+    )
+    subject, images = open_source(tmp_path / "view"), read_backbone(tmp_path / "view").images
+    assert (images.size, images.mean, images.std) == (subject.size, [*subject.mean], [*subject.std])
+    assert (images.resize, images.interpolation, images.channels) == (40, "bicubic", 3)
+    timm_vit = {"_target_": "timm.create_model", "model_name": "vit_tiny_patch16_224", "img_size": 64, "depth": 1}
+    write_run(tmp_path / "script", {"backbone": timm_vit}, data={"train": "<live Loader>"})
+    images = read_backbone(tmp_path / "script").images
+    assert (images.size, images.mean) == ((64, 64), None)
 
 
 def test_what_was_written_can_begin_a_run_again_and_be_adapted_by_timm(tmp_path):

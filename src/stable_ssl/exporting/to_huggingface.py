@@ -160,14 +160,14 @@ def _of_resnet(backbone: Backbone) -> tuple[dict[str, Any], dict[str, Tensor], s
 def _preprocessing(images: ImagesOfRun) -> dict[str, Any]:
     """Return what transformers' image processor does to an image, which is what the run's evaluation does."""
     height, width = images.size
-    is_cut = height == width  # other views are the whole image
+    resize = images.resize
     return {
         "image_processor_type": "BitImageProcessor",
         "do_convert_rgb": images.channels == 3,
         "do_resize": True,
-        "size": {"shortest_edge": images.resize} if is_cut else {"height": height, "width": width},
+        "size": {"shortest_edge": resize} if isinstance(resize, int) else {"height": resize[0], "width": resize[1]},
         "resample": _RESAMPLE[images.interpolation],
-        "do_center_crop": is_cut,
+        "do_center_crop": True,
         "crop_size": {"height": height, "width": width},
         "do_rescale": True,
         "rescale_factor": 1 / 255,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..exceptions import ConfigError
 from ..modules.backbones import arguments_of_timm
-from .backbone import Backbone
+from .backbone import Backbone, ImagesOfRun
 from .card import write_card
 from .plain_vit import PlainViT, as_plain_vit
 from .to_torchvision import made_by
@@ -41,7 +41,7 @@ def write(backbone: Backbone, folder: Path) -> Lines:
             "input_size": [images.channels, *images.size],
             "fixed_input_size": "img_size" in arguments and not arguments.get("dynamic_img_size"),
             "interpolation": images.interpolation,
-            "crop_pct": min(images.size) / images.resize,
+            **_cropping(images),
             "mean": images.mean or [0.0] * images.channels,
             "std": images.std or [1.0] * images.channels,
             "num_classes": 0,
@@ -59,6 +59,13 @@ def write(backbone: Backbone, folder: Path) -> Lines:
 
     write_card(backbone, folder, "timm", lines)
     return lines
+
+
+def _cropping(images: ImagesOfRun) -> dict[str, Any]:
+    """Return how timm resizes and cuts images, so that it is what the run's evaluation does."""
+    if isinstance(images.resize, int):
+        return {"crop_pct": min(images.size) / images.resize, "crop_mode": "center"}
+    return {"crop_pct": min(images.size) / min(images.resize), "crop_mode": "squash"}
 
 
 def _in_timm(backbone: Backbone) -> tuple[str, dict[str, Any], dict[str, Tensor], dict[str, Any]]:
