@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import sys
 import textwrap
 
@@ -208,14 +208,38 @@ def test_the_card_has_the_figures_with_their_protocols(tmp_path):
     write_run(tmp_path / "run", {"backbone": vit()})
     subject = open_source(tmp_path / "run")
     figures = {0: [Figure("knn", 0.91, "representation")], 1: [Figure("knn", 0.914, "representation")]}
-    made = record(subject, PROTOCOLS["knn"], {"name": "digits", "train": 9, "test": 9, "classes": 2}, figures, "line")
+    sets = {"name": "images /home/me/secret project/photos", "train": 9, "test": 9, "classes": 2}
+    made = record(subject, PROTOCOLS["knn"], sets, figures, "line")
     save(made, tmp_path / "run" / "evaluations")
-    save({**made, "weights": "weights/initial.safetensors", "digest": "0"}, tmp_path / "run" / "evaluations")
+    save({**made, "weights": "weights/initial.safetensors", "global_step": 0}, tmp_path / "run" / "evaluations")
     card = (stable_ssl.export(tmp_path / "run", "timm").path / "README.md").read_text()
-    assert "| knn | knn | 91.20 ± 0.28 % | digits | representation | 10 % of train | 2 |" in card
+    assert "| knn | knn | 91.20 ± 0.28 % | photos | representation | 10 % of train | 2 |" in card
     assert card.count("| knn | knn |") == 1
     assert "license" not in card
+    assert "- Step: 7" in card
     assert str(tmp_path) not in card
+    assert "secret" not in card
+
+
+def test_the_card_has_no_figures_of_other_networks_and_steps(tmp_path):
+    made = write_run(tmp_path / "run", {"backbone": pair(vit())}, optim={"epochs": 100})
+    early = tmp_path / "run" / "weights" / "epoch_0001.safetensors"
+    save_weights(early, made.state_dict(), {"global_step": 3, "epoch": 1})
+    for name, accuracy in (("teacher", 0.91), ("student", 0.82)):
+        figures = {0: [Figure("knn", accuracy, "representation")]}
+        sets = {"name": "digits", "train": 9, "test": 9, "classes": 2}
+        subject = open_source(tmp_path / "run", network=name)
+        save(record(subject, PROTOCOLS["knn"], sets, figures, name), tmp_path / "run" / "evaluations")
+    place = tmp_path / "run" / "weights" / "final.safetensors"
+    for source, name, percent, epoch in (
+        (tmp_path / "run", None, {"91.00 %"}, False),
+        (place, "student", {"82.00 %"}, False),
+        (early, "student", set(), True),
+    ):
+        exported = stable_ssl.export(source, "timm", tmp_path / f"{source.name} {name}", name)
+        card = (exported.path / "README.md").read_text()
+        assert {*re.findall(r"\d+\.\d\d %", card)} == percent
+        assert ("- Epoch: 1\n- Step: 3" in card) == epoch
 
 
 def test_only_an_earlier_export_of_the_same_command_is_replaced(tmp_path):
