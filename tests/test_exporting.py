@@ -26,8 +26,10 @@ from stable_ssl.exporting.backbone import read_backbone
 from stable_ssl.weights.files import save_weights
 
 TINY = {"image_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 48, "num_heads": 4}
+USERS = {"VisionTransformer of a user": {"_target_": "runs_on_disk.TinyVisionTransformer"}}
 NETWORKS = {
-    "resnet50 of grey images": network("resnet50", in_channels=1),
+    "resnet18 of grey images": network("resnet18", in_channels=1),
+    "ResNet of bottlenecks": {"_target_": "runs_on_disk.narrow_resnet"},
     "resnet18 for small images": network("resnet18", low_resolution=True),
     "efficientnet_b0": network("efficientnet_b0"),
     "ViT of torchvision": {"_target_": "runs_on_disk.headless_vit"},
@@ -39,12 +41,13 @@ NETWORKS = {
     "ViT with a class token": vit(class_token=True, norm_eps=1e-6),
     "ViT with a class token and the mean": vit(class_token=True, pooling="mean"),
     "rectangular ViT": vit(image_size=[32, 48]),
+    **USERS,
 }
 SIZES = {"DINOv2": 28, "rectangular ViT": [64, 48]}  # the last is not the size that it was made for
 HELD = {
-    "torchvision": {"resnet50 of grey images", "resnet18 for small images", "efficientnet_b0", "ViT of torchvision"},
-    "timm": {*NETWORKS} - {"resnet18 for small images", "efficientnet_b0"},
-    "huggingface": {*NETWORKS} - {"resnet18 for small images", "efficientnet_b0"},
+    "torchvision": {"resnet18 of grey images", "resnet18 for small images", "efficientnet_b0", "ViT of torchvision"},
+    "timm": {*NETWORKS} - {"resnet18 for small images", "efficientnet_b0", "ResNet of bottlenecks", *USERS},
+    "huggingface": {*NETWORKS} - {"resnet18 for small images", "efficientnet_b0", *USERS},
 }  # fmt: skip
 
 
@@ -269,6 +272,12 @@ def test_nothing_wrong_is_written(tmp_path, monkeypatch):
         with pytest.raises(ConfigError, match="its features would differ by .* Nothing was written"):
             stable_ssl.export(tmp_path / "run", to)
     assert os.listdir(tmp_path / "run" / "exports") == []
+    images = torch.ones(1, 3)
+    for libraries, advice in (({"timm"}, "; onnx holds most networks."), ({"onnxruntime"}, ".")):
+        with pytest.raises(ConfigError, match=f"Nothing was written{re.escape(advice)}$"):
+            exporting._compared(["features = images + 1"], images, images, libraries)
+    with pytest.raises(ConfigError, match="RuntimeError: Error in loading: Missing key"):
+        exporting._compared(["raise RuntimeError('Error in loading:\\n\\tMissing key')"], images, images, {"timm"})
 
 
 def test_without_the_library_it_is_written_and_the_text_says_that_nothing_was_compared(tmp_path, monkeypatch):
@@ -288,19 +297,22 @@ def test_what_can_not_be_exported_is_told_in_a_line(tmp_path, capsys, make_toy):
     write_run(tmp_path / "weightless", {"backbone": vit()})
     (tmp_path / "weightless" / "weights" / "final.safetensors").unlink()
     write_run(tmp_path / "linear", {"backbone": {"_target_": "torch.nn.Linear", "in_features": 4, "out_features": 2}})
+    write_run(tmp_path / "fixed", {"backbone": {"_target_": "runs_on_disk.fixed_network"}}, data={"train": "<live a>"})
     make_toy()()
-    for run, to, words in (
+    for run, to, words, status in (
         (
             "good",
             "timn",
             "there is no format 'timn'; there are torchvision, timm, huggingface, onnx. Did you mean 'timm'?",
+            2,
         ),
-        ("nothing", "timm", "is not of a run"),
-        ("weightless", "timm", "has no weights, and no checkpoint either"),
-        ("linear", "timm", "has no convolution, so it is no network of images"),
-        ("run", "timm", "because a Python script made it"),
+        ("nothing", "timm", "is not of a run", 1),
+        ("weightless", "timm", "has no weights, and no checkpoint either", 1),
+        ("linear", "timm", "module.backbone can't take images of 32 × 32", 2),
+        ("fixed", "onnx", "or 224 × 224 if it names none: RuntimeError: mat1 and mat2 shapes cannot be multiplied", 2),
+        ("run", "timm", "because a Python script made it", 2),
     ):
-        assert main(["export", str(tmp_path / run), "--to", to]) in (1, 2)
+        assert main(["export", str(tmp_path / run), "--to", to]) == status
         said = capsys.readouterr().err
         assert words in said
         assert said.count("\n") == 1

@@ -140,10 +140,17 @@ def _random_pass(backbone: Backbone) -> tuple[Tensor, Tensor]:
     Raises
     ------
     ConfigError
-        The network returns anything else than a tensor (batch, dim).
+        The network can't take the images, or returns anything else than a tensor (batch, dim).
     """
     images = torch.randn(3, backbone.images.channels, *backbone.images.size)
-    features = backbone.network(images)
+    try:
+        features = backbone.network(images)
+    except Exception as error:  # whatever a network raises
+        height, width = backbone.images.size
+        raise ConfigError(
+            f"export: module.{backbone.found.path} can't take images of {height} × {width}, the size that the run's "
+            f"configuration names, or 224 × 224 if it names none: {_in_a_line(error)}"
+        ) from error
     if not isinstance(features, Tensor) or features.shape[:-1] != images.shape[:1]:
         raise ConfigError(
             f"export: module.{backbone.found.path} must return representations (batch, dim), and it returns "
@@ -169,15 +176,20 @@ def _compared(lines: list[str], images: Tensor, wanted: Tensor, libraries: set[s
             raise
         return f"not loaded back, because {error.name} is not installed here"
     except Exception as error:  # whatever another library raises
-        why = str(error).partition("\n")[0]
-        raise ConfigError(f"export: the format can't hold this network: {type(error).__name__}: {why}") from error
+        raise ConfigError(f"export: the format can't hold this network: {_in_a_line(error)}") from error
     features = torch.as_tensor(names["features"])
     if features.shape != wanted.shape:
         raise ConfigError(f"export: the format gives features {tuple(features.shape)}, not {tuple(wanted.shape)}.")
     difference = float((features - wanted).abs().max()) / max(1.0, float(wanted.abs().max()))
     if not difference <= TOLERANCE:
+        advice = "" if "onnxruntime" in libraries else "; onnx holds most networks"
         raise ConfigError(
             f"export: the format can't hold this network: its features would differ by {difference:.1g}, relative to "
-            "the largest. Nothing was written; onnx holds most networks."
+            f"the largest. Nothing was written{advice}."
         )
     return f"loaded back: its features differ by at most {difference:.1g}, relative to the largest"
+
+
+def _in_a_line(error: Exception) -> str:
+    """Return what an error says, of several lines the first two: the first line of torch's is often a title."""
+    return f"{type(error).__name__}: {' '.join(line.strip() for line in str(error).splitlines()[:2])}"

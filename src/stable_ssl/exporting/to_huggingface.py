@@ -14,7 +14,7 @@ from ..exceptions import ConfigError
 from .backbone import Backbone, ImagesOfRun
 from .card import write_card
 from .plain_vit import PlainViT, as_plain_vit, with_positions_of_all
-from .writing import Lines, save_tensors, unlike
+from .writing import Lines, is_of, save_tensors, unlike
 
 LIBRARIES = {"transformers"}
 _RESAMPLE = {"bilinear": 2, "bicubic": 3}  # of PIL
@@ -70,7 +70,7 @@ def _in_transformers(backbone: Backbone) -> tuple[dict[str, Any], dict[str, Tens
     """Return the configuration of a network, its values, options of from_pretrained, and where its features are."""
     if vit := as_plain_vit(backbone.network, backbone.images.size):
         return _of_vit(vit)
-    if type(backbone.network).__name__ == "ResNet":
+    if is_of(backbone.network, "ResNet", "torchvision.models.resnet", "timm.models.resnet"):
         return _of_resnet(backbone)
     raise unlike(backbone, "transformers", "plain vision transformers, and ResNets of torchvision and timm")
 

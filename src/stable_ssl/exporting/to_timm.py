@@ -14,7 +14,7 @@ from .backbone import Backbone, ImagesOfRun
 from .card import write_card
 from .plain_vit import PlainViT, as_plain_vit
 from .to_torchvision import made_by
-from .writing import Lines, save_tensors, unlike
+from .writing import Lines, is_of, save_tensors, unlike
 
 LIBRARIES = {"timm"}
 # timm's constructors take no constant of layer normalisation, so it is that of the model.
@@ -71,12 +71,12 @@ def _cropping(images: ImagesOfRun) -> dict[str, Any]:
 def _in_timm(backbone: Backbone) -> tuple[str, dict[str, Any], dict[str, Tensor], dict[str, Any]]:
     """Return the name of a network in timm, its arguments, its values, and the names of its first and last layer."""
     network = backbone.network
-    if type(network).__module__.startswith("timm."):
+    if "architecture" in getattr(network, "pretrained_cfg", {}):
         ends = {key: network.pretrained_cfg.get(key) for key in ("first_conv", "classifier")}
         return network.pretrained_cfg["architecture"], _arguments(backbone), network.state_dict(), ends
     if vit := as_plain_vit(network, backbone.images.size):
         return _of_vit(vit)
-    if type(network).__name__ == "ResNet":
+    if is_of(network, "ResNet", "torchvision.models.resnet"):
         call, changes = made_by(backbone)
         if any(not line.startswith(("model.fc ", "model.conv1 ")) for line in changes):
             raise ConfigError(
