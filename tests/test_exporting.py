@@ -262,6 +262,29 @@ def test_only_an_earlier_export_of_the_same_command_is_replaced(tmp_path):
     assert (tmp_path / "notes" / "export.json").read_text() == "[1]"
 
 
+def test_an_export_that_came_first_meanwhile_is_left_alone(tmp_path, monkeypatch):
+    for run in ("slow", "quick"):
+        write_run(tmp_path / run, {"backbone": vit()})
+    compared = exporting._compared
+
+    def meanwhile(*args):
+        monkeypatch.setattr(exporting, "_compared", compared)
+        stable_ssl.export(tmp_path / "quick", "timm", tmp_path / "out")
+        return compared(*args)
+
+    monkeypatch.setattr(exporting, "_compared", meanwhile)
+    with pytest.raises(ConfigError, match="holds an export of backbone of '.*quick', which is not overwritten"):
+        stable_ssl.export(tmp_path / "slow", "timm", tmp_path / "out")
+
+
+def test_others_can_read_the_files_if_the_user_lets_them_read_files(tmp_path):
+    write_run(tmp_path / "run", {"backbone": vit()})
+    (tmp_path / "file").touch()
+    files = [*stable_ssl.export(tmp_path / "run", "timm").path.iterdir()]
+    assert len(files) == 4
+    assert {file.stat().st_mode for file in files} == {(tmp_path / "file").stat().st_mode}
+
+
 def test_nothing_wrong_is_written(tmp_path, monkeypatch):
     write_run(tmp_path / "run", {"backbone": vit()})
     from stable_ssl.exporting import plain_vit

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -91,9 +92,8 @@ def export(source: str | Path, to: str, out: str | Path | None = None, network: 
     backbone = read_backbone(source, network)
     record = {"source": str(Path(source).expanduser().absolute()), "to": to, "network": backbone.found.path}
     place = Path(out).expanduser().absolute() if out else backbone.run.absolute() / "exports" / to
-    _refuse_others(place, record)
     writer = import_module(f".to_{to}", __name__)
-    with _whole_folder(place) as folder, preserved_generators(), torch.no_grad():
+    with _whole_folder(place, record) as folder, preserved_generators(), torch.no_grad():
         images, wanted = _random_pass(backbone)
         lines = writer.write(backbone, folder)
         (folder / RECORD).write_text(json.dumps({**record, "images": asdict(backbone.images)}, indent=2))
@@ -117,8 +117,15 @@ def _refuse_others(place: Path, record: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _whole_folder(place: Path) -> Iterator[Path]:
-    """Yield a temporary folder for the `with` block to fill. After the block, it takes the place of `place`."""
+def _whole_folder(place: Path, record: dict[str, Any]) -> Iterator[Path]:
+    """Yield a temporary folder for the `with` block to fill. After the block, it takes the place of `place`.
+
+    Raises
+    ------
+    ConfigError
+        `place` can't be written, or holds something else, be it before the block or after it.
+    """
+    _refuse_others(place, record)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         temporary = tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.")
@@ -128,6 +135,12 @@ def _whole_folder(place: Path) -> Iterator[Path]:
         new, old = Path(name, "new"), Path(name, "old")
         new.mkdir()
         yield new
+        for file in new.iterdir():
+            shutil.copymode(new / RECORD, file)  # safetensors writes files that nobody else can read
+            with open(file, "rb") as written:
+                os.fsync(written.fileno())
+        sync_folder(new)
+        _refuse_others(place, record)  # another export may have come first
         if place.exists():
             place.rename(old)
         new.rename(place)
