@@ -63,8 +63,8 @@ def export(source: str | Path, to: str, out: str | Path | None = None, network: 
         The folder to write. None: `exports/<to>` in the run's folder. An earlier export of the same source, format and
         network is replaced; anything else that is there is an error.
     network
-        "teacher" or "student", or a path among the run's modules such as "encoder". None: the network that the run is
-        evaluated by.
+        "teacher" or "student", or the name of one of the run's modules, such as "encoder" or "backbone.teacher". None:
+        the network that the run is evaluated by.
 
     Raises
     ------
