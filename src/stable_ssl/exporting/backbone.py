@@ -13,14 +13,7 @@ from torch import nn
 
 from ..augmentations import Resize
 from ..compose import importable
-from ..evaluation.sources import (
-    gives_scores,
-    operations_of,
-    seen_by,
-    size_of_images,
-    view_of_run,
-    without_last_layer,
-)
+from ..evaluation import sources
 from ..exceptions import ConfigError
 from ..modules.of_run import BackboneNode, backbone_of_run, find_backbone
 from ..nodes import locate
@@ -110,7 +103,7 @@ def read_backbone(source: str | Path, network: str | None = None) -> Backbone:
     made = backbone_of_run(Source(str(source), prefix=network))[0].eval()
     with importable(*found.run.import_from, Path.cwd()):
         if _ends_with_scores(found):
-            made = without_last_layer(made)
+            made = sources.without_last_layer(made)
         images = _images_of(found, made)
     return Backbone(made, found, images, progress)
 
@@ -129,17 +122,17 @@ def _progress_of(place: Path) -> Mapping[str, Any]:
 def _ends_with_scores(found: BackboneNode) -> bool:
     """Return whether a network has a last layer that the run's evaluation takes off."""
     with suppress(ConfigError):  # no file describes the trainer
-        is_classifier = gives_scores(locate(found.run.trainer.get("_target_"), "trainer"))
+        is_classifier = sources.gives_scores(locate(found.run.trainer.get("_target_"), "trainer"))
         return is_classifier and found.path == "backbone" and not found.takes_classes
     return False
 
 
 def _images_of(found: BackboneNode, network: nn.Module) -> ImagesOfRun:
     """Return what a run's configuration says of its images, as evaluations understand it; else the network's size."""
-    view, known = view_of_run(found.run.config)
-    named = size_of_images(found.run.trainer) or found.node.get("image_size") or found.node.get("img_size")
-    size, mean, std = seen_by(known, network, named)
-    operations = operations_of(view)
+    view, known = sources.view_of_run(found.run.config)
+    named = sources.size_of_images(found.run.trainer) or found.node.get("image_size") or found.node.get("img_size")
+    size, mean, std = sources.seen_by(known, network, named)
+    operations = sources.operations_of(view)
     whole = Resize(size[0] if size[0] == size[1] else size)
     first = next((operation for operation in operations if isinstance(operation, Resize)), whole)
     resize = first.size if isinstance(first.size, int) else (first.size[0], first.size[1])
