@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import sys
 import textwrap
 
@@ -22,10 +22,14 @@ from stable_ssl.evaluation.presets import PROTOCOLS
 from stable_ssl.evaluation.protocol import Figure
 from stable_ssl.evaluation.results import record, save
 from stable_ssl.evaluation.sources import open_source
+from stable_ssl.exporting.backbone import read_backbone
+from stable_ssl.weights.files import save_weights
 
 TINY = {"image_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 48, "num_heads": 4}
+USERS = {"VisionTransformer of a user": {"_target_": "runs_on_disk.TinyVisionTransformer"}}
 NETWORKS = {
-    "resnet50 of grey images": network("resnet50", in_channels=1),
+    "resnet18 of grey images": network("resnet18", in_channels=1),
+    "ResNet of bottlenecks": {"_target_": "runs_on_disk.narrow_resnet"},
     "resnet18 for small images": network("resnet18", low_resolution=True),
     "efficientnet_b0": network("efficientnet_b0"),
     "ViT of torchvision": {"_target_": "runs_on_disk.headless_vit"},
@@ -37,12 +41,13 @@ NETWORKS = {
     "ViT with a class token": vit(class_token=True, norm_eps=1e-6),
     "ViT with a class token and the mean": vit(class_token=True, pooling="mean"),
     "rectangular ViT": vit(image_size=[32, 48]),
+    **USERS,
 }
 SIZES = {"DINOv2": 28, "rectangular ViT": [64, 48]}  # the last is not the size that it was made for
 HELD = {
-    "torchvision": {"resnet50 of grey images", "resnet18 for small images", "efficientnet_b0", "ViT of torchvision"},
-    "timm": {*NETWORKS} - {"resnet18 for small images", "efficientnet_b0"},
-    "huggingface": {*NETWORKS} - {"resnet18 for small images", "efficientnet_b0"},
+    "torchvision": {"resnet18 of grey images", "resnet18 for small images", "efficientnet_b0", "ViT of torchvision"},
+    "timm": {*NETWORKS} - {"resnet18 for small images", "efficientnet_b0", "ResNet of bottlenecks", *USERS},
+    "huggingface": {*NETWORKS} - {"resnet18 for small images", "efficientnet_b0", *USERS},
 }  # fmt: skip
 
 
@@ -140,26 +145,55 @@ def test_a_run_of_mae_is_exported_from_its_weights_and_from_its_checkpoint(tmp_p
         assert_same(features_by(exported.lines, images), features_of(backbone, images))
 
 
-def test_a_classifier_is_exported_without_its_last_layer(tmp_path):
-    backbone = write_run(tmp_path / "run", {"backbone": network("resnet18", num_classes=3)})["backbone"]
+@pytest.mark.parametrize(
+    ("node", "to"),
+    [
+        (network("resnet18", num_classes=3), "torchvision"),
+        ({"_target_": "torchvision.models.resnet18", "num_classes": 3}, "torchvision"),
+        ({"_target_": "timm.create_model", "model_name": "resnet18", "num_classes": 3}, "timm"),
+    ],
+)
+def test_a_classifier_is_exported_without_its_last_layer_which_evaluation_leaves_out_too(tmp_path, node, to):
+    pytest.importorskip(to)
+    backbone = write_run(tmp_path / "run", {"backbone": node})["backbone"]
     backbone.fc = nn.Identity()
     images = some_images(backbone)
-    exported = stable_ssl.export(tmp_path / "run", "torchvision")
+    exported = stable_ssl.export(tmp_path / "run", to)
     assert_same(features_by(exported.lines, images), features_of(backbone, images))
+    assert_same(features_of(open_source(tmp_path / "run").network, images), features_of(backbone, images))
 
 
-def test_images_are_prepared_as_the_runs_evaluation_prepares_them(tmp_path):
-    transformers = pytest.importorskip("transformers")
-    view = EvalView(24, mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.2])
-    write_run(tmp_path / "run", {"backbone": vit(image_size=24)}, size=24)
-    exported = stable_ssl.export(tmp_path / "run", "huggingface")
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (24, 40, 3), dtype=np.uint8))
-    prepared = transformers.AutoImageProcessor.from_pretrained(exported.path)(image, return_tensors="pt")
+@pytest.mark.parametrize(("size", "of_image"), [(24, (24, 40)), ([32, 48], (60, 40))])
+def test_images_are_prepared_as_the_runs_evaluation_prepares_them(tmp_path, size, of_image):
+    timm, transformers = pytest.importorskip("timm"), pytest.importorskip("transformers")
+    view = EvalView(size, mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.2])
+    write_run(tmp_path / "run", {"backbone": vit(image_size=size)}, size)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (*of_image, 3), dtype=np.uint8))
+    path = stable_ssl.export(tmp_path / "run", "huggingface").path
+    prepared = transformers.AutoImageProcessor.from_pretrained(path)(image, return_tensors="pt")
     torch.testing.assert_close(prepared["pixel_values"][0], view(image), atol=1e-5, rtol=1e-5)
-    config = json.loads((stable_ssl.export(tmp_path / "run", "timm").path / "config.json").read_text())[
-        "pretrained_cfg"
-    ]
-    assert (config["input_size"], config["mean"], config["crop_pct"]) == ([3, 24, 24], [0.4, 0.5, 0.6], 1.0)
+    model = timm.create_model(f"local-dir:{stable_ssl.export(tmp_path / 'run', 'timm').path}", pretrained=True)
+    of_timm = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))
+    level = 1.001 / 255 / 0.2  # PIL, by which timm resizes, rounds some pixels to the other of two levels
+    torch.testing.assert_close(of_timm(image), view(image), atol=level, rtol=0)
+
+
+def test_images_are_those_of_the_evaluation_whatever_says_so_in_the_configuration(tmp_path):
+    target = "stable_ssl.augmentations."
+    resize = {"_target_": f"{target}Resize", "size": 40, "interpolation": "bicubic"}
+    normalize = {"_target_": f"{target}Normalize", "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.2]}
+    operations = [resize, {"_target_": f"{target}CenterCrop", "size": 32}, normalize]
+    view = {"_target_": f"{target}View", "operations": operations}
+    write_run(
+        tmp_path / "view", {"backbone": vit()}, data={"test": {"_target_": "stable_ssl.data.Loader", "views": view}}
+    )
+    subject, images = open_source(tmp_path / "view"), read_backbone(tmp_path / "view").images
+    assert (images.size, images.mean, images.std) == (subject.size, [*subject.mean], [*subject.std])
+    assert (images.resize, images.interpolation, images.channels) == (40, "bicubic", 3)
+    timm_vit = {"_target_": "timm.create_model", "model_name": "vit_tiny_patch16_224", "img_size": 64, "depth": 1}
+    write_run(tmp_path / "script", {"backbone": timm_vit}, data={"train": "<live Loader>"})
+    images = read_backbone(tmp_path / "script").images
+    assert (images.size, images.mean) == ((64, 64), None)
 
 
 def test_what_was_written_can_begin_a_run_again_and_be_adapted_by_timm(tmp_path):
@@ -177,14 +211,38 @@ def test_the_card_has_the_figures_with_their_protocols(tmp_path):
     write_run(tmp_path / "run", {"backbone": vit()})
     subject = open_source(tmp_path / "run")
     figures = {0: [Figure("knn", 0.91, "representation")], 1: [Figure("knn", 0.914, "representation")]}
-    made = record(subject, PROTOCOLS["knn"], {"name": "digits", "train": 9, "test": 9, "classes": 2}, figures, "line")
+    sets = {"name": "images /home/me/secret project/photos", "train": 9, "test": 9, "classes": 2}
+    made = record(subject, PROTOCOLS["knn"], sets, figures, "line")
     save(made, tmp_path / "run" / "evaluations")
-    save({**made, "weights": "weights/initial.safetensors", "digest": "0"}, tmp_path / "run" / "evaluations")
+    save({**made, "weights": "weights/initial.safetensors", "global_step": 0}, tmp_path / "run" / "evaluations")
     card = (stable_ssl.export(tmp_path / "run", "timm").path / "README.md").read_text()
-    assert "| knn | knn | 91.20 ± 0.28 % | digits | representation | 10 % of train | 2 |" in card
+    assert "| knn | knn | 91.20 ± 0.28 % | photos | representation | 10 % of train | 2 |" in card
     assert card.count("| knn | knn |") == 1
     assert "license" not in card
+    assert "- Step: 7" in card
     assert str(tmp_path) not in card
+    assert "secret" not in card
+
+
+def test_the_card_has_no_figures_of_other_networks_and_steps(tmp_path):
+    made = write_run(tmp_path / "run", {"backbone": pair(vit())}, optim={"epochs": 100})
+    early = tmp_path / "run" / "weights" / "epoch_0001.safetensors"
+    save_weights(early, made.state_dict(), {"global_step": 3, "epoch": 1})
+    for name, accuracy in (("teacher", 0.91), ("student", 0.82)):
+        figures = {0: [Figure("knn", accuracy, "representation")]}
+        sets = {"name": "digits", "train": 9, "test": 9, "classes": 2}
+        subject = open_source(tmp_path / "run", network=name)
+        save(record(subject, PROTOCOLS["knn"], sets, figures, name), tmp_path / "run" / "evaluations")
+    place = tmp_path / "run" / "weights" / "final.safetensors"
+    for source, name, percent, epoch in (
+        (tmp_path / "run", None, {"91.00 %"}, False),
+        (place, "student", {"82.00 %"}, False),
+        (early, "student", set(), True),
+    ):
+        exported = stable_ssl.export(source, "timm", tmp_path / f"{source.name} {name}", name)
+        card = (exported.path / "README.md").read_text()
+        assert {*re.findall(r"\d+\.\d\d %", card)} == percent
+        assert ("- Epoch: 1\n- Step: 3" in card) == epoch
 
 
 def test_only_an_earlier_export_of_the_same_command_is_replaced(tmp_path):
@@ -204,6 +262,29 @@ def test_only_an_earlier_export_of_the_same_command_is_replaced(tmp_path):
     assert (tmp_path / "notes" / "export.json").read_text() == "[1]"
 
 
+def test_an_export_that_came_first_meanwhile_is_left_alone(tmp_path, monkeypatch):
+    for run in ("slow", "quick"):
+        write_run(tmp_path / run, {"backbone": vit()})
+    compared = exporting._compared
+
+    def meanwhile(*args):
+        monkeypatch.setattr(exporting, "_compared", compared)
+        stable_ssl.export(tmp_path / "quick", "timm", tmp_path / "out")
+        return compared(*args)
+
+    monkeypatch.setattr(exporting, "_compared", meanwhile)
+    with pytest.raises(ConfigError, match="holds an export of backbone of '.*quick', which is not overwritten"):
+        stable_ssl.export(tmp_path / "slow", "timm", tmp_path / "out")
+
+
+def test_others_can_read_the_files_if_the_user_lets_them_read_files(tmp_path):
+    write_run(tmp_path / "run", {"backbone": vit()})
+    (tmp_path / "file").touch()
+    files = [*stable_ssl.export(tmp_path / "run", "timm").path.iterdir()]
+    assert len(files) == 4
+    assert {file.stat().st_mode for file in files} == {(tmp_path / "file").stat().st_mode}
+
+
 def test_nothing_wrong_is_written(tmp_path, monkeypatch):
     write_run(tmp_path / "run", {"backbone": vit()})
     from stable_ssl.exporting import plain_vit
@@ -214,6 +295,12 @@ def test_nothing_wrong_is_written(tmp_path, monkeypatch):
         with pytest.raises(ConfigError, match="its features would differ by .* Nothing was written"):
             stable_ssl.export(tmp_path / "run", to)
     assert os.listdir(tmp_path / "run" / "exports") == []
+    images = torch.ones(1, 3)
+    for libraries, advice in (({"timm"}, "; onnx holds most networks."), ({"onnxruntime"}, ".")):
+        with pytest.raises(ConfigError, match=f"Nothing was written{re.escape(advice)}$"):
+            exporting._compared(["features = images + 1"], images, images, libraries)
+    with pytest.raises(ConfigError, match="RuntimeError: Error in loading: Missing key"):
+        exporting._compared(["raise RuntimeError('Error in loading:\\n\\tMissing key')"], images, images, {"timm"})
 
 
 def test_without_the_library_it_is_written_and_the_text_says_that_nothing_was_compared(tmp_path, monkeypatch):
@@ -233,19 +320,22 @@ def test_what_can_not_be_exported_is_told_in_a_line(tmp_path, capsys, make_toy):
     write_run(tmp_path / "weightless", {"backbone": vit()})
     (tmp_path / "weightless" / "weights" / "final.safetensors").unlink()
     write_run(tmp_path / "linear", {"backbone": {"_target_": "torch.nn.Linear", "in_features": 4, "out_features": 2}})
+    write_run(tmp_path / "fixed", {"backbone": {"_target_": "runs_on_disk.fixed_network"}}, data={"train": "<live a>"})
     make_toy()()
-    for run, to, words in (
+    for run, to, words, status in (
         (
             "good",
             "timn",
             "there is no format 'timn'; there are torchvision, timm, huggingface, onnx. Did you mean 'timm'?",
+            2,
         ),
-        ("nothing", "timm", "is not of a run"),
-        ("weightless", "timm", "has no weights, and no checkpoint either"),
-        ("linear", "timm", "has no convolution, so it is no network of images"),
-        ("run", "timm", "because a Python script made it"),
+        ("nothing", "timm", "is not of a run", 1),
+        ("weightless", "timm", "has no weights, and no checkpoint either", 1),
+        ("linear", "timm", "module.backbone can't take images of 32 × 32", 2),
+        ("fixed", "onnx", "or 224 × 224 if it names none: RuntimeError: mat1 and mat2 shapes cannot be multiplied", 2),
+        ("run", "timm", "because a Python script made it", 2),
     ):
-        assert main(["export", str(tmp_path / run), "--to", to]) in (1, 2)
+        assert main(["export", str(tmp_path / run), "--to", to]) == status
         said = capsys.readouterr().err
         assert words in said
         assert said.count("\n") == 1

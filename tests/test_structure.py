@@ -112,7 +112,7 @@ MAY = {
         "runtime",
         "weights",
     },
-    "exporting": {"evaluation", "exceptions", "modules", "nodes", "runtime", "weights"},
+    "exporting": {"augmentations", "compose", "evaluation", "exceptions", "modules", "nodes", "runtime", "weights"},
     "utils": {"exceptions", "losses", "runtime"},
     "recipes": set(),
     "cli": {

@@ -12,7 +12,7 @@ from stable_ssl import ConfigError
 from stable_ssl.augmentations import EvalView
 from stable_ssl.data import Digits
 from stable_ssl.evaluation.networks import Features, feature_names
-from stable_ssl.evaluation.sources import before_training, open_source
+from stable_ssl.evaluation.sources import before_training, open_source, without_last_layer
 from stable_ssl.evaluation.subject import Subject
 from stable_ssl.modules import ViT
 
@@ -108,6 +108,13 @@ def test_a_classifier_is_evaluated_without_its_last_layer(digits_run):
     network(digits())
     found = Features(open_source(run), ["representation"])(digits())["representation"]
     assert torch.equal(found, inputs[0])
+
+
+def test_a_classifier_of_timm_whose_head_pools_keeps_the_pooling():
+    network, images = timm.create_model("test_convnext", num_classes=5).eval(), torch.randn(2, 3, 64, 64)
+    expected = network.forward_head(network.forward_features(images), pre_logits=True)
+    assert torch.equal(without_last_layer(network)(images), expected)
+    assert network(images).shape == (2, 5)
 
 
 def test_a_run_that_was_evaluated_before_training_can_be_opened_as_it_was_then(digits_run):

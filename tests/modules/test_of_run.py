@@ -86,8 +86,13 @@ def test_what_it_cannot_give_is_said_with_a_way_out(make_toy, tmp_path):
     with pytest.raises(ConfigError, match="no module 'backbone'. Its modules are encoder"):
         load_backbone(weights=tmp_path / "other")
     assert load_backbone(weights={"source": str(tmp_path / "other"), "prefix": "encoder"}).num_features == 8
-    with pytest.raises(ConfigError, match="no module 'encodr'; its modules are encoder. Did you mean 'encoder'?"):
-        load_backbone(weights={"source": str(tmp_path / "other"), "prefix": "encodr"})
+    write_run(tmp_path / "two", {"backbone": pair(NARROW), "encoder": NARROW})
+    for wrong in ("encodr", "encoder.features", "backbone.studnt"):
+        words = (
+            f"'{wrong}' is none of the run's networks, which are backbone.teacher, backbone.student, encoder. Did you"
+        )
+        with pytest.raises(ConfigError, match=words):
+            load_backbone(weights={"source": str(tmp_path / "two"), "prefix": wrong})
     write_run(tmp_path / "single", {"backbone": NARROW})
     with pytest.raises(ConfigError, match="the run has no teacher"):
         load_backbone(weights={"source": str(tmp_path / "single"), "prefix": "teacher"})

@@ -371,7 +371,8 @@ def _add_export(commands: Any) -> None:
     export.add_argument("run", metavar="RUN", help="a run's folder, file of weights, or folder of a checkpoint")
     export.add_argument("--to", required=True, metavar="FORMAT", help="torchvision, timm, huggingface or onnx")
     export.add_argument("--out", metavar="DIR", help="the folder to write (exports/FORMAT in the run's folder)")
-    export.add_argument("--network", metavar="NAME", help="teacher or student (the one that the run is evaluated by)")
+    named = "teacher, student, or a module such as encoder (the network that the run is evaluated by)"
+    export.add_argument("--network", metavar="NAME", help=named)
 
 
 def _add_options_of_hydra(parser: argparse.ArgumentParser) -> None:

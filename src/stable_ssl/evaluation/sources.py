@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -154,10 +154,10 @@ def _of_loaded(
         vars(trainer)["evaluate_with"] = network
     backbone = backbone_of(run, network)
     of_forward: nn.Module = _Forward(trainer, run.modules)
-    if isinstance(trainer, SupervisedTrainer) and type(trainer).forward is SupervisedTrainer.forward:
+    if gives_scores(type(trainer)):
         of_forward = backbone = without_last_layer(backbone)
     view, known = views
-    size, mean, std = seen_by(known, backbone, _size_of_images(options))
+    size, mean, std = seen_by(known, backbone, size_of_images(options))
     which = network or options.get("evaluate_with")
     facts = {
         "method": type(trainer).__name__,
@@ -174,7 +174,7 @@ def _of_loaded(
     )  # fmt: skip
 
 
-def _size_of_images(options: Mapping[str, Any]) -> Any:
+def size_of_images(options: Mapping[str, Any]) -> Any:
     """Return the size that a run's training set gives its images; None if its configuration does not say."""
     loader = (options.get("data") or {}).get("train")
     dataset: Any = loader.get("dataset") if isinstance(loader, Mapping) else None
@@ -216,9 +216,18 @@ def backbone_of(run: LoadedRun, network: str | None = None) -> nn.Module:
     return modules[name].get_submodule(".".join(attributes))
 
 
+def gives_scores(trainer: Any) -> bool:
+    """Return whether the representations of a trainer's class are class scores, so that the last layer is taken off."""
+    is_class = isinstance(trainer, type) and issubclass(trainer, SupervisedTrainer)
+    return is_class and trainer.forward is SupervisedTrainer.forward
+
+
 def without_last_layer(network: nn.Module) -> nn.Module:
     """Return a copy of a classifier that gives the input of its last layer instead of class scores."""
     made = copy.deepcopy(network)
+    if (reset := getattr(made, "reset_classifier", None)) is not None:  # of timm, where some heads pool, too
+        reset(0)
+        return made
     name = next((name for name in _LAST_LAYERS if isinstance(getattr(made, name, None), nn.Module)), None)
     if name is None:
         return made
@@ -258,8 +267,7 @@ def seen_by(
     size
         The size if the view leaves it as it is. None: 224 pixels.
     """
-    first = view.views[0] if isinstance(view, MultiView) else view
-    operations = first.operations if isinstance(first, View) else ()
+    operations = operations_of(view)
     sizes = [o.size for o in operations if isinstance(o, CenterCrop | RandomResizedCrop | Resize)]
     size = sizes[-1] if sizes else size or 224
     layers = (layer.in_channels for layer in network.modules() if isinstance(layer, nn.Conv2d))
@@ -270,9 +278,14 @@ def seen_by(
     return ((size, size) if isinstance(size, int) else (size[0], size[1])), mean, std
 
 
+def operations_of(view: Any) -> Sequence[Any]:
+    """Return the operations of a view, or of the first of several; none if it is of another class."""
+    first = view.views[0] if isinstance(view, MultiView) else view
+    return first.operations if isinstance(first, View) else ()
+
+
 def _interpolation_of(view: Any) -> str:
-    operations = view.operations if isinstance(view, View) else ()
-    return next((o.interpolation for o in operations if isinstance(o, Resize)), "bilinear")
+    return next((o.interpolation for o in operations_of(view) if isinstance(o, Resize)), "bilinear")
 
 
 def _of_file(name: str, backbone: str) -> Subject:

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -62,8 +63,8 @@ def export(source: str | Path, to: str, out: str | Path | None = None, network: 
         The folder to write. None: `exports/<to>` in the run's folder. An earlier export of the same source, format and
         network is replaced; anything else that is there is an error.
     network
-        "teacher" or "student", or a path among the run's modules such as "encoder". None: the network that the run is
-        evaluated by.
+        "teacher" or "student", or the name of one of the run's modules, such as "encoder" or "backbone.teacher". None:
+        the network that the run is evaluated by.
 
     Raises
     ------
@@ -91,9 +92,8 @@ def export(source: str | Path, to: str, out: str | Path | None = None, network: 
     backbone = read_backbone(source, network)
     record = {"source": str(Path(source).expanduser().absolute()), "to": to, "network": backbone.found.path}
     place = Path(out).expanduser().absolute() if out else backbone.run.absolute() / "exports" / to
-    _refuse_others(place, record)
-    writer = import_module(f".{to}", __name__)
-    with _whole_folder(place) as folder, preserved_generators(), torch.no_grad():
+    writer = import_module(f".to_{to}", __name__)
+    with _whole_folder(place, record) as folder, preserved_generators(), torch.no_grad():
         images, wanted = _random_pass(backbone)
         lines = writer.write(backbone, folder)
         (folder / RECORD).write_text(json.dumps({**record, "images": asdict(backbone.images)}, indent=2))
@@ -117,8 +117,15 @@ def _refuse_others(place: Path, record: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _whole_folder(place: Path) -> Iterator[Path]:
-    """Yield a temporary folder for the `with` block to fill. After the block, it takes the place of `place`."""
+def _whole_folder(place: Path, record: dict[str, Any]) -> Iterator[Path]:
+    """Yield a temporary folder for the `with` block to fill. After the block, it takes the place of `place`.
+
+    Raises
+    ------
+    ConfigError
+        `place` can't be written, or holds something else, be it before the block or after it.
+    """
+    _refuse_others(place, record)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         temporary = tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.")
@@ -128,6 +135,12 @@ def _whole_folder(place: Path) -> Iterator[Path]:
         new, old = Path(name, "new"), Path(name, "old")
         new.mkdir()
         yield new
+        for file in new.iterdir():
+            shutil.copymode(new / RECORD, file)  # safetensors writes files that nobody else can read
+            with open(file, "rb") as written:
+                os.fsync(written.fileno())
+        sync_folder(new)
+        _refuse_others(place, record)  # another export may have come first
         if place.exists():
             place.rename(old)
         new.rename(place)
@@ -140,10 +153,17 @@ def _random_pass(backbone: Backbone) -> tuple[Tensor, Tensor]:
     Raises
     ------
     ConfigError
-        The network returns anything else than a tensor (batch, dim).
+        The network can't take the images, or returns anything else than a tensor (batch, dim).
     """
     images = torch.randn(3, backbone.images.channels, *backbone.images.size)
-    features = backbone.network(images)
+    try:
+        features = backbone.network(images)
+    except Exception as error:  # whatever a network raises
+        height, width = backbone.images.size
+        raise ConfigError(
+            f"export: module.{backbone.found.path} can't take images of {height} × {width}, the size that the run's "
+            f"configuration names, or 224 × 224 if it names none: {_in_a_line(error)}"
+        ) from error
     if not isinstance(features, Tensor) or features.shape[:-1] != images.shape[:1]:
         raise ConfigError(
             f"export: module.{backbone.found.path} must return representations (batch, dim), and it returns "
@@ -169,15 +189,20 @@ def _compared(lines: list[str], images: Tensor, wanted: Tensor, libraries: set[s
             raise
         return f"not loaded back, because {error.name} is not installed here"
     except Exception as error:  # whatever another library raises
-        why = str(error).partition("\n")[0]
-        raise ConfigError(f"export: the format can't hold this network: {type(error).__name__}: {why}") from error
+        raise ConfigError(f"export: the format can't hold this network: {_in_a_line(error)}") from error
     features = torch.as_tensor(names["features"])
     if features.shape != wanted.shape:
         raise ConfigError(f"export: the format gives features {tuple(features.shape)}, not {tuple(wanted.shape)}.")
     difference = float((features - wanted).abs().max()) / max(1.0, float(wanted.abs().max()))
     if not difference <= TOLERANCE:
+        advice = "" if "onnxruntime" in libraries else "; onnx holds most networks"
         raise ConfigError(
             f"export: the format can't hold this network: its features would differ by {difference:.1g}, relative to "
-            "the largest. Nothing was written; onnx holds most networks."
+            f"the largest. Nothing was written{advice}."
         )
     return f"loaded back: its features differ by at most {difference:.1g}, relative to the largest"
+
+
+def _in_a_line(error: Exception) -> str:
+    """Return what an error says, of several lines the first two: the first line of torch's is often a title."""
+    return f"{type(error).__name__}: {' '.join(line.strip() for line in str(error).splitlines()[:2])}"

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from ..augmentations import Resize
+from ..compose import importable
+from ..evaluation import sources
 from ..exceptions import ConfigError
 from ..modules.of_run import BackboneNode, backbone_of_run, find_backbone
-from ..nodes import build
+from ..nodes import locate
+from ..runtime.checkpoint import CheckpointStore
+from ..weights.files import newest_weights, read_header
 from ..weights.sources import Source
 
 
@@ -28,7 +35,8 @@ class ImagesOfRun:
     mean, std
         How values from 0 to 1 are normalised, one number per channel. None: the run's configuration does not say it.
     resize
-        Length of an image's shorter side, before the middle is cut out.
+        Length of an image's shorter side, before the middle is cut out. Or the height and width that the whole image is
+        resized to.
     interpolation
         How images are resized: "bilinear" or "bicubic".
     """
@@ -37,7 +45,7 @@ class ImagesOfRun:
     size: tuple[int, int]
     mean: list[float] | None
     std: list[float] | None
-    resize: int
+    resize: int | tuple[int, int]
     interpolation: str = "bilinear"
 
     @property
@@ -61,11 +69,14 @@ class Backbone:
         Its place in the run's configuration.
     images
         The images that it was trained for.
+    progress
+        The "epoch" and "global_step" of its weights, as far as they are known.
     """
 
     network: Any
     found: BackboneNode
     images: ImagesOfRun
+    progress: Mapping[str, Any]
 
     @property
     def run(self) -> Path:
@@ -88,47 +99,42 @@ def read_backbone(source: str | Path, network: str | None = None) -> Backbone:
         The source is not of a run, has no weights, or no file describes the network.
     """
     found = find_backbone(str(source), network)
+    progress = _progress_of(Path(source).expanduser())
     made = backbone_of_run(Source(str(source), prefix=network))[0].eval()
-    images = _images_of(found, made)
-    return Backbone(made, found, images)
+    with importable(*found.run.import_from, Path.cwd()):
+        if _ends_with_scores(found):
+            made = sources.without_last_layer(made)
+        images = _images_of(found, made)
+    return Backbone(made, found, images, progress)
+
+
+def _progress_of(place: Path) -> Mapping[str, Any]:
+    """Return what the newest weights at a place, or else the newest checkpoint, say of the progress of the run."""
+    weights = place if place.is_file() else newest_weights(place)[0]
+    if weights is not None:
+        return read_header(weights) if weights.suffix == ".safetensors" else {}
+    file = place / "meta.json"
+    meta = json.loads(file.read_text()) if file.is_file() else CheckpointStore(place / "checkpoints").newest_meta()
+    progress: dict[str, Any] = meta.get("progress", {})
+    return progress
+
+
+def _ends_with_scores(found: BackboneNode) -> bool:
+    """Return whether a network has a last layer that the run's evaluation takes off."""
+    with suppress(ConfigError):  # no file describes the trainer
+        is_classifier = sources.gives_scores(locate(found.run.trainer.get("_target_"), "trainer"))
+        return is_classifier and found.path == "backbone" and not found.takes_classes
+    return False
 
 
 def _images_of(found: BackboneNode, network: nn.Module) -> ImagesOfRun:
-    """Return what a run's configuration says of its images: the view of an evaluation, else the network's own size."""
-    first = next((part for part in network.modules() if isinstance(part, nn.Conv2d)), None)
-    if first is None:
-        raise ConfigError(f"export: module.{found.path} of the run has no convolution, so it is no network of images.")
-    channels = first.in_channels
-    sets = found.run.trainer.get("data") or {}
-    described = [found.run.config.get("pretrain"), *(part for name, part in sets.items() if name != "train")]
-    node = next((node for part in described for node in _nodes(part, "EvalView")), None)
-    if node is not None:
-        resize, crop, normalize = build(node, "eval_view").operations
-        mean, std = ([*values] * (channels // len(values)) for values in (normalize.mean, normalize.std))
-        return ImagesOfRun(channels, _pair(crop.size), mean, std, min(_pair(resize.size)), resize.interpolation)
-    sizes = (found.node.get("image_size"), *(node.get("size") for node in _datasets(sets)), 224)
-    size = _pair(next(value for value in sizes if value is not None))
-    return ImagesOfRun(channels, size, None, None, min(size))
-
-
-def _pair(size: Any) -> tuple[int, int]:
-    """Return height and width, which may be given as one number."""
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-
-
-def _datasets(sets: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    for part in sets.values():
-        if isinstance(part, Mapping) and isinstance(part.get("dataset"), Mapping):
-            yield part["dataset"]
-
-
-def _nodes(value: Any, name: str) -> Iterator[Mapping[str, Any]]:
-    """Yield the nodes in a configuration whose target ends with this name."""
-    if isinstance(value, Mapping):
-        if str(value.get("_target_", "")).endswith(f".{name}"):
-            yield value
-        for part in value.values():
-            yield from _nodes(part, name)
-    elif isinstance(value, list):
-        for part in value:
-            yield from _nodes(part, name)
+    """Return what a run's configuration says of its images, as evaluations understand it; else the network's size."""
+    view, known = sources.view_of_run(found.run.config)
+    named = sources.size_of_images(found.run.trainer) or found.node.get("image_size") or found.node.get("img_size")
+    size, mean, std = sources.seen_by(known, network, named)
+    operations = sources.operations_of(view)
+    whole = Resize(size[0] if size[0] == size[1] else size)
+    first = next((operation for operation in operations if isinstance(operation, Resize)), whole)
+    resize = first.size if isinstance(first.size, int) else (first.size[0], first.size[1])
+    normalised = ([*mean], [*std]) if operations else (None, None)
+    return ImagesOfRun(len(mean), size, normalised[0], normalised[1], resize, first.interpolation)

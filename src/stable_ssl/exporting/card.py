@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation.results import in_words, saved
-from ..evaluation.sources import INITIAL
+from ..weights.runs import path_of_backbone
 from .backbone import Backbone
 
 
 def write_card(backbone: Backbone, folder: Path, library: str, lines: Callable[[Path], list[str]]) -> None:
     """Write `README.md` in the form of Hugging Face's model cards. Its licence is left to the user."""
     trainer = backbone.found.run.trainer
-    optim = trainer.get("optim") or {}
+    progress = {"Epoch": backbone.progress.get("epoch"), "Step": backbone.progress.get("global_step")}
     facts = {
         "Method": " with ".join(filter(None, (_name(trainer), _name(trainer.get("loss"))))),
         "Network": f"{backbone.kind}, `{backbone.found.path}` of the run",
         "Data": _data(trainer),
-        "Epochs": optim.get("epochs"),
+        **{name: number for name, number in progress.items() if number is not None},
     }
     text = [
         "---",
@@ -37,26 +37,27 @@ def write_card(backbone: Backbone, folder: Path, library: str, lines: Callable[[
         f"# {backbone.images.in_words}",
         "```",
         "",
-        *_table(figures_of(backbone.run)),
+        *_table(figures_of(backbone)),
         "",
     ]
     (folder / "README.md").write_text("\n".join(text), encoding="utf-8")
 
 
-def figures_of(run: Path) -> list[dict[str, str]]:
-    """Return the figures of a run's evaluations after training, as rows of a table."""
+def figures_of(backbone: Backbone) -> list[dict[str, str]]:
+    """Return the figures that evaluations of the run gave for this network at this step, as rows of a table."""
     return [
         {
             "protocol": record["protocol"],
             "figure": name,
             "accuracy": in_words(figure),
-            "data": record["data"]["name"],
+            "data": Path(record["data"]["name"]).name,
             "features": ", ".join(figure["features"]),
             "chosen on": record["chosen_on"],
             "seeds": str(len(record["seeds"])),
         }
-        for record in saved(run)
-        if record.get("weights") != str(INITIAL)
+        for record in saved(backbone.run)
+        if record.get("global_step") == backbone.progress.get("global_step")
+        and ".".join(path_of_backbone(backbone.found.run.trainer, record.get("network"))) == backbone.found.path
         for name, figure in record["figures"].items()
     ]
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..modules.foreign_vit import as_vit
 from ..modules.vit import ViT, positions
 from ..weights.keys import as_timm
+from .writing import is_of
 
 _KEYS = re.compile(
     r"cls_token|pos_embed|(patch_embed\.proj|norm)\.(weight|bias)"
@@ -87,31 +87,29 @@ def as_plain_vit(network: Any, size: tuple[int, int]) -> PlainViT | None:
     if isinstance(network, ViT):
         layers: Any = network.blocks.layers
         grid = (size[0] // network.patch_size, size[1] // network.patch_size)
-        return _plain(
-            network, grid, _of_own(network, grid), network.blocks.norm, layers[0].self_attn.num_heads, network.pooling
-        )
-    if not type(network).__name__.endswith("VisionTransformer"):
-        return None
-    if hasattr(network, "conv_proj"):  # of torchvision
+        num_heads = layers[0].self_attn.num_heads
+        return _plain(grid, _of_own(network, grid), network.blocks.norm, num_heads, network.pooling)
+    if is_of(network, "VisionTransformer", "torchvision.models.vision_transformer"):
+        side = network.image_size // network.patch_size
         state = {as_timm(key): value for key, value in network.state_dict().items()}
         num_heads = network.encoder.layers[0].self_attention.num_heads
-        return _plain(network, as_vit(network).grid, state, network.encoder.ln, num_heads, "class")
+        return _plain(getattr(network, "grid", (side, side)), state, network.encoder.ln, num_heads, "class")
+    if not is_of(network, "VisionTransformer", "timm.models.vision_transformer"):
+        return None
     pooling = {"token": "class", "avg": "mean"}.get(network.global_pool, "")
     grid = tuple(network.patch_embed.grid_size)
-    return _plain(network, grid, network.state_dict(), network.norm, network.blocks[0].attn.num_heads, pooling)
+    return _plain(grid, network.state_dict(), network.norm, network.blocks[0].attn.num_heads, pooling)
 
 
-def _plain(
-    network: nn.Module, grid: tuple[int, int], state: dict[str, Tensor], norm: Any, num_heads: int, pooling: str
-) -> PlainViT | None:
+def _plain(grid: tuple[int, int], state: dict[str, Tensor], norm: Any, num_heads: int, pooling: str) -> PlainViT | None:
     """Return the form of a network; None if it has other keys, registers, or another way to pool."""
     is_plain = "pos_embed" in state and all(_KEYS.fullmatch(key) for key in state)
     if not pooling or not isinstance(norm, nn.LayerNorm) or not is_plain:
         return None
     depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
-    dim, channels = state["patch_embed.proj.weight"].shape[:2]
+    dim, channels, _, patch_size = state["patch_embed.proj.weight"].shape
     hidden = len(state["blocks.0.mlp.fc1.bias"])
-    sizes = (grid, as_vit(network).patch_size, channels, dim, depth, num_heads, hidden)
+    sizes = (grid, patch_size, channels, dim, depth, num_heads, hidden)
     return PlainViT(*sizes, norm.eps, pooling, state)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -22,6 +23,11 @@ def save_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     # Each tensor gets memory of its own, because the format can't hold tied parameters.
     own = {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in tensors.items()}
     save_file(own, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def is_of(network: Any, name: str, *modules: str) -> bool:
+    """Return whether a network is of a class of other libraries, of which none need be installed."""
+    return any(cls.__name__ == name and cls.__module__ in modules for cls in type(network).__mro__)
 
 
 def unlike(backbone: Backbone, library: str, holds: str) -> ConfigError:

@@ -42,6 +42,11 @@ class BackboneNode:
         """The last part of the name of what builds the network, such as "load_backbone"."""
         return str(self.node["_target_"]).rpartition(".")[2]
 
+    @property
+    def takes_classes(self) -> bool:
+        """Whether what builds the network takes `num_classes`, which is None for a network without a last layer."""
+        return "stable_ssl" in str(self.node["_target_"]) and self.target in _TAKE_CLASSES
+
 
 def find_backbone(place: str, network: str | None = None) -> BackboneNode:
     """Return the backbone of a run in its configuration.
@@ -51,7 +56,8 @@ def find_backbone(place: str, network: str | None = None) -> BackboneNode:
     place
         The run's folder, one of its files of weights, or the folder of one of its checkpoints.
     network
-        "teacher", "student", or a path such as "backbone.teacher". None: as the run is evaluated.
+        "teacher", "student", or the name of a module, such as "encoder" or "backbone.teacher". None: as the run is
+        evaluated.
 
     Raises
     ------
@@ -65,13 +71,17 @@ def find_backbone(place: str, network: str | None = None) -> BackboneNode:
     is_path = network not in (None, "teacher", "student")
     path = tuple(str(network).split(".")) if is_path else path_of_backbone(run.trainer, network)
     name, *attributes = path
-    if name not in modules:
+    node = modules.get(name)
+    is_of_pair = _is_pair(node) and attributes in (["teacher"], ["student"])
+    if node is None or (attributes and isinstance(node, Mapping) and not is_of_pair):
+        parts = {key: (".teacher", ".student") if _is_pair(part) else ("",) for key, part in modules.items()}
+        named = [f"{key}{part}" for key in parts for part in parts[key]]
         raise ConfigError(
-            f"network: the run has no module '{name}'; its modules are {', '.join(modules)}.{nearest(name, modules)}"
+            f"network: '{network}' is none of the run's networks, which are {', '.join(named)}."
+            f"{nearest(network, named)}"
         )
-    node = modules[name]
-    if attributes and isinstance(node, Mapping):
-        node = node.get("student")  # which the teacher is a copy of
+    if is_of_pair:
+        node = node["student"]  # which the teacher is a copy of
     if not is_node(node) or live_paths(node):
         raise ConfigError(
             f"No file describes module.{name} of the run in '{run.folder}', because a Python script made it. Make it "
@@ -79,6 +89,10 @@ def find_backbone(place: str, network: str | None = None) -> BackboneNode:
             "run's weights."
         )
     return BackboneNode(run, ".".join(path), node)
+
+
+def _is_pair(node: Any) -> bool:
+    return isinstance(node, Mapping) and "student" in node
 
 
 def backbone_of_run(source: Source, num_classes: int | None = None) -> tuple[Any, int | None]:
@@ -99,7 +113,7 @@ def backbone_of_run(source: Source, num_classes: int | None = None) -> tuple[Any
     """
     found = find_backbone(source.place, source.prefix)
     node = {**found.node}
-    if "stable_ssl" in str(node["_target_"]) and found.target in _TAKE_CLASSES:
+    if found.takes_classes:
         node["num_classes"] = num_classes
     elif num_classes is not None:
         raise ConfigError(f"num_classes: {node['_target_']} of the run is not known to take it. Leave it out.")

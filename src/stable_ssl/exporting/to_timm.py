@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ..exceptions import ConfigError
 from ..modules.backbones import arguments_of_timm
-from .backbone import Backbone
+from .backbone import Backbone, ImagesOfRun
 from .card import write_card
 from .plain_vit import PlainViT, as_plain_vit
-from .torchvision import made_by
-from .writing import Lines, save_tensors, unlike
+from .to_torchvision import made_by
+from .writing import Lines, is_of, save_tensors, unlike
 
 LIBRARIES = {"timm"}
 # timm's constructors take no constant of layer normalisation, so it is that of the model.
@@ -41,7 +41,7 @@ def write(backbone: Backbone, folder: Path) -> Lines:
             "input_size": [images.channels, *images.size],
             "fixed_input_size": "img_size" in arguments and not arguments.get("dynamic_img_size"),
             "interpolation": images.interpolation,
-            "crop_pct": min(images.size) / images.resize,
+            **_cropping(images),
             "mean": images.mean or [0.0] * images.channels,
             "std": images.std or [1.0] * images.channels,
             "num_classes": 0,
@@ -61,15 +61,22 @@ def write(backbone: Backbone, folder: Path) -> Lines:
     return lines
 
 
+def _cropping(images: ImagesOfRun) -> dict[str, Any]:
+    """Return how timm resizes and cuts images, so that it is what the run's evaluation does."""
+    if isinstance(images.resize, int):
+        return {"crop_pct": min(images.size) / images.resize, "crop_mode": "center"}
+    return {"crop_pct": min(images.size) / min(images.resize), "crop_mode": "squash"}
+
+
 def _in_timm(backbone: Backbone) -> tuple[str, dict[str, Any], dict[str, Tensor], dict[str, Any]]:
     """Return the name of a network in timm, its arguments, its values, and the names of its first and last layer."""
     network = backbone.network
-    if type(network).__module__.startswith("timm."):
+    if "architecture" in getattr(network, "pretrained_cfg", {}):
         ends = {key: network.pretrained_cfg.get(key) for key in ("first_conv", "classifier")}
         return network.pretrained_cfg["architecture"], _arguments(backbone), network.state_dict(), ends
     if vit := as_plain_vit(network, backbone.images.size):
         return _of_vit(vit)
-    if type(network).__name__ == "ResNet":
+    if is_of(network, "ResNet", "torchvision.models.resnet"):
         call, changes = made_by(backbone)
         if any(not line.startswith(("model.fc ", "model.conv1 ")) for line in changes):
             raise ConfigError(

@@ -14,7 +14,7 @@ from ..exceptions import ConfigError
 from .backbone import Backbone, ImagesOfRun
 from .card import write_card
 from .plain_vit import PlainViT, as_plain_vit, with_positions_of_all
-from .writing import Lines, save_tensors, unlike
+from .writing import Lines, is_of, save_tensors, unlike
 
 LIBRARIES = {"transformers"}
 _RESAMPLE = {"bilinear": 2, "bicubic": 3}  # of PIL
@@ -70,7 +70,7 @@ def _in_transformers(backbone: Backbone) -> tuple[dict[str, Any], dict[str, Tens
     """Return the configuration of a network, its values, options of from_pretrained, and where its features are."""
     if vit := as_plain_vit(backbone.network, backbone.images.size):
         return _of_vit(vit)
-    if type(backbone.network).__name__ == "ResNet":
+    if is_of(backbone.network, "ResNet", "torchvision.models.resnet", "timm.models.resnet"):
         return _of_resnet(backbone)
     raise unlike(backbone, "transformers", "plain vision transformers, and ResNets of torchvision and timm")
 
@@ -160,14 +160,14 @@ def _of_resnet(backbone: Backbone) -> tuple[dict[str, Any], dict[str, Tensor], s
 def _preprocessing(images: ImagesOfRun) -> dict[str, Any]:
     """Return what transformers' image processor does to an image, which is what the run's evaluation does."""
     height, width = images.size
-    is_cut = height == width  # other views are the whole image
+    resize = images.resize
     return {
         "image_processor_type": "BitImageProcessor",
         "do_convert_rgb": images.channels == 3,
         "do_resize": True,
-        "size": {"shortest_edge": images.resize} if is_cut else {"height": height, "width": width},
+        "size": {"shortest_edge": resize} if isinstance(resize, int) else {"height": resize[0], "width": resize[1]},
         "resample": _RESAMPLE[images.interpolation],
-        "do_center_crop": is_cut,
+        "do_center_crop": True,
         "crop_size": {"height": height, "width": width},
         "do_rescale": True,
         "rescale_factor": 1 / 255,
