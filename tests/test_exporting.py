@@ -212,7 +212,7 @@ def test_the_card_has_the_figures_with_their_protocols(tmp_path):
     subject = open_source(tmp_path / "run")
     figures = {0: [Figure("knn", 0.91, "representation")], 1: [Figure("knn", 0.914, "representation")]}
     sets = {"name": "images /home/me/secret project/photos", "train": 9, "test": 9, "classes": 2}
-    made = record(subject, PROTOCOLS["knn"], sets, figures, "line")
+    made = record(subject, PROTOCOLS["knn"], sets, (16, 16), figures, {}, "line")
     save(made, tmp_path / "run" / "evaluations")
     save({**made, "weights": "weights/initial.safetensors", "global_step": 0}, tmp_path / "run" / "evaluations")
     card = (stable_ssl.export(tmp_path / "run", "timm").path / "README.md").read_text()
@@ -232,7 +232,7 @@ def test_the_card_has_no_figures_of_other_networks_and_steps(tmp_path):
         figures = {0: [Figure("knn", accuracy, "representation")]}
         sets = {"name": "digits", "train": 9, "test": 9, "classes": 2}
         subject = open_source(tmp_path / "run", network=name)
-        save(record(subject, PROTOCOLS["knn"], sets, figures, name), tmp_path / "run" / "evaluations")
+        save(record(subject, PROTOCOLS["knn"], sets, (16, 16), figures, {}, name), tmp_path / "run" / "evaluations")
     place = tmp_path / "run" / "weights" / "final.safetensors"
     for source, name, percent, epoch in (
         (tmp_path / "run", None, {"91.00 %"}, False),
