@@ -18,7 +18,7 @@ from ..runtime.folder import read_config
 from .augmented import Augmented
 from .augmented.running import size_of
 from .features import FeatureStore, SetFeatures
-from .fingerprints import of_dataset, of_view
+from .fingerprints import of_view
 from .live import sets_in
 from .networks import Features
 from .presets import PROTOCOLS
@@ -122,8 +122,8 @@ class TrainingJob(Job):
         options: dict[str, Any] = {"epochs": request.epochs, "batch_size": request.batch, "size": request.size}
         options |= {"precision": request.precision, "workers": request.workers, "world_size": request.world_size}
         place = folder_of_records(self.subject, request) or Path(FOLDER)
-        data = [of_dataset(part) for part in (self.data.train, self.data.test)]
-        settings = repr([self.subject.digest, self.data.name, data, self.protocol.features, [*options.items()]])
+        known = [self.subject.digest, self.data.name, self.data.fingerprint, self.protocol.features]
+        settings = repr([*known, [*options.items()]])
         out = place / "training" / f"{self.protocol.name}_{zlib.crc32(settings.encode()):08x}_seed_{seed}"
         return self.protocol.measure(self.subject, *self.data.labelled, seed, out, device, **options)
 
@@ -144,6 +144,8 @@ def _labelled(part: SetFeatures, num_classes: int) -> Sets:
 
 def jobs_of(subject: Subject, protocols: Sequence[Protocol], request: Request, store: FeatureStore) -> Iterator[Job]:
     """Yield what is to be measured of a source, with its features. Ranks other than 0 get what all train together."""
+    for protocol in protocols:
+        _check_features(subject, protocol, request)
     config = read_config(subject.run) if subject.run else None
     folders = origin_of(subject.run, "config")[1] if subject.run else []
     with importable(*folders, Path.cwd()):
@@ -153,7 +155,6 @@ def jobs_of(subject: Subject, protocols: Sequence[Protocol], request: Request, s
             else:
                 data = sets_in(subject.loaders) if subject.loaders else own_data(subject, config)
             for protocol in protocols:
-                _check_features(subject, protocol, request)
                 if isinstance(protocol, Augmented):
                     subject.check_view()
                     yield TrainingJob(subject, protocol, data)

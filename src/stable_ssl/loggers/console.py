@@ -18,6 +18,7 @@ log = logging.getLogger("stable_ssl")
 SECONDS_BETWEEN_REDRAWS = 0.1
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_TO_THE_FIRST_RATE = 0.5
+MOST_VALUES = 20  # on one line
 SECONDS_OF_A_RATE = 10.0  # after this time, the measurement of the speed begins again
 
 
@@ -244,8 +245,17 @@ class _File(logging.FileHandler):
 
 
 def _compact(values: dict[str, float]) -> str:
-    """Return names and values on one line, such as `loss 0.51  probe 0.9`."""
-    return "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+    """Return names and values on one line, such as `loss 0.51  probe 0.9`; of very many the first ones.
+
+    Examples
+    --------
+    >>> _compact({f"head_{number}": number for number in range(120)})[-38:]
+    'head_18 18  head_19 19  and 100 others'
+    """
+    shown = [f"{name} {value:.4g}" for name, value in values.items()]
+    if len(shown) > MOST_VALUES:
+        shown[MOST_VALUES:] = [f"and {len(shown) - MOST_VALUES} others"]
+    return "  ".join(shown)
 
 
 def _clock(seconds: float) -> str:
