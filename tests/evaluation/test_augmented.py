@@ -22,7 +22,7 @@ from stable_ssl.evaluation.augmented.finetuning import FineTuningTrainer, layer_
 from stable_ssl.evaluation.augmented.heads import Head, HeadAccuracy
 from stable_ssl.evaluation.augmented.linear import LinearProbeTrainer
 from stable_ssl.evaluation.augmented.running import schedule
-from stable_ssl.evaluation.augmented.samples import EndlessOrder, share_of
+from stable_ssl.evaluation.augmented.samples import EndlessOrder, sampled
 from stable_ssl.evaluation.networks import Features, blocks_of
 from stable_ssl.evaluation.sets import LabelledSet
 from stable_ssl.evaluation.subject import Subject
@@ -496,12 +496,15 @@ def test_an_endless_order_has_all_samples_once_before_any_again():
 
 def test_a_share_of_the_labels_has_the_same_share_of_each_class():
     known = LabelledSet.of(Colours(200))
-    share = share_of(known, 0.1, seed=1)
+    share = sampled(known, 0.1, seed=1)
     assert share.labels.bincount().tolist() == (known.labels.bincount() / 10).round().tolist()
     assert [share.dataset[i][1] for i in range(len(share))] == share.labels.tolist()
-    assert share.dataset.indices != share_of(known, 0.1, seed=2).dataset.indices
-    with pytest.raises(ConfigError, match="^1% of the 29 labelled images can't have some of each class"):
-        share_of(LabelledSet.of(TEST), 0.01, seed=1)
+    assert sampled(known, 2, seed=1).labels.bincount().tolist() == [2, 2, 2]
+    assert share.dataset.indices != sampled(known, 0.1, seed=2).dataset.indices
+    with pytest.raises(
+        ConfigError, match="^1% of each class can't be taken of the 29 labelled images: the smallest class has"
+    ):
+        sampled(LabelledSet.of(TEST), 0.01, seed=1)
 
 
 def test_a_step_has_as_many_images_as_there_are_if_the_page_wants_more(trainers, tmp_path):

@@ -35,6 +35,30 @@ def places_in_class(labels: Tensor, seed: int) -> Tensor:
     return places
 
 
+def sample(labels: Tensor, amount: float | int, seed: int) -> Tensor | None:
+    """Return whether each image is in a sample of few labels, (images,).
+
+    Parameters
+    ----------
+    labels
+        (images,), from 0.
+    amount
+        A share of each class, rounded, if it is a float; else so many images of each class.
+    seed
+        What draws them. A smaller sample is a part of a larger one.
+
+    Returns
+    -------
+    Tensor or None
+        None if a class has too few images.
+    """
+    counts = labels.bincount()
+    numbers = (amount * counts).round().long() if isinstance(amount, float) else torch.full_like(counts, amount)
+    if not ((numbers >= 1) & (numbers <= counts))[counts > 0].all():
+        return None
+    return places_in_class(labels, seed) < numbers[labels]
+
+
 def tenth(labels: Tensor, seed: int) -> Tensor:
     """Return whether each image is of a stratified tenth, (images,).
 

@@ -21,7 +21,7 @@ from ..protocol import Figure
 from ..sets import LabelledSet
 from ..subject import Subject
 from .heads import HeadAccuracy
-from .samples import EndlessOrder, share_of, without_last_tenth
+from .samples import EndlessOrder, sampled, without_last_tenth
 
 if TYPE_CHECKING:
     from .protocols import Augmented, Plan
@@ -82,7 +82,9 @@ class Running:
         self, protocol: Augmented, subject: Subject, train: LabelledSet, test: LabelledSet, seed: int,
         device: torch.device, options: Options,
     ):  # fmt: skip
-        self.train, self.sets = share_of(train, protocol.labels, seed), {"test": test}
+        self.train, self.sets = train, {"test": test}
+        if protocol.labels != 1.0:
+            self.train = sampled(train, protocol.labels, seed)
         if protocol.apart is not None:
             self.train, self.sets["choosing"] = without_last_tenth(self.train, protocol.apart)
         self.protocol, self.subject, self.seed, self.device, self.options = protocol, subject, seed, device, options

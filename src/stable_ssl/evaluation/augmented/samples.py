@@ -11,27 +11,26 @@ from torch.utils.data import Sampler
 from ...exceptions import ConfigError
 from ...runtime.seeding import Stream, derive_seed
 from ..sets import LabelledSet
-from ..splits import places_in_class
+from ..splits import sample
 
 
-def share_of(own: LabelledSet, share: float, seed: int) -> LabelledSet:
-    """Return a share of a set with the same share of each class, rounded, drawn by a seed.
+def sampled(own: LabelledSet, amount: float | int, seed: int) -> LabelledSet:
+    """Return a sample of a set, as `splits.sample` draws it.
 
     Raises
     ------
     ConfigError
-        A class would have no image in it.
+        A class has too few images for it.
     """
-    if share == 1:
-        return own
-    counts = own.labels.bincount()
-    numbers = (share * counts).round().long()
-    if (numbers[counts > 0] < 1).any():
+    images = sample(own.labels, amount, seed)
+    if images is None:
+        what = f"{amount:.3%}".replace(".000", "") if isinstance(amount, float) else str(amount)
+        counts = own.labels.bincount()
         raise ConfigError(
-            f"{share:.0%} of the {len(own)} labelled images can't have some of each class: the smallest one has "
-            f"{int(counts[counts > 0].min())}. Take a larger share, or more images."
+            f"{what} of each class can't be taken of the {len(own)} labelled images: the smallest class has "
+            f"{int(counts[counts > 0].min())}."
         )
-    return own.take(places_in_class(own.labels, seed) < numbers[own.labels])
+    return own.take(images)
 
 
 def without_last_tenth(own: LabelledSet, seed: int) -> tuple[LabelledSet, LabelledSet]:

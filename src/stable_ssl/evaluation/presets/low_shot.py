@@ -9,7 +9,7 @@ from ..heads.linear import accuracies
 from ..heads.logistic import fit_logistic
 from ..heads.means import nearest_mean_accuracy
 from ..protocol import Figure, Labelled, OnFeatures, Sets
-from ..splits import labels_of, places_in_class, take
+from ..splits import labels_of, sample, take
 
 # Shares of the images of each class, and numbers of images of each class.
 AMOUNTS: dict[str, float | int] = {"1%": 0.01, "10%": 0.1, **{f"{number}-shot": number for number in (1, 2, 4, 8, 16)}}
@@ -36,13 +36,8 @@ def samples(labels: Tensor, seed: int) -> dict[str, Tensor]:
     sample is left out if a class has too few images for it. All samples of a seed take the first images of the same
     random order of each class, so a smaller one is a part of a larger one.
     """
-    counts, places = labels.bincount(), places_in_class(labels, seed)
-    found = {}
-    for name, amount in AMOUNTS.items():
-        number = (amount * counts).round().long() if isinstance(amount, float) else torch.full_like(counts, amount)
-        if ((number >= 1) & (number <= counts))[counts > 0].all():
-            found[name] = places < number[labels]
-    return found
+    found = {name: sample(labels, amount, seed) for name, amount in AMOUNTS.items()}
+    return {name: images for name, images in found.items() if images is not None}
 
 
 def logistic_accuracy(train: Labelled, test: Labelled, device: torch.device) -> float:
