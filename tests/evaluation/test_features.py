@@ -246,3 +246,19 @@ def test_damaged_files_of_an_interrupted_computation_are_begun_again(tmp_path, m
     writer.add(*chunk)
     writer.finish()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npy", "labels.npy"]
+
+
+def test_a_view_that_does_not_suit_the_images_is_told_with_the_set(photos, tmp_path):
+    view = EvalView(16, mean=(0.5,) * 2, std=(0.5,) * 2)
+    with pytest.raises(ConfigError, match="^photos: view 0: Normalize"):
+        compute(Counting(), photos, tmp_path / "cache", view=view)
+
+
+def test_an_image_that_can_not_be_read_is_told_with_the_set_and_nothing_of_runs(photos, tmp_path):
+    path = photos / "red" / "00.png"
+    content = bytearray(path.read_bytes())
+    content[100:500] = bytes(400)  # neither its header nor its end
+    path.write_bytes(content)
+    told = r"^photos: sample 20 \('.*/red/00.png'\) can't be read: .*\nMend or remove what can't be read.$"
+    with pytest.raises(DataError, match=told):
+        compute(Counting(), photos, tmp_path / "cache")

@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from ..data import Loader
+from ..data.reading import UnreadableError
 from ..engine.agreement import Alone, Together
-from ..exceptions import DataError
+from ..exceptions import DataError, option_named
 from ..runtime.batches import images_of, labels_of
 from ..runtime.device import to_device
 from ..runtime.files import user_cache
@@ -215,10 +216,13 @@ class FeatureStore:
         loader = Loader(dataset, batch_sampler=chunks[start:], views=view, num_workers=self._how.workers)
         loader.bind(0, title, self._ranks.rank, self._ranks.size)
         try:
-            loader.prepare(self._how.device)
+            with _named(title):
+                loader.prepare(self._how.device)
             batches = loader.batches(0)
             for done in range(start, len(chunks), self._ranks.size):
-                own = self._of_batch(network, name, next(batches, None))
+                with _named(title):
+                    item = next(batches, None)
+                own = self._of_batch(network, name, item)
                 found = [own] if isinstance(self._ranks, Alone) else self._ranks.gather_on_main(own)
                 if writer is not None:
                     for part in filter(None, found or ()):
@@ -270,6 +274,19 @@ class FeatureStore:
             for _, path in sorted(found):
                 if excess > 0 and path not in self._used and _remove(path):
                     excess -= sizes[path]
+
+
+@contextlib.contextmanager
+def _named(title: str) -> Iterator[None]:
+    """Have errors of a loader begin with a set's title, instead of a key, and leave out what runs alone can do."""
+    try:
+        with option_named(f"data.{title}.views", title):
+            yield
+    except DataError as error:
+        lines = str(error).splitlines()
+        if isinstance(error.__cause__, UnreadableError):  # the last line is advice for runs
+            lines = [*(lines[:-1] or lines), "Mend or remove what can't be read."]
+        raise DataError("\n".join(lines).replace(f"data.{title}", title)) from error
 
 
 def _remove(folder: Path) -> bool:
