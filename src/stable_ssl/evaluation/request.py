@@ -91,6 +91,8 @@ class Request:
             if value is not None and (not isinstance(value, int) or value < 1):
                 or_native = ", and not native" if option == "size" else ""
                 raise ConfigError(f"--{option}: {value!r} is not a whole number of at least 1{or_native}.")
+        if not isinstance(self.limit, int | float) or not self.limit >= 0:  # nan neither
+            raise ConfigError(f"--cache-limit: {self.limit!r} is not a number of at least 0.")
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
             raise ConfigError(f"--device: '{self.device}' is none of auto, cpu, cuda, cuda:N and mps.")
 
