@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import Images, Prepared
 from ..exceptions import ConfigError
 from ..monitors.knn import nearest_neighbours
-from ..pretraining.sets import find_sets
 from ..runtime.files import printable, whole_file
 from .evaluate import opened, together, view_for
 from .features import FeatureStore, Say, SetFeatures
 from .request import Request
-from .sets import open_data
+from .sets import open_data, open_whole
 
 KINDS = (".parquet", ".npz")
 _ROWS = 4096  # that are written at a time
@@ -120,7 +118,7 @@ def embed(request: Request, neighbours: int = 0, say: Say = lambda line: None) -
     request.check()
     names = [*(request.features or ("representation",))]
     subject = opened(request.sources[0], request)
-    parts = dict(_parts(request, subject.channels))
+    parts = _parts(request, subject.channels)
     if not 0 <= neighbours < sum(map(len, parts.values())):
         raise ConfigError(f"--neighbours: {neighbours} is not from 0 to the number of other images.")
     with ExitStack() as stack:
@@ -142,22 +140,13 @@ def embed(request: Request, neighbours: int = 0, say: Say = lambda line: None) -
     return Embedded(columns)
 
 
-def _parts(request: Request, channels: int) -> Iterator[tuple[str, Any]]:
-    """Yield the sets of what is embedded: all images of a folder or file, or a training and a test set."""
-    what = request.data[0]
-    path = Path(what).expanduser() if isinstance(what, str | Path) else None
-    if path is not None and path.is_file():
-        yield "all", Prepared(path)
-    elif path is not None and path.is_dir() and find_sets(path, request.labels).test is None:
-        labels = request.labels or ("folder" if _is_all_in_folders(path) else "none")
-        yield "all", Images(path, labels, channels=channels)
-    else:
-        data = open_data(what, request.overrides, request.labels, channels)
-        yield from (("train", data.train), ("test", data.test))
-
-
-def _is_all_in_folders(path: Path) -> bool:
-    return all("/" in file for file in Images(path).files)
+def _parts(request: Request, channels: int) -> dict[str, Any]:
+    """Return the sets of what is embedded: all images of a folder or file, or a training and a test set."""
+    how = request.data[0], request.overrides, request.labels, channels
+    if (whole := open_whole(*how)) is not None:
+        return {"all": whole}
+    data = open_data(*how)
+    return {"train": data.train, "test": data.test}
 
 
 def _rows(part: str, dataset: Any, found: SetFeatures) -> dict[str, np.ndarray]:
