@@ -220,3 +220,14 @@ def test_a_corrupt_image_is_left_out_by_a_setting_and_counts_once_it_is_mended(r
     one, two = (json.loads(path.read_text())["data"] for path in sorted((tmp_path / "records").glob("*.json")))
     assert {one["train"] + one["test"], two["train"] + two["test"]} == {29, 30}
     assert one["fingerprint"] != two["fingerprint"]
+
+
+def test_paths_of_a_folder_with_train_and_test_begin_at_the_folder(run, photos, tmp_path):
+    for part in ("train", "test"):
+        shutil.copytree(photos, tmp_path / "split" / part)
+    weights = str(run / "weights" / "initial.safetensors")
+    assert main(["embed", weights, "split/", "--size", "16", "--out", "f.npz"]) == 0
+    with np.load("f.npz") as file:
+        assert len({*file["path"]}) == 60
+        assert all(Path("split", path).is_file() for path in file["path"])
+        assert [path.partition("/")[0] for path in file["path"]] == file["split"].tolist()

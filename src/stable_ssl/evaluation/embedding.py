@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data import Images
 from ..exceptions import ConfigError
 from ..monitors.knn import nearest_neighbours
 from ..runtime.files import printable, whole_file
@@ -131,7 +132,8 @@ def embed(request: Request, neighbours: int = 0, say: Say = lambda line: None) -
             }
         if not ranks.is_main:
             return None
-        rows = [_rows(part, parts[part], of_part) for part, of_part in found.items() if of_part is not None]
+        folder = _folder_of(request.data[0])
+        rows = [_rows(part, parts[part], of_part, folder) for part, of_part in found.items() if of_part is not None]
     columns = {
         name: rows[0][name] if len(rows) == 1 else np.concatenate([one[name] for one in rows]) for name in rows[0]
     }
@@ -149,12 +151,18 @@ def _parts(request: Request, channels: int) -> dict[str, Any]:
     return {"train": data.train, "test": data.test}
 
 
-def _rows(part: str, dataset: Any, found: SetFeatures) -> dict[str, np.ndarray]:
+def _folder_of(what: Any) -> str | None:
+    """Return the beginning of the paths of images in the folder that a user gave; None if it is no folder."""
+    path = Path(what).expanduser() if isinstance(what, str | Path) else None
+    return os.path.join(path, "") if path is not None and path.is_dir() else None
+
+
+def _rows(part: str, dataset: Any, found: SetFeatures, folder: str | None) -> dict[str, np.ndarray]:
     """Return the columns of one set."""
     labels, classes = found.labels.numpy(), [*(getattr(dataset, "classes", None) or [])]
     names = [str(classes[label]) if 0 <= label < len(classes) else "" for label in labels.tolist()]
     return {
-        "path": np.array(_paths(dataset)),
+        "path": np.array([printable(os.fsdecode(path).removeprefix(folder or "")) for path in _paths(dataset)]),
         "split": np.full(len(labels), part),
         "label": labels,
         "class_name": np.array(names),
@@ -162,15 +170,17 @@ def _rows(part: str, dataset: Any, found: SetFeatures) -> dict[str, np.ndarray]:
     }
 
 
-def _paths(dataset: Any) -> list[str]:
-    """Return the path of each image as its data set names it, or its number."""
+def _paths(dataset: Any) -> list[Any]:
+    """Return the file of each image, its name in its data set's files, or its number."""
+    if isinstance(dataset, Images):
+        return [dataset.path_of(index) for index in range(len(dataset))]
     for name in ("files", "names", "keys"):
         found = getattr(dataset, name, None)
         if found is not None and not callable(found) and len(found) == len(dataset):
-            return [printable(os.fsdecode(path)) for path in found]
+            return [*found]
     samples = getattr(dataset, "samples", None)
     if isinstance(samples, list) and len(samples) == len(dataset):
-        return [printable(path) for path, _ in samples]
+        return [path for path, _ in samples]
     return [str(index) for index in range(len(dataset))]
 
 
