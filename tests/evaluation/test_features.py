@@ -119,6 +119,12 @@ def test_the_cache_keeps_to_its_limit_and_drops_what_was_used_longest_ago(photos
     assert folders[1].exists()
 
 
+def test_what_else_is_in_the_folder_of_the_cache_stays_whatever_its_limit(photos, tmp_path):
+    compute(Counting(), photos, photos, limit=0.0)  # the classes' folders are in it
+    assert len([*photos.rglob("*.png")]) == 30
+    assert not [*photos.rglob("*/*/.lock")]
+
+
 def test_without_a_cache_nothing_stays_on_disk(photos, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()

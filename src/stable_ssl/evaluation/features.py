@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -268,7 +269,8 @@ class FeatureStore:
         if self._how.cache is None:
             return
         with contextlib.suppress(FileNotFoundError):  # another evaluation makes room, too
-            found = [(path.stat().st_mtime, path) for path in self._how.cache.iterdir() if path.is_dir()]
+            own = [path for path in self._how.cache.iterdir() if re.fullmatch("[0-9a-f]{32}", path.name)]
+            found = [(path.stat().st_mtime, path) for path in own if path.is_dir()]
             sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for _, path in found}
             excess = sum(sizes.values()) - self._how.limit * 1e9
             for _, path in sorted(found):
@@ -290,14 +292,14 @@ def _named(title: str) -> Iterator[None]:
 
 
 def _remove(folder: Path) -> bool:
-    """Remove a folder of features, and return whether it is gone. It stays if another process computes them."""
-    with open(folder / ".lock", "a") as lock:
-        try:
+    """Remove a folder of features, and return whether it is gone. It stays if it is in use, or of another user."""
+    try:
+        with open(folder / ".lock", "a") as lock:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        shutil.rmtree(folder, ignore_errors=True)
-    return True
+            shutil.rmtree(folder, ignore_errors=True)
+            return True
+    except OSError:
+        return False
 
 
 def _is_same_file(file: IO[str], path: Path) -> bool:
