@@ -244,7 +244,7 @@ def composer(folder: Path, name: str, is_sweep: bool = False) -> Iterator[tuple[
 
             def complete(overrides: Iterable[str]) -> list[str]:
                 parts = [part for text in overrides for part in _split_timm(text)]
-                parsed = {text: _check_override(text, is_sweep) for text in parts}
+                parsed = {text: check_override(text, is_sweep) for text in parts}
                 choices = [t for t, one in parsed.items() if one.key_or_group in groups and not one.is_sweep_override()]
                 # An option brings keys of its own, which other overrides may set.
                 return [complete_override(text, *described(*choices)) for text in parts]
@@ -265,7 +265,7 @@ def is_hydras(override: str) -> bool:
     return override.lstrip("+~").startswith(("hydra.", "hydra/"))
 
 
-def _check_override(text: str, is_sweep: bool) -> Any:
+def check_override(text: str, is_sweep: bool) -> Any:
     """Return an override as Hydra reads it.
 
     Raises

@@ -70,7 +70,7 @@ def option_named(key: str, option: str | None) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        named = [re.sub(rf"^{re.escape(key)}:", f"{option}:", problem) for problem in error.problems]
+        named = [re.sub(rf"^{re.escape(key)}:", lambda _: f"{option}:", problem) for problem in error.problems]
         if option is None or named == error.problems:
             raise
         raise ConfigError(named) from error

@@ -138,10 +138,10 @@ def grey(photos):
         (["RUN", "--protocol", "dino-knn"], None, "--protocol dino-knn: 'RUN before training' gives no 'class'."),
         (["RUN", "--size", "big"], None, "--size: 'big' is no number of pixels, and not native."),
         (["RUN", "--network", "student"], None, "--network student: 'RUN"),
-        (["RUN", "--data", "photos", "root=/data"], None, "root=/data changes a recipe of --data, and none is given."),
+        (["RUN", "--data", "photos", "root=/data"], None, "root: a folder takes no such setting, but levels, on_error, in_memory."),
         (["RUN", "--labels", "folder"], None, "--labels folder: they are for a folder in --data, and none is given."),
         (["RUN", "--network", "student", "--backbone", "resnet18"], None, "--network: it is for runs, and --backbone"),
-        (["RUN", "root=/data"], None, "root=/data changes a recipe of --data, and none is given."),
+        (["RUN", "root=/data"], None, "root=/data changes a recipe or folder of --data, and none is given."),
         (["EMPTY"], "empty", "has neither weights nor a checkpoint"),
     ],
 )  # fmt: skip
@@ -219,3 +219,34 @@ def test_figures_that_can_be_had_are_shown_and_kept_if_others_can_not(run, photo
     assert "nearest-mean" in out
     assert "16 × 16 pixels; setting chosen by: nothing; one seed" in out
     assert re.search("^stable-ssl: simpleshot: --out: no record can be written to '.*/file': File exists", err)
+
+
+def test_a_corrupt_image_is_left_out_by_a_setting_and_counts_once_it_is_mended(run, photos, tmp_path, capsys):
+    path = photos / "red" / "00.png"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100])
+    weights = str(run / "weights" / "initial.safetensors")
+    line = ["eval", weights, "--protocol", "simpleshot", "--size", "16", "--out", "records", "--data", "photos"]
+    assert main(line) == 1
+    assert "on_error=skip on the command line" in capsys.readouterr().err
+    assert main([*line, "on_error=skip"]) == 0
+    assert main(["embed", weights, "photos", "on_error=skip", "--size", "16", "--out", "f.npz"]) == 0
+    with np.load("f.npz") as file:
+        names = sorted(f"{path.parent.name}/{path.name}" for path in photos.rglob("*.png"))
+        assert file["path"].tolist() == [name for name in names if name != "red/00.png"]
+    path.write_bytes(whole)
+    assert main([*line, "on_error=skip"]) == 0
+    one, two = (json.loads(path.read_text())["data"] for path in sorted((tmp_path / "records").glob("*.json")))
+    assert {one["train"] + one["test"], two["train"] + two["test"]} == {29, 30}
+    assert one["fingerprint"] != two["fingerprint"]
+
+
+def test_paths_of_a_folder_with_train_and_test_begin_at_the_folder(run, photos, tmp_path):
+    for part in ("train", "test"):
+        shutil.copytree(photos, tmp_path / "split" / part)
+    weights = str(run / "weights" / "initial.safetensors")
+    assert main(["embed", weights, "split/", "--size", "16", "--out", "f.npz"]) == 0
+    with np.load("f.npz") as file:
+        assert len({*file["path"]}) == 60
+        assert all(Path("split", path).is_file() for path in file["path"])
+        assert [path.partition("/")[0] for path in file["path"]] == file["split"].tolist()

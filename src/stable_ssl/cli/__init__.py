@@ -270,8 +270,9 @@ def _add_eval(commands: Any) -> None:
     evaluation = commands.add_parser(
         "eval",
         help="measure what the features of a run, or of any network, are worth",
-        epilog="key=value changes settings of a recipe in --data, such as root=/data. The records go to the folder "
-        "`evaluations` of each run. docs/evaluate.md states each protocol in full.",
+        epilog="key=value changes settings of a recipe in --data, such as root=/data, or of a folder, such as "
+        "on_error=skip. The records go to the folder `evaluations` of each run. docs/evaluate.md states each protocol "
+        "in full.",
     )
     evaluation.add_argument(
         "sources", nargs="+", metavar="SOURCE", help="a run, a file of weights, timm/NAME or torchvision/NAME"
@@ -293,11 +294,12 @@ def _add_embed(commands: Any) -> None:
     embed = commands.add_parser(
         "embed",
         help="write the features of images to a file",
-        epilog="key=value changes settings of a recipe as DATA, such as root=/data.",
+        epilog="key=value changes settings of a recipe as DATA, such as root=/data, or of a folder, such as "
+        "on_error=skip.",
     )
     embed.add_argument("source", metavar="SOURCE", help="a run, a file of weights, timm/NAME or torchvision/NAME")
     embed.add_argument("data", metavar="DATA", help="a folder, a file of `prepare`, or a recipe of data")
-    embed.add_argument("settings", nargs="*", metavar="key=value", help="changes of a recipe's settings")
+    embed.add_argument("settings", nargs="*", metavar="key=value", help="changes of a recipe's or folder's settings")
     embed.add_argument(
         "--neighbours", type=int, default=0, metavar="K", help="the nearest neighbours of each image (0)"
     )

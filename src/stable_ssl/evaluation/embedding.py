@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import Images, Prepared
+from ..data import Images
 from ..exceptions import ConfigError
 from ..monitors.knn import nearest_neighbours
-from ..pretraining.sets import find_sets
 from ..runtime.files import printable, whole_file
 from .evaluate import opened, together
 from .features import FeatureStore, Say, SetFeatures
 from .jobs import view_for
 from .request import Request
-from .sets import open_data
+from .sets import open_data, open_whole
 
 KINDS = (".parquet", ".npz")
 _ROWS = 4096  # that are written at a time
@@ -121,7 +120,7 @@ def embed(request: Request, neighbours: int = 0, say: Say = lambda line: None) -
     request.check()
     names = [*(request.features or ("representation",))]
     subject = opened(request.sources[0], request)
-    parts = dict(_parts(request, subject.channels))
+    parts = _parts(request, subject.channels)
     if not 0 <= neighbours < sum(map(len, parts.values())):
         raise ConfigError(f"--neighbours: {neighbours} is not from 0 to the number of other images.")
     with ExitStack() as stack:
@@ -134,7 +133,8 @@ def embed(request: Request, neighbours: int = 0, say: Say = lambda line: None) -
             }
         if not ranks.is_main:
             return None
-        rows = [_rows(part, parts[part], of_part) for part, of_part in found.items() if of_part is not None]
+        folder = _folder_of(request.data[0])
+        rows = [_rows(part, parts[part], of_part, folder) for part, of_part in found.items() if of_part is not None]
     columns = {
         name: rows[0][name] if len(rows) == 1 else np.concatenate([one[name] for one in rows]) for name in rows[0]
     }
@@ -143,30 +143,27 @@ def embed(request: Request, neighbours: int = 0, say: Say = lambda line: None) -
     return Embedded(columns)
 
 
-def _parts(request: Request, channels: int) -> Iterator[tuple[str, Any]]:
-    """Yield the sets of what is embedded: all images of a folder or file, or a training and a test set."""
-    what = request.data[0]
+def _parts(request: Request, channels: int) -> dict[str, Any]:
+    """Return the sets of what is embedded: all images of a folder or file, or a training and a test set."""
+    how = request.data[0], request.overrides, request.labels, channels
+    if (whole := open_whole(*how)) is not None:
+        return {"all": whole}
+    data = open_data(*how)
+    return {"train": data.train, "test": data.test}
+
+
+def _folder_of(what: Any) -> str | None:
+    """Return the beginning of the paths of images in the folder that a user gave; None if it is no folder."""
     path = Path(what).expanduser() if isinstance(what, str | Path) else None
-    if path is not None and path.is_file():
-        yield "all", Prepared(path)
-    elif path is not None and path.is_dir() and find_sets(path, request.labels).test is None:
-        labels = request.labels or ("folder" if _is_all_in_folders(path) else "none")
-        yield "all", Images(path, labels, channels=channels)
-    else:
-        data = open_data(what, request.overrides, request.labels, channels)
-        yield from (("train", data.train), ("test", data.test))
+    return os.path.join(path, "") if path is not None and path.is_dir() else None
 
 
-def _is_all_in_folders(path: Path) -> bool:
-    return all("/" in file for file in Images(path).files)
-
-
-def _rows(part: str, dataset: Any, found: SetFeatures) -> dict[str, np.ndarray]:
+def _rows(part: str, dataset: Any, found: SetFeatures, folder: str | None) -> dict[str, np.ndarray]:
     """Return the columns of one set."""
     labels, classes = found.labels.numpy(), [*(getattr(dataset, "classes", None) or [])]
     names = [str(classes[label]) if 0 <= label < len(classes) else "" for label in labels.tolist()]
     return {
-        "path": np.array(_paths(dataset)),
+        "path": np.array([printable(os.fsdecode(path).removeprefix(folder or "")) for path in _paths(dataset)]),
         "split": np.full(len(labels), part),
         "label": labels,
         "class_name": np.array(names),
@@ -174,15 +171,17 @@ def _rows(part: str, dataset: Any, found: SetFeatures) -> dict[str, np.ndarray]:
     }
 
 
-def _paths(dataset: Any) -> list[str]:
-    """Return the path of each image as its data set names it, or its number."""
+def _paths(dataset: Any) -> list[Any]:
+    """Return the file of each image, its name in its data set's files, or its number."""
+    if isinstance(dataset, Images):
+        return [dataset.path_of(index) for index in range(len(dataset))]
     for name in ("files", "names", "keys"):
         found = getattr(dataset, name, None)
         if found is not None and not callable(found) and len(found) == len(dataset):
-            return [printable(os.fsdecode(path)) for path in found]
+            return [*found]
     samples = getattr(dataset, "samples", None)
     if isinstance(samples, list) and len(samples) == len(dataset):
-        return [printable(path) for path, _ in samples]
+        return [path for path, _ in samples]
     return [str(index) for index in range(len(dataset))]
 
 

@@ -10,8 +10,8 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -24,20 +24,19 @@ import torch
 from torch import Tensor
 
 from ..data import Loader
+from ..data.reading import UnreadableError
 from ..engine.agreement import Alone, Together
-from ..exceptions import ConfigError, DataError
+from ..exceptions import DataError, option_named
 from ..runtime.batches import images_of, labels_of
 from ..runtime.device import to_device
-from ..runtime.files import printable, user_cache, whole_file
+from ..runtime.files import user_cache
 from .fingerprints import is_of_libraries, of_dataset, of_view, versions_of
+from .kept import LABELS, Writer, in_cache, missing, path_of
 from .networks import Features
 from .subject import Subject
 
-log = logging.getLogger("stable_ssl")
-
 FORMAT, BATCH, LIMIT = 1, 256, 20.0
 NO_LABEL = -1
-_SAVED_EVERY = 40  # chunks after which an interrupted computation may go on
 
 Say = Callable[[str], None]
 
@@ -137,21 +136,22 @@ class FeatureStore:
         Raises
         ------
         ConfigError
-            The network has no such features, or the place of the cache can't be written.
+            The network has no such features, or the place of the cache is full or can't be written.
         DataError
             The network can't take the images, or features are not finite.
         """
         network = Features(subject, names)
         folder = self._ranks.from_main(lambda: self._folder(subject, dataset, view))
         with self._locked(folder):
-            if missing := self._ranks.from_main(lambda: _missing(folder, network.names)):
-                self._compute(Features(subject, missing), subject.name, dataset, view, title, folder)
+            number = len(dataset)
+            if wanted := self._ranks.from_main(lambda: missing(folder, network.names, number, self._say)):
+                self._compute(Features(subject, wanted), subject.name, dataset, view, title, folder)
             else:
-                self._say(f"{title}: features of {len(dataset):,} images are in the cache")
+                self._say(f"{title}: features of {number:,} images are in the cache")
             if not self._ranks.is_main:
                 return None
-            values = {name: torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c")) for name in network.names}
-            labels = torch.from_numpy(np.load(folder / "labels.npy"))
+            values = {name: torch.from_numpy(np.load(path_of(folder, name), mmap_mode="c")) for name in network.names}
+            labels = torch.from_numpy(np.load(path_of(folder, LABELS)))
         os.utime(folder)
         self._used.append(folder)
         self._make_room()
@@ -180,10 +180,8 @@ class FeatureStore:
             ]
         )
         folder = place / hashlib.sha256(key.encode()).hexdigest()[:32]
-        try:
+        with in_cache(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"--cache: '{printable(folder)}' can't be written: {error.strerror}.") from error
         return folder
 
     def _digest(self, of: Callable[[Any], str | None], what: Any) -> str | None:
@@ -199,8 +197,10 @@ class FeatureStore:
             yield
             return
         while True:
-            folder.mkdir(exist_ok=True)
-            with open(folder / ".lock", "a") as lock:
+            with in_cache(folder):
+                folder.mkdir(exist_ok=True)
+                lock = open(folder / ".lock", "a")  # noqa: SIM115
+            with lock:
                 fcntl.lockf(lock, fcntl.LOCK_EX)
                 if not _is_same_file(lock, folder / ".lock"):  # it was removed to make room
                     continue
@@ -211,16 +211,19 @@ class FeatureStore:
         number = len(dataset)
         size = self._how.batch
         chunks = [list(range(at, min(at + size, number))) for at in range(0, number, size)]
-        writer = _Writer(folder, network.names, number) if self._ranks.is_main else None
+        writer = Writer(folder, network.names, number) if self._ranks.is_main else None
         start = self._ranks.from_main(lambda: writer.first if writer else 0)
         network = network.to(self._how.device).eval()
         loader = Loader(dataset, batch_sampler=chunks[start:], views=view, num_workers=self._how.workers)
         loader.bind(0, title, self._ranks.rank, self._ranks.size)
         try:
-            loader.prepare(self._how.device)
+            with _named(title):
+                loader.prepare(self._how.device)
             batches = loader.batches(0)
             for done in range(start, len(chunks), self._ranks.size):
-                own = self._of_batch(network, name, next(batches, None))
+                with _named(title):
+                    item = next(batches, None)
+                own = self._of_batch(network, name, item)
                 found = [own] if isinstance(self._ranks, Alone) else self._ranks.gather_on_main(own)
                 if writer is not None:
                     for part in filter(None, found or ()):
@@ -266,7 +269,8 @@ class FeatureStore:
         if self._how.cache is None:
             return
         with contextlib.suppress(FileNotFoundError):  # another evaluation makes room, too
-            found = [(path.stat().st_mtime, path) for path in self._how.cache.iterdir() if path.is_dir()]
+            own = [path for path in self._how.cache.iterdir() if re.fullmatch("[0-9a-f]{32}", path.name)]
+            found = [(path.stat().st_mtime, path) for path in own if path.is_dir()]
             sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for _, path in found}
             excess = sum(sizes.values()) - self._how.limit * 1e9
             for _, path in sorted(found):
@@ -274,15 +278,28 @@ class FeatureStore:
                     excess -= sizes[path]
 
 
+@contextlib.contextmanager
+def _named(title: str) -> Iterator[None]:
+    """Have errors of a loader begin with a set's title, instead of a key, and leave out what runs alone can do."""
+    try:
+        with option_named(f"data.{title}.views", title):
+            yield
+    except DataError as error:
+        lines = str(error).splitlines()
+        if isinstance(error.__cause__, UnreadableError):  # the last line is advice for runs
+            lines = [*(lines[:-1] or lines), "Mend or remove what can't be read."]
+        raise DataError("\n".join(lines).replace(f"data.{title}", title)) from error
+
+
 def _remove(folder: Path) -> bool:
-    """Remove a folder of features, and return whether it is gone. It stays if another process computes them."""
-    with open(folder / ".lock", "a") as lock:
-        try:
+    """Remove a folder of features, and return whether it is gone. It stays if it is in use, or of another user."""
+    try:
+        with open(folder / ".lock", "a") as lock:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        shutil.rmtree(folder, ignore_errors=True)
-    return True
+            shutil.rmtree(folder, ignore_errors=True)
+            return True
+    except OSError:
+        return False
 
 
 def _is_same_file(file: IO[str], path: Path) -> bool:
@@ -291,74 +308,3 @@ def _is_same_file(file: IO[str], path: Path) -> bool:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
         return False
-
-
-def _missing(folder: Path, names: Sequence[str]) -> list[str]:
-    """Return the features that are not in a folder yet."""
-    is_labelled = (folder / "labels.npy").is_file()
-    return [name for name in names if not (is_labelled and (folder / f"{name}.npy").is_file())]
-
-
-class _Writer:
-    """Writes features to files, chunk by chunk. They get their names when all are there.
-
-    Parameters
-    ----------
-    folder
-        Their folder.
-    names
-        The features.
-    number
-        How many images there are.
-
-    Attributes
-    ----------
-    first
-        The number of the first chunk that is missing.
-    """
-
-    def __init__(self, folder: Path, names: Sequence[str], number: int):
-        self._folder, self._names, self._number = folder, list(names), number
-        self._labels = np.full(number, NO_LABEL, np.int64)
-        self._values: dict[str, np.ndarray] = {}
-        self._progress = folder / "progress.json"
-        self._num_added = 0
-        self.first = 0
-        with contextlib.suppress(OSError, EOFError, ValueError, KeyError):
-            known = json.loads(self._progress.read_text())
-            if known["names"] == self._names:
-                self._values = {name: np.load(self._part(name), mmap_mode="r+") for name in self._names}
-                self._labels = np.load(self._part("labels"))
-                self.first = known["chunks"]
-        if not self.first:  # what is written from now on is not what it speaks of
-            self._progress.unlink(missing_ok=True)
-
-    def _part(self, name: str) -> Path:
-        return self._folder / f".{name}.part.npy"
-
-    def add(self, indices: list[int], values: dict[str, np.ndarray], labels: np.ndarray) -> None:
-        """Write one chunk."""
-        for name, rows in values.items():
-            if name not in self._values:
-                shape = (self._number, rows.shape[1])
-                self._values[name] = np.lib.format.open_memmap(self._part(name), "w+", np.float32, shape)
-            self._values[name][indices] = rows
-        self._labels[indices] = labels
-        self._num_added += 1
-        if self._num_added % _SAVED_EVERY == 0:
-            self._save()
-
-    def _save(self) -> None:
-        for array in self._values.values():
-            array.flush()  # type: ignore[attr-defined]
-        np.save(self._part("labels"), self._labels)
-        with whole_file(self._progress) as part:
-            part.write_text(json.dumps({"names": self._names, "chunks": self.first + self._num_added}))
-
-    def finish(self) -> None:
-        """Give the files their names."""
-        self._save()
-        self._values.clear()
-        for name in [*self._names, "labels"]:
-            os.replace(self._part(name), self._folder / f"{name}.npy")
-        self._progress.unlink()

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..exceptions import ConfigError
+from ..exceptions import ConfigError, nearest
 from .features import LIMIT
+from .sets import OF_FOLDERS, settings_in
 
 DEFAULT = "held-out"
 
@@ -36,7 +37,8 @@ class Request:
         Height and width of the images, in pixels. "native": as the source's own evaluation sees them, whatever the
         protocol says. None: as the protocol says.
     overrides
-        Changes of settings of a recipe in `data`.
+        Changes of settings of a recipe in `data`, or of how its folders are read: levels, on_error and in_memory of
+        `stable_ssl.data.Images`.
     labels
         As for `stable_ssl.data.Images`, of a folder in `data`.
     backbone, network, view, module
@@ -77,22 +79,34 @@ class Request:
     def check(self) -> None:
         """Raise a ConfigError for what can't be meant."""
         if not self.sources:
-            raise ConfigError("eval: which source? Give a run, a file of weights, timm/NAME or torchvision/NAME.")
+            raise ConfigError("Which source? Give a run, a file of weights, timm/NAME or torchvision/NAME.")
         if self.backbone and self.network:
             raise ConfigError("--network: it is for runs, and --backbone for files of no run. Leave one out.")
-        places = [Path(what).expanduser() for what in self.data if isinstance(what, str | Path)]
-        if self.overrides and all(place.exists() for place in places):
-            raise ConfigError(f"eval: {self.overrides[0]} changes a recipe of --data, and none is given.")
-        if self.labels and not any(place.is_dir() for place in places):
-            raise ConfigError(f"--labels {self.labels}: they are for a folder in --data, and none is given.")
+        self._check_data()
         size = None if self.size == "native" else self.size
         numbers = {"seeds": self.seeds, "batch": self.batch, "epochs": self.epochs, "size": size}
         for option, value in numbers.items():
             if value is not None and (not isinstance(value, int) or value < 1):
                 or_native = ", and not native" if option == "size" else ""
                 raise ConfigError(f"--{option}: {value!r} is not a whole number of at least 1{or_native}.")
+        if not isinstance(self.limit, int | float) or not self.limit >= 0:  # nan neither
+            raise ConfigError(f"--cache-limit: {self.limit!r} is not a number of at least 0.")
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
             raise ConfigError(f"--device: '{self.device}' is none of auto, cpu, cuda, cuda:N and mps.")
+
+    def _check_data(self) -> None:
+        """Raise a ConfigError for settings and labels that nothing in `data` takes."""
+        places = [Path(what).expanduser() for what in self.data if isinstance(what, str | Path)]
+        folders = [place for place in places if place.is_dir()]
+        if self.overrides and all(place.exists() for place in places):  # there is no recipe
+            if not folders:
+                raise ConfigError(f"{self.overrides[0]} changes a recipe or folder of --data, and none is given.")
+            for key in settings_in(self.overrides):
+                if key not in OF_FOLDERS:
+                    known = ", ".join(OF_FOLDERS)
+                    raise ConfigError(f"{key}: a folder takes no such setting, but {known}.{nearest(key, OF_FOLDERS)}")
+        if self.labels and not folders:
+            raise ConfigError(f"--labels {self.labels}: they are for a folder in --data, and none is given.")
 
 
 def command_of(argv: Sequence[str], has_training: bool = False) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,10 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Subset
+from torch.utils.data import IterableDataset, Subset
 
-from ..compose import compose, recipe_names
+from ..compose import check_override, compose, recipe_names
 from ..data import Images, Prepared
+from ..data.prepared_file import MAGIC
+from ..data.scanning import list_images
 from ..exceptions import ConfigError, DataError, nearest
 from ..nodes import build, is_node, live_paths
 from ..pretraining.sets import find_sets
@@ -24,6 +28,7 @@ from .fingerprints import of_dataset
 from .subject import Subject
 
 TESTS = ("test", "val", "valid", "validation")
+OF_FOLDERS = ("levels", "on_error", "in_memory")  # arguments of `Images` that a user may give
 
 
 @dataclass(frozen=True)
@@ -69,12 +74,32 @@ class EvaluationData:
         Map-style data sets. A label below 0 stands for none.
     is_own
         Whether they are a run's own sets, which its own evaluation takes too.
+
+    Raises
+    ------
+    ConfigError
+        One of them is empty, or no map-style data set.
     """
 
     name: str
     train: Any
     test: Any
     is_own: bool = False
+
+    def __post_init__(self) -> None:
+        for which, part in (("train", self.train), ("test", self.test)):
+            has_both = hasattr(part, "__len__") and hasattr(part, "__getitem__")
+            if not has_both or isinstance(part, str | IterableDataset):
+                raise ConfigError(
+                    f"--data: the {which} set of '{self.name}' is a {type(part).__name__}, and no map-style data set, "
+                    "which has __len__ and __getitem__."
+                )
+            if not len(part):
+                raise ConfigError(
+                    f"--data: the {which} set of '{self.name}' is empty. If a set is divided, a fifth of each class is "
+                    "held out for the test, but not the only image of a class. Give more images, or a folder with "
+                    "train and test."
+                )
 
     @cached_property
     def labelled(self) -> tuple[LabelledSet, LabelledSet]:
@@ -99,7 +124,7 @@ def open_data(
         A folder: with the sub-folders `train` and `val` (or `test`), or of classes, of which a fifth of the images is
         held out; a file of `stable-ssl prepare`; a recipe of data, such as "cifar10"; or a pair of data sets.
     overrides
-        Changes of a recipe's settings, such as "root=/data".
+        Changes of a recipe's settings, such as "root=/data". A folder takes those of `OF_FOLDERS`.
     labels
         As for `stable_ssl.data.Images`. None: the folders are the classes.
     channels
@@ -111,18 +136,19 @@ def open_data(
         There is no such thing, or it has no labels.
     """
     if not isinstance(what, str | Path):
-        train, test = what
-        return EvaluationData("the data given", train, test)
+        if not isinstance(what, tuple | list) or len(what) != 2:
+            count = f" of {len(what)}" if isinstance(what, tuple | list) else ""
+            raise ConfigError(
+                f"data: a {type(what).__name__}{count} is no pair of data sets (train, test), and no name."
+            )
+        return EvaluationData("the data given", *what)
     path, name = Path(what).expanduser(), str(what)
     if path.is_dir():
-        return _of_folder(path, name, labels, channels)
+        return _of_folder(path, name, overrides, labels, channels)
     if path.is_file():
-        return EvaluationData(name, Prepared(path, "train"), Prepared(path, "test"))
-    if name not in (known := recipe_names("data")):
-        raise ConfigError(
-            f"--data: '{printable(name)}' is no folder, no file of `stable-ssl prepare`, and no recipe of data. "
-            f"Recipes are {', '.join(known)}.{nearest(name, known)}"
-        )
+        return EvaluationData(name, _prepared(path, name, "train"), _prepared(path, name, "test"))
+    if name not in recipe_names("data"):
+        raise _unknown(name)
     data = compose("simclr", [f"data={name}", "num_classes=2", f"channels={channels or 3}", *overrides])["trainer"][
         "data"
     ]
@@ -130,16 +156,77 @@ def open_data(
     return EvaluationData(name + place, *(build(data[part]["dataset"], f"data.{part}") for part in ("train", "test")))
 
 
-def _of_folder(folder: Path, name: str, labels: str | None, channels: int | None) -> EvaluationData:
-    try:
+def open_whole(
+    what: Any, overrides: Sequence[str] = (), labels: str | None = None, channels: int | None = None
+) -> Images | Prepared | None:
+    """Return all images of a folder or file as one set; None of anything else, and of folders with two sets.
+
+    Parameters
+    ----------
+    what, overrides, channels
+        As for `open_data`.
+    labels
+        As for `stable_ssl.data.Images`. None: the folders are the classes if all images are in folders.
+    """
+    path = Path(what).expanduser() if isinstance(what, str | Path) else None
+    if path is not None and path.is_file():
+        return _prepared(path, str(what))
+    if path is None or not path.is_dir():
+        return None
+    with _folder_named():
+        if find_sets(path, labels).test is not None:
+            return None
+        if labels is None:
+            labels = "folder" if all("/" in file for file in list_images(path).files) else "none"
+        return Images(path, labels, channels=channels, **_for_folders(overrides))
+
+
+def _prepared(path: Path, name: str, split: str | None = None) -> Prepared:
+    with suppress(OSError), open(path, "rb") as file:  # `Prepared` tells why it can't be opened
+        if file.read(len(MAGIC)) != MAGIC:
+            raise _unknown(name)
+    return Prepared(path, split)
+
+
+def _unknown(name: str) -> ConfigError:
+    known = recipe_names("data")
+    return ConfigError(
+        f"--data: '{printable(name)}' is no folder, no file of `stable-ssl prepare`, and no recipe of data. "
+        f"Recipes are {', '.join(known)}.{nearest(name, known)}"
+    )
+
+
+def _of_folder(
+    folder: Path, name: str, overrides: Sequence[str], labels: str | None, channels: int | None
+) -> EvaluationData:
+    with _folder_named():
         sets = find_sets(folder, labels or "folder")
         places = [(sets.train, None), (sets.test, None)] if sets.test else [(sets.train, "train"), (sets.train, "test")]
         train, test = (
-            Images(place, sets.labels, split=split, channels=channels) for place, split in places if place is not None
+            Images(place, sets.labels, split=split, channels=channels, **_for_folders(overrides))
+            for place, split in places
+            if place is not None
         )
-    except ConfigError as error:
-        raise ConfigError([text.replace("pretrain:", "eval:") for text in error.problems]) from error
     return EvaluationData(name, train, test)
+
+
+@contextmanager
+def _folder_named() -> Iterator[None]:
+    """Have errors begin with the folder, and neither with another command nor with an argument of `Images`."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError([re.sub("^(pretrain|root): ", "", text) for text in error.problems]) from error
+
+
+def settings_in(overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the values of settings key=value, read as those of a recipe are."""
+    parsed = [check_override(text, is_sweep=False) for text in overrides]
+    return {one.key_or_group: one.value() for one in parsed}
+
+
+def _for_folders(overrides: Sequence[str]) -> dict[str, Any]:
+    return {key: value for key, value in settings_in(overrides).items() if key in OF_FOLDERS}  # others are of recipes
 
 
 def own_data(subject: Subject, config: Mapping[str, Any] | None) -> EvaluationData:
