@@ -133,6 +133,12 @@ def grey(photos):
         (["RUN", "--data", "photos", "--size", "16", "--protocol", "dino-knn", "--features", "representation"], None, "200"),
         (["RUN", "--data", "split", "--size", "16"], "classes", "have different classes"),
         (["RUN", "--seeds", "0"], None, "--seeds: 0 is not a whole number of at least 1."),
+        (["RUN", "--few-shot", "0", "--protocol", "solo-100"], None, "--few-shot: 0 is neither a number of at least 1"),
+        (["RUN", "--few-shot", "x", "--protocol", "solo-100"], None, "--few-shot: 'x' is neither a number of images"),
+        (["RUN", "--few-shot", "10%"], None, "--few-shot: nothing in held-out trains on augmented images. Leave it out."),
+        (["RUN", "--epochs", "3"], None, "--epochs: nothing in held-out trains on augmented images. Leave it out."),
+        (["RUN", "--seeds", "3", "--protocol", "simpleshot"], None, "--seeds: nothing in simpleshot has anything random."),
+        (["RUN", "--features", "class", "--protocol", "mae-finetune"], None, "--features: nothing in mae-finetune compares"),
         (["RUN", "--size", "0"], None, "--size: 0 is not a whole number of at least 1, and not native."),
         (["RUN", "--device", "gpu"], None, "--device: 'gpu' is none of auto, cpu, cuda, cuda:N and mps."),
         (["RUN", "--protocol", "dino-knn"], None, "--protocol dino-knn: 'RUN before training' gives no 'class'."),
@@ -250,3 +256,14 @@ def test_paths_of_a_folder_with_train_and_test_begin_at_the_folder(run, photos, 
         assert len({*file["path"]}) == 60
         assert all(Path("split", path).is_file() for path in file["path"])
         assert [path.partition("/")[0] for path in file["path"]] == file["split"].tolist()
+
+
+def test_a_protocol_that_trains_is_repeated_on_other_few_images(run, photos, tmp_path):
+    options = {"size": 16, "epochs": 1, "batch": 2, "few_shot": 2, "seeds": 2}
+    (record,) = evaluate(run / "weights" / "final.safetensors", "solo-100", photos, out=tmp_path / "out", **options)
+    assert record["seeds"] == [0, 1]
+    assert record["options"] == {"size": 16, "batch": 2, "epochs": 1, "few_shot": 2}
+    (figure,) = record["figures"].values()
+    assert all("images: 2 of each class" in details["departures"] for details in figure["details"])
+    assert len([*(tmp_path / "out" / "training").iterdir()]) == 2
+    assert len({path.read_text() for path in tmp_path.glob("out/training/*/config.yaml")}) == 2

@@ -284,6 +284,7 @@ def _add_eval(commands: Any) -> None:
     )
     evaluation.add_argument("--seeds", type=int, metavar="N", help="how often it is repeated (as the protocol says)")
     evaluation.add_argument("--epochs", type=int, metavar="N", help="of a protocol that trains (as it says)")
+    evaluation.add_argument("--few-shot", metavar="N", help="it trains on N images, or N%%, of each class (on all)")
     _add_reading(evaluation)
     evaluation.add_argument("--json", action="store_true", help="print the records as JSON")
     evaluation.add_argument("--out", metavar="DIR", help="where the records go (each run's folder `evaluations`)")

@@ -33,6 +33,7 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
         data,
         seeds=args.seeds,
         epochs=args.epochs,
+        few_shot=_amount(args.few_shot),
         overrides=settings,
         out=Path(args.out).expanduser() if args.out else None,
         **reading(args),
@@ -53,6 +54,16 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
         raise
     shown(results)  # of rank 0; the others have none
     return 0
+
+
+def _amount(text: str | None) -> float | int | None:
+    """Return "8" as a number of images and "10%" as a share."""
+    if text is None:
+        return None
+    try:
+        return float(text[:-1]) / 100 if text.endswith("%") else int(text)
+    except ValueError as error:
+        raise ConfigError(f"--few-shot: '{text}' is neither a number of images nor a share such as 10%.") from error
 
 
 def is_setting(word: str) -> bool:

@@ -146,6 +146,7 @@ def _check_wishes(protocols: Sequence[Protocol], request: Request) -> None:
     """Raise a ConfigError for a wish that none of the protocols can grant, so that it would do nothing."""
     wishes: dict[str, tuple[Any, Callable[[Protocol], bool], str]] = {
         "--epochs": (request.epochs, lambda p: isinstance(p, Augmented), "trains on augmented images"),
+        "--few-shot": (request.few_shot, lambda p: isinstance(p, Augmented), "trains on augmented images"),
         "--seeds": (request.seeds, _is_random, "has anything random"),
         "--features": (request.features, lambda p: not isinstance(p, FineTuning), "compares features"),
         "view": (request.view, lambda p: not isinstance(p, Augmented), "takes another view"),
@@ -164,7 +165,10 @@ def _with_wishes(protocol: Protocol, request: Request) -> Protocol:
     """Return a protocol with the features and the number of seeds that a request wants, if it has a use for them."""
     seeds = request.seeds if request.seeds and _is_random(protocol) else protocol.seeds
     features = protocol.features if isinstance(protocol, FineTuning) else tuple(request.features or protocol.features)
-    return replace(protocol, seeds=seeds, features=features)
+    found = replace(protocol, seeds=seeds, features=features)
+    if request.few_shot is not None and isinstance(found, Augmented):
+        return replace(found, labels=request.few_shot)
+    return found
 
 
 @contextmanager

@@ -110,7 +110,7 @@ class TrainingJob(Job):
 
     def options(self, request: Request) -> dict[str, Any]:
         """As `Job.options`."""
-        wishes = {"epochs": request.epochs, "world_size": request.world_size}
+        wishes = {name: getattr(request, name) for name in ("epochs", "few_shot", "world_size")}
         return super().options(request) | {name: wish for name, wish in wishes.items() if wish}
 
     def view(self, request: Request) -> Any:
@@ -122,7 +122,13 @@ class TrainingJob(Job):
         options: dict[str, Any] = {"epochs": request.epochs, "batch_size": request.batch, "size": request.size}
         options |= {"precision": request.precision, "workers": request.workers, "world_size": request.world_size}
         place = folder_of_records(self.subject, request) or Path(FOLDER)
-        known = [self.subject.digest, self.data.name, self.data.fingerprint, self.protocol.features]
+        known = [
+            self.subject.digest,
+            self.data.name,
+            self.data.fingerprint,
+            self.protocol.features,
+            self.protocol.labels,
+        ]
         settings = repr([*known, [*options.items()]])
         out = place / "training" / f"{self.protocol.name}_{zlib.crc32(settings.encode()):08x}_seed_{seed}"
         return self.protocol.measure(self.subject, *self.data.labelled, seed, out, device, **options)
@@ -189,6 +195,9 @@ def _departures(protocol: Protocol, request: Request) -> Iterator[str]:
         yield f"features: {', '.join(protocol.features)} instead of {', '.join(published.features)}"
     if isinstance(protocol, OnFeatures) and published.view == "224" and request.size is not None:
         yield f"size: {request.size} instead of 224"
+    if isinstance(protocol, Augmented) and protocol.labels != getattr(published, "labels", None):
+        amount = protocol.labels
+        yield f"images: {f'{100 * amount:g} %' if isinstance(amount, float) else amount} of each class"
     if protocol.seeds != published.seeds:
         yield f"seeds: {protocol.seeds} instead of {published.seeds}"
 

@@ -48,6 +48,9 @@ class Request:
         the images per step and process, too. None: fp32 and 256, or as such a protocol says.
     epochs
         Of a protocol that trains. None: as it says.
+    few_shot
+        What a protocol that trains takes of the training images, drawn by each seed: so many of each class, or a share
+        if it is a float. None: as it says.
     world_size
         Number of processes that compute features. None: as many as the launcher started.
     out
@@ -73,6 +76,7 @@ class Request:
     workers: int = 0
     cache: Path | None = None
     limit: float = LIMIT
+    few_shot: float | int | None = None
     world_size: int | None = None
     out: Path | None = None
 
@@ -89,6 +93,9 @@ class Request:
             if value is not None and (not isinstance(value, int) or value < 1):
                 or_native = ", and not native" if option == "size" else ""
                 raise ConfigError(f"--{option}: {value!r} is not a whole number of at least 1{or_native}.")
+        few = self.few_shot
+        if few is not None and not (few >= 1 if isinstance(few, int) else 0 < few <= 1):
+            raise ConfigError(f"--few-shot: {few} is neither a number of at least 1 nor a share from 0 to 100%.")
         if not isinstance(self.limit, int | float) or not self.limit >= 0:  # nan neither
             raise ConfigError(f"--cache-limit: {self.limit!r} is not a number of at least 0.")
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
