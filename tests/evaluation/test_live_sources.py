@@ -100,6 +100,8 @@ def test_what_only_a_script_knows_is_asked_for(trainer, photos):
         evaluate(network(), "linear", data=photos)
     with pytest.raises(ConfigError, match="^source: a dict is no path, no name, no trainer and no network"):
         evaluate([{}], "linear", data=photos)
+    with pytest.raises(ConfigError, match="^data: a Digits is no pair of data sets"):
+        evaluate(network(), "linear", data=Digits("train"), view=EvalView(12))
 
 
 def test_a_network_is_evaluated_as_it_is_and_stays_so(photos):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import copy
 import logging
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from stable_ssl.data import Loader
 from stable_ssl.modules import TeacherStudentModule
 from stable_ssl.weights.loading import load_weights
 from stable_ssl.weights.resampling import resample_positions
-from stable_ssl.weights.sources import parse_source
+from stable_ssl.weights.sources import parse_source, read_source
 
 
 def small(num_classes=None, in_channels=3, widths=(4, 4, 4, 8)):
@@ -284,3 +286,23 @@ def test_a_file_that_fits_as_it_is_changes_nothing(tmp_path, caplog):
     load_weights(str(mark(tmp_path, network.state_dict())), network, "backbone")
     assert "all its" in caplog.text
     assert "adapted" not in caplog.text
+
+
+def test_a_checkpoint_counts_if_it_is_newer_than_all_files_of_weights(make_toy, tmp_path):
+    """As of a run that was killed: it has its first weights, and checkpoints."""
+    trainer = make_toy(logger={"eval_at_start": True, "save_final_model": False})
+    trainer()
+    run = tmp_path / "run"
+    assert [path.name for path in (run / "weights").iterdir()] == ["initial.safetensors"]
+    name, tensors, _ = read_source(parse_source(str(run), "weights"))
+    assert Path(name).parent == run / "checkpoints"
+    for key, value in trainer.module.state_dict().items():
+        assert torch.equal(tensors[key], value)
+    shutil.copy(run / "weights" / "initial.safetensors", run / "weights" / "epoch_0001.safetensors")  # of step 0
+    assert read_source(parse_source(str(run), "weights"))[0] == name
+    for path in run.glob("checkpoints/*/state.pt"):
+        path.write_bytes(b"")
+    assert Path(read_source(parse_source(str(run), "weights"))[0]).name == "epoch_0001.safetensors"
+    (run / "weights" / "epoch_0001.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="None of the checkpoints"):
+        read_source(parse_source(str(run), "weights"))

@@ -8,8 +8,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from ..engine.agreement import Alone, Together, join
 from ..exceptions import ConfigError, DataError, nearest
 from ..runtime.cpus import limit_threads
@@ -62,7 +60,7 @@ def evaluate(
     >>> evaluate("runs/simclr", "held-out")[0]["figures"]["knn"]["accuracy"]  # doctest: +SKIP
     0.87
     """
-    sets = [] if data is None else [data] if isinstance(data, str | Path | tuple) else [*data]
+    sets = [] if data is None else data if isinstance(data, list) else [data]
     known = [field.name for field in fields(Request)][3:]
     for name in options:
         if name not in known:
@@ -78,7 +76,7 @@ def evaluate(
 
 
 def _listed(value: Any) -> list[Any]:
-    return [value] if isinstance(value, str | Path | nn.Module) else [*value]
+    return [*value] if isinstance(value, list | tuple) else [value]
 
 
 def protocol_named(name: str) -> Protocol:

@@ -93,6 +93,8 @@ class Request:
             if value is not None and (not isinstance(value, int) or value < 1):
                 or_native = ", and not native" if option == "size" else ""
                 raise ConfigError(f"--{option}: {value!r} is not a whole number of at least 1{or_native}.")
+        if not isinstance(self.workers, int) or self.workers < 0:
+            raise ConfigError(f"--workers: {self.workers!r} is not a whole number of at least 0.")
         few = self.few_shot
         if few is not None and not (few >= 1 if isinstance(few, int) else 0 < few <= 1):
             raise ConfigError(f"--few-shot: {few} is neither a number of at least 1 nor a share from 0 to 100%.")

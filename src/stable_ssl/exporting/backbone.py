@@ -109,14 +109,14 @@ def read_backbone(source: str | Path, network: str | None = None) -> Backbone:
 
 
 def _progress_of(place: Path) -> Mapping[str, Any]:
-    """Return what the newest weights at a place, or else the newest checkpoint, say of the progress of the run."""
-    weights = place if place.is_file() else newest_weights(place)[0]
-    if weights is not None:
-        return read_header(weights) if weights.suffix == ".safetensors" else {}
+    """Return what the file of weights or the checkpoint that `read_source` takes says of the progress of its run."""
+    weights, step = (place, -1) if place.is_file() else newest_weights(place)
     file = place / "meta.json"
     meta = json.loads(file.read_text()) if file.is_file() else CheckpointStore(place / "checkpoints").newest_meta()
     progress: dict[str, Any] = meta.get("progress", {})
-    return progress
+    if weights is None or (not place.is_file() and progress.get("global_step", -1) > step):
+        return progress
+    return read_header(weights) if weights.suffix == ".safetensors" else {}
 
 
 def _ends_with_scores(found: BackboneNode) -> bool:

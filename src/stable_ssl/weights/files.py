@@ -61,8 +61,12 @@ def read_header(path: Path) -> dict[str, Any]:
 
 
 def newest_weights(run: Path) -> tuple[Path | None, int]:
-    """Return the newest file of weights in a run's folder, and its global step; (None, -1) if there is none."""
-    found = [(_step_of(file), file.stat().st_mtime, file) for file in (run / "weights").glob("*.safetensors")]
+    """Return the newest file of weights in a run's folder, and its global step; (None, -1) if there is none.
+
+    The weights before training do not count: nobody who names a run means them.
+    """
+    files = [file for file in (run / "weights").glob("*.safetensors") if file.stem != "initial"]
+    found = [(_step_of(file), file.stat().st_mtime, file) for file in files]
     step, _, path = max(found, default=(-1, 0.0, None))
     return path, step
 

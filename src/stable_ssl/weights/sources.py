@@ -85,7 +85,7 @@ def _from_dict(fields: dict[str, Any], key: str) -> Source:
 def read_source(source: Source) -> tuple[str, dict[str, Tensor], bool]:
     """Return the name of what was read, its tensors by key, and whether a run of this library wrote it.
 
-    Of a run's folder, it is the newest file of weights, else the newest valid checkpoint.
+    Of a run's folder, it is the newest file of weights, or the newest valid checkpoint if that is of a later step.
 
     Raises
     ------
@@ -100,17 +100,35 @@ def read_source(source: Source) -> tuple[str, dict[str, Tensor], bool]:
         return str(path), tensors, path.suffix == ".safetensors" and bool(read_header(path))
     if (path / "meta.json").is_file():
         return str(path), _tensors_of(read_checkpoint(path)[0]), True
-    weights, _ = newest_weights(path)
+    weights, step = newest_weights(path)
+    if found := _checkpoint_after(step, path / "checkpoints"):
+        return str(found[0]), _tensors_of(found[1]), True
     if weights is not None:
         return str(weights), read_weights(weights), True
-    if found := CheckpointStore(path / "checkpoints").load_newest(is_owner=False):
-        return str(found[0]), _tensors_of(found[1]), True
     if file := next((path / name for name in _OF_HUGGING_FACE if (path / name).is_file()), None):
         return str(file), read_weights(file), False
     if old := run_of_2025(path):
         raise CheckpointError(old)
     what = "has no weights, and no checkpoint either" if path.is_dir() else "is not there"
     raise CheckpointError(f"'{source.place}' {what}. Sources of weights are {KINDS}.")
+
+
+def _checkpoint_after(step: int, folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Return the folder and the state of the newest valid checkpoint; None if none is of a later step than a given one.
+
+    If all are damaged, that is an error only if the step is -1, since there are no weights then.
+    """
+    store = CheckpointStore(folder)
+    newest = store.newest_step()
+    if newest is None or newest <= step:
+        return None
+    try:
+        found = store.load_newest(is_owner=False)
+    except CheckpointError:
+        if step < 0:  # there are no weights either
+            raise
+        return None
+    return found[:2] if found and found[1]["progress"]["global_step"] > step else None
 
 
 def how_to_make(place: str, name: str) -> str:
