@@ -285,7 +285,9 @@ def test_capi_chooses_on_a_tenth_of_train_among_heads_that_learn_what_each_learn
         assert (figure.features, figure.accuracy, figure.chosen) == (name, pytest.approx(accuracy), setting)
         assert [*figure.details["heads"].values()] == pytest.approx([on_tenth for on_tenth, _, _ in found])
     few = LabelledSet.of(Colours(9))
-    with pytest.raises(ConfigError, match="^A tenth of the 8 labelled training images chooses, but that is none"):
+    with pytest.raises(
+        ConfigError, match="^A tenth of the labelled training images is kept .* at least 10; there are 8"
+    ):
         protocol.measure(what, few, few, 0, tmp_path / "few", CPU)
 
 

@@ -17,11 +17,14 @@ import torch
 from PIL import Image
 from scipy.spatial.distance import cdist
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
+from torch.utils.data import Dataset
 
 import stable_ssl
+from stable_ssl import ConfigError
 from stable_ssl.cli import main
 from stable_ssl.data import Digits
 from stable_ssl.evaluation import evaluate
+from stable_ssl.evaluation.augmented.linear import LinearProbeTrainer
 from stable_ssl.evaluation.presets import PROTOCOLS
 from stable_ssl.evaluation.protocol import Figure
 from stable_ssl.evaluation.results import in_words, record, save, saved, show
@@ -264,6 +267,46 @@ def test_a_protocol_that_trains_is_repeated_on_other_few_images(run, photos, tmp
     assert record["seeds"] == [0, 1]
     assert record["options"] == {"size": 16, "batch": 2, "epochs": 1, "few_shot": 2}
     (figure,) = record["figures"].values()
-    assert all("images: 2 of each class" in details["departures"] for details in figure["details"])
+    assert all("images: 2 of each class instead of all" in details["departures"] for details in figure["details"])
     assert len([*(tmp_path / "out" / "training").iterdir()]) == 2
     assert len({path.read_text() for path in tmp_path.glob("out/training/*/config.yaml")}) == 2
+
+
+class Noise(Dataset):
+    """Noise with labels, both drawn by a seed."""
+
+    def __init__(self, seed, channels=1):
+        draw = np.random.default_rng(seed)
+        self.pixels = draw.integers(0, 256, (40, 16, 16, channels)).astype(np.uint8)
+        self.labels = draw.permutation([0, 1] * 20)
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return self.pixels[index], int(self.labels[index])
+
+
+def test_a_training_on_data_that_can_not_be_told_from_others_is_not_taken_for_theirs(run, tmp_path, monkeypatch):
+    steps, loss = [], LinearProbeTrainer.compute_loss
+    monkeypatch.setattr(LinearProbeTrainer, "compute_loss", lambda trainer: steps.append(1) or loss(trainer))
+    options = {"size": 16, "epochs": 1, "batch": 4, "out": tmp_path / "out"}
+    pairs = [(Noise(seed), Noise(seed)) for seed in (0, 1)]
+    evaluate(run / "weights" / "final.safetensors", "solo-100", pairs, **options)
+    evaluate(run / "weights" / "final.safetensors", "solo-100", pairs[1], **options)
+    assert len(steps) == 3 * 10
+    assert not (tmp_path / "out" / "training").exists()
+    colours = Noise(0, channels=3)
+    with pytest.raises(
+        ConfigError, match="^solo-100: '.*' takes images of 1 channels, and the first one to train on has 3"
+    ):
+        evaluate(run / "weights" / "final.safetensors", "solo-100", (colours, colours), **options)
+
+
+def test_one_image_of_each_class_is_not_all_of_them(run, photos, tmp_path):
+    options = {"size": 16, "epochs": 1, "batch": 3, "few_shot": 1, "out": tmp_path / "out"}
+    (record,) = evaluate(run / "weights" / "final.safetensors", "solo-100", photos, **options)
+    assert record["figures"]["solo-100"]["details"][0]["images per step"] == 3
+    config = next(tmp_path.glob("out/training/*/metrics.jsonl")).read_text()
+    assert '"global_step": 1' in config
+    assert '"global_step": 2' not in config

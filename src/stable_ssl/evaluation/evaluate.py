@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..engine.agreement import Alone, Together, join
-from ..exceptions import ConfigError, DataError, nearest
+from ..exceptions import CheckpointError, ConfigError, DataError, nearest
 from ..runtime.cpus import limit_threads
 from ..runtime.device import resolve_device
 from ..runtime.precision import resolve_precision
@@ -71,7 +71,9 @@ def evaluate(
     given = "".join(
         f", {key}={value!r}" for key, value in options.items() if key not in ("module", "view", "world_size")
     )
-    shown = (value if isinstance(value, str | Path | None) else "…" for value in (source, data))
+    shown = (
+        str(value) if isinstance(value, str | Path) else None if value is None else "…" for value in (source, data)
+    )
     return carry_out(request, f"evaluate({next(shown)!r}, {protocol!r}, {next(shown)!r}{given})")
 
 
@@ -118,7 +120,7 @@ def carry_out(request: Request, command: str, say: Say = lambda line: None) -> l
             jobs = [
                 job
                 for source in request.sources
-                for subject in _opened(source, request)
+                for subject in _opened(source, request, ranks)
                 for job in jobs_of(subject, protocols, request, store)
             ]
         results, problems = [], []
@@ -127,14 +129,18 @@ def carry_out(request: Request, command: str, say: Say = lambda line: None) -> l
             say(f"{job.subject.name}: {job.protocol.name} on {job.data.name}")
             try:
                 result = job.measured(request, how.device, command)
-                if ranks.is_main:
-                    results.append(result)
-                    if (folder := folder_of_records(job.subject, request)) is not None:
-                        save(result, folder)
-            except (ConfigError, DataError) as error:
+            except (ConfigError, DataError, CheckpointError) as error:
                 if ranks.size > 1 and isinstance(job, TrainingJob):
                     raise
                 problems.append(f"{job.protocol.name}: {error}")
+                continue
+            if ranks.is_main:
+                results.append(result)
+                try:
+                    if (folder := folder_of_records(job.subject, request)) is not None:
+                        save(result, folder)
+                except ConfigError as error:
+                    problems.append(f"{job.protocol.name}: {error}")
         if problems:
             raise IncompleteError(problems, results)
         return results
@@ -185,11 +191,23 @@ def together(request: Request) -> Iterator[tuple[Alone | Together, How]]:
         ranks.leave()
 
 
-def _opened(source: Any, request: Request) -> Iterator[Subject]:
-    """Yield the networks of a source: of a run that has its first weights, before and after training."""
-    if before := before_training(source):
+def _opened(source: Any, request: Request, ranks: Alone | Together) -> Iterator[Subject]:
+    """Yield the networks of a source: of a run that has its first weights, before and after training.
+
+    Raises
+    ------
+    CheckpointError
+        Not all processes have read the same weights.
+    """
+    if before := ranks.from_main(lambda: before_training(source)):
         yield replace(opened(before, request), name=f"{source} before training")
-    yield opened(source, request)
+    subject = opened(source, request)
+    if ranks.from_main(lambda: subject.digest) != subject.digest:
+        raise CheckpointError(
+            f"'{subject.name}' changed while several processes read it, as a run does that goes on. Name one of its "
+            "files of weights."
+        )
+    yield subject
 
 
 def opened(source: Any, request: Request) -> Subject:

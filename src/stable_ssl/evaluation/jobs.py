@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,9 @@ from ..compose import importable, origin_of
 from ..exceptions import ConfigError
 from ..runtime.folder import read_config
 from .augmented import Augmented
-from .augmented.running import size_of
+from .augmented.running import Options, scale_of, size_of
 from .features import FeatureStore, SetFeatures
-from .fingerprints import of_view
+from .fingerprints import is_of_libraries, of_view, versions_of
 from .live import sets_in
 from .networks import Features
 from .presets import PROTOCOLS
@@ -119,19 +121,32 @@ class TrainingJob(Job):
 
     def figures(self, seed: int, num_classes: int, request: Request, device: torch.device) -> list[Figure]:
         """As `Job.figures`."""
-        options: dict[str, Any] = {"epochs": request.epochs, "batch_size": request.batch, "size": request.size}
-        options |= {"precision": request.precision, "workers": request.workers, "world_size": request.world_size}
-        place = folder_of_records(self.subject, request) or Path(FOLDER)
+        wishes: dict[str, Any] = {"epochs": request.epochs, "batch_size": request.batch, "size": request.size}
+        wishes |= {"precision": request.precision, "workers": request.workers, "world_size": request.world_size}
+        train, test = self.data.labelled
+        scale = scale_of(self.protocol, self.subject, len(train), device, Options(**wishes))
+        of_network = [self.subject.digest, *versions_of(self.subject.network)]
         known = [
-            self.subject.digest,
+            *of_network,
             self.data.name,
             self.data.fingerprint,
             self.protocol.features,
             self.protocol.labels,
+            scale,
         ]
-        settings = repr([*known, [*options.items()]])
-        out = place / "training" / f"{self.protocol.name}_{zlib.crc32(settings.encode()):08x}_seed_{seed}"
-        return self.protocol.measure(self.subject, *self.data.labelled, seed, out, device, **options)
+        name = f"{self.protocol.name}_{zlib.crc32(repr(known).encode()):08x}_seed_{seed}"
+        with self._place(request, scale.world_size) as place:
+            return self.protocol.measure(self.subject, train, test, seed, place / name, device, **wishes)
+
+    @contextmanager
+    def _place(self, request: Request, world_size: int) -> Iterator[Path]:
+        """Yield the folder for runs: one that stays, unless another evaluation could take the runs for its own."""
+        is_known = self.data.fingerprint is not None and is_of_libraries(self.subject.network)
+        if is_known or world_size > 1:
+            yield (folder_of_records(self.subject, request) or Path(FOLDER)) / "training"
+        else:
+            with tempfile.TemporaryDirectory(prefix="stable_ssl_training_") as folder:
+                yield Path(folder)
 
 
 def _departing(figure: Figure, departures: Sequence[str]) -> Figure:
@@ -193,11 +208,11 @@ def _departures(protocol: Protocol, request: Request) -> Iterator[str]:
     published = PROTOCOLS[protocol.name]
     if set(protocol.features) != set(published.features):
         yield f"features: {', '.join(protocol.features)} instead of {', '.join(published.features)}"
-    if isinstance(protocol, OnFeatures) and published.view == "224" and request.size is not None:
+    if isinstance(protocol, OnFeatures) and published.view == "224" and request.size not in (None, 224):
         yield f"size: {request.size} instead of 224"
     if isinstance(protocol, Augmented) and protocol.labels != getattr(published, "labels", None):
         amount = protocol.labels
-        yield f"images: {f'{100 * amount:g} %' if isinstance(amount, float) else amount} of each class"
+        yield f"images: {f'{100 * amount:g} %' if isinstance(amount, float) else amount} of each class instead of all"
     if protocol.seeds != published.seeds:
         yield f"seeds: {protocol.seeds} instead of {published.seeds}"
 

@@ -147,7 +147,8 @@ class Writer:
                 yield
         except ConfigError:
             if not self.first:  # else they are still what the progress says
-                self._remove()
+                with contextlib.suppress(OSError):
+                    self._remove()
             raise
 
     def add(self, indices: list[int], values: dict[str, np.ndarray], labels: np.ndarray) -> None:

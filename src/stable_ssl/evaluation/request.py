@@ -52,7 +52,7 @@ class Request:
         What a protocol that trains takes of the training images, drawn by each seed: so many of each class, or a share
         if it is a float. None: as it says.
     world_size
-        Number of processes that compute features. None: as many as the launcher started.
+        Number of processes that compute features, or train. None: as many as the launcher started.
     out
         Where records go. None: to each run's folder; those of other sources are not written.
     """

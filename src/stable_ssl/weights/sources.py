@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -124,9 +125,10 @@ def _checkpoint_after(step: int, folder: Path) -> tuple[Path, dict[str, Any]] | 
         return None
     try:
         found = store.load_newest(is_owner=False)
-    except CheckpointError:
+    except CheckpointError as error:
         if step < 0:  # there are no weights either
             raise
+        logging.getLogger("stable_ssl").warning("%s The weights of step %d are taken instead.", error, step)
         return None
     return found[:2] if found and found[1]["progress"]["global_step"] > step else None
 

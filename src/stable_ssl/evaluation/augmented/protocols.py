@@ -83,7 +83,7 @@ class Augmented(Protocol):
         What is computed in on CUDA devices: "fp32", "bf16" or "fp16". In fp32 elsewhere.
     labels
         The training images that are used, drawn by the seed: a share of each class if it is a float, else so many of
-        each class.
+        each class. None: all.
     apart
         Seed of a permutation of the training images. The tenth at its end chooses among the heads on each of the
         features, and is not trained on; each of the features has a figure. None: the reported split chooses.
@@ -104,7 +104,7 @@ class Augmented(Protocol):
     exclude_bias_norm: bool = False
     interpolation: str = "bilinear"
     precision: str = "fp32"
-    labels: float | int = 1.0
+    labels: float | int | None = None
     apart: int | None = None
     reports: Sequence[str] = ("last epoch",)
 

@@ -14,8 +14,9 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR
 
 from ...base import BaseTrainer
+from ...data.collating import split
 from ...data.views import as_read
-from ...exceptions import ConfigError
+from ...exceptions import ConfigError, DataError
 from ...runtime.launchers import find_place
 from ..protocol import Figure
 from ..sets import LabelledSet
@@ -83,13 +84,19 @@ class Running:
         device: torch.device, options: Options,
     ):  # fmt: skip
         self.train, self.sets = train, {"test": test}
-        if protocol.labels != 1.0:
+        if protocol.labels is not None:
             self.train = sampled(train, protocol.labels, seed)
         if protocol.apart is not None:
             self.train, self.sets["choosing"] = without_last_tenth(self.train, protocol.apart)
         self.protocol, self.subject, self.seed, self.device, self.options = protocol, subject, seed, device, options
         self.scale = scale_of(protocol, subject, len(self.train), device, options)
         self.plan: Plan = protocol.plan(subject, int(train.labels.max()) + 1, self.scale.size, self.scale.precision)
+        image, _ = split(as_read(self.train.dataset)[0])
+        if (channels := len(protocol.test_view(subject, self.scale.size)(image))) != subject.channels:
+            raise DataError(
+                f"'{subject.name}' takes images of {subject.channels} channels, and the first one to train on has "
+                f"{channels}."
+            )
         if self.plan.attributes.get("mix") is not None and self.scale.batch_size % 2:
             raise ConfigError(f"--batch {self.scale.batch_size}: it must be even, since images are mixed in pairs.")
 
@@ -269,7 +276,7 @@ def schedule(
     warmup_epochs
         Epochs in which the rate rises linearly from 0, before a cosine.
     falls
-        Epochs after which the rate falls to a tenth. None: it falls along half a cosine.
+        Epochs after which the rate falls to a tenth. Empty: it falls along half a cosine.
     end_lr
         The largest rate of a group at the end of the cosine. The others are smaller as they are from the beginning.
     has_both_ends

@@ -43,7 +43,8 @@ def without_last_tenth(own: LabelledSet, seed: int) -> tuple[LabelledSet, Labell
     """
     if len(own) < 10:
         raise ConfigError(
-            f"A tenth of the {len(own)} labelled training images chooses, but that is none; it takes ten."
+            "A tenth of the labelled training images is kept to choose the setting, which takes at least 10; there are "
+            f"{len(own)}."
         )
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(own)))
     size = round(0.9 * len(order))
