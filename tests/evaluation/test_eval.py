@@ -25,9 +25,13 @@ from stable_ssl.cli import main
 from stable_ssl.data import Digits
 from stable_ssl.evaluation import evaluate
 from stable_ssl.evaluation.augmented.linear import LinearProbeTrainer
+from stable_ssl.evaluation.jobs import TrainingJob
 from stable_ssl.evaluation.presets import PROTOCOLS
 from stable_ssl.evaluation.protocol import Figure
+from stable_ssl.evaluation.request import Request
 from stable_ssl.evaluation.results import in_words, record, save, saved, show
+from stable_ssl.evaluation.sets import EvaluationData
+from stable_ssl.evaluation.sources import open_source
 
 COMMAND = Path(sys.executable).with_name("stable-ssl")
 
@@ -90,8 +94,6 @@ def test_a_folder_with_train_and_val_or_of_classes_is_evaluated_on(run, photos, 
 
 def test_a_record_of_other_weights_is_never_overwritten(tmp_path, run):
     figures = {0: [Figure("knn", 0.5, "representation")]}
-    from stable_ssl.evaluation.sources import open_source
-
     subject = open_source(run)
     data = {"name": "a/photos", "train": 1, "test": 1, "classes": 2, "fingerprint": "f"}
     made = {**record(subject, PROTOCOLS["knn"], data, (16, 16), figures, {}, "line"), "view": "v"}
@@ -104,8 +106,6 @@ def test_a_record_of_other_weights_is_never_overwritten(tmp_path, run):
 
 
 def test_means_and_deviations_over_seeds_are_kept_apart_by_features_if_a_protocol_gives_several(run, capsys):
-    from stable_ssl.evaluation.sources import open_source
-
     figures = {
         seed: [Figure("knn", value, "class"), Figure("knn", value / 2, "patches")]
         for seed, value in ((0, 0.6), (1, 0.8))
@@ -295,6 +295,10 @@ def test_a_training_on_data_that_can_not_be_told_from_others_is_not_taken_for_th
     evaluate(run / "weights" / "final.safetensors", "solo-100", pairs, **options)
     evaluate(run / "weights" / "final.safetensors", "solo-100", pairs[1], **options)
     assert len(steps) == 3 * 10
+    data = EvaluationData("own", *pairs[0])
+    job = TrainingJob(open_source(run), PROTOCOLS["solo-100"], data)
+    with pytest.raises(ConfigError, match=r"^--world-size: .* can't be told from others"), job._place(Request([]), 2):
+        pass
     assert not (tmp_path / "out" / "training").exists()
     colours = Noise(0, channels=3)
     with pytest.raises(

@@ -109,7 +109,7 @@ def saying(command: str) -> Iterator[Callable[[str], None]]:
     try:
         yield say
     except KeyboardInterrupt:
-        print(f"{clear}{command}: interrupted. The same line goes on.", file=sys.stderr)
+        print(f"{clear}{command}: interrupted. If it is started again, it takes what was kept.", file=sys.stderr)
         raise
     finally:
         print(clear, end="", file=sys.stderr, flush=True)

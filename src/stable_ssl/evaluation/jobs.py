@@ -140,9 +140,20 @@ class TrainingJob(Job):
 
     @contextmanager
     def _place(self, request: Request, world_size: int) -> Iterator[Path]:
-        """Yield the folder for runs: one that stays, unless another evaluation could take the runs for its own."""
+        """Yield the folder for runs: one that stays, unless another evaluation could take the runs for its own.
+
+        Raises
+        ------
+        ConfigError
+            It could, and several processes would need one folder.
+        """
         is_known = self.data.fingerprint is not None and is_of_libraries(self.subject.network)
-        if is_known or world_size > 1:
+        if not is_known and world_size > 1:
+            raise ConfigError(
+                "--world-size: this network or these images can't be told from others, since code of your own makes "
+                "them. Train in one process, or give a folder of images and a network of a library."
+            )
+        if is_known:
             yield (folder_of_records(self.subject, request) or Path(FOLDER)) / "training"
         else:
             with tempfile.TemporaryDirectory(prefix="stable_ssl_training_") as folder:
@@ -210,11 +221,17 @@ def _departures(protocol: Protocol, request: Request) -> Iterator[str]:
         yield f"features: {', '.join(protocol.features)} instead of {', '.join(published.features)}"
     if isinstance(protocol, OnFeatures) and published.view == "224" and request.size not in (None, 224):
         yield f"size: {request.size} instead of 224"
-    if isinstance(protocol, Augmented) and protocol.labels != getattr(published, "labels", None):
-        amount = protocol.labels
-        yield f"images: {f'{100 * amount:g} %' if isinstance(amount, float) else amount} of each class instead of all"
+    if isinstance(protocol, Augmented) and isinstance(published, Augmented) and protocol.labels != published.labels:
+        yield f"images: {_amount_in_words(protocol.labels)} instead of {_amount_in_words(published.labels)}"
     if protocol.seeds != published.seeds:
         yield f"seeds: {protocol.seeds} instead of {published.seeds}"
+
+
+def _amount_in_words(amount: float | int | None) -> str:
+    """Return how many images a protocol takes, as `Augmented.labels` says it."""
+    if amount is None:
+        return "all"
+    return f"{100 * amount:g} % of each class" if isinstance(amount, float) else f"{amount} of each class"
 
 
 def _view(subject: Subject, protocol: Protocol, data: EvaluationData, request: Request) -> Any:
