@@ -361,17 +361,19 @@ def compare(network: Any, world: World, name: str, args: argparse.Namespace) -> 
 def cell(values: list[float], base: list[float]) -> str:
     if not values:
         return "not installed"
-    shown = f"{statistics.median(values) * 1e3:.3g} ms"
+    milliseconds = statistics.median(values) * 1e3
+    shown = f"{milliseconds:.{0 if milliseconds >= 100 else 1}f} ms"
     ratio = statistics.median(value / other for value, other in zip(values, base, strict=True))
     return shown if values is base else f"{shown} ({ratio:.2f})"
 
 
-def rows(world: World, args: argparse.Namespace) -> list[str]:
-    """Measure all networks in a world, and return the lines of the table."""
+def rows(world: World, args: argparse.Namespace, notes: list[str]) -> list[str]:
+    """Measure all networks in a world, and return the lines of the table. What is to be known of them joins `notes`."""
     try:
         with world.network(world.size) as network:
             if isinstance(network, SlowNetwork):
-                print("# round trip {:.2f} ms, {:.0f} Mbit/s".format(*network.measure()), flush=True)
+                measured = "Two of the machines that are apart had a round trip of {:.2f} ms, and {:.0f} Mbit/s."
+                notes.append(measured.format(*network.measure()))
             lines = []
             for name in args.networks:
                 seconds = compare(network, world, name, args)
@@ -386,16 +388,13 @@ def rows(world: World, args: argparse.Namespace) -> list[str]:
 def table(args: argparse.Namespace) -> list[str]:
     heads = ["processes", "network", *contenders(args.strategy)]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    notes: list[str] = []
     for name in args.worlds:
-        lines += rows(WORLDS[name], args)
+        lines += rows(WORLDS[name], args, notes)
     cores = len(os.sched_getaffinity(0))
-    crowded = [WORLDS[name].label for name in args.worlds if WORLDS[name].size > cores]
-    if crowded:
-        lines += [
-            "",
-            f"The machine has {cores} cores, which 4 processes share: they wait for each other's computation.",
-        ]
-    return lines
+    if any(WORLDS[name].size > cores for name in args.worlds):
+        notes.append(f"The machine has {cores} cores. More processes than that wait for each other's computation.")
+    return [*lines, "", *notes] if notes else lines
 
 
 def main() -> None:
