@@ -363,7 +363,7 @@ class BaseTrainer(EarlyTrainer, nn.Module):
         self._progress.batches = self.batch_idx + 1
         request = steps.finish(self.after_fit_step)
         if steps.ends_group and not isinstance(request, BreakAllEpochs):
-            self._saver.at_boundary(self._saver.is_due())
+            self._saver.after_step()
         if request:
             raise request
 

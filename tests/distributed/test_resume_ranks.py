@@ -90,7 +90,7 @@ def test_ranks_stop_at_one_step_and_go_on_as_if_left_alone(start_ranks, tmp_path
     assert start_ranks(run_stopping, tmp_path / "stopped", who, where).join() == [128 + signal.SIGTERM] * 2
     status = json.loads((tmp_path / "stopped" / "status.json").read_text())
     assert status["status"] == "preempted"
-    assert status["progress"]["global_step"] == (4 if where == "train" else 3)
+    assert status["progress"]["global_step"] == (5 if where == "train" else 3)  # told at step 4
     both = start_ranks(run_stopping, tmp_path / "stopped", None, "").results()
     for resumed, alone in zip(both, (first, second), strict=True):
         assert same(dict(resumed), dict(alone))

@@ -6,6 +6,7 @@ Both have the same methods, so nothing else in the engine asks how many processe
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..loggers.collector import Collector, pooled
 from ..loggers.metrics import fill_empty_states
 from ..runtime import launchers
 from ..runtime.folder import differences
+from ..runtime.gradients import GradientMean
 from ..runtime.shares import gather_shares, take_share
 from ..runtime.world import World
 
@@ -117,27 +119,60 @@ class Alone:
         """Return the module with batch normalisation over the batches of all processes, if the device is CUDA."""
         return module
 
-    def combine_gradients(self, optimizers: Optimizers, num_backward: int, is_bad: bool) -> tuple[int, bool]:
-        """Average the gradients of an optimizer step over the processes.
+    def begin_gradients(self, optimizers: Optimizers) -> None:
+        """Let the exchange of gradients begin in the backward passes that follow, the last of an optimizer step."""
 
-        Parameters
-        ----------
-        optimizers
-            All optimizers that step.
-        num_backward
-            Backward passes of this process since the last step.
-        is_bad
-            Whether a loss of this process was not finite since the last step. If one was on any process, nothing is
-            averaged and all processes skip the step.
+    def average_gradients(self, optimizers: Optimizers) -> None:
+        """Wait until each gradient of some optimizers is the mean over the processes."""
+
+    def drop_gradients(self) -> None:
+        """Drop what was exchanged of a step that is not taken."""
+
+    def spread(self, loss: Tensor) -> tuple[Tensor, bool]:
+        """Make a loss that is not finite known to the other processes, so that all skip the step.
 
         Returns
         -------
-        num_backward
-            Backward passes of all processes together.
-        is_bad
-            Whether a loss of any process was not finite.
+        loss
+            The loss for the backward pass.
+        is_told
+            Whether the other processes learn of it by their gradients, so that this one needs no memory of it.
         """
-        return num_backward, is_bad
+        return loss, False
+
+    def share(self, value: Any, take: Callable[[list[Any]], None]) -> None:
+        """Exchange a value of an optimizer step that is logged.
+
+        Parameters
+        ----------
+        value
+            This process's value.
+        take
+            Gets the values of all processes, by rank: at once if there is one process, else when `at_boundary` or
+            `catch_up` has received them, a step later.
+        """
+        take([value])
+
+    def at_boundary(self, asked: int, request: int, at_once: bool = True) -> tuple[int, int]:
+        """Exchange what is asked for between two optimizer steps, and what was shared.
+
+        Parameters
+        ----------
+        asked, request
+            Whether this process wants a checkpoint, and why it wants to stop.
+        at_once
+            Whether the answer has to have what is asked for now. If not, it comes at the next boundary, so that no
+            process waits for another one.
+
+        Returns
+        -------
+        asked, request
+            The largest of all processes, the same on all of them.
+        """
+        return asked, request
+
+    def catch_up(self) -> None:
+        """Receive all that was shared."""
 
     def earliest(self, bad: tuple[int, float] | None) -> tuple[int, float] | None:
         """Return the (step, loss) of the earliest step that any process gives; None if all give None."""
@@ -168,6 +203,13 @@ class Together(World):
 
     can_drop_a_wait = can_save_at_once = False  # the other processes would hang in their next exchange
     _agreed: Exception | None = None
+    _outbox: tuple[Any, Any] | None = None  # what was shared since the last boundary, and who takes it
+    _sent: tuple[Any, Any] | None = None  # receives what was sent at the last boundary, and who takes it
+    _requests = 0, 0  # that are not answered yet
+
+    def __init__(self, place: launchers.Place):
+        super().__init__(place)
+        self._gradients = GradientMean()
 
     def introduce(self, device: torch.device) -> None:
         """Log the number of processes and their devices."""
@@ -220,14 +262,52 @@ class Together(World):
         """
         return nn.SyncBatchNorm.convert_sync_batchnorm(module) if device.type == "cuda" else module
 
-    def combine_gradients(self, optimizers: Optimizers, num_backward: int, is_bad: bool) -> tuple[int, bool]:
-        """Average the gradients over the processes. If any has a loss that is not finite, all skip the step."""
-        parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
-        own = [num_backward, is_bad, *(p.grad is not None for p in parameters)]
-        num_backward, num_bad, *num_gradients = self.total(*own)
-        if num_backward and not num_bad:
-            self.average_gradients(parameters, [count > 0 for count in num_gradients])
-        return num_backward, num_bad > 0
+    def begin_gradients(self, optimizers: Optimizers) -> None:
+        """Let the exchange of gradients begin in the backward passes that follow, the last of an optimizer step."""
+        self._gradients.begin(optimizers)
+
+    def average_gradients(self, optimizers: Optimizers) -> None:
+        """Wait until each gradient of some optimizers is the mean over the processes."""
+        self._gradients.finish(optimizers)
+
+    def drop_gradients(self) -> None:
+        """Drop what was exchanged of a step that is not taken."""
+        self._gradients.forget()
+
+    def spread(self, loss: Tensor) -> tuple[Tensor, bool]:
+        """Make the gradients of a loss that is not finite NaN. So is their mean, and all processes skip the step."""
+        return loss * math.nan, True
+
+    def share(self, value: Any, take: Callable[[list[Any]], None]) -> None:
+        """Exchange a value of an optimizer step with the requests of its boundary; `take` gets all a step later."""
+        self._outbox = value, take
+
+    def at_boundary(self, asked: int, request: int, at_once: bool = True) -> tuple[int, int]:
+        """Exchange requests, and what was shared. One exchange per step, which the next one reads."""
+        self._receive()
+        (value, take), self._outbox = self._outbox or (None, None), None
+        self._sent = self.send((asked, request, value), is_small=take is None), take
+        if at_once or any(self._requests):
+            self._receive()
+        found, self._requests = self._requests, (0, 0)
+        return found
+
+    def catch_up(self) -> None:
+        """Receive all that was shared."""
+        self._receive()
+        if self._outbox:
+            (value, take), self._outbox = self._outbox, None
+            take(self.gather(value))
+
+    def _receive(self) -> None:
+        """Receive what was sent last, hand over what was shared, and keep the requests."""
+        if self._sent is None:
+            return
+        (receive, take), self._sent = self._sent, None
+        asked, requests, values = zip(*receive(), strict=True)
+        self._requests = max(self._requests[0], *asked), max(self._requests[1], *requests)
+        if take is not None:
+            take(list(values))
 
     def earliest(self, bad: tuple[int, float] | None) -> tuple[int, float] | None:
         """Return the (step, loss) of the earliest step that any process gives; None if all give None."""
@@ -235,6 +315,7 @@ class Together(World):
 
     def means(self, collected: Collector) -> dict[str, float]:
         """Return the mean of each logged name over all processes, and forget the values."""
+        self.catch_up()  # records are written in their order
         counts = collected.counts
         return pooled(self.gather((collected.flush(), counts)))
 

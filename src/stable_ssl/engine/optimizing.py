@@ -7,7 +7,7 @@ import inspect
 import logging
 import math
 import warnings
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -329,3 +329,11 @@ def _by_module(names: Iterable[str], of: Iterable[str]) -> list[str]:
 def parameter_ids(optimizers: Iterable[torch.optim.Optimizer]) -> set[int]:
     """Return the ids of the parameters of some optimizers."""
     return {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+
+
+def warn_of_unused(modules: Mapping[str, nn.Module], aside: Collection[int]) -> None:
+    """Warn of modules that no gradient has reached. Those whose ids are `aside` have an optimizer of their own."""
+    for name, module in modules.items():
+        trainable = [p for p in module.parameters() if p.requires_grad and id(p) not in aside]
+        if trainable and all(p.grad is None for p in trainable):
+            log.warning("module.%s: no gradient reaches it in the first step. Does compute_loss use it?", name)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..exceptions import BreakAllEpochs, BreakEpoch
 from ..loggers import media
-from ..loggers.collector import Collector, is_number
+from ..loggers.collector import Collector, is_number, pooled
 from ..loggers.snapshots import Snapshots
 from .agreement import is_idle
 from .feeding import Feed
@@ -162,12 +162,12 @@ class Recorder:
             self._run.log.write({**record, **self._waiting} if self._waiting else record)
             self._waiting = {}
 
-    def _write_media(self) -> None:
-        """Give trackers what was kept, and add it to the next snapshot. This waits for the device if there is any."""
+    def _write_media(self, step: int | None = None) -> None:
+        """Give trackers what was kept, as of a step, and add it to the next snapshot. This waits for the device."""
         if self._media:
             ready = {name: make() for name, make in self._media.items()}
             self._media = {}
-            self._run.log.show(ready, self._run.progress.global_step)
+            self._run.log.show(ready, self._run.progress.global_step if step is None else step)
             for name, made in ready.items():
                 self._snapshots.add(made.arrays(name))
 
@@ -186,25 +186,46 @@ class Recorder:
         self._media = {}
         self.is_logging = self.is_in_step = False
 
-    def write_step(self, is_over: bool = True) -> None:
-        """Write the training record of the step that has just ended. If it is not over, a second one may follow."""
-        run, results = self._run, self._run.ranks.means(self._collected)
-        if self._has_written:
-            self._write(results)
-        else:
-            record: dict[str, Any] = {
-                "global_step": run.progress.global_step,
-                "epoch": run.progress.epoch,
-                **results,
-                "perf/time": round(time.time(), 3),
-                "perf/images_per_s": round(run.log.console.images_per_second, 1),
-                "perf/data_wait_s": round(self._feed.take_data_wait(), 6),
-            }
-            if run.device.type == "cuda":
-                record["perf/memory_gib"] = round(torch.cuda.max_memory_allocated(run.device) / 2**30, 3)
-            self._emit(record)
-            self._write_media()
+    def take_step(self, is_over: bool = True) -> tuple[Any, Callable[[list[Any]], None]]:
+        """Take the values of the step that has just ended. If it is not over, a second record may follow.
+
+        Returns
+        -------
+        values
+            The means and counts of this process.
+        write
+            Gets those of all processes, and writes the training record.
+        """
+        run, counts, is_second = self._run, self._collected.counts, self._has_written
+        own, kept = self._collected.flush(), self._media
+        record: dict[str, Any] = {"global_step": run.progress.global_step, "epoch": run.shown_epoch}
+        perf = {} if is_second else self._performance()
+        if not is_second:
+            record["epoch"] = run.progress.epoch
+        self._media = {}
+
+        def write(found: list[Any]) -> None:
+            results = pooled(found) if len(found) > 1 else own
+            if results or not is_second:
+                self._emit({**record, **results, **perf})
+            self._media, later = kept, self._media
+            self._write_media(record["global_step"])
+            self._media = later
+
         self.is_logging, self._has_written = not is_over, not is_over
+        return (own, counts), write
+
+    def _performance(self) -> dict[str, Any]:
+        """Return the values of a training record that can't be reproduced."""
+        run = self._run
+        found = {
+            "perf/time": round(time.time(), 3),
+            "perf/images_per_s": round(run.log.console.images_per_second, 1),
+            "perf/data_wait_s": round(self._feed.take_data_wait(), 6),
+        }
+        if run.device.type == "cuda":
+            found["perf/memory_gib"] = round(torch.cuda.max_memory_allocated(run.device) / 2**30, 3)
+        return found
 
     @contextmanager
     def outside_steps(self, set_name: str = "train", is_new: bool = True) -> Iterator[None]:

@@ -139,18 +139,21 @@ class Saver:
 
     # When -------------------------------------------------------------------------------------------------------------
 
-    def is_due(self) -> bool:
-        """Return whether a checkpoint is due between two steps."""
-        is_old = time.monotonic() >= self._last_save + self._seconds
-        return is_old or self._progress.global_step % self._every_step == 0
-
     def is_due_after_epoch(self) -> bool:
         """Return whether a checkpoint is due at the end of an epoch's training."""
         return self._saved is None or time.monotonic() - self._last_save >= SECONDS_BETWEEN_EPOCH_SAVES
 
-    def at_boundary(self, save_is_due: bool) -> None:
-        """Save if due or asked for, and end the run if asked to. If one process must, all do so at the same step."""
-        asked, request = self._ranks.largest(save_is_due or self._is_asked, self._run.stop.request)
+    def after_step(self) -> None:
+        """Save if due or asked for, and end the run if asked to, after an optimizer step.
+
+        All processes do so at the same step. What only one of them asks for is done one step later.
+        """
+        is_certain = self._progress.global_step % self._every_step == 0
+        self.at_boundary(is_certain or time.monotonic() >= self._last_save + self._seconds, at_once=is_certain)
+
+    def at_boundary(self, save_is_due: bool, at_once: bool = True) -> None:
+        """Save if due or asked for, and end the run if asked to; `at_once` is explained by `Alone.at_boundary`."""
+        asked, request = self._ranks.at_boundary(save_is_due or self._is_asked, self._run.stop.request, at_once)
         if asked or request:
             self.save()
             self._is_asked = False

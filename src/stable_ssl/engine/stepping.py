@@ -16,7 +16,7 @@ from ..runtime.device import describe_batch
 from ..runtime.precision import FiniteWatch, multiply_gradients, running_statistics
 from ..runtime.seeding import Stream, derive_seed, seed_generators_in_turn
 from .agreement import is_idle
-from .optimizing import constant_rates, parameter_ids, set_trained, unscheduled
+from .optimizing import constant_rates, parameter_ids, set_trained, unscheduled, warn_of_unused
 from .recording import Recorder
 from .session import Session
 from .trained import TrainedParameters
@@ -161,7 +161,10 @@ class Stepper:
         self._losses.add(loss, step)
         if self._skips_nonfinite and not torch.isfinite(loss):
             log.warning("Step %d is skipped: its loss is %s.", step, loss.item())
-            self._is_bad = True
+            loss, is_told = self._ranks.spread(loss)
+            self._is_bad = not is_told
+        if self.ends_group:
+            self._ranks.begin_gradients(self._optimizers)
         self._precision.backward(loss / self._group_size if self._group_size > 1 else loss)
         self._num_backward += 1
 
@@ -212,17 +215,16 @@ class Stepper:
         Returns
         -------
         bool
-            False if no process has gradients. Then nothing is done.
+            False if there are no gradients. Then nothing is done.
         """
-        self._num_backward, self._is_bad = self._ranks.combine_gradients(
-            self._optimizers, self._num_backward, self._is_bad
-        )
-        if not self._num_backward:
+        if not self._num_backward:  # the same on all processes, which leave out mini-batches together
             self._recorder.drop()
             return False
+        if not self._is_bad:
+            self._ranks.average_gradients(self._optimizers)
         self.trained.warn()
         if self._progress.global_step == 0:
-            _warn_of_unused(self._modules, parameter_ids(self._side))
+            warn_of_unused(self._modules, parameter_ids(self._side))
         if self._without_rate != []:
             groups = self._optimizer.param_groups if self._without_rate is None else self._without_rate
             self._without_rate = [group for group in groups if not group["lr"]]
@@ -230,8 +232,7 @@ class Stepper:
             self._recorder.log_own("lr", self._optimizer.param_groups[0]["lr"])
         if not self._is_bad:
             # The losses were divided by the planned size of the group, but some of its mini-batches may be left out.
-            # Gradients are averaged over the processes, and `_num_backward` counts the passes of all of them.
-            self._update(self._group_size * self._ranks.size / self._num_backward, before)
+            self._update(self._group_size / self._num_backward, before)
         self._clear()
         if self._scheduler is not None:
             self._advance_schedule()
@@ -276,6 +277,7 @@ class Stepper:
 
     def drop_group(self) -> None:
         """Forget the gradients and logged values of a group that was cut short."""
+        self._ranks.drop_gradients()
         self._clear()
         self._recorder.drop()
 
@@ -296,7 +298,7 @@ class Stepper:
         request: BreakEpoch | BreakAllEpochs | None = None
         is_boundary = self.ends_group and not is_idle(hook)
         try:
-            with self._recorder.between_steps(self._write_so_far) if is_boundary else nullcontext():
+            with self._recorder.between_steps(lambda: self._write_log(is_over=False)) if is_boundary else nullcontext():
                 self._ranks.hook(hook)
         except BreakStep:
             pass  # nothing is left of the step
@@ -309,14 +311,19 @@ class Stepper:
         self._recorder.is_in_step = not self.ends_group
         return request
 
-    def _write_so_far(self) -> None:
-        self._write_log(is_over=False)
-
     def _write_log(self, is_over: bool = True) -> None:
-        """Write the training record of an optimizer step that has ended, if it is logged."""
+        """Write the training record of an optimizer step that has ended, if it is logged.
+
+        With several processes, it is written when their values have come: at the next boundary.
+        """
         if self._recorder.is_logging:
-            self.check_losses()
-            self._recorder.write_step(is_over)
+            own, write = self._recorder.take_step(is_over)
+
+            def take(found: list[Any]) -> None:
+                self._raise_if_bad(min((bad for bad, _ in found if bad), default=None))
+                write([values for _, values in found])
+
+            self._ranks.share((self._losses.first_bad(), own), take)
 
     def end_epoch(self, hook: Callable[[], None], trained: nn.Module) -> None:
         """Run the hook, and end an epoch's training, also if the hook raises `BreakEpoch` or `BreakAllEpochs`.
@@ -367,21 +374,16 @@ class Stepper:
         NanError
             A loss is not finite, and `nonfinite` is "raise".
         """
-        bad = self._ranks.earliest(self._losses.first_bad())
+        self._ranks.catch_up()
+        self._raise_if_bad(self._ranks.earliest(self._losses.first_bad()))
+
+    def _raise_if_bad(self, bad: tuple[int, float] | None) -> None:
         if bad and not self._skips_nonfinite:
             step, value = bad
             raise NanError(
                 f"The loss of step {step} is {value}. A smaller rate, optim.grad_max_norm or optim.nonfinite=skip may "
                 f"help. {self._run.how_to_change()}"
             )
-
-
-def _warn_of_unused(modules: Mapping[str, nn.Module], aside: Collection[int]) -> None:
-    """Warn of modules that no gradient has reached. Those whose ids are `aside` have an optimizer of their own."""
-    for name, module in modules.items():
-        trainable = [p for p in module.parameters() if p.requires_grad and id(p) not in aside]
-        if trainable and all(p.grad is None for p in trainable):
-            log.warning("module.%s: no gradient reaches it in the first step. Does compute_loss use it?", name)
 
 
 def _methods(parts: Iterable[Any], name: str) -> list[Callable]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import pickle
 import sys
 import threading
 import time
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..exceptions import ConfigError, PeerError
 from . import launchers
@@ -23,7 +24,7 @@ log = logging.getLogger("stable_ssl")
 SECONDS_TO_MEET = 60.0
 SECONDS_BETWEEN_BEATS = 2.0
 MISSED_BEATS = 10  # after which a process counts as gone: others end within 30 s, and a shorter pause does no harm
-BUCKET = 1 << 23  # gradient values that are summed together
+ENVELOPE = 4096  # bytes of a message that needs no second exchange
 
 _runs = itertools.count()
 
@@ -135,6 +136,41 @@ class World:
         dist.all_gather_object(values, value, group=self._host_group)
         return values
 
+    def send(self, value: Any, is_small: bool) -> Callable[[], list[Any]]:
+        """Begin to exchange a value, without waiting for the other processes.
+
+        Parameters
+        ----------
+        value
+            Anything that can be pickled.
+        is_small
+            Whether it is a few numbers, and no more, on every process.
+
+        Returns
+        -------
+        callable
+            Waits for the values of all processes, and returns them by rank.
+        """
+        data = pickle.dumps(value)
+        size = ENVELOPE // 64 if is_small else ENVELOPE
+        fits = len(data) < size - 4
+        mine = torch.frombuffer(
+            bytearray((len(data) if fits else 0).to_bytes(4, "big") + (data if fits else b"").ljust(size - 4)),
+            dtype=torch.uint8,
+        )
+        found = [torch.empty_like(mine) for _ in range(self.size)]
+        work = dist.all_gather(found, mine, group=self._host_group, async_op=True)
+
+        def receive() -> list[Any]:
+            work.wait()
+            rows = [row.numpy().tobytes() for row in found]
+            lengths = [int.from_bytes(row[:4], "big") for row in rows]
+            if not all(lengths):  # one of them is too long
+                return self.gather(value)
+            return [pickle.loads(row[4 : 4 + length]) for row, length in zip(rows, lengths, strict=True)]
+
+        return receive
+
     def gather_on_main(self, value: Any) -> list[Any] | None:
         """Return the values of all processes, by rank, on rank 0. Other ranks get None."""
         values: list[Any] | None = [None] * self.size if self.is_main else None
@@ -189,34 +225,6 @@ class World:
             total = tensor.contiguous()
             dist.all_reduce(total)
             tensor.copy_(total.div_(self.size))
-
-    @torch.no_grad()
-    def average_gradients(self, parameters: Sequence[nn.Parameter], has_gradient: Sequence[bool]) -> None:
-        """Replace gradients by their sum over the processes, divided by the number of processes.
-
-        The bucket layout depends only on the parameters and on which of them have gradients, so a resumed run adds in
-        the same order. (DistributedDataParallel changes its layout after the first step. With more than two processes
-        the order of a sum depends on the layout, so a resumed run would differ in the last bits.)
-
-        Parameters
-        ----------
-        parameters
-            The same parameters on all processes, in the same order.
-        has_gradient
-            For each parameter, whether any process has a gradient. If so, a missing gradient counts as zero.
-        """
-        sums: list[tuple[list[nn.Parameter], Tensor, Any]] = []
-        for bucket in _buckets([p for p, has in zip(parameters, has_gradient, strict=True) if has]):
-            for parameter in bucket:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-            flat = torch.cat([_gradient(parameter).reshape(-1) for parameter in bucket])
-            sums.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
-        for bucket, flat, work in sums:
-            work.wait()
-            parts = flat.mul_(1 / self.size).split([parameter.numel() for parameter in bucket])
-            views = [part.view(parameter.shape) for part, parameter in zip(parts, bucket, strict=True)]
-            torch._foreach_copy_([_gradient(parameter) for parameter in bucket], views)
 
     # The end ----------------------------------------------------------------------------------------------------------
 
@@ -321,19 +329,3 @@ class _Watch(threading.Thread):
             sys.stderr.flush()
             sys.stdout.flush()
             os._exit(1)
-
-
-def _gradient(parameter: nn.Parameter) -> Tensor:
-    assert parameter.grad is not None
-    return parameter.grad
-
-
-def _buckets(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
-    """Divide parameters into groups of the same type and device, of about `BUCKET` values at most."""
-    buckets: dict[tuple, list[nn.Parameter]] = {}
-    sizes: dict[tuple, int] = {}
-    for parameter in parameters:
-        kind = (parameter.dtype, parameter.device)
-        sizes[kind] = sizes.get(kind, 0) + parameter.numel()
-        buckets.setdefault((*kind, sizes[kind] // BUCKET), []).append(parameter)
-    return list(buckets.values())

@@ -1,0 +1,162 @@
+"""The mean of gradients over the processes of a run, whose exchange begins while the backward pass goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+BUCKET = 1 << 21  # gradient values that are summed together
+
+
+class GradientMean:
+    """Replaces gradients by their mean over the processes.
+
+    Parameters are divided into buckets, and the gradients of a bucket are summed together. `begin` before a backward
+    pass lets each bucket's exchange begin as soon as its gradients are there; `finish` waits for all. The division, and
+    the order of the exchanges, depend on the parameters only, so a resumed run adds in the same order.
+    (DistributedDataParallel changes its layout after the first step. With more than two processes the order of a sum
+    depends on the layout, so a resumed run would differ in the last bits. `replicate` of FSDP2 takes 1.5 times as long
+    for small networks: `benchmarks/ranks.py`.)
+
+    Gradients of half precision are summed in fp32. The buckets are exchanged in a process group of their own, so that
+    collectives of losses and batch normalisation may come in between.
+
+    Attributes
+    ----------
+    overlaps
+        Whether exchanges may begin during the backward pass. The first pass shows whether each gradient is complete
+        when its parameter's hook runs; reentrant activation checkpointing may call the hook more often.
+    """
+
+    def __init__(self) -> None:
+        from torch.distributed.tensor import DTensor  # takes too long to import for a process alone
+
+        self._sharded = DTensor
+        self._group: Any = dist.new_group()
+        self._size = dist.get_world_size()
+        self._buckets: list[list[nn.Parameter]] = []
+        self._place: dict[nn.Parameter, int] = {}  # the bucket of each parameter
+        self._hooks: dict[nn.Parameter, Any] = {}
+        self._sums: list[tuple[Tensor, Any]] = []  # what was sent, by bucket
+        self._fired: set[Tensor] = set()
+        self._missing: list[nn.Parameter] = []  # those without a gradient on this process
+        self._left: list[int] = []  # gradients that each bucket waits for
+        self._is_open = self._has_observed = False
+        self.overlaps = True
+
+    def begin(self, optimizers: Iterable[torch.optim.Optimizer]) -> None:
+        """Let the exchange begin in the backward passes from now on: they are the last before `finish`."""
+        self._divide(optimizers)
+        self._left = [len(bucket) for bucket in self._buckets]
+        self._fired.clear()
+        self._is_open = True
+
+    @torch.no_grad()
+    def finish(self, optimizers: Iterable[torch.optim.Optimizer]) -> None:
+        """Wait until each gradient is the mean over the processes.
+
+        If any process has a gradient of a parameter, those that lack it count as zero. If none has, there is none.
+        """
+        if not self._is_open:
+            self._divide(optimizers)
+        self._is_open, self._has_observed = False, True
+        self._missing = [p for p in self._place if p.grad is None]
+        for bucket in self._buckets[len(self._sums) :]:
+            self._send(bucket)
+        flags = None
+        for bucket, (flat, work) in zip(self._buckets, self._sums, strict=True):
+            work.wait()
+            parts = flat.mul_(1 / self._size).split([p.numel() for p in bucket] + [len(flat) - _numel(bucket)])
+            views = [part.view(p.shape) for part, p in zip(parts, bucket, strict=False)]
+            torch._foreach_copy_([_gradient(p) for p in bucket], views)
+            flags = parts[-1]
+        self._sums.clear()
+        if self._missing:  # only then it matters what the others have, and only then this waits for the device
+            used = dict(zip(self._place, flags.tolist(), strict=True))  # type: ignore[union-attr]
+            for parameter in self._missing:
+                if not used[parameter]:
+                    parameter.grad = None
+            self._missing = []
+
+    def forget(self) -> None:
+        """Wait for what was sent, and drop it: the step is not taken."""
+        self._is_open = False
+        for _, work in self._sums:
+            work.wait()
+        self._sums.clear()
+
+    def _divide(self, optimizers: Iterable[torch.optim.Optimizer]) -> None:
+        """Divide the parameters into buckets of the same type and device, those whose gradients come first first."""
+        parameters = [p for optimizer in optimizers for p in self._trained(optimizer)]
+        if list(map(id, self._place)) == list(map(id, parameters)):
+            return
+        self._buckets, size, before = [], 0, None
+        for parameter in parameters:
+            kind = parameter.dtype, parameter.device
+            size += parameter.numel()
+            if kind != before or size > BUCKET:
+                self._buckets.append([])
+                size, before = parameter.numel(), kind
+            self._buckets[-1].append(parameter)
+        self._place = {p: number for number, bucket in enumerate(self._buckets) for p in bucket}
+        for parameter in [p for p in self._hooks if p not in self._place]:
+            self._hooks.pop(parameter).remove()
+        for parameter in parameters:
+            if parameter not in self._hooks and parameter.requires_grad:
+                self._hooks[parameter] = parameter.register_post_accumulate_grad_hook(self._arrived)
+
+    def _trained(self, optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+        """Return the parameters of an optimizer whose gradients are averaged here, the last first."""
+        found = [
+            p for group in optimizer.param_groups for p in group["params"] if p.requires_grad or p.grad is not None
+        ]
+        return [p for p in reversed(found) if not isinstance(p, self._sharded)]  # FSDP averages those of its own
+
+    def _arrived(self, parameter: Tensor) -> None:
+        """Send the buckets that are complete, in their order, now that a parameter has its gradient."""
+        if not self._is_open:
+            return
+        number = self._place[parameter]  # type: ignore[index]
+        if parameter in self._fired:
+            if number < len(self._sums):
+                raise RuntimeError(
+                    f"The gradient of a parameter of shape {tuple(parameter.shape)} changed after it was exchanged: a "
+                    "second backward pass reached it in one step. Add the losses, and return their sum from "
+                    "compute_loss()."
+                )
+            self.overlaps = False
+            return
+        self._fired.add(parameter)
+        self._left[number] -= 1
+        if self.overlaps and self._has_observed:
+            while len(self._sums) < len(self._buckets) and not self._left[len(self._sums)]:
+                self._send(self._buckets[len(self._sums)])
+
+    @torch.no_grad()
+    def _send(self, bucket: list[nn.Parameter]) -> None:
+        """Begin to sum the gradients of a bucket. The last one also has a flag per parameter: who has a gradient."""
+        flags = []
+        if len(self._sums) == len(self._buckets) - 1:
+            missing = set(self._missing)
+            flags = [float(p not in missing) for p in self._place]
+        for parameter in bucket:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        values = [_gradient(parameter).reshape(-1) for parameter in bucket]
+        flat = torch.cat([*values, values[0].new_tensor(flags)] if flags else values)
+        if flat.dtype in (torch.float16, torch.bfloat16):
+            flat = flat.float()
+        self._sums.append((flat, dist.all_reduce(flat, group=self._group, async_op=True)))
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
+
+
+def _numel(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
