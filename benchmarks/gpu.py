@@ -122,9 +122,9 @@ MEASUREMENTS = {
          "first": ("first steps take more by, s", ".1f"), **PEAK},
     ),
     "losses": Measurement(
-        measurements.loss, 20, {"time": ("ms", ",.2f"), "peak": ("MB", ",.0f")}, "losses.md"
+        measurements.loss, 30, {"time": ("ms", ",.2f"), "peak": ("MB", ",.0f")}, "losses.md"
     ),
-    "heads": Measurement(measurements.classifiers, 20, {"time": ("s", ",.3f"), **FASTER}),
+    "heads": Measurement(measurements.classifiers, 40, {"time": ("s", ",.3f"), **FASTER}),
 }  # fmt: skip
 
 
