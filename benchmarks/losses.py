@@ -2,6 +2,8 @@
 
     python benchmarks/losses.py [--images 1024 4096 16384] [--rounds 3]
 
+`benchmarks/gpu.py` does the same on a GPU.
+
 Two views of each image, so that a batch of 16,384 images has 32,768 embeddings. Each measurement runs in a process of
 its own; memory is the peak of the process above what it had before, time the median of the rounds. lightly's is left
 out where its similarities alone would take more than half of the free memory.
@@ -16,22 +18,27 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 DIM = 128
+
+
+def make(which: str) -> Callable:
+    """Return the loss of a library."""
+    if which == "stable-ssl":
+        from stable_ssl.losses import NTXEntLoss
+
+        return NTXEntLoss(0.5)
+    from lightly.loss import NTXentLoss
+
+    return NTXentLoss(0.5)
 
 
 def measure(which: str, num_images: int, rounds: int) -> None:
     """Print median seconds and peak MB of one loss."""
     import torch
 
-    if which == "stable-ssl":
-        from stable_ssl.losses import NTXEntLoss
-
-        loss = NTXEntLoss(0.5)
-    else:
-        from lightly.loss import NTXentLoss
-
-        loss = NTXentLoss(0.5)
+    loss = make(which)
     views = [torch.randn(num_images, DIM, requires_grad=True) for _ in range(2)]
     loss(*(view[:8] for view in views)).backward()
     before, times = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, []

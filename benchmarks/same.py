@@ -64,8 +64,8 @@ def _parts(method: str) -> tuple[Any, Any, dict[str, Any], Any, dict[str, Any]]:
     predictor = functools.partial(modules.PatchPredictor, (4, 4), 32, hidden_dim=16, depth=1, num_heads=2)
 
     def backbone() -> nn.Module:
-        convolutions = nn.Conv2d(1, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(2)
-        return nn.Sequential(*convolutions, nn.Flatten(), nn.Dropout(0.1), nn.Linear(64, 32))
+        convolutions = nn.Conv2d(1, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(1)
+        return nn.Sequential(*convolutions, nn.Flatten(), nn.Dropout(0.1), nn.Linear(16, 32))
 
     def head() -> nn.Module:
         return modules.MLP([32, 32, 16])
@@ -153,8 +153,8 @@ def _options(method: str, accumulation: int) -> dict[str, Any]:
     return {"hardware": {"device": "cpu", "precision": "bf16" if method == "supervised" else "fp32"}, "optim": optim}
 
 
-def train(method: str, folder: Path, accumulation: int, dies_at: int | None) -> None:
-    """Make one run, or go on with it; in step `dies_at` the process kills itself."""
+def train(method: str, folder: Path, accumulation: int, dies_at: int | None, hardware: dict | None = None) -> None:
+    """Make one run, or go on with it; in step `dies_at` the process kills itself. `hardware` changes settings."""
     import torch
     from torch import nn
     from torchmetrics.classification import MulticlassAccuracy
@@ -179,6 +179,8 @@ def train(method: str, folder: Path, accumulation: int, dies_at: int | None) -> 
                 os.kill(os.getpid(), signal.SIGKILL)
             return super().compute_loss()
 
+    options = _options(method, accumulation)
+    options["hardware"].update(hardware or {})
     folder.mkdir(parents=True, exist_ok=True)
     size = BATCH // int(os.environ.get("WORLD_SIZE", "1"))
     train_set: Any = (
@@ -192,7 +194,7 @@ def train(method: str, folder: Path, accumulation: int, dies_at: int | None) -> 
     Watched(
         data={"train": train_set, **(held_out if is_ssl else {"test": held_out["test"]})},
         module=networks,
-        **_options(method, accumulation),
+        **options,
         logger={
             "dump_path": folder,
             "level": 40,
@@ -208,12 +210,19 @@ def train(method: str, folder: Path, accumulation: int, dies_at: int | None) -> 
     )()
 
 
+def _bytes(tensor: Any) -> bytes:
+    """Return the values of a tensor of any type, which may be one that NumPy lacks."""
+    import torch
+
+    return tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
 def _digest(batch: Any) -> str:
     from torch.utils._pytree import tree_leaves
 
     found = hashlib.sha256()
     for leaf in tree_leaves(batch):
-        found.update(f"{leaf.dtype} {tuple(leaf.shape)}".encode() + leaf.contiguous().numpy().tobytes())
+        found.update(f"{leaf.dtype} {tuple(leaf.shape)}".encode() + _bytes(leaf))
     return found.hexdigest()
 
 
@@ -230,7 +239,7 @@ def _rank(rank: int, size: int, port: int, arguments: tuple) -> None:
     train(*arguments)
 
 
-def _start(size: int, arguments: tuple) -> list[int]:
+def start(size: int, arguments: tuple) -> list[int]:
     """Return the exit statuses of the processes of one run."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["stable_ssl.trainers", "torchmetrics.classification", "sklearn.datasets"])
@@ -252,9 +261,9 @@ def make_runs(folder: Path, names: list[str]) -> None:
         how = {**VARIANTS, **EXTRA}[variant]
         run = folder / name
         if how["dies"]:
-            statuses = _start(how["ranks"], (method, run, how["accumulation"], DIES_AT))
+            statuses = start(how["ranks"], (method, run, how["accumulation"], DIES_AT))
             assert set(statuses) == {-signal.SIGKILL}, f"{name}: was not killed, but ended with {statuses}."
-        statuses = _start(how["ranks"], (method, run, how["accumulation"], None))
+        statuses = start(how["ranks"], (method, run, how["accumulation"], None))
         assert set(statuses) == {0}, f"{name}: ended with {statuses}."
 
 
@@ -267,7 +276,7 @@ def differences(one: Any, other: Any, path: str) -> Iterator[str]:
 
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         # As bytes: NaN equals itself, and 0 is not -0.
-        if one.dtype != other.dtype or one.shape != other.shape or one.numpy().tobytes() != other.numpy().tobytes():
+        if one.dtype != other.dtype or one.shape != other.shape or _bytes(one) != _bytes(other):
             yield path
     elif isinstance(one, dict) and isinstance(other, dict):
         for key in dict.fromkeys([*one, *other]):
@@ -286,7 +295,7 @@ def outcome(run: Path) -> dict[str, Any]:
 
     found: dict[str, Any] = {}
     for path in sorted(run.glob("checkpoints/step_*")):
-        state = torch.load(path / "state.pt", weights_only=True)
+        state = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
         del state["log_position"]  # in bytes, some of which are of `perf/`
         found[path.name] = state
     found["final weights"] = load_file(run / "weights" / "final.safetensors")
