@@ -87,7 +87,7 @@ class HardwareConfig(_Config):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     float16: bool = False
     world_size: Count = 1
-    strategy: Literal["ddp"] = "ddp"
+    strategy: Literal["ddp", "fsdp", "hsdp"] = "ddp"
     compile: bool | Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = False
     channels_last: bool = False
     deterministic: bool = False

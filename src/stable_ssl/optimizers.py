@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .exceptions import ConfigError, nearest
+from .runtime.distributed import local, norms
 
 
 def param_groups(
@@ -258,15 +259,15 @@ class LARS(torch.optim.Optimizer):
 
     def _step_group(self, group: dict[str, Any], params: list[Tensor]) -> None:
         """Update the parameters of one group, all of which have gradients."""
-        directions: list[Tensor] = [p.grad for p in params]  # type: ignore[misc]
+        values, directions = [local(p) for p in params], [local(p.grad) for p in params]  # type: ignore[arg-type]
         if group["weight_decay"]:
-            decayed = list(torch._foreach_add(directions, params, alpha=group["weight_decay"]))
+            decayed = list(torch._foreach_add(directions, values, alpha=group["weight_decay"]))
         else:
             decayed = directions
         if not group["lars_exclude"]:
             has_decay = group["decay_in_norm"]
-            weights = torch.stack(torch._foreach_norm(params))  # (parameters,): one norm each
-            grads = torch.stack(torch._foreach_norm(decayed if has_decay else directions))  # (parameters,)
+            weights = norms(params)  # (parameters,)
+            grads = norms([_like(p, d) for p, d in zip(params, decayed if has_decay else directions, strict=True)])
             whole = grads if has_decay else grads + group["weight_decay"] * weights
             trust = group["eta"] * weights / (whole + group["epsilon"])
             trust = torch.where((weights > 0) & (grads > 0), trust, torch.ones_like(trust))
@@ -275,7 +276,7 @@ class LARS(torch.optim.Optimizer):
             decayed = list(torch._foreach_mul(decayed, list(trust.unbind())))
         if group["momentum"]:
             decayed = self._with_momentum(group, params, decayed)
-        torch._foreach_add_(params, decayed, alpha=-group["lr"])
+        torch._foreach_add_(values, decayed, alpha=-group["lr"])
 
     def _with_momentum(self, group: dict[str, Any], params: list[Tensor], steps: list[Tensor]) -> list[Tensor]:
         """Return the steps of the parameters with momentum, and update the momentum buffers."""
@@ -283,10 +284,22 @@ class LARS(torch.optim.Optimizer):
         for p, step in zip(params, steps, strict=True):
             state = self.state[p]
             if "momentum_buffer" in state:
-                state["momentum_buffer"].mul_(group["momentum"]).add_(step, alpha=1 - group["dampening"])
+                buffer = local(state["momentum_buffer"])
+                buffer.mul_(group["momentum"]).add_(step, alpha=1 - group["dampening"])
             else:
-                state["momentum_buffer"] = step.clone()
-            buffers.append(state["momentum_buffer"])
+                state["momentum_buffer"] = _like(p, step.clone())
+                buffer = local(state["momentum_buffer"])
+            buffers.append(buffer)
         if group["nesterov"]:
             return list(torch._foreach_add(steps, buffers, alpha=group["momentum"]))
         return buffers
+
+
+def _like(parameter: Tensor, part: Tensor) -> Tensor:
+    """Return this rank's part of a tensor as a sharded one, laid out as a parameter, if that is sharded."""
+    if not hasattr(parameter, "to_local"):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    mesh, placements, shape = parameter.device_mesh, parameter.placements, parameter.shape  # type: ignore[attr-defined]
+    return DTensor.from_local(part, mesh, placements, run_check=False, shape=shape, stride=parameter.stride())

@@ -76,8 +76,31 @@ class Alone:
     can_save_at_once = True  # in the middle of a hook
     on_lost: Callable[[str], None] = staticmethod(lambda why: None)
 
-    def introduce(self, device: torch.device) -> None:
-        """Log the number of processes and their devices, if there are several."""
+    def introduce(self, device: torch.device, hardware: Any) -> None:
+        """Log the number of processes and their devices, if there are several.
+
+        Raises
+        ------
+        ConfigError
+            `hardware.strategy` does not suit the number of processes or machines, or the precision.
+        """
+        if hardware["strategy"] != "ddp":
+            raise ConfigError(
+                f"hardware.strategy: {hardware['strategy']} divides the model between several processes, but there is "
+                "one. Leave it out, or start several (hardware.world_size, or torchrun)."
+            )
+
+    def shard(self, modules: Mapping[str, nn.Module]) -> None:
+        """Divide the parameters of modules between the processes, if `hardware.strategy` says so."""
+
+    def check_optimizer(self, optimizer: Any) -> None:
+        """Raise a ConfigError if an optimizer can't train what `shard` left."""
+
+    def make_whole(self) -> None:
+        """Give each process the whole parameters of modules that are sharded, until `divide`."""
+
+    def divide(self) -> None:
+        """Divide the parameters of modules that are sharded again."""
 
     def hook(self, hook: Callable[[], None]) -> None:
         """Run a hook."""
@@ -119,8 +142,8 @@ class Alone:
         """Return the module with batch normalisation over the batches of all processes, if the device is CUDA."""
         return module
 
-    def begin_gradients(self, optimizers: Optimizers) -> None:
-        """Let the exchange of gradients begin in the backward passes that follow, the last of an optimizer step."""
+    def begin_gradients(self, optimizers: Optimizers, is_last: bool) -> None:
+        """Begin a backward pass. If it is the last of an optimizer step, the exchange of gradients begins in it."""
 
     def average_gradients(self, optimizers: Optimizers) -> None:
         """Wait until each gradient of some optimizers is the mean over the processes."""
@@ -210,10 +233,64 @@ class Together(World):
     def __init__(self, place: launchers.Place):
         super().__init__(place)
         self._gradients = GradientMean()
+        self._sharding: Any = None  # a `Sharding`, if the strategy needs one
 
-    def introduce(self, device: torch.device) -> None:
-        """Log the number of processes and their devices."""
+    def introduce(self, device: torch.device, hardware: Any) -> None:
+        """Log the number of processes and their devices, and prepare what `hardware.strategy` needs."""
         log.info("%d processes train together, each on a %s of its own.", self.size, device.type)
+        strategy = hardware["strategy"]
+        if strategy == "ddp":
+            return
+        if hardware["precision"] == "fp16":
+            raise ConfigError(
+                f"hardware.precision: fp16 scales losses by what each process finds, which strategy {strategy} can't. "
+                "Take bf16."
+            )
+        from .sharding import Sharding  # torch's FSDP takes a second to import
+
+        machines = self._machines() if strategy == "hsdp" else 1
+        self._sharding = Sharding(strategy, machines, self.size, device, hardware["precision"])
+
+    def _machines(self) -> int:
+        """Return the number of machines.
+
+        Raises
+        ------
+        ConfigError
+            There is one, or they have not the same number of processes, in the order of the ranks.
+        """
+        local_ranks = self.gather(self.local_rank)
+        machines = local_ranks.count(0)
+        if machines == 1:
+            raise ConfigError(
+                "hardware.strategy: hsdp divides the model within each machine, and there is only one. Take fsdp."
+            )
+        if local_ranks != [*range(self.size // machines)] * machines:
+            raise ConfigError(
+                f"hardware.strategy: hsdp needs the same number of processes per machine, machine by machine, but the "
+                f"numbers of the processes on their machines are {local_ranks}. Take fsdp."
+            )
+        return machines
+
+    def shard(self, modules: Mapping[str, nn.Module]) -> None:
+        """Divide the parameters of modules between the processes, if `hardware.strategy` says so."""
+        if self._sharding:
+            self._sharding.shard(modules)
+
+    def check_optimizer(self, optimizer: Any) -> None:
+        """Raise a ConfigError if an optimizer can't train what `shard` left."""
+        if self._sharding:
+            self._sharding.check_optimizer(optimizer)
+
+    def make_whole(self) -> None:
+        """Give each process the whole parameters of modules that are sharded, until `divide`."""
+        if self._sharding:
+            self._sharding.make_whole()
+
+    def divide(self) -> None:
+        """Divide the parameters of modules that are sharded again."""
+        if self._sharding:
+            self._sharding.divide()
 
     def hook(self, hook: Callable[[], None]) -> None:
         """Run a hook; if it raises a break on any process, raise the break of the widest scope on all.
@@ -262,13 +339,18 @@ class Together(World):
         """
         return nn.SyncBatchNorm.convert_sync_batchnorm(module) if device.type == "cuda" else module
 
-    def begin_gradients(self, optimizers: Optimizers) -> None:
-        """Let the exchange of gradients begin in the backward passes that follow, the last of an optimizer step."""
-        self._gradients.begin(optimizers)
+    def begin_gradients(self, optimizers: Optimizers, is_last: bool) -> None:
+        """Begin a backward pass. If it is the last of an optimizer step, the exchange of gradients begins in it."""
+        if is_last:
+            self._gradients.begin(optimizers)
+        if self._sharding:
+            self._sharding.begin(is_last)
 
     def average_gradients(self, optimizers: Optimizers) -> None:
         """Wait until each gradient of some optimizers is the mean over the processes."""
         self._gradients.finish(optimizers)
+        if self._sharding:
+            self._sharding.finish()
 
     def drop_gradients(self) -> None:
         """Drop what was exchanged of a step that is not taken."""

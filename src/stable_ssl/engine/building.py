@@ -172,10 +172,16 @@ class Builder:
                 f"initialize_modules() made or removed {names}, but a resumed run does not call it. {MAKE_IT_EARLIER}"
             )
 
-    def settle(self, trained: nn.Module, modules: Mapping[str, nn.Module], compile_mode: bool | str) -> None:
-        """Give all processes the values of rank 0, then compile the modules.
+    def settle(
+        self,
+        trained: nn.Module,
+        modules: Mapping[str, nn.Module],
+        optimized: Mapping[str, nn.Module],
+        compile_mode: bool | str,
+    ) -> None:
+        """Give all processes the values of rank 0; then shard the modules, if the strategy says so, and compile them.
 
-        They are compiled in place, so a module stays the user's object, and its parameters keep their names.
+        Both happen in place, so a module stays the user's object, and its parameters keep their names.
 
         Parameters
         ----------
@@ -183,10 +189,13 @@ class Builder:
             Holds all parameters and buffers.
         modules
             The modules to compile, by name.
+        optimized
+            The modules to shard, by name, and the loss, which stays whole. None if the run does not train.
         compile_mode
             `hardware.compile`: false, true, or a mode of `torch.compile`.
         """
         self._ranks.copy_from_main([*trained.parameters(), *trained.buffers()])
+        self._ranks.shard({name: module for name, module in optimized.items() if name in modules})
         if compile_mode:
             for module in modules.values():
                 module.compile(mode=compile_mode if isinstance(compile_mode, str) else None)
@@ -228,6 +237,7 @@ class Builder:
         optim["num_batches"] = self.count_batches(loader, optim["max_steps"])
         begin = schedule_begin(optim, loader)
         build_optimization(optim, modules, batch_size and batch_size * self._ranks.size, begin)
+        self._ranks.check_optimizer(optim["optimizer"])
         self._made = optim["optimizer"], optim["scheduler"]
 
     def count_batches(self, loader: Any, limit: int | float) -> int:

@@ -101,6 +101,7 @@ class Evaluation:
         if self.is_due_at_start():
             self._weights.save("initial")
         self.mark_done()
+        self._run.ranks.make_whole()  # processes have different numbers of batches, and none waits for another
         self._recorder.hook(hook, "eval")
 
     @contextmanager
@@ -156,6 +157,7 @@ class Evaluation:
             self._recorder.hook(hook, "eval")
         finally:
             self._recorder.write_snapshot()
+            self._run.ranks.divide()
         if self._best:
             self._best.stop_if_stale()
 

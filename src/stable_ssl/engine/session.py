@@ -197,8 +197,8 @@ class Session:
         hardware, ranks = self._hardware, self.ranks
         limit_threads()
         self.device = resolve_device(hardware["device"], ranks.local_rank, ranks.size)
-        ranks.introduce(self.device)
         hardware["precision"] = resolve_precision(hardware["precision"], self.device, ranks.size)
+        ranks.introduce(self.device, hardware)
         if hardware["deterministic"]:
             use_deterministic(self.device)
         optim = self._optim

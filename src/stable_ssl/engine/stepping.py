@@ -163,8 +163,7 @@ class Stepper:
             log.warning("Step %d is skipped: its loss is %s.", step, loss.item())
             loss, is_told = self._ranks.spread(loss)
             self._is_bad = not is_told
-        if self.ends_group:
-            self._ranks.begin_gradients(self._optimizers)
+        self._ranks.begin_gradients(self._optimizers, self.ends_group)
         self._precision.backward(loss / self._group_size if self._group_size > 1 else loss)
         self._num_backward += 1
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..weights.files import newest_weights, read_header, save_weights
+from ..runtime.distributed import whole
 from .parts import Model
 from .session import Session
 
@@ -49,13 +50,13 @@ class WeightFiles:
         """
         if self.on_save is not None:
             self.on_save(name)
-        if not self._run.ranks.is_main:
-            return True
         tensors = {
-            key.removeprefix("module."): value
+            key.removeprefix("module."): whole(value)
             for key, value in self._model.state_dict().items()
             if key.startswith("module.") and isinstance(value, Tensor)
         }
+        if not self._run.ranks.is_main:
+            return True
         header = {
             "module": self._config()["trainer"].get("module"),
             "global_step": self._run.progress.global_step,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..exceptions import ConfigError
+from ..runtime.distributed import local
 
 log = logging.getLogger("stable_ssl")
 
@@ -72,6 +73,7 @@ class TeacherStudentModule(nn.Module):
     (False, True)
     """
 
+    sharded_parts = ("student", "teacher")  # what strategies fsdp and hsdp shard: the networks that are called
     epochs_of_run: int | None = None  # set by a run
     _of_run: Tensor
     _progress = 0.0
@@ -227,7 +229,7 @@ def follow(teacher: nn.Module, student: nn.Module, coefficient: float) -> None:
     floating = [pair for pair in pairs if pair[0].is_floating_point()]
     if floating:
         values, targets = map(list, zip(*floating, strict=True))
-        torch._foreach_lerp_(values, targets, 1 - coefficient)
+        torch._foreach_lerp_([local(value) for value in values], [local(target) for target in targets], 1 - coefficient)
     for value, target in pairs:
         if not value.is_floating_point():
             value.copy_(target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -51,6 +52,33 @@ def gather_rows(x: Tensor) -> Tensor:
 def own_rows(x: Tensor) -> Tensor:
     """Return this rank's rows of a tensor that has the rows of all ranks, in the order of `all_gather`."""
     return x if world_size() == 1 else x.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def local(x: Tensor) -> Tensor:
+    """Return this rank's part of a sharded tensor (a DTensor), which shares its memory; any other tensor unchanged."""
+    return x.to_local() if hasattr(x, "to_local") else x
+
+
+def whole(x: Tensor) -> Tensor:
+    """Return a sharded tensor with the values of all ranks, which must all call this; any other tensor unchanged."""
+    return x.full_tensor() if hasattr(x, "full_tensor") else x
+
+
+def norms(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the L2 norm of each tensor, (tensors,). Those of sharded tensors are of their values on all ranks.
+
+    Examples
+    --------
+    >>> norms([torch.ones(4), torch.ones(3, 3)])
+    tensor([2., 3.])
+    """
+    found = torch.stack(torch._foreach_norm([local(x) for x in tensors]))
+    if sharded := [number for number, x in enumerate(tensors) if hasattr(x, "to_local")]:
+        squares = found[sharded].square()
+        mesh = tensors[sharded[0]].device_mesh  # type: ignore[attr-defined]
+        dist.all_reduce(squares, group=mesh.get_group(mesh.ndim - 1))  # the last dimension is the one that shards
+        found[sharded] = squares.sqrt()
+    return found
 
 
 def from_main(x: Tensor) -> Tensor:

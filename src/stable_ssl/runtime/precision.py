@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .device import do_without
+from .distributed import local, norms
 
 log = logging.getLogger("stable_ssl")
 
@@ -116,12 +117,14 @@ class Precision:
             return True
         if not (grads := _gradients(optimizer)):
             return True
-        norm = torch.nn.utils.get_total_norm(grads)
+        norm = total_norm(grads)
         # In fp16 the scaler must see gradients that are not finite, to lower its scale.
         if self.skip_nonfinite and not self.scaler and not torch.isfinite(norm):
             return False
         if self.grad_max_norm is not None:
-            torch._foreach_mul_(grads, torch.clamp(self.grad_max_norm / (norm + 1e-6), max=1.0))
+            torch._foreach_mul_(
+                [local(grad) for grad in grads], torch.clamp(self.grad_max_norm / (norm + 1e-6), max=1.0)
+            )
         return True
 
 
@@ -130,7 +133,14 @@ def multiply_gradients(optimizers: Iterable[torch.optim.Optimizer], factor: floa
     if factor != 1.0:
         for optimizer in optimizers:
             if grads := _gradients(optimizer):
-                torch._foreach_mul_(grads, factor)
+                torch._foreach_mul_([local(grad) for grad in grads], factor)
+
+
+def total_norm(grads: list[Tensor]) -> Tensor:
+    """Return the L2 norm of all gradients together, (), of the values on all processes."""
+    if not any(hasattr(grad, "to_local") for grad in grads):
+        return torch.nn.utils.get_total_norm(grads)
+    return torch.linalg.vector_norm(norms(grads))
 
 
 def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
@@ -185,8 +195,8 @@ class FiniteWatch:
 
 
 def all_finite(tensors: list[Tensor]) -> bool:
-    """Return whether all floating-point tensors have finite values only. Waits for the device once or twice."""
-    floating = [tensor.detach() for tensor in tensors if tensor.is_floating_point()]
+    """Return whether all floating-point tensors, or this process's parts of them, are finite. Waits for the device once or twice."""
+    floating = [local(tensor.detach()) for tensor in tensors if tensor.is_floating_point()]
     if not floating:
         return True
     # If the L2 norm is finite, so are all values. It takes a tenth of the largest value's time on a CPU, but overflows
