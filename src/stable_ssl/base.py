@@ -248,8 +248,8 @@ class BaseTrainer(EarlyTrainer, nn.Module):
             run.place(self)
             if saver.lacks_values():
                 build.first_values(self, self.module, self.module_init, self.initialize_modules)
-            trained = self.optimized_modules() if "train" in self.data else {}
-            build.settle(self, self.module, trained, self.hardware["compile"])
+            optimized = self.optimized_modules() if "train" in self.data else {}
+            build.settle(self, self.module, optimized, self.hardware["compile"])
             self._feed = feed = engine.Feed(run, self.hardware, build.loaders, saver.save)
             self._recorder = engine.Recorder(run, feed, self.logger["log_every_step"])
             build.watched(self.logger, self.data)

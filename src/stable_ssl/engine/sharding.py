@@ -81,7 +81,7 @@ class Sharding:
         for name in ("_nothing", *_methods(root)):
             _register(root, name)
         self._roots.append(root)
-        root._nothing(torch.zeros((), device=self.mesh.device_type))  # now the root is known as such
+        self._roots[-1]._nothing(torch.zeros((), device=self.mesh.device_type))  # now it is known as the root
 
     def _policy(self, module: nn.Module) -> MixedPrecisionPolicy:
         own = [part for part in _own_modules(module) if isinstance(part, nn.modules.batchnorm._NormBase)]
@@ -208,7 +208,8 @@ def _has_tensor(values: Sequence[Any]) -> bool:
 
 def _problems(strategy: str, roots: list[tuple[str, nn.Module]]) -> list[str]:
     """Return a sentence per parameter that FSDP2 can't shard."""
-    found, owners = [], {}
+    found: list[str] = []
+    owners: dict[int, str] = {}
     for name, root in roots:
         for key, parameter in root.named_parameters():
             if parameter.ndim == 0:

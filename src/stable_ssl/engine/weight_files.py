@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..weights.files import newest_weights, read_header, save_weights
 from ..runtime.distributed import whole
+from ..weights.files import newest_weights, read_header, save_weights
 from .parts import Model
 from .session import Session
 

@@ -140,7 +140,8 @@ def total_norm(grads: list[Tensor]) -> Tensor:
     """Return the L2 norm of all gradients together, (), of the values on all processes."""
     if not any(hasattr(grad, "to_local") for grad in grads):
         return torch.nn.utils.get_total_norm(grads)
-    return torch.linalg.vector_norm(norms(grads))
+    total: Tensor = torch.linalg.vector_norm(norms(grads))
+    return total
 
 
 def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
@@ -195,7 +196,10 @@ class FiniteWatch:
 
 
 def all_finite(tensors: list[Tensor]) -> bool:
-    """Return whether all floating-point tensors, or this process's parts of them, are finite. Waits for the device once or twice."""
+    """Return whether this process's values of all floating-point tensors are finite.
+
+    This waits for the device once or twice.
+    """
     floating = [local(tensor.detach()) for tensor in tensors if tensor.is_floating_point()]
     if not floating:
         return True
