@@ -33,7 +33,9 @@ class Run:
         from torch.distributed.fsdp import fully_shard
 
         self.world = World(launchers.find_place())
-        self.mesh = init_device_mesh("cpu", (self.world.size,))
+        # Four ranks are two groups that each have the whole.
+        shape = (2, 2) if self.world.size == 4 else (self.world.size,)
+        self.mesh = init_device_mesh("cpu", shape, mesh_dim_names=("replicate", "shard")[-len(shape) :])
         torch.manual_seed(0)
         layers = nn.Linear(SIZES[0], SIZES[1]), nn.BatchNorm1d(SIZES[1]), nn.Linear(SIZES[1], SIZES[2])
         self.model = fully_shard(nn.Sequential(*layers), mesh=self.mesh)
@@ -107,8 +109,11 @@ def copied(written, tmp_path):
     return shutil.copytree(written[0], tmp_path / "checkpoints")
 
 
-def resume(folder, plain):
-    """Go on from the newest checkpoint, or from a plain state; return the whole state there, and two steps later."""
+def resume(folder, plain, again):
+    """Go on from the newest checkpoint, or from a plain state, which is saved again.
+
+    Return the whole state of the checkpoint, of what was restored, two steps later, and of the plain state.
+    """
     run = Run(folder)
     step, state, _ = run.store.load_newest(layout=run.layout)
     parts = {key: value.to_local().numel() for key, value in state["modules"].items() if is_sharded(value)}
@@ -118,13 +123,20 @@ def resume(folder, plain):
     run.train(range(6, 8))
     later = whole(run.state())
     run.load(pickle.loads(plain))  # as ranks that each train a whole model have written it
+    run.store = run.store.of(again)
+    assert run.save(9)
     return step.name, parts, loaded, restored, later, whole(run.state())
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_ranks_go_on_from_a_sharded_checkpoint_whatever_their_number(written, start_ranks, world_size):
+def written_files(folder):
+    files = json.loads((folder / STEP_6 / "meta.json").read_text())["files"]
+    return [found for name, found in files.items() if name.endswith(".distcp")]
+
+
+@pytest.mark.parametrize(("world_size", "sizes"), [(2, [20, 15]), (3, [15, 15, 5]), (4, [20, 15, 20, 15])])
+def test_ranks_go_on_from_a_sharded_checkpoint_whatever_their_number(written, start_ranks, tmp_path, world_size, sizes):
     folder, saved, later = written
-    ranks = start_ranks(resume, folder, pickle.dumps(saved), world_size=world_size).results()
+    ranks = start_ranks(resume, folder, pickle.dumps(saved), tmp_path, world_size=world_size).results()
     for name, _, loaded, restored, then, from_plain in ranks:
         assert name == STEP_6
         assert same(loaded, saved)
@@ -132,8 +144,11 @@ def test_ranks_go_on_from_a_sharded_checkpoint_whatever_their_number(written, st
         assert same(from_plain, saved)
         if world_size == 2:
             assert same(then, later)
-    sizes = [found[1]["0.weight"] for found in ranks]
-    assert sizes == ([20, 15] if world_size == 2 else [15, 15, 5])
+    assert [found[1]["0.weight"] for found in ranks] == sizes
+    again, meta = read_checkpoint(tmp_path / "step_00000009")
+    assert same(again, saved)
+    files = [meta["files"][f"shards/__{rank}_0.distcp"]["bytes"] for rank in range(world_size)]
+    assert sum(files) < 1.5 * sum(found["bytes"] for found in written_files(folder))  # no part is written twice
 
 
 def test_one_process_reads_the_whole_or_only_the_modules(written):
