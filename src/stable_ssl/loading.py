@@ -22,6 +22,8 @@ from .runtime.seeding import Stream, preserved_generators, seed_generators
 from .weights.files import load_strictly, newest_weights, read_weights
 from .weights.runs import read_run
 
+_SECTIONS = ("progress", "modules", "buffers")  # of a checkpoint's state
+
 
 @dataclass(frozen=True)
 class LoadedRun:
@@ -111,13 +113,13 @@ def _values_of(path: Path) -> tuple[Path, dict[str, Any], dict[str, Tensor]]:
     if path.is_file():
         return path, read_weights(path), {}
     if (path / "meta.json").is_file():
-        return _of_modules(path, read_checkpoint(path)[0])
+        return _of_modules(path, read_checkpoint(path, _SECTIONS)[0])
     store = CheckpointStore(path / "checkpoints")
     weights, step = newest_weights(path)
     found = None
     if (newest := store.newest_step()) is not None and newest >= step:
         try:
-            found = store.load_newest(is_owner=False)
+            found = store.load_newest(is_owner=False, sections=_SECTIONS)
         except CheckpointError:
             if weights is None:
                 raise

@@ -19,6 +19,7 @@ from ..loggers.metrics import fill_empty_states
 from ..runtime import launchers
 from ..runtime.folder import differences
 from ..runtime.gradients import GradientMean
+from ..runtime.peers import Peers
 from ..runtime.shares import gather_shares, take_share
 from ..runtime.world import World
 
@@ -74,6 +75,7 @@ class Alone:
     is_main = True
     can_drop_a_wait = True  # a signal may interrupt the wait for a batch
     can_save_at_once = True  # in the middle of a hook
+    peers = Peers()
     on_lost: Callable[[str], None] = staticmethod(lambda why: None)
 
     def introduce(self, device: torch.device, hardware: Any) -> None:

@@ -21,6 +21,7 @@ from .facts import DataFacts, Difference, optimizer_differences
 from .optimizing import replay, unscheduled
 from .parts import Model, Part
 from .progress import Progress
+from .session import Session
 from .trained import TrainedParameters
 
 log = logging.getLogger("stable_ssl")
@@ -39,6 +40,8 @@ class Branch:
     ----------
     run
         The parent's folder. It is only read.
+    checkpoints
+        The checkpoints in it.
     step
         The step of the checkpoint. None: the newest valid one.
     restarts_schedule
@@ -65,11 +68,9 @@ class Branch:
         There is no such run or checkpoint.
     """
 
-    def __init__(self, run: Path, step: int | None, restarts_schedule: bool):
-        if not (run / "checkpoints").is_dir():
-            raise ConfigError(f"branch_from: '{run}' has no checkpoints. Give the folder of a run that has some.")
+    def __init__(self, run: Path, checkpoints: CheckpointStore, step: int | None, restarts_schedule: bool):
         try:
-            self.path, self.state, self.meta = CheckpointStore(run / "checkpoints").read(step)
+            self.path, self.state, self.meta = checkpoints.read(step)
         except CheckpointError as error:
             raise ConfigError(f"branch_from: {error}") from error
         if (begun_under := self.meta.get("behaviour", 1)) > behaviour():
@@ -325,15 +326,17 @@ def _have_one_shape(one: Any, other: Any) -> bool:
     return one.shape == other.shape if all(are_tensors) else not any(are_tensors)
 
 
-def find_branch(options: Any, folder: RunFolder, is_new: bool) -> Branch | None:
+def find_branch(options: Any, session: Session, is_new: bool) -> Branch | None:
     """Return the branch that a run begins as. Return None if it is no branch, or has begun already.
+
+    All processes call this, and each of them reads the parent's checkpoint.
 
     Parameters
     ----------
     options
         The run's `branch_from`: a dict with `run`, `step` and `restart_schedule`.
-    folder
-        The run's folder.
+    session
+        The run's session.
     is_new
         Whether the folder has no checkpoint yet.
 
@@ -345,13 +348,22 @@ def find_branch(options: Any, folder: RunFolder, is_new: bool) -> Branch | None:
     if options["run"] is None:
         return None
     run = Path(options["run"])
+    session.ranks.from_main(lambda: _check_branch(options, run, session.folder, is_new))
+    checkpoints = session.checkpoints.of(run / "checkpoints")
+    return Branch(run, checkpoints, options["step"], options["restart_schedule"]) if is_new else None
+
+
+def _check_branch(options: Any, run: Path, folder: RunFolder, is_new: bool) -> None:
+    """Refuse a parent that is not there, and a folder that holds another run."""
     if run.resolve() == folder.path.resolve():
         raise ConfigError(
             f"branch_from: '{run}' is the folder of this run itself, but a branch needs a new folder. Choose another "
             "logger.dump_path (--out)."
         )
     if is_new:
-        return Branch(run, options["step"], options["restart_schedule"])
+        if not (run / "checkpoints").is_dir():
+            raise ConfigError(f"branch_from: '{run}' has no checkpoints. Give the folder of a run that has some.")
+        return
     held = folder.branch
     problems = [
         f"{key}: the branch in the folder has {held.get(key)!r}, this one {value!r}."
@@ -361,4 +373,3 @@ def find_branch(options: Any, folder: RunFolder, is_new: bool) -> Branch | None:
     if problems:
         what = f"branch_from: '{folder.path}' holds another run; nothing was done."
         raise ConfigError([what, *(problems if held else []), "Choose another logger.dump_path (--out)."])
-    return None

@@ -79,7 +79,7 @@ class Saver:
         self._seconds = 60 * options["checkpoint_every_minutes"]
         self._every_step = options["checkpoint_every_step"] or sys.maxsize
         self.held: dict[str, Any] | None = self._ranks.from_main(lambda: what_is_held(self._store, run.folder.path))
-        self._branch = self._ranks.from_main(lambda: find_branch(branch_from, run.folder, self.held is None))
+        self._branch = find_branch(branch_from, run, self.held is None)
         self.earlier = self._branch.config if self._branch else self.held and self.held["config"]
         self.log_position: int | None = 0
         self.parts = Parts()
@@ -192,8 +192,7 @@ class Saver:
         progress = self._progress.as_dict()
         if not self._store.wait():
             self._saved = None
-        # Only rank 0 knows whether the last checkpoint reached the disk.
-        if not self._ranks.any(progress != self._saved):
+        if progress == self._saved:
             return
         self._check_finite()
         if self._ranks.is_main:
@@ -212,9 +211,8 @@ class Saver:
         state = {"progress": progress, **self._state(), "log_position": log_position, **more}
         shared = {name for name, part in self.parts.items() if part.is_shared}
         self._ranks.add_shares(state, shared.union(name for name, _ in self._model.named_parameters()))
-        if self._ranks.is_main:
-            facts = {"progress": progress, **machine_facts(self._run.device, self._ranks.size), **self._constant_facts}
-            self._store.save(self._progress.global_step, state, facts, kept)
+        facts = {"progress": progress, **machine_facts(self._run.device, self._ranks.size), **self._constant_facts}
+        self._store.save(self._progress.global_step, state, facts, kept)
         self._saved, self._is_kept = progress, kept
 
     def _check_finite(self) -> None:
@@ -280,7 +278,7 @@ class Saver:
         if self._branch:
             self._begin_branch(self._branch)
             return
-        found = self._ranks.from_main(self._store.load_newest)
+        found = self._store.load_newest()
         if found is None:
             return
         path, state, meta = found

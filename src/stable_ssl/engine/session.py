@@ -90,7 +90,8 @@ class Session:
             raise
         self.status = StatusFile(self.folder.path, self.ranks.is_main)
         self.ranks.on_lost = self._lost
-        self.checkpoints = CheckpointStore(self.folder.path / "checkpoints", logger["checkpoint_keep"])
+        checkpoints, keep = self.folder.path / "checkpoints", logger["checkpoint_keep"]
+        self.checkpoints = CheckpointStore(checkpoints, keep, self.ranks.peers)
 
     # Setting up -------------------------------------------------------------------------------------------------------
 

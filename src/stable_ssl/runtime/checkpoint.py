@@ -1,20 +1,16 @@
 """Checkpoints on disk: written completely or not at all, verified before use, and loaded without running their code.
 
-checkpoints/step_00001200/
-    state.pt     the state, for `torch.load(weights_only=True)`
-    meta.json    written last: the software, facts about the run, and size and checksum of state.pt
+Each is a folder `checkpoints/step_00001200`; `checkpoint_files.py` says what is in it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import logging
-import os
-import pickle
 import shutil
+from collections.abc import Collection, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,17 +19,30 @@ import numpy
 import torch
 from torch import Tensor
 
-from ..exceptions import CheckpointError
+from ..exceptions import CheckpointError, PeerError
+from . import sharded
+from .checkpoint_files import (
+    FORMAT,
+    FORMAT_OF_SHARDS,
+    NotSharedError,
+    check_seen,
+    load_state,
+    read_checkpoint,
+    write_meta,
+    write_state,
+)
 from .environment import software
 from .files import sync_folder
+from .peers import Peers
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
+    from torch.distributed.tensor import DTensor
+
+    from .sharded import Layout
+
+    Found = tuple[Path, dict[str, Any], dict[str, Any]]
 
 log = logging.getLogger("stable_ssl")
-
-FORMAT = 1
-_MAY_HOLD = "A state may only hold tensors, numbers, strings and containers of them, so that loading never runs code."
 
 
 class CheckpointStore:
@@ -45,11 +54,15 @@ class CheckpointStore:
         The folder of the checkpoints. The first save creates it.
     keep
         Number of checkpoints to keep. Older ones are deleted.
+    peers
+        The processes of the run. If there are several, all of them call `save`, `load_newest` and `read`. None: this
+        process is alone.
     """
 
-    def __init__(self, folder: Path, keep: int = 2):
+    def __init__(self, folder: Path, keep: int = 2, peers: Peers | None = None):
         self.folder = folder
         self.keep = keep
+        self._peers = peers or Peers()
         self._read_back = False
         self._copy: Any = None
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
@@ -59,8 +72,9 @@ class CheckpointStore:
     def save(self, step: int, state: dict[str, Any], facts: dict[str, Any], kept: bool = False) -> None:
         """Copy a state to host memory, then write it as a checkpoint in the background.
 
-        The first save waits until the checkpoint is written and was read back. The memory of the copy is used again for
-        the next save, until `close` gives it up.
+        Rank 0 writes what it has. If the state has sharded tensors, each process writes its parts of them. The first
+        save waits until the checkpoint is written and was read back. The memory of the copy is used again for the next
+        save, until `close` gives it up.
 
         Parameters
         ----------
@@ -80,15 +94,19 @@ class CheckpointStore:
         """
         self.wait()
         is_first = not self._read_back  # read before the writer starts, because the writer sets it
-        self._copy = on_host(state, self._copy)
-        self._writing = step, self._writer.submit(self._write, step, self._copy, facts, kept)
+        shards: dict[str, DTensor] = {}
+        rest = sharded.split(state, shards)
+        self._copy = on_host((rest if self._peers.rank == 0 else {}, shards), self._copy)
+        rest, shards = self._copy
+        self._writing = step, self._writer.submit(self._write, step, rest, shards, facts, kept)
         if is_first:
             self.wait()
 
     def wait(self) -> bool:
         """Wait until the last checkpoint is on disk, and return whether it could be written.
 
-        If it could not, for example because the disk is full, an error is logged and earlier checkpoints stay valid.
+        If it could not, for example because the disk of one process is full, an error is logged and earlier checkpoints
+        stay valid. All processes log and return the same.
         """
         if self._writing is None:
             return self._is_written
@@ -96,7 +114,7 @@ class CheckpointStore:
         try:
             future.result()
             self._is_written = True
-        except OSError as error:
+        except (OSError, PeerError) as error:
             log.error("The checkpoint of step %d could not be written: %s. %s", step, error, self.what_stands())
             self._is_written = False
         return self._is_written
@@ -107,52 +125,74 @@ class CheckpointStore:
         self._copy = None
         return is_written
 
-    def _write(self, step: int, state: dict[str, Any], facts: dict[str, Any], kept: bool) -> None:
+    def _write(
+        self, step: int, state: dict[str, Any], shards: dict[str, DTensor], facts: dict[str, Any], kept: bool
+    ) -> None:
         """Write one checkpoint to disk, and delete the oldest ones beyond `keep`."""
         final = self.folder / f"step_{step:08d}"
         part = self.folder / f".{final.name}.part"
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
+        files: dict[str, dict[str, Any]] = {}
         try:
-            with _HashingFile(part / "state.pt") as file:
-                try:
-                    torch.save(state, file)
-                except RuntimeError as error:  # of torch's own, if the disk failed
-                    raise file.failure or error from None
-                except (pickle.PicklingError, AttributeError, TypeError) as error:  # such as for a function or a lock
-                    raise CheckpointError(f"A checkpoint can't be written. {_MAY_HOLD} {error}") from error
-                file.flush()
-                os.fsync(file.fileno())
-                fingerprint = {"bytes": file.tell(), "sha256": file.sha256.hexdigest()}
-            if not self._read_back:
-                _load_state(part)
-                self._read_back = True
+            self._peers.agree(lambda: self._begin(part, state, files))
+            if shards:
+                files.update(self._write_shards(part / "shards", shards))
+            self._read_back = True
             meta = {
-                "format": FORMAT,
+                "format": FORMAT_OF_SHARDS if shards else FORMAT,
                 "software": software(),
                 "kept": kept,
                 **facts,
-                "files": {"state.pt": fingerprint},
+                "files": files,
             }
-            with open(part / "meta.json", "w") as file:
-                json.dump(meta, file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            sync_folder(part)
-            replaced = self.folder / f".{final.name}.old"
-            if final.exists():  # if this process ends between the two renames, `load_newest` finds `replaced`
-                final.rename(replaced)
-            part.rename(final)
-            sync_folder(self.folder)
-            self._delete(replaced)
+            self._peers.agree(lambda: self._finish(part, final, meta))
         except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
+            if self._peers.rank == 0:
+                shutil.rmtree(part, ignore_errors=True)
             raise
+
+    def _begin(self, part: Path, state: dict[str, Any], files: dict[str, dict[str, Any]]) -> None:
+        """Write `state.pt`, on rank 0. What processes that were killed left half-written is removed."""
+        if self._peers.rank:
+            return
+        for left in self.folder.glob(".step_*.part"):
+            shutil.rmtree(left, ignore_errors=True)
+        part.mkdir(parents=True)
+        files["state.pt"] = write_state(part, state)
+        if not self._read_back:
+            load_state(part, is_whole=False)
+
+    def _write_shards(self, folder: Path, shards: dict[str, DTensor]) -> dict[str, dict[str, Any]]:
+        """Write the parts of all processes, and return the fingerprints of their files."""
+        from .shard_files import read_shards, write_shards
+
+        found = write_shards(folder, shards, self._peers)
+        if not self._read_back:
+            forms = {key: (tensor.shape, tensor.dtype) for key, tensor in shards.items()}
+            places = {key: (tensor.device_mesh, tensor.placements) for key, tensor in shards.items()}
+            self._peers.agree(lambda: read_shards(folder, forms, lambda key, shape, dtype: places[key]))
+        return {f"{folder.name}/{name}": fingerprint for name, fingerprint in found.items()}
+
+    def _finish(self, part: Path, final: Path, meta: dict[str, Any]) -> None:
+        """Turn what was written into a checkpoint, on rank 0."""
+        if self._peers.rank:
+            return
+        check_seen(part, meta["files"])
+        write_meta(part, meta)
+        for folder in {(part / name).parent for name in meta["files"]}:
+            sync_folder(folder)
+        replaced = self.folder / f".{final.name}.old"
+        if final.exists():  # if this process ends between the two renames, `load_newest` finds `replaced`
+            final.rename(replaced)
+        part.rename(final)
+        sync_folder(self.folder)
+        self._delete(replaced)
         deletable = [folder for folder in self._newest_first() if not _is_kept(folder)]
         for old in deletable[self.keep :]:
             self._delete(old)
 
-    def load_newest(self, is_owner: bool = True) -> tuple[Path, dict[str, Any], dict[str, Any]] | None:
+    def load_newest(
+        self, is_owner: bool = True, sections: Collection[str] | None = None, layout: Layout | None = None
+    ) -> Found | None:
         """Return (folder, state, meta) of the newest valid checkpoint, or None if there are no checkpoints.
 
         An invalid checkpoint is logged and renamed to `invalid_step_…`, and the one before it is tried.
@@ -160,33 +200,41 @@ class CheckpointStore:
         Parameters
         ----------
         is_owner
-            Whether this process may rename checkpoints, because no other one uses the folder.
+            Whether this process may rename checkpoints, because no other run uses the folder.
+        sections, layout
+            As in `read_checkpoint`.
 
         Raises
         ------
         CheckpointError
-            There are checkpoints, but none of them is valid.
+            There are checkpoints, but none of them is valid; or a process does not see them.
         """
         reasons: dict[Path, str] = {}
-        for folder in self._newest_first():
+        for folder in self._peers.from_first(self._newest_first):
             try:
-                state, meta = read_checkpoint(folder)
+                found = folder, *read_checkpoint(folder, sections, layout, self._peers)
+            except NotSharedError:
+                raise
             except CheckpointError as error:
                 reasons[folder] = str(error)
                 continue
             for reason in reasons.values():  # if none is valid, the error holds them
                 log.error("%s", reason)
-            for invalid in reasons if is_owner else ():  # else they would be among the newest ones that are kept
-                aside = self.folder / f"invalid_{invalid.name.lstrip('.')}"
-                shutil.rmtree(aside, ignore_errors=True)
-                invalid.rename(aside)
-            return folder, state, meta
+            if is_owner:  # else they would be among the newest ones that are kept
+                self._peers.from_first(lambda: self._set_aside(reasons))
+            return found
         if reasons:
             what = f"None of the checkpoints in '{self.folder}' is valid. Restore one, or delete all to begin anew."
             raise CheckpointError("\n".join([what, *reasons.values()]))
         return None
 
-    def read(self, step: int | None = None) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    def _set_aside(self, folders: Iterable[Path]) -> None:
+        for invalid in folders:
+            aside = self.folder / f"invalid_{invalid.name.lstrip('.')}"
+            shutil.rmtree(aside, ignore_errors=True)
+            invalid.rename(aside)
+
+    def read(self, step: int | None = None, layout: Layout | None = None) -> Found:
         """Return (folder, state, meta) of the checkpoint of a step, or of the newest valid one. No file is touched.
 
         Raises
@@ -194,14 +242,19 @@ class CheckpointStore:
         CheckpointError
             It is not valid, or there is no such checkpoint. Then the message lists the steps of those that there are.
         """
-        found = self.load_newest(is_owner=False) if step is None else None
+        found = self.load_newest(is_owner=False, layout=layout) if step is None else None
         if found is not None:
             return found
-        by_step = {_step_of(folder): folder for folder in reversed(self._newest_first())}
+        folders = self._peers.from_first(self._newest_first)
+        by_step = {_step_of(folder): folder for folder in reversed(folders)}
         if step is None or step not in by_step:
             what = "no checkpoint" if step is None else f"no checkpoint of step {step}"
             raise CheckpointError(f"'{self.folder}' has {what}; the steps of those that there are: {list(by_step)}.")
-        return by_step[step], *read_checkpoint(by_step[step])
+        return by_step[step], *read_checkpoint(by_step[step], None, layout, self._peers)
+
+    def of(self, folder: Path) -> CheckpointStore:
+        """Return the checkpoints in another folder, for the same processes."""
+        return CheckpointStore(folder, self.keep, self._peers)
 
     def newest_meta(self) -> dict[str, Any]:
         """Return the `meta.json` of the newest checkpoint that has one that can be read; empty if none has.
@@ -242,37 +295,19 @@ class CheckpointStore:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-class _HashingFile(io.BufferedWriter):
-    """A file that computes its checksum while it is written, so that it need not be read again.
-
-    `failure` is the error of the disk, if there was one. torch raises another error then, which may forget its cause.
-    """
-
-    def __init__(self, path: Path):
-        super().__init__(open(path, "wb", buffering=0))  # noqa: SIM115 (closed with this one)
-        self.sha256 = hashlib.sha256()
-        self.failure: OSError | None = None
-
-    def write(self, data: ReadableBuffer) -> int:
-        self.sha256.update(data)
-        try:
-            return super().write(data)
-        except OSError as error:
-            self.failure = error
-            raise
-
-
 def on_host(state: Any, earlier: Any = None) -> Any:
     """Return a copy of a nested state, with its tensors in host memory.
 
     Parameters
     ----------
     state
-        Tensors, numbers, strings, and dicts, lists and tuples of them.
+        Tensors, sharded or not, numbers, strings, and dicts, lists and tuples of them.
     earlier
         A copy that is not needed any more. Its tensors are overwritten if dtype and shape suit, because new memory
         takes more time than the copy itself.
     """
+    if sharded.is_sharded(state):
+        return sharded.on_host(state, earlier, on_host)
     if isinstance(state, Tensor):
         state = state.detach()
         copy = earlier if _has_form(earlier, state) else torch.empty_like(state, device="cpu")
@@ -326,18 +361,6 @@ def _has_form(candidate: Any, tensor: Tensor) -> bool:
     )
 
 
-def read_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return (state, meta) of a checkpoint.
-
-    Raises
-    ------
-    CheckpointError
-        The checkpoint is not whole, damaged, or of another format.
-    """
-    meta = _verify(folder)
-    return _load_state(folder), meta
-
-
 def _step_of(folder: Path) -> int:
     return int(folder.stem.split("_")[1])
 
@@ -347,41 +370,3 @@ def _is_kept(folder: Path) -> bool:
         return bool(json.loads((folder / "meta.json").read_text())["kept"])
     except (OSError, ValueError, KeyError):
         return False
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
-    with open(path, "rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _verify(folder: Path) -> dict[str, Any]:
-    """Return the content of `meta.json`, after checking size and checksum of `state.pt`."""
-    try:
-        meta: dict[str, Any] = json.loads((folder / "meta.json").read_text())
-        expected = meta["files"]["state.pt"]
-        version = meta["format"]
-    except FileNotFoundError:
-        raise CheckpointError(f"'{folder}' is not a whole checkpoint, because it has no meta.json.") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"'{folder / 'meta.json'}' can't be read: {error!r}") from error
-    if version != FORMAT:
-        raise CheckpointError(f"'{folder}' has format {version}, but this version of stable-ssl reads format {FORMAT}.")
-    try:
-        found = _fingerprint(folder / "state.pt")
-    except OSError as error:
-        raise CheckpointError(f"'{folder / 'state.pt'}' can't be read: {error}") from error
-    if found != expected:
-        sizes = [fingerprint["bytes"] for fingerprint in (found, expected)]
-        what = (
-            "its bytes are not those that were written" if len({*sizes}) == 1 else "it has {:,} bytes instead of {:,}"
-        )
-        raise CheckpointError(f"'{folder / 'state.pt'}' is damaged: {what.format(*sizes)}.")
-    return meta
-
-
-def _load_state(folder: Path) -> dict[str, Any]:
-    try:
-        state: dict[str, Any] = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-        return state
-    except Exception as error:
-        raise CheckpointError(f"'{folder / 'state.pt'}' can't be loaded. {_MAY_HOLD} {error}") from error

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 _REST = "\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069"
 _CONTROL, _IN_LINES = re.compile(f"[\0-\x0a{_REST}]"), re.compile(f"[\0-\x08{_REST}]")
@@ -28,6 +34,32 @@ def whole_file(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+class HashingFile(io.BufferedWriter):
+    """A file that computes its checksum while it is written, so that it need not be read again.
+
+    `failure` is the error of the disk, if there was one. torch raises another error then, which may forget its cause.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__(open(path, "wb", buffering=0))  # noqa: SIM115 (closed with this one)
+        self._sha256, self._bytes = hashlib.sha256(), 0
+        self.failure: OSError | None = None
+
+    def write(self, data: ReadableBuffer) -> int:
+        """Write bytes, and return their number."""
+        self._sha256.update(data)
+        self._bytes += memoryview(data).nbytes
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.failure = error
+            raise
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return size and checksum of what was written."""
+        return {"bytes": self._bytes, "sha256": self._sha256.hexdigest()}
 
 
 def sync_folder(folder: Path) -> None:

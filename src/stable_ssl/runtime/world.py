@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from ..exceptions import ConfigError, PeerError
 from . import launchers
+from .peers import Peers
 
 log = logging.getLogger("stable_ssl")
 
@@ -106,6 +108,11 @@ class World:
             if not missing or ended or time.monotonic() > deadline:
                 return ended or missing
             time.sleep(0.02)
+
+    @cached_property
+    def peers(self) -> Peers:
+        """These processes, for their checkpoints. All of them have to ask for it at the same place in the program."""
+        return Peers(self.rank, self.size, dist.new_group(backend="gloo"))
 
     # What the processes tell each other -------------------------------------------------------------------------------
 

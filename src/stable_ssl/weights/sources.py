@@ -100,7 +100,7 @@ def read_source(source: Source) -> tuple[str, dict[str, Tensor], bool]:
         tensors = read_weights(path)
         return str(path), tensors, path.suffix == ".safetensors" and bool(read_header(path))
     if (path / "meta.json").is_file():
-        return str(path), _tensors_of(read_checkpoint(path)[0]), True
+        return str(path), _tensors_of(read_checkpoint(path, ["modules"])[0]), True
     weights, step = newest_weights(path)
     if found := _checkpoint_after(step, path / "checkpoints"):
         return str(found[0]), _tensors_of(found[1]), True
@@ -124,7 +124,7 @@ def _checkpoint_after(step: int, folder: Path) -> tuple[Path, dict[str, Any]] | 
     if newest is None or newest <= step:
         return None
     try:
-        found = store.load_newest(is_owner=False)
+        found = store.load_newest(is_owner=False, sections=["progress", "modules"])
     except CheckpointError as error:
         if step < 0:  # there are no weights either
             raise
