@@ -15,6 +15,7 @@ from torch import nn
 from stable_ssl import losses, modules, trainers
 from stable_ssl.augmentations import Affine, BlockMasks, MultiView, RandomMask, RandomResizedCrop, View
 from stable_ssl.data import Loader
+from stable_ssl.runtime.distributed import whole
 
 VIEW = View([Affine(degrees=15, translate=(0.1, 0.1))])
 LOCAL = View([RandomResizedCrop(4, (0.3, 0.6))])
@@ -113,7 +114,7 @@ def make(name, folder, batch_size=16, probes=True, dies_at=None, **options):
     trainer = base(
         {"train": Loader(images(), batch_size, views=views, shuffle=True, drop_last=True)},
         networks,
-        {"device": "cpu"},
+        {"device": "cpu", **options.pop("hardware", {})},
         {**optim, **options.pop("optim", {})},
         {"dump_path": folder, "level": 50, "checkpoint_every_step": 1, **options.pop("logger", {})},
         loss,
@@ -130,9 +131,14 @@ def make(name, folder, batch_size=16, probes=True, dies_at=None, **options):
     return trainer
 
 
-def train(names, folder, batch_size=16, dies_at=None):
+def train(names, folder, batch_size=16, dies_at=None, strategy="ddp"):
     """Train these methods, each in a folder of its own that each rank leaves its state in."""
     for name in names:
-        trainer = make(name, folder / name, batch_size, dies_at=dies_at)
+        trainer = make(name, folder / name, batch_size, dies_at=dies_at, hardware={"strategy": strategy})
+        trainer.after_fit = functools.partial(keep_state, trainer)
         trainer()
-        torch.save(trainer.state_dict(), folder / name / f"rank_{trainer.rank}.pt")
+
+
+def keep_state(trainer):
+    state = {key: whole(value) for key, value in trainer.state_dict().items()}
+    torch.save(state, trainer.folder / f"rank_{trainer.rank}.pt")

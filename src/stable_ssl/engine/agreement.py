@@ -95,6 +95,11 @@ class Alone:
     def shard(self, modules: Mapping[str, nn.Module]) -> None:
         """Divide the parameters of modules between the processes, if `hardware.strategy` says so."""
 
+    @property
+    def layout(self) -> Any:
+        """Says how sharded tensors of a checkpoint are divided now, for `CheckpointStore`. None: they become whole."""
+        return None
+
     def check_optimizer(self, optimizer: Any) -> None:
         """Raise a ConfigError if an optimizer can't train what `shard` left."""
 
@@ -278,6 +283,11 @@ class Together(World):
         """Divide the parameters of modules between the processes, if `hardware.strategy` says so."""
         if self._sharding:
             self._sharding.shard(modules)
+
+    @property
+    def layout(self) -> Any:
+        """Says how sharded tensors of a checkpoint are divided now, for `CheckpointStore`. None: they become whole."""
+        return self._sharding and self._sharding.layout
 
     def check_optimizer(self, optimizer: Any) -> None:
         """Raise a ConfigError if an optimizer can't train what `shard` left."""

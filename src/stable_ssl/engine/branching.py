@@ -21,6 +21,7 @@ from .facts import DataFacts, Difference, optimizer_differences
 from .optimizing import replay, unscheduled
 from .parts import Model, Part
 from .progress import Progress
+from .restoring import fitted_modules, fitted_part
 from .session import Session
 from .trained import TrainedParameters
 
@@ -254,7 +255,7 @@ class Branch:
         taken = {key: saved[key] for key, value in own.items() if key in saved and _have_one_shape(value, saved[key])}
         if not any(key in taken for key, _ in model.named_parameters()):
             raise ConfigError(f"branch_from: no value of '{self.path}' fits a module of this run.")
-        model.load_state_dict({**own, **taken})
+        model.load_state_dict({**own, **fitted_modules(taken, model)})
         buffers = dict(model.named_buffers())
         for name, value in self.state["buffers"].items():
             if name in buffers and _have_one_shape(buffers[name], value):
@@ -303,7 +304,7 @@ class Branch:
         }
         keeps = keeps and not has_new_rates
         groups = saved["param_groups"] if keeps else own["param_groups"]
-        optimizer.load_state_dict({**own, "state": state, "param_groups": groups})
+        optimizer.load_state_dict(fitted_part({**own, "state": state, "param_groups": groups}, optimizer))
         if saved["state"] and len(same) < len(places):
             others = len(places) - len(same)
             self.left_out.append(f"{part.name}: the state of {others} of its {len(places)} parameters.")

@@ -278,7 +278,7 @@ class Saver:
         if self._branch:
             self._begin_branch(self._branch)
             return
-        found = self._store.load_newest()
+        found = self._store.load_newest(layout=self._ranks.layout)
         if found is None:
             return
         path, state, meta = found

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from ..exceptions import ConfigError
 
@@ -76,18 +76,24 @@ class Sharding:
     def _shard(self, root: nn.Module) -> None:
         for parameter in root.parameters():
             parameter.data = parameter.data.contiguous()  # channels_last is not: FSDP2 takes no other layout
+        root.register_forward_hook(lambda module, args, output: _unviewed(output))
         for module in [*_blocks(root), root]:
             fully_shard(module, mesh=self.mesh, mp_policy=self._policy(module))
         for name in ("_nothing", *_methods(root)):
             _register(root, name)
         self._roots.append(root)
         self._roots[-1]._nothing(torch.zeros((), device=self.mesh.device_type))  # now it is known as the root
+        self._roots[-1].reshard()
 
     def _policy(self, module: nn.Module) -> MixedPrecisionPolicy:
         own = [part for part in _own_modules(module) if isinstance(part, nn.modules.batchnorm._NormBase)]
         if self._precision != "bf16" or own:
             return MixedPrecisionPolicy()
         return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+
+    def layout(self, key: str, shape: torch.Size, dtype: torch.dtype) -> tuple[Any, tuple[Any, ...]]:
+        """Return the mesh and the placements of each sharded tensor."""
+        return self.mesh, (Replicate(), Shard(0))[-self.mesh.ndim :]
 
     def _all(self) -> Iterator[Any]:
         for root in self._roots:
@@ -193,6 +199,7 @@ def _register(root: Any, name: str) -> None:
     if name == "_nothing":
         root._nothing = types.MethodType(lambda self, x: x * 1, root)
     plain = getattr(root, name)
+    setattr(root, name, types.MethodType(lambda self, *args, **kwargs: _unviewed(plain(*args, **kwargs)), root))
     register_fsdp_forward_method(root, name)
     gathering = getattr(root, name)
 
@@ -200,6 +207,13 @@ def _register(root: Any, name: str) -> None:
         return (gathering if _has_tensor([*args, *kwargs.values()]) else plain)(*args, **kwargs)
 
     setattr(root, name, types.MethodType(method, root))
+
+
+def _unviewed(output: Any) -> Any:
+    """Copy outputs that are views, since FSDP2's hook on one would be lost if an operation changed it in place."""
+    if isinstance(output, list | tuple) and type(output) in (list, tuple):
+        return type(output)(map(_unviewed, output))
+    return output.clone() if isinstance(output, Tensor) and output._is_view() else output
 
 
 def _has_tensor(values: Sequence[Any]) -> bool:

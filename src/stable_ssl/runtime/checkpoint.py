@@ -31,6 +31,7 @@ from .checkpoint_files import (
     write_meta,
     write_state,
 )
+from .distributed import local
 from .environment import software
 from .files import sync_folder
 from .peers import Peers
@@ -329,6 +330,7 @@ def digest(value: Any) -> bytes:
 
     def add(value: Any) -> None:
         if isinstance(value, Tensor):
+            value = local(value)
             found.update(f"{value.dtype} {tuple(value.shape)}".encode())
             found.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
         elif isinstance(value, dict | list | tuple):
