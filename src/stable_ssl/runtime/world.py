@@ -221,7 +221,7 @@ class World:
     def copy_from_main(self, tensors: Sequence[Tensor]) -> None:
         """Overwrite tensors, in place, by those of rank 0."""
         for tensor in tensors:
-            data = tensor.detach().reshape(-1).contiguous().view(torch.uint8)
+            data = tensor.detach().reshape(-1).clone().view(torch.uint8)
             dist.broadcast(data, 0)
             tensor.copy_(data.view(tensor.dtype).view(tensor.shape))
 
