@@ -71,7 +71,9 @@ class HardwareConfig(_Config):
         Number of processes, one per device. By default the number that torchrun or Slurm started, else 1. If neither
         started any, the run starts the others on this machine.
     strategy
-        How the processes share a model. "ddp": each has a whole copy, and gradients are averaged.
+        How the processes share a model. "ddp": each has a whole copy, and gradients are averaged. "fsdp": each has a
+        part of each parameter, gradient and optimizer state, by torch's FSDP2. "hsdp": the processes of a machine
+        divide the model like this, and the machines have copies of each other.
     compile
         Compile the modules: true, or a mode of `torch.compile`.
     channels_last

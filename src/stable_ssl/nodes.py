@@ -277,7 +277,10 @@ def describe(value: Any) -> Any:
         return value
     if isinstance(value, type) or inspect.isfunction(value):
         return f"<live {value.__name__}>"
-    return f"<live {type(value).__name__}>"
+    cls = type(value)
+    if cls.__bases__ and cls.__bases__[0].__name__ == "FSDPModule":
+        cls = cls.__bases__[1]  # the class that it had before it was sharded
+    return f"<live {cls.__name__}>"
 
 
 def _import_path(target: Any) -> str:

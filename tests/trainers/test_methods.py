@@ -16,6 +16,7 @@ from stable_ssl.data import Loader
 from stable_ssl.monitors import RankMe
 
 NAMES = list(METHODS)
+KILLED = ["moco", "dino", "mae"]
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,38 @@ def test_two_ranks_on_halves_learn_what_one_does_on_the_whole_batch(alone, both_
             torch.testing.assert_close(first[key], value, rtol=1e-4, atol=1e-5, msg=f"{name}: {key}")
         else:
             assert first[key] == value
+
+
+@pytest.fixture(scope="module")
+def both_sharded(tmp_path_factory):
+    """Runs of two ranks that divide the modules, by FSDP2; three methods were killed at their third step and went on."""
+    from ranks import Ranks
+
+    folder = tmp_path_factory.mktemp("both_sharded")
+    for name in KILLED:
+        assert Ranks(train, [name], folder, 8, 3, "fsdp").join() == [-9, -9]
+    Ranks(train, NAMES, folder, 8, None, "fsdp").results(timeout=120)
+    Ranks(train, KILLED, folder / "alone", 8, None, "fsdp").results(timeout=120)
+    return folder
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_ranks_that_divide_the_modules_learn_what_two_with_copies_do(both_alone, both_sharded, name):
+    expected = torch.load(both_alone / name / "rank_0.pt")
+    found = torch.load(both_sharded / name / "rank_0.pt")
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-5, msg=f"{name}: {key}")
+
+
+@pytest.mark.parametrize("name", KILLED)
+def test_a_killed_run_that_divides_the_modules_ends_as_one_left_alone(both_sharded, name):
+    assert any((both_sharded / name / "checkpoints").glob("step_*/shards/__1_0.distcp"))
+    for rank in (0, 1):
+        ours, alone = (torch.load(f / name / f"rank_{rank}.pt") for f in (both_sharded, both_sharded / "alone"))
+        assert same(ours, alone)
+    assert same(ending(both_sharded / name), ending(both_sharded / "alone" / name))
 
 
 @pytest.mark.parametrize("name", NAMES)

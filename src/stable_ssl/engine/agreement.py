@@ -76,6 +76,7 @@ class Alone:
     can_drop_a_wait = True  # a signal may interrupt the wait for a batch
     can_save_at_once = True  # in the middle of a hook
     peers = Peers()
+    strategy = "ddp"
     on_lost: Callable[[str], None] = staticmethod(lambda why: None)
 
     def introduce(self, device: torch.device, hardware: Any) -> None:
@@ -240,12 +241,13 @@ class Together(World):
     def __init__(self, place: launchers.Place):
         super().__init__(place)
         self._gradients = GradientMean()
+        self.strategy = "ddp"
         self._sharding: Any = None  # a `Sharding`, if the strategy needs one
 
     def introduce(self, device: torch.device, hardware: Any) -> None:
         """Log the number of processes and their devices, and prepare what `hardware.strategy` needs."""
         log.info("%d processes train together, each on a %s of its own.", self.size, device.type)
-        strategy = hardware["strategy"]
+        self.strategy = strategy = hardware["strategy"]
         if strategy == "ddp":
             return
         if hardware["precision"] == "fp16":

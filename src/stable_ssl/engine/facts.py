@@ -59,9 +59,10 @@ def check_held(path: Path, held: Mapping[str, Any], config: dict[str, Any]) -> N
         raise ConfigError([what, *differences, how_to_branch(path)])
 
 
-def machine_facts(device: torch.device, num_processes: int) -> dict[str, Any]:
+def machine_facts(device: torch.device, num_processes: int, strategy: str) -> dict[str, Any]:
     """Return the facts about the machine, which decide the last bits of results."""
-    world = {"size": num_processes, "device": str(device), "threads": torch.get_num_threads()}
+    threads = torch.get_num_threads()
+    world = {"size": num_processes, "strategy": strategy, "device": str(device), "threads": threads}
     return {"world": world, "environment": environment(device)}
 
 

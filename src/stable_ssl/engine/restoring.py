@@ -41,6 +41,12 @@ def take_own_state(run: Session, meta: Mapping[str, Any], state: dict[str, Any])
         )
     else:
         run.ranks.take_share(state)
+    if before["size"] == run.ranks.size and before.get("strategy", "ddp") != run.ranks.strategy:
+        log.warning(
+            "Going on with hardware.strategy=%s instead of %s: results may differ in the last bits.",
+            run.ranks.strategy,
+            before.get("strategy", "ddp"),
+        )
     for change in environment_changes(meta, environment(run.device)):
         log.warning("%s Results may differ in the last bits.", change)
 

@@ -211,7 +211,8 @@ class Saver:
         state = {"progress": progress, **self._state(), "log_position": log_position, **more}
         shared = {name for name, part in self.parts.items() if part.is_shared}
         self._ranks.add_shares(state, shared.union(name for name, _ in self._model.named_parameters()))
-        facts = {"progress": progress, **machine_facts(self._run.device, self._ranks.size), **self._constant_facts}
+        machine = machine_facts(self._run.device, self._ranks.size, self._ranks.strategy)
+        facts = {"progress": progress, **machine, **self._constant_facts}
         self._store.save(self._progress.global_step, state, facts, kept)
         self._saved, self._is_kept = progress, kept
 

@@ -44,6 +44,7 @@ _FREE = (
     "logger.**",
     "hardware.device",
     "hardware.world_size",
+    "hardware.strategy",
     "hardware.time_limit",
     "data.*.num_workers",
     "data.*.prefetch_factor",
