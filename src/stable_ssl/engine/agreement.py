@@ -104,6 +104,9 @@ class Alone:
     def check_optimizer(self, optimizer: Any) -> None:
         """Raise a ConfigError if an optimizer can't train what `shard` left."""
 
+    def explain(self, error: Exception) -> None:
+        """Add a note to an error if it comes of modules that are sharded."""
+
     def make_whole(self) -> None:
         """Give each process the whole parameters of modules that are sharded, until `divide`."""
 
@@ -295,6 +298,15 @@ class Together(World):
         """Raise a ConfigError if an optimizer can't train what `shard` left."""
         if self._sharding:
             self._sharding.check_optimizer(optimizer)
+
+    def explain(self, error: Exception) -> None:
+        """Add a note to an error if it comes of modules that are sharded."""
+        if self._sharding and "DTensor" in str(error):
+            error.add_note(
+                f"With hardware.strategy={self.strategy}, a parameter is whole only while its module is called, or a "
+                "public method of it that gets a tensor. Call the module instead of its layers or its parameters, or "
+                "take strategy ddp."
+            )
 
     def make_whole(self) -> None:
         """Give each process the whole parameters of modules that are sharded, until `divide`."""

@@ -93,7 +93,7 @@ class Model:
 
     state_dict: Callable[..., dict[str, Any]]
     load_state_dict: Callable[[Mapping[str, Any]], Any]
-    named_parameters: Callable[[], Iterator[tuple[str, nn.Parameter]]]
+    named_parameters: Callable[..., Iterator[tuple[str, nn.Parameter]]]
     named_buffers: Callable[[], Iterator[tuple[str, Tensor]]]
     _keys: set[str] = field(default_factory=set)  # of the state at the set-up; empty if they were compared already
 

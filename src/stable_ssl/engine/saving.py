@@ -210,7 +210,8 @@ class Saver:
     def _write(self, progress: dict[str, Any], log_position: int, kept: bool = False, **more: Any) -> None:
         state = {"progress": progress, **self._state(), "log_position": log_position, **more}
         shared = {name for name, part in self.parts.items() if part.is_shared}
-        self._ranks.add_shares(state, shared.union(name for name, _ in self._model.named_parameters()))
+        names = (name for name, _ in self._model.named_parameters(remove_duplicate=False))
+        self._ranks.add_shares(state, shared.union(names))
         machine = machine_facts(self._run.device, self._ranks.size, self._ranks.strategy)
         facts = {"progress": progress, **machine, **self._constant_facts}
         self._store.save(self._progress.global_step, state, facts, kept)

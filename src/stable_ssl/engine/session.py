@@ -392,9 +392,10 @@ class Session:
         try:
             return compute()
         except Exception as error:
-            owner = type(getattr(compute, "__self__", None)).__name__
-            error.add_note(
-                f"While {owner}.{compute.__name__}() used batch {batch_idx} of epoch {self.shown_epoch + 1}: "
-                f"{describe_batch(batch)}."
+            owner, place = (
+                type(getattr(compute, "__self__", None)).__name__,
+                f"{batch_idx} of epoch {self.shown_epoch + 1}",
             )
+            error.add_note(f"While {owner}.{compute.__name__}() used batch {place}: {describe_batch(batch)}.")
+            self.ranks.explain(error)
             raise

@@ -107,6 +107,13 @@ class Sharding:
         ConfigError
             It was made before, or it can't update sharded and whole parameters together but gets both.
         """
+        known = {id(p) for root in self._roots for p in root.parameters()}
+        given = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if known and not known & given:
+            raise ConfigError(
+                f"optim.optimizer: it was made before strategy {self.strategy} divided the parameters, and has none of "
+                "them. Give a node or a callable, such as functools.partial(torch.optim.AdamW, lr=1e-3)."
+            )
         for group in optimizer.param_groups:
             kinds = {isinstance(p, DTensor) for p in group["params"]}
             options = [name for name in ("foreach", "fused") if group.get(name)]
