@@ -14,7 +14,7 @@ from toys import Toy, toy_backbone, toy_dataset
 
 from stable_ssl import BaseTrainer, BreakAllEpochs, BreakEpoch, BreakStep, ConfigError, Preempted
 from stable_ssl.data import Loader
-from stable_ssl.engine.agreement import is_idle
+from stable_ssl.engine.alone import is_idle
 
 
 class Count:

@@ -15,7 +15,7 @@ from torchvision import datasets, transforms
 from stable_ssl import ConfigError, DataError
 from stable_ssl.augmentations import EvalView
 from stable_ssl.data import Images
-from stable_ssl.engine.agreement import Alone
+from stable_ssl.engine.alone import Alone
 from stable_ssl.evaluation.features import FeatureStore, How
 from stable_ssl.evaluation.fingerprints import of_dataset
 from stable_ssl.evaluation.kept import SAVED_EVERY, Writer

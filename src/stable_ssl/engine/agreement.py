@@ -1,13 +1,14 @@
 """Agreement between the processes of a run: `Alone` for one process, `Together` for several.
 
-Both have the same methods, so nothing else in the engine asks how many processes there are.
+Both have the same methods, so nothing else in the engine asks how many processes there are. `Alone`, in a file of its
+own, says what each method is for.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,25 +20,13 @@ from ..loggers.metrics import fill_empty_states
 from ..runtime import launchers
 from ..runtime.folder import differences
 from ..runtime.gradients import GradientMean
-from ..runtime.peers import Peers
 from ..runtime.shares import gather_shares, take_share
 from ..runtime.world import World
+from .alone import Alone, Optimizers, is_idle
 
 log = logging.getLogger("stable_ssl")
 
-Optimizers = Sequence[torch.optim.Optimizer]
-
 _BREAKS = (BreakStep, BreakEpoch, BreakAllEpochs)  # by rising scope
-
-
-def _does_nothing(self: Any) -> None:
-    """Have no effect, as most hooks of `BaseTrainer`."""
-
-
-def is_idle(hook: Callable[[], None]) -> bool:
-    """Return whether a hook has no effect: its body is a docstring and nothing else."""
-    code = getattr(getattr(hook, "__func__", None), "__code__", None)
-    return code is not None and code.co_code == _does_nothing.__code__.co_code
 
 
 def join(wanted: int | None) -> Alone | Together:
@@ -65,171 +54,6 @@ def join(wanted: int | None) -> Alone | Together:
             f"process{'es' if place.size > 1 else ''}. Make the two agree, or leave hardware.world_size out."
         )
     return Alone() if place is None or place.size == 1 else Together(place)
-
-
-class Alone:
-    """One process: it agrees with itself, and exchanges nothing."""
-
-    rank = local_rank = 0
-    size = 1
-    is_main = True
-    can_drop_a_wait = True  # a signal may interrupt the wait for a batch
-    can_save_at_once = True  # in the middle of a hook
-    peers = Peers()
-    strategy = "ddp"
-    on_lost: Callable[[str], None] = staticmethod(lambda why: None)
-
-    def introduce(self, device: torch.device, hardware: Any) -> None:
-        """Log the number of processes and their devices, if there are several.
-
-        Raises
-        ------
-        ConfigError
-            `hardware.strategy` does not suit the number of processes or machines, or the precision.
-        """
-        if hardware["strategy"] != "ddp":
-            raise ConfigError(
-                f"hardware.strategy: {hardware['strategy']} divides the model between several processes, but there is "
-                "one. Leave it out, or start several (hardware.world_size, or torchrun)."
-            )
-
-    def shard(self, modules: Mapping[str, nn.Module]) -> None:
-        """Divide the parameters of modules between the processes, if `hardware.strategy` says so."""
-
-    @property
-    def layout(self) -> Any:
-        """Says how sharded tensors of a checkpoint are divided now, for `CheckpointStore`. None: they become whole."""
-        return None
-
-    def check_optimizer(self, optimizer: Any) -> None:
-        """Raise a ConfigError if an optimizer can't train what `shard` left."""
-
-    def explain(self, error: Exception) -> None:
-        """Add a note to an error if it comes of modules that are sharded."""
-
-    def make_whole(self) -> None:
-        """Give each process the whole parameters of modules that are sharded, until `divide`."""
-
-    def divide(self) -> None:
-        """Divide the parameters of modules that are sharded again."""
-
-    def hook(self, hook: Callable[[], None]) -> None:
-        """Run a hook."""
-        hook()
-
-    def broke_off(self, request: Exception) -> None:
-        """Check that a break was raised on every process."""
-
-    def total(self, *numbers: int) -> list[int]:
-        """Return each whole number's sum over the processes."""
-        return list(numbers)
-
-    def largest(self, *numbers: int) -> list[int]:
-        """Return each whole number's largest value over the processes."""
-        return list(numbers)
-
-    def smallest(self, number: int) -> int:
-        """Return a whole number's smallest value over the processes."""
-        return number
-
-    def any(self, is_true: bool) -> bool:
-        """Return whether something is true on any process."""
-        return is_true
-
-    def from_main(self, function: Callable[[], Any]) -> Any:
-        """Call a function on rank 0 only, and return its result on every process."""
-        return function()
-
-    def compare(self, config: Mapping[str, Any]) -> None:
-        """Refuse to train if a process has another configuration."""
-
-    def copy_from_main(self, tensors: Sequence[Tensor]) -> None:
-        """Give tensors the values that they have on rank 0."""
-
-    def average(self, tensors: Sequence[Tensor]) -> None:
-        """Replace tensors by their mean over the processes."""
-
-    def synchronize_statistics(self, module: nn.Module, device: torch.device) -> nn.Module:
-        """Return the module with batch normalisation over the batches of all processes, if the device is CUDA."""
-        return module
-
-    def begin_gradients(self, optimizers: Optimizers, is_last: bool) -> None:
-        """Begin a backward pass. If it is the last of an optimizer step, the exchange of gradients begins in it."""
-
-    def average_gradients(self, optimizers: Optimizers) -> None:
-        """Wait until each gradient of some optimizers is the mean over the processes."""
-
-    def drop_gradients(self) -> None:
-        """Drop what was exchanged of a step that is not taken."""
-
-    def spread(self, loss: Tensor) -> tuple[Tensor, bool]:
-        """Make a loss that is not finite known to the other processes, so that all skip the step.
-
-        Returns
-        -------
-        loss
-            The loss for the backward pass.
-        is_told
-            Whether the other processes learn of it by their gradients, so that this one needs no memory of it.
-        """
-        return loss, False
-
-    def share(self, value: Any, take: Callable[[list[Any]], None]) -> None:
-        """Exchange a value of an optimizer step that is logged.
-
-        Parameters
-        ----------
-        value
-            This process's value.
-        take
-            Gets the values of all processes, by rank: at once if there is one process, else when `at_boundary` or
-            `catch_up` has received them, a step later.
-        """
-        take([value])
-
-    def at_boundary(self, asked: int, request: int, at_once: bool = True) -> tuple[int, int]:
-        """Exchange what is asked for between two optimizer steps, and what was shared.
-
-        Parameters
-        ----------
-        asked, request
-            Whether this process wants a checkpoint, and why it wants to stop.
-        at_once
-            Whether the answer has to have what is asked for now. If not, it comes at the next boundary, so that no
-            process waits for another one.
-
-        Returns
-        -------
-        asked, request
-            The largest of all processes, the same on all of them.
-        """
-        return asked, request
-
-    def catch_up(self) -> None:
-        """Receive all that was shared."""
-
-    def earliest(self, bad: tuple[int, float] | None) -> tuple[int, float] | None:
-        """Return the (step, loss) of the earliest step that any process gives; None if all give None."""
-        return bad
-
-    def means(self, collected: Collector) -> dict[str, float]:
-        """Return the mean of each logged name over all processes, and forget the values."""
-        return collected.flush()
-
-    def fill_empty_states(self, metrics: Mapping[str, Any]) -> None:
-        """Make metrics that saw no sample on this process fit to be combined with those of the others."""
-
-    def add_shares(self, state: dict[str, Any], common: set[str]) -> None:
-        """Add to rank 0's state the entries of the other processes that differ from its own."""
-
-    def take_share(self, state: dict[str, Any]) -> None:
-        """Replace entries of a loaded state by those that this process had when it was saved."""
-
-    def fail(self, error: BaseException) -> None:
-        """Tell the other processes that this one failed."""
-
-    def leave(self) -> None:
-        """Leave the run together with the other processes."""
 
 
 class Together(World):
@@ -300,13 +124,13 @@ class Together(World):
             self._sharding.check_optimizer(optimizer)
 
     def explain(self, error: Exception) -> None:
-        """Add a note to an error if it comes of modules that are sharded."""
+        """Raise a ConfigError if an error comes of modules that are sharded."""
         if self._sharding and "DTensor" in str(error):
-            error.add_note(
-                f"With hardware.strategy={self.strategy}, a parameter is whole only while its module is called, or a "
-                "public method of it that gets a tensor. Call the module instead of its layers or its parameters, or "
-                "take strategy ddp."
-            )
+            raise ConfigError(
+                f"hardware.strategy: {self.strategy} makes the parameters of a module whole only while the module is "
+                "called, or a public method of it that gets a tensor; here its layers or parameters are used without. "
+                "Call the module, or take strategy ddp."
+            ) from error
 
     def make_whole(self) -> None:
         """Give each process the whole parameters of modules that are sharded, until `divide`."""

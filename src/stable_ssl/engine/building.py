@@ -18,7 +18,8 @@ from ..exceptions import ConfigError, nearest
 from ..loggers.metrics import by_name, check_metrics
 from ..runtime.seeding import Stream, seed_generators
 from ..weights.loading import load_weights
-from .agreement import Alone, Together
+from .agreement import Together
+from .alone import Alone
 from .optimizing import build_optimization, check_replaced
 from .parts import MAKE_IT_EARLIER
 

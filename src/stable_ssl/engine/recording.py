@@ -16,7 +16,7 @@ from ..exceptions import BreakAllEpochs, BreakEpoch
 from ..loggers import media
 from ..loggers.collector import Collector, is_number, pooled
 from ..loggers.snapshots import Snapshots
-from .agreement import is_idle
+from .alone import is_idle
 from .feeding import Feed
 from .parts import Part
 from .session import Session

@@ -90,8 +90,8 @@ class Session:
             raise
         self.status = StatusFile(self.folder.path, self.ranks.is_main)
         self.ranks.on_lost = self._lost
-        checkpoints, keep = self.folder.path / "checkpoints", logger["checkpoint_keep"]
-        self.checkpoints = CheckpointStore(checkpoints, keep, self.ranks.peers)
+        folder, keep = self.folder.path / "checkpoints", logger["checkpoint_keep"]
+        self.checkpoints = CheckpointStore(folder, keep, self.ranks.peers)
 
     # Setting up -------------------------------------------------------------------------------------------------------
 
@@ -202,10 +202,8 @@ class Session:
         ranks.introduce(self.device, hardware)
         if hardware["deterministic"]:
             use_deterministic(self.device)
-        optim = self._optim
-        self.precision = Precision(
-            hardware["precision"], self.device, optim["grad_max_norm"], optim["nonfinite"] == "skip"
-        )
+        max_norm, skips = self._optim["grad_max_norm"], self._optim["nonfinite"] == "skip"
+        self.precision = Precision(hardware["precision"], self.device, max_norm, skips)
         return self.device
 
     def place(self, module: nn.Module) -> None:

@@ -15,7 +15,7 @@ from ..exceptions import BreakAllEpochs, BreakEpoch, BreakStep, ConfigError, Nan
 from ..runtime.device import describe_batch
 from ..runtime.precision import FiniteWatch, multiply_gradients, running_statistics
 from ..runtime.seeding import Stream, derive_seed, seed_generators_in_turn
-from .agreement import is_idle
+from .alone import is_idle
 from .optimizing import constant_rates, parameter_ids, set_trained, unscheduled, warn_of_unused
 from .recording import Recorder
 from .session import Session

@@ -8,7 +8,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..engine.agreement import Alone, Together, join
+from ..engine.agreement import Together, join
+from ..engine.alone import Alone
 from ..exceptions import CheckpointError, ConfigError, DataError, nearest
 from ..runtime.cpus import limit_threads
 from ..runtime.device import resolve_device

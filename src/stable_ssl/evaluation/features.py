@@ -25,7 +25,8 @@ from torch import Tensor
 
 from ..data import Loader
 from ..data.reading import UnreadableError
-from ..engine.agreement import Alone, Together
+from ..engine.agreement import Together
+from ..engine.alone import Alone
 from ..exceptions import DataError, option_named
 from ..runtime.batches import images_of, labels_of
 from ..runtime.device import to_device

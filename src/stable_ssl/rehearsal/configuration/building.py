@@ -15,7 +15,7 @@ from ...config import SECTIONS, build, check_nodes, parse_config
 from ...data import as_loader, length_of
 from ...data.faults import is_out_of_memory
 from ...engine import Builder
-from ...engine.agreement import Alone
+from ...engine.alone import Alone
 from ...engine.best import Best
 from ...engine.building import data_sets
 from ...engine.optimizing import build_optimization
