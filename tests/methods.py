@@ -12,10 +12,9 @@ import signal
 import torch
 from torch import nn
 
-from stable_ssl import losses, modules, trainers
+from stable_ssl import full_state_dict, losses, modules, trainers
 from stable_ssl.augmentations import Affine, BlockMasks, MultiView, RandomMask, RandomResizedCrop, View
 from stable_ssl.data import Loader
-from stable_ssl.runtime.distributed import whole
 
 VIEW = View([Affine(degrees=15, translate=(0.1, 0.1))])
 LOCAL = View([RandomResizedCrop(4, (0.3, 0.6))])
@@ -140,5 +139,4 @@ def train(names, folder, batch_size=16, dies_at=None, strategy="ddp"):
 
 
 def keep_state(trainer):
-    state = {key: whole(value) for key, value in trainer.state_dict().items()}
-    torch.save(state, trainer.folder / f"rank_{trainer.rank}.pt")
+    torch.save(full_state_dict(trainer), trainer.folder / f"rank_{trainer.rank}.pt")

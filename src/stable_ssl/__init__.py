@@ -43,6 +43,7 @@ _HOME = {
     "instanciate_config": "instantiate",
     "pretrain": "api",
     "load": "loading",
+    "full_state_dict": "runtime.distributed",
     "check": "api",
     "branch": "api",
     "export": "exporting",

@@ -8,8 +8,8 @@ import pytest
 import torch
 from methods import make
 
+from stable_ssl import full_state_dict
 from stable_ssl.optimizers import LARS
-from stable_ssl.runtime.distributed import whole
 
 # The gradient of a bias of attention keys is 0 but for rounding, which a small `eps` would make large.
 ADAMW = functools.partial(torch.optim.AdamW, lr=0.01, eps=1e-3)
@@ -59,9 +59,7 @@ def run(names, folder, batch_size, strategy):
             trainer.before_fit_step = functools.partial(leave_out, trainer)
         if name == "skipped":
             trainer.compute_loss = functools.partial(spoil, trainer, trainer.compute_loss)
-        trainer.after_fit = lambda trainer=trainer, name=name: found.update(
-            {name: {key: whole(value) for key, value in trainer.state_dict().items()}}
-        )
+        trainer.after_fit = lambda trainer=trainer, name=name: found.update({name: full_state_dict(trainer)})
         trainer()
     return found
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def world_size() -> int:
@@ -62,6 +62,20 @@ def local(x: Tensor) -> Tensor:
 def whole(x: Tensor) -> Tensor:
     """Return a sharded tensor with the values of all ranks, which must all call this; any other tensor unchanged."""
     return x.full_tensor() if hasattr(x, "full_tensor") else x
+
+
+def full_state_dict(module: nn.Module) -> dict[str, Any]:
+    """Return a module's `state_dict()` with plain tensors, also if strategy fsdp or hsdp has sharded the module.
+
+    All ranks must call this while the run lasts, for example in `after_fit`: each gets the whole values, on its device.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> {key: tuple(value.shape) for key, value in full_state_dict(nn.Linear(4, 2)).items()}
+    {'weight': (2, 4), 'bias': (2,)}
+    """
+    return {key: whole(value) if isinstance(value, Tensor) else value for key, value in module.state_dict().items()}
 
 
 def norms(tensors: Sequence[Tensor]) -> Tensor:
