@@ -106,16 +106,20 @@ class Task:
         return self.make()
 
     def loader(self, is_whole: bool) -> DataLoader:
-        """Return the batches of all processes, which the trainer divides, or those of this one, in the same order."""
-        size = self.batch_size * int(os.environ["WORLD_SIZE"])
+        """Return the batches of all processes, which the trainer divides, or those of this one, in the same order.
+
+        The batches lie in memory, so that reading samples takes no time, which is no matter of several processes.
+        """
+        size, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
         generator = torch.Generator().manual_seed(0)
-        images = torch.randn(self.steps * size, *self.shape, generator=generator)
-        samples = TensorDataset(images, torch.randint(10, (len(images),), generator=generator))
-        if is_whole:
-            return DataLoader(samples, self.batch_size)
-        first = int(os.environ["RANK"]) * self.batch_size
-        own = [index for index in range(len(samples)) if first <= index % size < first + self.batch_size]
-        return DataLoader(samples, self.batch_size, sampler=own)
+        images = torch.randn(self.steps * size, self.batch_size, *self.shape, generator=generator)
+        batches = TensorDataset(images, torch.randint(10, images.shape[:2], generator=generator))
+        sampler = None if is_whole else range(rank, len(batches), size)
+        return DataLoader(batches, 1, sampler=sampler, collate_fn=first)
+
+
+def first(samples: list[Any]) -> Any:
+    return samples[0]
 
 
 TASKS = {

@@ -218,7 +218,7 @@ class Together(World):
         """Exchange requests, and what was shared. One exchange per step, which the next one reads."""
         self._receive()
         (value, take), self._outbox = self._outbox or (None, None), None
-        self._sent = self.send((asked, request, value), is_small=take is None), take
+        self._sent = self.send((int(asked), int(request), value), is_small=take is None), take
         if at_once or any(self._requests):
             self._receive()
         found, self._requests = self._requests, (0, 0)
