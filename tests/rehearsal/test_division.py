@@ -277,4 +277,4 @@ def test_a_parameter_that_is_used_without_a_call_is_named(tmp_path, trainer):
         f": module.backbone.{USES[trainer]} is used. hardware.strategy: fsdp makes the parameters of a module whole"
     )
     assert len(findings) == bool(USES[trainer])
-    assert all(expected in finding.text and "test_strategies.py:" in finding.text for finding in findings)
+    assert all(expected in finding.text and "test_division.py:" in finding.text for finding in findings)
