@@ -23,6 +23,7 @@ from ..runtime.gradients import GradientMean
 from ..runtime.shares import gather_shares, take_share
 from ..runtime.world import World
 from .alone import Alone, Optimizers, is_idle
+from .strategies import machines_of, not_called
 
 log = logging.getLogger("stable_ssl")
 
@@ -77,36 +78,10 @@ class Together(World):
         self.strategy = strategy = hardware["strategy"]
         if strategy == "ddp":
             return
-        if hardware["precision"] == "fp16":
-            raise ConfigError(
-                f"hardware.precision: fp16 scales losses by what each process finds, which strategy {strategy} can't. "
-                "Take bf16."
-            )
+        machines = machines_of(strategy, self.gather(self.local_rank), hardware["precision"])
         from .sharding import Sharding  # torch's FSDP takes a second to import
 
-        machines = self._machines() if strategy == "hsdp" else 1
         self._sharding = Sharding(strategy, machines, self.size, device, hardware["precision"])
-
-    def _machines(self) -> int:
-        """Return the number of machines.
-
-        Raises
-        ------
-        ConfigError
-            There is one, or they have not the same number of processes, in the order of the ranks.
-        """
-        local_ranks = self.gather(self.local_rank)
-        machines = local_ranks.count(0)
-        if machines == 1:
-            raise ConfigError(
-                "hardware.strategy: hsdp divides the model within each machine, and there is only one. Take fsdp."
-            )
-        if local_ranks != [*range(self.size // machines)] * machines:
-            raise ConfigError(
-                f"hardware.strategy: hsdp needs the same number of processes per machine, machine by machine, but the "
-                f"numbers of the processes on their machines are {local_ranks}. Take fsdp."
-            )
-        return machines
 
     def shard(self, modules: Mapping[str, nn.Module]) -> None:
         """Divide the parameters of modules between the processes, if `hardware.strategy` says so."""
@@ -126,11 +101,7 @@ class Together(World):
     def explain(self, error: Exception) -> None:
         """Raise a ConfigError if an error comes of modules that are sharded."""
         if self._sharding and "DTensor" in str(error):
-            raise ConfigError(
-                f"hardware.strategy: {self.strategy} makes the parameters of a module whole only while the module is "
-                "called, or a public method of it that gets a tensor; here its layers or parameters are used without. "
-                "Call the module, or take strategy ddp."
-            ) from error
+            raise ConfigError(not_called(self.strategy)) from error
 
     def make_whole(self) -> None:
         """Give each process the whole parameters of modules that are sharded, until `divide`."""

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..exceptions import ConfigError
 from ..loggers.collector import Collector
 from ..runtime.peers import Peers
+from .strategies import machines_of
 
 Optimizers = Sequence[torch.optim.Optimizer]
 
@@ -48,11 +48,7 @@ class Alone:
         ConfigError
             `hardware.strategy` does not suit the number of processes or machines, or the precision.
         """
-        if hardware["strategy"] != "ddp":
-            raise ConfigError(
-                f"hardware.strategy: {hardware['strategy']} divides the model between several processes, but there is "
-                "one. Leave it out, or start several (hardware.world_size, or torchrun)."
-            )
+        machines_of(hardware["strategy"], [0], hardware["precision"])
 
     def shard(self, modules: Mapping[str, nn.Module]) -> None:
         """Divide the parameters of modules between the processes, if `hardware.strategy` says so."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import Replicate, Shard
 
 from ..exceptions import ConfigError
 
@@ -64,10 +64,10 @@ class Sharding:
         ConfigError
             A module can't be sharded.
         """
-        roots = {id(root): (name, root) for key, module in modules.items() for name, root in _roots(module, key)}
-        if problems := _problems(self.strategy, list(roots.values())):
+        roots = roots_of(modules)
+        if problems := unshardable(self.strategy, roots):
             raise ConfigError(problems)
-        for name, root in roots.values():
+        for name, root in roots.items():
             try:
                 self._shard(root)
             except (AssertionError, NotImplementedError, RuntimeError, ValueError) as error:
@@ -77,17 +77,17 @@ class Sharding:
         for parameter in root.parameters():
             parameter.data = parameter.data.contiguous()  # channels_last is not: FSDP2 takes no other layout
         root.register_forward_hook(lambda module, args, output: _unviewed(output))
-        for module in [*_blocks(root), root]:
-            fully_shard(module, mesh=self.mesh, mp_policy=self._policy(module))
-        for name in ("_nothing", *_methods(root)):
+        blocks = blocks_of(root)
+        for module in [*blocks, root]:
+            fully_shard(module, mesh=self.mesh, mp_policy=self._policy(own_modules(module, blocks)))
+        for name in ("_nothing", *methods_of(root)):
             _register(root, name)
         self._roots.append(root)
         self._roots[-1]._nothing(torch.zeros((), device=self.mesh.device_type))  # now it is known as the root
         self._roots[-1].reshard()
 
-    def _policy(self, module: nn.Module) -> MixedPrecisionPolicy:
-        own = [part for part in _own_modules(module) if isinstance(part, nn.modules.batchnorm._NormBase)]
-        if self._precision != "bf16" or own:
+    def _policy(self, modules: Iterable[nn.Module]) -> MixedPrecisionPolicy:
+        if self._precision != "bf16" or has_batch_norm(modules):
             return MixedPrecisionPolicy()
         return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
 
@@ -100,28 +100,12 @@ class Sharding:
             yield from (module for module in root.modules() if isinstance(module, FSDPModule))
 
     def check_optimizer(self, optimizer: Any) -> None:
-        """Check that an optimizer trains the parameters that `shard` left.
-
-        Raises
-        ------
-        ConfigError
-            It was made before, or it can't update sharded and whole parameters together but gets both.
-        """
-        known = {id(p) for root in self._roots for p in root.parameters()}
-        given = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        if known and not known & given:
-            raise ConfigError(
-                f"optim.optimizer: it was made before strategy {self.strategy} divided the parameters, and has none of "
-                "them. Give a node or a callable, such as functools.partial(torch.optim.AdamW, lr=1e-3)."
-            )
-        for group in optimizer.param_groups:
-            kinds = {isinstance(p, DTensor) for p in group["params"]}
-            options = [name for name in ("foreach", "fused") if group.get(name)]
-            if options and len(kinds) > 1:
-                raise ConfigError(
-                    f"optim.optimizer: {options[0]}=True can't update sharded parameters together with those of the "
-                    f"loss, which strategy {self.strategy} leaves whole. Leave {options[0]} out."
-                )
+        """Check that an optimizer trains the parameters that `shard` left, as `check_optimizer` does."""
+        sharded = {id(parameter) for root in self._roots for parameter in root.parameters()}
+        given = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        if sharded and not sharded & given:
+            raise made_too_early(self.strategy)
+        check_optimizer(optimizer, self.strategy, sharded)
 
     # Gradients --------------------------------------------------------------------------------------------------------
 
@@ -157,8 +141,13 @@ class Sharding:
             module.set_reshard_after_forward(id(module) not in roots, recurse=False)
 
 
+def roots_of(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Return, by name, the networks in some modules that are called as wholes, each once."""
+    roots = {id(root): (name, root) for key, module in modules.items() for name, root in _roots(module, key)}
+    return dict(roots.values())
+
+
 def _roots(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
-    """Yield, by name, the networks of a module that are called as wholes."""
     if parts := getattr(module, "sharded_parts", ()):
         for part in parts:
             yield f"{name}.{part}", getattr(module, part)
@@ -166,7 +155,7 @@ def _roots(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
         yield name, module
 
 
-def _blocks(root: nn.Module) -> list[nn.Module]:
+def blocks_of(root: nn.Module) -> list[nn.Module]:
     """Return the repeated blocks of a network, such as those of a transformer: they get whole parameters in turn.
 
     They are the members of a `ModuleList` or `Sequential` that has several of one class, if these have parts.
@@ -176,19 +165,24 @@ def _blocks(root: nn.Module) -> list[nn.Module]:
         members = list(child.children()) if isinstance(child, nn.ModuleList | nn.Sequential) else []
         repeated = [m for m in members if sum(type(other) is type(m) for other in members) > 1 and [*m.children()]]
         repeated = [m for m in repeated if any(True for _ in m.parameters())]
-        found += repeated or _blocks(child)
+        found += repeated or blocks_of(child)
     return list(dict.fromkeys(found))
 
 
-def _own_modules(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield a module and its parts, without those that are sharded by themselves."""
+def own_modules(module: nn.Module, blocks: Collection[nn.Module]) -> Iterator[nn.Module]:
+    """Yield a module and its parts, without the blocks in it, which are sharded by themselves."""
     yield module
     for child in module.children():
-        if not isinstance(child, FSDPModule):
-            yield from _own_modules(child)
+        if child not in blocks:
+            yield from own_modules(child, blocks)
 
 
-def _methods(root: nn.Module) -> list[str]:
+def has_batch_norm(modules: Iterable[nn.Module]) -> bool:
+    """Return whether a module is a batch normalisation. Those that are sharded together with it compute in fp32."""
+    return any(isinstance(module, nn.modules.batchnorm._NormBase) for module in modules)
+
+
+def methods_of(root: nn.Module) -> list[str]:
     """Return the names of the public methods of a network's own classes that take an argument."""
     found = []
     for cls in type(root).__mro__:
@@ -211,7 +205,7 @@ def _register(root: Any, name: str) -> None:
     gathering = getattr(root, name)
 
     def method(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return (gathering if _has_tensor([*args, *kwargs.values()]) else plain)(*args, **kwargs)
+        return (gathering if has_tensor([*args, *kwargs.values()]) else plain)(*args, **kwargs)
 
     setattr(root, name, types.MethodType(method, root))
 
@@ -223,15 +217,16 @@ def _unviewed(output: Any) -> Any:
     return output.clone() if isinstance(output, Tensor) and output._is_view() else output
 
 
-def _has_tensor(values: Sequence[Any]) -> bool:
-    return any(isinstance(v, Tensor) or (isinstance(v, list | tuple) and _has_tensor(v)) for v in values)
+def has_tensor(values: Sequence[Any]) -> bool:
+    """Return whether a tensor is among some arguments, or in a list or tuple among them."""
+    return any(isinstance(v, Tensor) or (isinstance(v, list | tuple) and has_tensor(v)) for v in values)
 
 
-def _problems(strategy: str, roots: list[tuple[str, nn.Module]]) -> list[str]:
+def unshardable(strategy: str, roots: Mapping[str, nn.Module]) -> list[str]:
     """Return a sentence per parameter that FSDP2 can't shard."""
     found: list[str] = []
     owners: dict[int, str] = {}
-    for name, root in roots:
+    for name, root in roots.items():
         for key, parameter in root.named_parameters():
             if parameter.ndim == 0:
                 found.append(
@@ -248,3 +243,33 @@ def _problems(strategy: str, roots: list[tuple[str, nn.Module]]) -> list[str]:
             if len(kinds) > 1:
                 found.append(f"module.{name}: its parameters have {key} {sorted(map(str, kinds))}; make them one.")
     return found
+
+
+def made_too_early(strategy: str) -> ConfigError:
+    """Return the error of an optimizer that has the parameters before they were sharded."""
+    return ConfigError(
+        f"optim.optimizer: it was made before strategy {strategy} divided the parameters, and has none of them. Give a "
+        "node or a callable, such as functools.partial(torch.optim.AdamW, lr=1e-3)."
+    )
+
+
+def check_optimizer(optimizer: Any, strategy: str, sharded: Collection[int]) -> None:
+    """Check that an optimizer can train what a strategy shards, together with what it leaves whole.
+
+    Parameters
+    ----------
+    sharded
+        The parameters that are sharded, by id.
+
+    Raises
+    ------
+    ConfigError
+        It can't update sharded and whole parameters together, but gets both.
+    """
+    for group in optimizer.param_groups:
+        options = [name for name in ("foreach", "fused") if group.get(name)]
+        if options and len({id(parameter) in sharded for parameter in group["params"]}) > 1:
+            raise ConfigError(
+                f"optim.optimizer: {options[0]}=True can't update sharded parameters together with those of the loss, "
+                f"which strategy {strategy} leaves whole. Leave {options[0]} out."
+            )

@@ -122,7 +122,19 @@ def _of_memory(facts: Mapping[str, Any]) -> str:
     least = "" if facts["is_complete"] else "at least "
     text = f"{least}{facts['peak_bytes'] / GIB:.1f}{margin}{of} GiB per card, with {facts['batch_size']} samples"
     fits = f"; {facts['largest_batch']:,} samples would fit" if facts.get("largest_batch") else ""
-    return f"{text}{f' ({some_of(shares, 4)})' if shares else ''}{fits}"
+    return f"{text}{f' ({some_of(shares, 4)})' if shares else ''}{fits}{_of_strategy(facts)}"
+
+
+def _of_strategy(facts: Mapping[str, Any]) -> str:
+    """Return how several processes share the model, and when a process has whole parameters, in words."""
+    if facts["processes"] == 1:
+        return ""
+    places = ""
+    if machines := facts["machines"]:
+        places = f" on {machines} machine{'s' * (machines != 1)}, each of which has the whole model"
+    is_whole = facts["moment"] == "evaluation" and "whole_parameters" in facts["parts"]
+    worst = ". The worst moment is an evaluation, in which each process has whole parameters" if is_whole else ""
+    return f"; strategy {facts['strategy']} with {facts['processes']} processes{places}{worst}"
 
 
 def _of_configuration(facts: Mapping[str, Any]) -> str:

@@ -96,7 +96,7 @@ class Stage:
         """
         made = self.make()
         made.hardware.update(
-            device=device, precision="fp32", float16=False, world_size=1, compile=False, time_limit=None
+            device=device, precision="fp32", float16=False, world_size=1, strategy="ddp", compile=False, time_limit=None
         )
         made.logger.update(
             level=WARNING, log_every_step=NEVER, wandb=None, tensorboard=False, checkpoint_every_step=None,

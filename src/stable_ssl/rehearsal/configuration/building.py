@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 from ...base import BaseTrainer
 from ...config import SECTIONS, build, check_nodes, parse_config
@@ -25,6 +26,7 @@ from ...loggers.metrics import by_name, check_metrics, require_methods, watched
 from ...nodes import is_node, plain
 from ...runtime.seeding import preserved_generators
 from ...weights.loading import load_weights
+from ..division import check_sharding
 from ..offline import is_told_offline, needs_network, offline, places_of_caches, without_download
 from ..report import ERROR
 from ..stage import CPU, META, Stage
@@ -98,6 +100,7 @@ class _Parts:
             self._build_watched(self._sections["logger"])
         if self._sections["optim"] is not None and "train" in self._sets():
             self._build_optimization(self._sections["optim"])
+            self._check_strategy(self._sections["hardware"])
         self._check_setup()
         self._check_hooks()
 
@@ -308,6 +311,13 @@ class _Parts:
         logger = self._sections["logger"]
         for text in unusual_steps(optim, schedule, logger) if loader is not None and logger else ():
             self._stage.report.warn(PART, text)
+
+    def _check_strategy(self, hardware: Any) -> None:
+        """Report what the run's strategy can't shard, if all modules are there."""
+        if hardware is not None and hardware["strategy"] != "ddp" and "module" in self._built:
+            optimizer, asked = self._built.get("optim.optimizer"), section(self._asked, "optim").get("optimizer")
+            is_early = isinstance(asked, Optimizer)
+            self._try(partial(check_sharding, self._trainer, hardware["strategy"], optimizer, is_early), "module")
 
     def _count(self, optim: Any, loader: Any) -> None:
         optim["num_batches"] = self._builder.count_batches(loader, optim["max_steps"])

@@ -13,6 +13,7 @@ from ...config import SECTIONS, full_key, parse_config
 from ...exceptions import ConfigError
 from ...lines import place_of
 from ...nodes import OF_A_RUN, argument_names, locate, plain
+from ..division import strategy_problems
 from ..report import ERROR
 from ..stage import Stage
 from .hooks import misnamed, uncallable
@@ -119,6 +120,11 @@ def _check_values(stage: Stage, made: Any, node: Mapping[str, Any]) -> None:
     for text in unusual(settings):
         stage.report.warn(PART, text)
     _check_devices(stage, settings)
+    problems, assumed = strategy_problems(stage, settings.hardware["strategy"], settings.hardware["precision"])
+    for text in problems:
+        stage.report.error(PART, text)
+    for text in assumed:
+        stage.report.warn(PART, text)
     for name in ("wandb", "tensorboard"):
         if settings.logger[name] and find_spec(name) is None:
             install = f"`pip install 'stable-ssl[{name}]'`"

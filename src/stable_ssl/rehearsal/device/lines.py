@@ -13,7 +13,15 @@ import torch
 from ...lines import PYTHON, USER, lines_of, owner, shown
 
 _ROOM, _TORCH = Path(__file__).parents[1], Path(torch.__file__).parent
-_LOOK_ON = ("accounting.py", "answers.py", "fake.py", "lines.py", "stand_ins.py", "waits.py")  # at operations
+_LOOK_ON = (
+    "accounting.py",
+    "answers.py",
+    "fake.py",
+    "lines.py",
+    "stand_ins.py",
+    "uncalled.py",
+    "waits.py",
+)  # at operations
 
 
 def caller() -> str:

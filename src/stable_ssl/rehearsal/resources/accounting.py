@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 _ROUNDED = 512  # bytes: CUDA's allocator gives multiples of it
+_COPY = torch.ops.aten._to_copy.default
 _NO_DATA = ("empty", "new_empty", "detach", "alias")  # operations that read and write nothing
 
 # torch.autocast computes these in fp32 on CUDA, but not all of them on the CPU ("Autocast Op Reference" of torch's
@@ -47,6 +48,10 @@ class Accounting(TorchDispatchMode):
         count as two. The formulas are those of torch's `FlopCounterMode`.
     traffic
         Bytes that all operations together read and write, each for itself.
+    share
+        What is made from now on counts as this part of its memory.
+    free_copies
+        Storages by id, of which a copy in another type takes no memory.
     """
 
     def __init__(self) -> None:
@@ -55,32 +60,34 @@ class Accounting(TorchDispatchMode):
         self.at_peak: dict[str, int] = {}
         self.flops: Counter[str] = Counter()
         self.traffic = self.peak = self._total = 0
+        self.share = 1.0
+        self.free_copies: set[int] = set()
         self._known: dict[int, tuple[weakref.ref, str, int]] = {}  # by id of the storage
 
-    def assign(self, tensors: Iterable[Tensor], part: str) -> None:
-        """Count the memory of tensors to a part."""
+    def assign(self, tensors: Iterable[Tensor], part: str, shards: int = 1) -> None:
+        """Count the memory of tensors to a part: that of the first of so many shards, which divide their rows."""
         for tensor in tensors:
-            storage = tensor.untyped_storage()
-            if (known := self._known.get(id(storage))) is None:
-                self._add(storage, part)
-            else:
-                reference, old, size = known
-                self.now[old] -= size
-                self.now[part] += size
-                self._known[id(storage)] = reference, part, size
+            storage, share = tensor.untyped_storage(), share_of(tensor, shards)
+            if (known := self._known.get(id(storage))) is not None:
+                _, old, size = known
+                self.hold(old, -size)
+            self._add(storage, part, share)
 
-    def _add(self, storage: torch.UntypedStorage, part: str) -> None:
-        key, size = id(storage), -(-storage.nbytes() // _ROUNDED) * _ROUNDED
-        self._known[key] = weakref.ref(storage, functools.partial(self._forget, key)), part, size
-        self.now[part] += size
-        self._total += size
+    def hold(self, part: str, num_bytes: int) -> None:
+        """Count memory to a part, besides that of tensors, until it is held no more, by a negative number."""
+        self.now[part] += num_bytes
+        self._total += num_bytes
         if self._total > self.peak:
             self.peak, self.at_peak = self._total, dict(self.now)
 
+    def _add(self, storage: torch.UntypedStorage, part: str, share: float) -> None:
+        key, size = id(storage), -(-int(storage.nbytes() * share) // _ROUNDED) * _ROUNDED
+        self._known[key] = weakref.ref(storage, functools.partial(self._forget, key)), part, size
+        self.hold(part, size)
+
     def _forget(self, key: int, reference: Any) -> None:
         _, part, size = self._known.pop(key)
-        self.now[part] -= size
-        self._total -= size
+        self.hold(part, -size)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
@@ -90,7 +97,8 @@ class Accounting(TorchDispatchMode):
         for tensor in tensors:
             storage = tensor.untyped_storage()
             if id(storage) not in self._known:
-                self._add(storage, part)
+                is_free = func is _COPY and id(args[0].untyped_storage()) in self.free_copies
+                self._add(storage, part, 0.0 if is_free else self.share)
         self._count_work(func, args, kwargs or {}, made, tensors)
         return made
 
@@ -102,6 +110,14 @@ class Accounting(TorchDispatchMode):
         if not func.is_view and not kind.__name__.startswith(_NO_DATA):
             read = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
             self.traffic += sum(tensor.numel() * tensor.element_size() for tensor in [*read, *tensors])
+
+
+def share_of(tensor: Tensor, shards: int) -> float:
+    """Return the share of a tensor's memory that each process has if so many processes divide its rows.
+
+    FSDP2 gives all processes the memory of the first one, which may have more rows than the last ones.
+    """
+    return -(-len(tensor) // shards) / len(tensor) if shards > 1 and tensor.ndim and len(tensor) else 1.0
 
 
 class CudaAutocast(TorchFunctionMode):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -18,11 +18,14 @@ from ...runtime.device import count_images
 from ...runtime.precision import Precision
 from ..device.answers import Answers
 from ..device.waits import SHAPES, Findings, nonzero, noticing, without_cuda
+from ..division import Group, division_of, groups_of, roots_of_run
 from ..stage import CPU, META, Stage
 from ..stepping import take_steps
-from .accounting import Accounting, CudaAutocast
+from .accounting import Accounting, CudaAutocast, share_of
+from .uncalled import Uncalled
 
 aten = torch.ops.aten
+GATHERED = WHOLE, GRADIENTS = "whole_parameters", "whole_gradients"  # parts that hold what is sharded, for a while
 
 
 class FakeRun:
@@ -47,6 +50,10 @@ class FakeRun:
         The trainer.
     precision
         `hardware.precision` of the run.
+    division, groups
+        How the run's strategy divides parameters, and the groups of those that it shards; none with strategy "ddp".
+    uncalled
+        Where sharded parameters are used without a call; None with strategy "ddp".
     optimizers
         All of its optimizers.
     num_samples
@@ -63,6 +70,15 @@ class FakeRun:
             trainer.setup()
             trainer.before_fit()
         trainer._run.let_go()
+        self.division = division_of(stage, trainer._configured["hardware"]["strategy"])
+        self.groups: list[Group] = []
+        self.uncalled: Uncalled | None = None
+        if self.division.strategy != "ddp":
+            roots = roots_of_run(trainer)
+            self.groups = groups_of(roots.values(), self.precision)
+            self.uncalled = Uncalled(roots, self.groups)
+            vars(trainer)["compute_loss"] = self.uncalled.watched(trainer.compute_loss)
+        self._sharded = {id(parameter) for group in self.groups for parameter in group.parameters}
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         for tensor in _tensors_on_meta(trainer):
             _make_fake(tensor, self._mode)
@@ -80,10 +96,14 @@ class FakeRun:
         self.num_samples = count_images(indices, self._batch)
 
     def _use_foreach(self) -> None:
-        """Let the optimizers update all parameters at once, as torch's do on CUDA by default; it takes more memory."""
+        """Let the optimizers update all parameters at once, as torch's do on CUDA by default; it takes more memory.
+
+        They update those that are sharded one by one.
+        """
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                if group.get("foreach", False) is None and not group.get("fused"):
+                is_sharded = any(self.is_sharded(parameter) for parameter in group["params"])
+                if not is_sharded and group.get("foreach", False) is None and not group.get("fused"):
                     group["foreach"] = True
 
     def _make_states(self) -> None:
@@ -97,10 +117,13 @@ class FakeRun:
                 for parameter in trained:
                     parameter.grad = None
 
-    def states(self) -> list[Tensor]:
-        """Return the tensors of the optimizers' states."""
-        states = [state for optimizer in self.optimizers for own in optimizer.state.values() for state in own.values()]
-        return [state for state in states if isinstance(state, Tensor)]
+    def is_sharded(self, parameter: Tensor) -> bool:
+        """Return whether processes divide a parameter."""
+        return id(parameter) in self._sharded
+
+    def shards(self, parameter: Tensor) -> int:
+        """Return how many processes divide a parameter."""
+        return self.division.shards if self.is_sharded(parameter) else 1
 
     def step(self, batch_size: int, count: int) -> tuple[Accounting, int]:
         """Take mini-batches of a size, and return their account, and its peak before the optimizer's own step.
@@ -119,33 +142,82 @@ class FakeRun:
         """Return the account of what a step takes before its forward pass, and of its gradients."""
         account, batch = self._lasting(), self._batch_of(batch_size)
         account.assign([leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)], "views")
+        self._gather(account)
         with self._mode:
-            gradients = [torch.empty_like(one) for one in self.trainer.parameters() if one.requires_grad]
-            account.assign(gradients, "gradients")
+            trained = [parameter for parameter in self.trainer.parameters() if parameter.requires_grad]
+            gradients = [torch.empty_like(parameter) for parameter in trained]
+            for parameter, gradient in zip(trained, gradients, strict=True):
+                account.assign([gradient], "gradients", self.shards(parameter))
         return account
+
+    def lasting(self) -> Iterator[tuple[Tensor, str, int]]:
+        """Yield each tensor that a checkpoint holds, its part of the memory, and how many processes divide it."""
+        yield from ((parameter, "parameters", self.shards(parameter)) for parameter in self.trainer.parameters())
+        yield from ((buffer, "buffers", 1) for buffer in self.trainer.buffers())
+        for optimizer in self.optimizers:
+            for parameter, own in optimizer.state.items():
+                for state in (state for state in own.values() if isinstance(state, Tensor)):
+                    yield state, "optimizer", self.shards(parameter) if state.shape == parameter.shape else 1
 
     def _lasting(self) -> Accounting:
         account = Accounting()
-        account.assign(self.trainer.parameters(), "parameters")
-        account.assign(self.trainer.buffers(), "buffers")
-        account.assign(self.states(), "optimizer")
+        for tensor, part, shards in self.lasting():
+            account.assign([tensor], part, shards)
+        cast = [parameter for group in self.groups if group.in_bf16 for parameter in group.parameters]
+        account.free_copies = {id(parameter.untyped_storage()) for parameter in cast}  # they are gathered in bf16
         return account
+
+    def _gather(self, account: Accounting) -> None:
+        """Count what is whole in a step of what is sharded.
+
+        Those of networks are whole until the end. Of their blocks, one computes and the next one is gathered.
+        """
+        if not self.groups:
+            return
+        roots = [group.whole_bytes for group in self.groups if group.is_root]
+        blocks = sorted(group.whole_bytes for group in self.groups if not group.is_root)
+        account.hold(WHOLE, sum(roots) + sum(blocks[-2:]))
+        account.hold(GRADIENTS, max(group.gradient_bytes for group in self.groups))
+
+    def _begin_update(self, account: Accounting, optimizer: torch.optim.Optimizer) -> None:
+        """Count that an optimizer updates shards with shards of the gradients."""
+        if not self.groups:
+            return
+        for part in GATHERED:
+            account.hold(part, -account.now[part])
+        trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        for parameter in trained:
+            account.assign([parameter.grad], "gradients", self.shards(parameter))
+        whole = sum(parameter.nbytes for parameter in trained)
+        account.share = sum(p.nbytes * share_of(p, self.shards(p)) for p in trained) / max(whole, 1)
 
     def _step(self, batch_size: int, count: int) -> tuple[Accounting, int]:
         trainer, account, peaks = self.trainer, self._lasting(), []
         trainer._steps.accumulation = trainer._steps.num_batches = count
-        parameters = list(trainer.parameters())
+        if self.uncalled is not None:
+            self.uncalled.begin_step()
+
+        def begin(optimizer: torch.optim.Optimizer, *given: Any) -> None:
+            peaks.append(account.peak)
+            self._begin_update(account, optimizer)
+
+        def end(*given: Any) -> None:
+            account.share = 1.0
+
+        def arrived(parameter: Tensor) -> None:
+            # Those of a group of mini-batches are divided when the last one adds to them.
+            account.assign([parameter.grad], "gradients", self.shards(parameter) if count == 1 else 1)  # type: ignore[list-item]
+
         with ExitStack() as last:
             for optimizer in self.optimizers:
-                last.callback(optimizer.register_step_pre_hook(lambda *given: peaks.append(account.peak)).remove)
-            for parameter in parameters:
+                last.callback(optimizer.register_step_pre_hook(begin).remove)
+                last.callback(optimizer.register_step_post_hook(end).remove)
+            for parameter in trainer.parameters():
                 if parameter.requires_grad:
-                    hook = parameter.register_post_accumulate_grad_hook(
-                        lambda parameter: account.assign([parameter.grad], "gradients")
-                    )
-                    last.callback(hook.remove)
+                    last.callback(parameter.register_post_accumulate_grad_hook(arrived).remove)
             batch = self._batch_of(batch_size)
             account.assign([leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)], "views")
+            self._gather(account)
             last.enter_context(self._mode)
             last.enter_context(account)
             last.enter_context(Answering(self.answers))

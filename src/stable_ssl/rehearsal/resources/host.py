@@ -68,7 +68,9 @@ def bytes_per_image(loader: Loader) -> tuple[float, float]:
     return lasting / _TRIED, (images.nbytes + sum(account.at_peak.values()) - lasting) / _TRIED
 
 
-def host_parts(data: Mapping[str, Any], held: Mapping[str, int], batch_bytes: int, state_bytes: int) -> dict[str, int]:
+def host_parts(
+    data: Mapping[str, Any], held: Mapping[str, int], batch_bytes: int, copy: Mapping[str, int]
+) -> dict[str, int]:
     """Return the host memory that a process takes, by part.
 
     Parameters
@@ -79,8 +81,9 @@ def host_parts(data: Mapping[str, Any], held: Mapping[str, int], batch_bytes: in
         Bytes of the images that each of them holds in memory.
     batch_bytes
         Of a batch of `data.train`.
-    state_bytes
-        Of the tensors of a checkpoint, of which there is a copy while it is written.
+    copy
+        Bytes of the copy of a checkpoint's tensors while it is written: those of the "checkpoint", which the first
+        process copies, or of "part_of_checkpoint", if each process copies its shards.
     """
     workers = {name: 0 if held.get(name) else getattr(loader, "num_workers", 0) for name, loader in data.items()}
     train = data["train"]
@@ -90,7 +93,7 @@ def host_parts(data: Mapping[str, Any], held: Mapping[str, int], batch_bytes: in
         "held_images": sum(held.values()),
         "workers": WORKER * sum(workers.values()),
         "batches": ahead * batch_bytes,
-        "checkpoint": state_bytes,
+        **copy,
     }
 
 

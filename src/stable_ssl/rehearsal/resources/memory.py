@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from ...data.in_memory import whole_memory
 from ...engine.building import data_sets
+from ...engine.strategies import not_called
 from ...exceptions import ConfigError
 from ...monitors import KNN
 from ..cards import GIB
@@ -17,14 +18,16 @@ from ..device.answers import ENDLESS
 from ..device.lines import line_of
 from ..report import ERROR
 from ..stage import Stage
-from .fake import FakeRun
+from .accounting import share_of
+from .fake import WHOLE, FakeRun
 from .host import bytes_per_image, held_bytes, host_parts, on_node, views_on_card
 
 # The margin: what a step takes beside its tensors.
 CONTEXT = GIB // 2  # of CUDA, with its kernels
 COMMUNICATION = GIB // 2  # of NCCL, if there are several processes
 SHARE = 0.1  # of the peak: gaps between tensors in the allocator's blocks, and work space of cuDNN and cuBLAS
-STEP, EXCHANGE = "training step", "exchange of gradients"
+STEP, EXCHANGE, EVALUATION = "training step", "exchange of gradients", "evaluation"
+LASTING = "parameters", "buffers", "optimizer"  # the parts that are there at all moments
 _MOST_LINES = 4
 _QUERIES, _BANK = 256, 65536  # images that the kNN monitor compares at a time
 
@@ -38,6 +41,11 @@ def check_memory(stage: Stage) -> None:
     - `peak_bytes`, and its `parts`, at the worst `moment`: in a "training step"; in the "exchange of gradients" of
       several processes, which takes a copy of all gradients; or in an "evaluation" with the kNN bank. In "views" are
       the batch itself and, if views are made on the card, the images there and the next batch;
+    - `strategy`, and the number of `processes`, and of `machines` with strategy "hsdp". If parameters are sharded,
+      "parameters", "gradients" and "optimizer" are the part of a process. "whole_parameters" are those that are
+      gathered: in a step those of two blocks and all that are in no block, in an evaluation all of them.
+      "whole_gradients" are those of the block that has most, before and while they are summed. A group of mini-batches
+      (`optim.accumulation_steps`) keeps all "gradients" whole until its last one;
     - `margin_bytes`: 0.5 GiB for CUDA's context, as much for NCCL with several processes, 10 % of the peak, and the
       work space of views that are made on the card;
     - `batch_size`, and the `largest_batch` that fits the card with the margin, within 2 %;
@@ -95,14 +103,16 @@ class _Estimate:
 
     def _moments(self) -> dict[str, dict[str, int]]:
         """Return the memory in use at each of the moments that may be the worst, by part."""
-        account, trained = self._account, [p for o in self._run.optimizers for g in o.param_groups for p in g["params"]]
+        account, run = self._account, self._run
+        trained = [p for o in run.optimizers for g in o.param_groups for p in g["params"] if p.requires_grad]
         step = dict(account.at_peak)
         step["views"] = step.get("views", 0) + self._views(self.batch_size)
-        lasting = {name: step.get(name, 0) for name in ("parameters", "buffers", "optimizer")}
-        moments = {STEP: step, "evaluation": {**lasting, "knn_bank": self._knn_bank()}}
-        if self._world_size > 1:
-            gradients = 2 * _bytes([parameter for parameter in trained if parameter.requires_grad])
-            moments[EXCHANGE] = {**lasting, "views": step["views"], "gradients": gradients}
+        lasting = {name: step.get(name, 0) for name in LASTING}
+        moments = {STEP: step, EVALUATION: {**lasting, "knn_bank": self._knn_bank()}}
+        if run.groups:
+            moments[EVALUATION][WHOLE] = sum(group.whole_bytes for group in run.groups)
+        elif self._world_size > 1:
+            moments[EXCHANGE] = {**lasting, "views": step["views"], "gradients": 2 * _bytes(trained)}
         return moments
 
     def _views(self, batch_size: int) -> int:
@@ -159,19 +169,21 @@ class _Estimate:
         account, card, report = self._account, self._card, self._stage.report
         margin = int(self._margin(self.peak, self.batch_size))
         largest = None if card is None else self._largest_batch(card.memory_bytes)
-        states = [*self._trainer.parameters(), *self._trainer.buffers(), *self._run.states()]
         batch_bytes = _bytes(tree_leaves(self._stage.batch)) * self.batch_size // self._run.num_samples
-        host = host_parts(self._trainer.data, self._held, batch_bytes, _bytes(states))
+        division, host = self._run.division, host_parts(self._trainer.data, self._held, batch_bytes, self._copy())
         report.tell(
             "memory", peak_bytes=self.peak, is_complete=self.failure is None, parts=self.parts[self.moment],
             moment=self.moment, margin_bytes=margin, batch_size=self.batch_size, largest_batch=largest,
-            precision=self._run.precision,
+            precision=self._run.precision, strategy=division.strategy, processes=division.processes,
+            machines=division.machines if division.strategy == "hsdp" else None,
             views_on="card" if self._on_card else "host",
             flops_per_step={kind: int(self._factor * flops) for kind, flops in account.flops.items()},
             traffic_bytes_per_step=int(self._factor * account.traffic),
             host_bytes=sum(host.values()), host_parts=host, card=None if card is None else card.name,
             card_bytes=None if card is None else card.memory_bytes,
         )  # fmt: skip
+        for line, name in self._run.uncalled.found.items() if self._run.uncalled else ():
+            report.error("step", f"{line}: {name} is used. {not_called(division.strategy)}")
         if self.failure is not None and not report.of(ERROR):
             what = f"{type(self.failure).__name__}: {self.failure}".split("\n")[0]
             report.warn(
@@ -188,6 +200,11 @@ class _Estimate:
         if card is not None and self.peak + margin > card.memory_bytes:
             self._refuse(self.peak, margin, largest)
         self._compare_host(host)
+
+    def _copy(self) -> dict[str, int]:
+        """Return the host memory of a process's copy for a checkpoint, by part."""
+        size = sum(int(tensor.nbytes * share_of(tensor, shards)) for tensor, _, shards in self._run.lasting())
+        return {"part_of_checkpoint" if self._run.groups else "checkpoint": size}
 
     def _compare_host(self, parts: dict[str, int]) -> None:
         """Compare host memory with that of this machine, unless the run is a Slurm job, which runs on another one."""
@@ -208,6 +225,8 @@ class _Estimate:
         card, report = self._card, self._stage.report
         assert card is not None
         need = f"data.train.batch_size={self.batch_size} takes {_gib(peak)} of each card in the {self.moment}"
+        if self.moment == EVALUATION and self._run.groups:
+            need += ", in which each process has whole parameters"
         fits = self._remedy(largest)
         if self._run.precision == "fp32":
             fits += f", or set hardware.precision (fp32) to {'bf16' if card.bf16 or not card.fp16 else 'fp16'}"
@@ -222,8 +241,10 @@ class _Estimate:
 
     def _remedy(self, largest: int | None) -> str:
         """Return what makes the run fit its card, in words."""
-        if self.moment == "evaluation":
-            return "give the kNN monitor a smaller bank"
+        if self.moment == EVALUATION:
+            parts = self.parts[EVALUATION]
+            of_bank = parts["knn_bank"] > parts.get(WHOLE, 0)
+            return "give the kNN monitor a smaller bank" if of_bank else "take a smaller network"
         if largest == 0 or self.moment == EXCHANGE:
             return "take a smaller network" + (" or smaller images, for no batch fits" if self.moment == STEP else "")
         if largest is None:

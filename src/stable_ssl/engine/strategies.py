@@ -1,0 +1,63 @@
+"""What `hardware.strategy` needs of the processes of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..exceptions import ConfigError
+
+
+def machines_of(strategy: str, local_ranks: Sequence[int], precision: str) -> int:
+    """Return the number of machines that the processes of a run are on.
+
+    Parameters
+    ----------
+    strategy
+        `hardware.strategy`.
+    local_ranks
+        The number of each process on its machine, in the order of the ranks.
+    precision
+        "fp32", "bf16" or "fp16".
+
+    Raises
+    ------
+    ConfigError
+        The strategy does not suit the number of processes or machines, or the precision.
+
+    Examples
+    --------
+    >>> machines_of("hsdp", [0, 1, 0, 1], "bf16")
+    2
+    """
+    size, machines = len(local_ranks), list(local_ranks).count(0)
+    if strategy == "ddp":
+        return machines
+    if size == 1:
+        raise ConfigError(
+            f"hardware.strategy: {strategy} divides the model between several processes, but there is one. Leave it "
+            "out, or start several (hardware.world_size, or torchrun)."
+        )
+    if precision == "fp16":
+        raise ConfigError(
+            f"hardware.precision: fp16 scales losses by what each process finds, which strategy {strategy} can't. Take "
+            "bf16."
+        )
+    if strategy == "hsdp" and machines == 1:
+        raise ConfigError(
+            "hardware.strategy: hsdp divides the model within each machine, and there is only one. Take fsdp."
+        )
+    if strategy == "hsdp" and list(local_ranks) != [*range(size // machines)] * machines:
+        raise ConfigError(
+            f"hardware.strategy: hsdp needs the same number of processes per machine, machine by machine, but the "
+            f"numbers of the processes on their machines are {list(local_ranks)}. Take fsdp."
+        )
+    return machines
+
+
+def not_called(strategy: str) -> str:
+    """Return what is wrong if a step uses parameters that are not whole, in words."""
+    return (
+        f"hardware.strategy: {strategy} makes the parameters of a module whole only while the module is called, or a "
+        "public method of it that gets a tensor; here its layers or parameters are used without. Call the module, or "
+        "take strategy ddp."
+    )
