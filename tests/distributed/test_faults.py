@@ -112,6 +112,10 @@ def refused(folder, make):
         return str(error)
 
 
+def fewer_samples(rank):
+    return {"data": toy_dataset(32 - rank)}
+
+
 def without_dimensions(rank):
     module = blocks()
     module.register_parameter("scale", nn.Parameter(torch.ones(())))
@@ -121,6 +125,7 @@ def without_dimensions(rank):
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
+        (fewer_samples, "data.train: rank 1 has other data than rank 0 (samples: 31 instead of 32)."),
         (
             without_dimensions,
             "module.backbone.scale: hardware.strategy=fsdp can't divide a parameter without dimensions",
@@ -131,6 +136,15 @@ def test_a_run_that_can_not_train_so_is_refused_on_all_ranks_while_it_sets_up(st
     first, second = start_ranks(refused, tmp_path, make).results()
     assert first == second
     assert expected in first
+
+
+def other_values(folder):
+    train(folder, data=toy_dataset(32, seed=int(os.environ["RANK"])))
+
+
+def test_other_values_on_one_rank_are_told(start_ranks, tmp_path):
+    start_ranks(other_values, tmp_path).results()
+    assert "data.train: rank 1 reads other samples than rank 0" in (tmp_path / "console.log").read_text()
 
 
 def test_the_command_line_refuses_to_shard_over_one_process(tmp_path):
