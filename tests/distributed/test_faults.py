@@ -138,6 +138,20 @@ def test_a_run_that_can_not_train_so_is_refused_on_all_ranks_while_it_sets_up(st
     assert expected in first
 
 
+def share_blocks(folder):
+    module = blocks()
+    module[0][1] = module[0][2] = module[0][0]
+    train(folder, module=module)
+
+
+def test_blocks_that_share_parameters_are_sharded_too(start_ranks, tmp_path):
+    start_ranks(share_blocks, tmp_path).results()
+    weights = ending(tmp_path)[0]["modules"]
+    assert all(
+        torch.equal(weights[f"module.backbone.0.{n}.0.weight"], weights["module.backbone.0.0.0.weight"]) for n in (1, 2)
+    )
+
+
 def other_values(folder):
     train(folder, data=toy_dataset(32, seed=int(os.environ["RANK"])))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -77,7 +78,7 @@ class Sharding:
         for parameter in root.parameters():
             parameter.data = parameter.data.contiguous()  # channels_last is not: FSDP2 takes no other layout
         root.register_forward_hook(lambda module, args, output: _unviewed(output))
-        for module in [*_blocks(root), root]:
+        for module in [*_unshared(_blocks(root), root), root]:
             fully_shard(module, mesh=self.mesh, mp_policy=self._policy(module))
         for name in ("_nothing", *_methods(root)):
             _register(root, name)
@@ -178,6 +179,16 @@ def _blocks(root: nn.Module) -> list[nn.Module]:
         repeated = [m for m in repeated if any(True for _ in m.parameters())]
         found += repeated or _blocks(child)
     return list(dict.fromkeys(found))
+
+
+def _unshared(blocks: list[nn.Module], root: nn.Module) -> list[nn.Module]:
+    """Return the blocks whose parameters are used nowhere else in a network. The others are sharded with its rest."""
+    uses = _uses(root)
+    return [block for block in blocks if all(uses[key] == number for key, number in _uses(block).items())]
+
+
+def _uses(module: nn.Module) -> Counter[int]:
+    return Counter(id(parameter) for _, parameter in module.named_parameters(remove_duplicate=False))
 
 
 def _own_modules(module: nn.Module) -> Iterator[nn.Module]:
