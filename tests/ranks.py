@@ -33,15 +33,15 @@ def _free_port() -> int:
 
 
 class Ranks:
-    """Processes that run a function together."""
+    """Processes that run a function together, as if they were on several machines."""
 
-    def __init__(self, function, *args, world_size=2):
+    def __init__(self, function, *args, world_size=2, machines=1):
         self._folder, port = Path(tempfile.mkdtemp(prefix="ranks_")), _free_port()
         call = self._folder / "call"
         call.write_bytes(pickle.dumps((function, args)))
         self.processes = []
         for rank in range(world_size):
-            world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size}
+            world = {"RANK": rank, "LOCAL_RANK": rank % (world_size // machines), "WORLD_SIZE": world_size}
             address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": os.pathsep.join(sys.path)}
             env = {**os.environ, **{name: str(value) for name, value in {**world, **address}.items()}}
             command = [sys.executable, "-c", RANK, call, self._answer(rank)]

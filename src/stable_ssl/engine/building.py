@@ -20,6 +20,7 @@ from ..runtime.seeding import Stream, seed_generators
 from ..weights.loading import load_weights
 from .agreement import Together
 from .alone import Alone
+from .facts import check_same_data
 from .optimizing import build_optimization, check_replaced
 from .parts import MAKE_IT_EARLIER
 
@@ -119,6 +120,7 @@ class Builder:
                 loader.leave_out(self._ranks.from_main(loader.find_unreadable))
                 loader.prepare(self._device)
         self.loaders.update((name, data[name]) for name in data_sets(data))
+        check_same_data({name: data[name] for name in data_sets(data)}, self._ranks.peers)
         for sentence in other_classes(self.loaders.get("train"), {name: data[name] for name in data_sets(data)}):
             log.warning("%s", sentence)
         return data

@@ -19,7 +19,16 @@ from ..exceptions import ConfigError
 from ..runtime.behaviour import behaviour, behaviour_problems
 from ..runtime.checkpoint import CheckpointStore, digest
 from ..runtime.environment import environment
-from ..runtime.folder import config_differences, has_place, how_to_branch, in_words, moved_data, read_config
+from ..runtime.folder import (
+    config_differences,
+    differences,
+    has_place,
+    how_to_branch,
+    in_words,
+    moved_data,
+    read_config,
+)
+from ..runtime.peers import Peers
 from .parts import Model, Part
 
 log = logging.getLogger("stable_ssl")
@@ -175,6 +184,48 @@ def _told(dataset: Any, name: str, kind: type) -> Any:
         dataset = dataset.dataset
     found = getattr(dataset, name, None)
     return found if isinstance(found, kind) else None
+
+
+def check_same_data(loaders: Mapping[str, Any], peers: Peers) -> None:
+    """Check that all processes have the same data sets, since each takes its share of one order of samples.
+
+    Parameters
+    ----------
+    loaders
+        The data sets, by name.
+    peers
+        The processes, which call this together.
+
+    Raises
+    ------
+    ConfigError
+        A set has another number of samples or other files on a process. All processes raise it. If only the values of
+        the first or the last sample differ, the log warns, since a data set may draw them at random.
+    """
+    if peers.size == 1:
+        return
+    sets = {
+        name: {
+            **(identify(loader) or {}),
+            "digest of its files": isinstance(loader, Loader) and _told(loader.dataset, "fingerprint", str),
+            "shards": isinstance(loader, Loader) and _told(loader.dataset, "shards", list),
+        }
+        for name, loader in loaders.items()
+    }
+    problems = []
+    first, *others = peers.gather(sets)
+    for rank, other in enumerate(others, 1):
+        for path, ours, theirs in differences(first, other):
+            name, what = path.rsplit(".", 1)
+            if what == "digest":
+                log.warning("data.%s: rank %d reads other samples than rank 0; both need the same data.", name, rank)
+            else:
+                problems.append(
+                    f"data.{name}: rank {rank} has other data than rank 0 ({what}: {theirs!r} instead of {ours!r}). "
+                    "Each process takes its share of one data set, so all need the same."
+                )
+    if problems:
+        raise ConfigError(problems)
 
 
 def check_facts(path: Path, meta: Mapping[str, Any], now: Mapping[str, Any], data: DataFacts | None, run: Path) -> None:

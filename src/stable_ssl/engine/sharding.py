@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -158,15 +159,25 @@ def _roots(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
 def blocks_of(root: nn.Module) -> list[nn.Module]:
     """Return the repeated blocks of a network, such as those of a transformer: they get whole parameters in turn.
 
-    They are the members of a `ModuleList` or `Sequential` that has several of one class, if these have parts.
+    They are the members of a `ModuleList` or `Sequential` that has several of one class, if these have parts. Blocks
+    whose parameters are used elsewhere in the network too are left out: they are sharded with its rest.
     """
+    uses = _uses(root)
+    return [block for block in _repeated(root) if all(uses[key] == number for key, number in _uses(block).items())]
+
+
+def _repeated(root: nn.Module) -> list[nn.Module]:
     found: list[nn.Module] = []
     for child in root.children():
         members = list(child.children()) if isinstance(child, nn.ModuleList | nn.Sequential) else []
         repeated = [m for m in members if sum(type(other) is type(m) for other in members) > 1 and [*m.children()]]
         repeated = [m for m in repeated if any(True for _ in m.parameters())]
-        found += repeated or blocks_of(child)
+        found += repeated or _repeated(child)
     return list(dict.fromkeys(found))
+
+
+def _uses(module: nn.Module) -> Counter[int]:
+    return Counter(id(parameter) for _, parameter in module.named_parameters(remove_duplicate=False))
 
 
 def own_modules(module: nn.Module, blocks: Collection[nn.Module]) -> Iterator[nn.Module]:

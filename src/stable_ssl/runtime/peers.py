@@ -43,7 +43,7 @@ class Peers:
         try:
             dist.all_gather_object(values, value, group=self.group)
         except RuntimeError as error:
-            raise PeerError(f"Another process is gone, or does something else: {error}") from error
+            raise PeerError("another process of the run is gone, or does something else") from error
         return values
 
     def agree(self, function: Callable[[], Result]) -> Result:

@@ -56,6 +56,8 @@ def outcome(error: BaseException) -> tuple[str, str | None]:
             f"{type(error).__name__} was raised in a hook that can't use it: BreakStep is for the hooks of steps, "
             "BreakEpoch for those of training steps and before_fit_epoch."
         )
+    if isinstance(error, RuntimeError) and "gloo" in str(error):  # whose own words tell a user nothing
+        return "failed", "Another process of the run is gone, or does something else. Its own messages may say why."
     return "failed", f"{type(error).__name__}: {error}"
 
 
