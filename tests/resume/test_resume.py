@@ -356,15 +356,21 @@ def test_a_malicious_pickle_is_not_executed(make_toy, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kills", "workers", "ranks"), [(10, 0, 1), (3, 1, 1), pytest.param(3, 1, 2, marks=pytest.mark.slow)]
+    ("kills", "workers", "ranks", "strategy"),
+    [
+        (10, 0, 1, "ddp"),
+        (3, 1, 1, "ddp"),
+        pytest.param(3, 1, 2, "ddp", marks=pytest.mark.slow),
+        pytest.param(3, 0, 2, "fsdp", marks=pytest.mark.slow),
+    ],
 )
-def test_a_run_killed_at_random_moments_ends_as_one_left_alone(tmp_path, kills, workers, ranks):
+def test_a_run_killed_at_random_moments_ends_as_one_left_alone(tmp_path, kills, workers, ranks, strategy):
     def start(command, **options):
         # The run that is left alone has a hash seed of its own.
         is_alone = str(tmp_path / "alone") in command
         return (subprocess.Popen if is_alone else processes.start)(command, **options)
 
-    row = Chaos(tmp_path, kills, workers, ranks, epochs=5, start_process=start).run()
+    row = Chaos(tmp_path, kills, workers, ranks, strategy, epochs=5, start_process=start).run()
     assert row["kills that hit"] == kills
     assert row["same ending to the bit"] == "yes"
 

@@ -37,9 +37,9 @@ class Samples(Dataset):
 
 
 class Patient(SupervisedTrainer):
-    holds, fails_on_rank = True, None
+    holds, fails_on_rank, was_interrupted = True, None, False
 
-    # In the first life of its job it waits, inside each late step, for what will interrupt it.
+    # In the first life of its job it waits, inside a late step, for what will interrupt it.
     def before_fit(self):
         self.restart = os.environ.get("SLURM_RESTART_COUNT", "0")
         with open(self.folder / f"lives_{{self.rank}}", "a") as lives:
@@ -48,7 +48,8 @@ class Patient(SupervisedTrainer):
             raise RuntimeError("as asked")
 
     def after_fit_step(self):
-        if self.holds and self.global_step >= {HELD_AT} and self.restart == "0" and "SLURM_JOB_ID" in os.environ:
+        is_late = self.global_step >= {HELD_AT} and not self.was_interrupted
+        if self.holds and is_late and self.restart == "0" and "SLURM_JOB_ID" in os.environ:
             seen = []
             for signum in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
                 def note(*args, handler=signal.getsignal(signum)):
@@ -60,6 +61,7 @@ class Patient(SupervisedTrainer):
             while not seen:
                 assert time.monotonic() < deadline, "nothing interrupted the run"
                 time.sleep(0.01)
+            self.was_interrupted = True
 """
 CONFIG = """
 trainer:

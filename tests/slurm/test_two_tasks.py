@@ -8,6 +8,7 @@ from endings import ending, same
 from .conftest import HELD_AT, SAVED_BEFORE, await_hold, lives
 
 pytestmark = pytest.mark.slow
+STOPPED_AT = HELD_AT + 1  # processes tell each other of a signal while they take the next step
 # Half as many steps an epoch as with one process.
 EPOCHS = "optim.epochs=8"
 
@@ -29,8 +30,23 @@ def test_a_preempted_run_of_two_tasks_is_requeued_and_ends_as_one_left_alone(clu
     cluster.await_end(job)
     assert cluster.restarts(job) == 1
     for rank in range(2):
-        assert lives(folder, rank) == ["0 0", f"1 {HELD_AT}"]
+        assert lives(folder, rank) == ["0 0", f"1 {STOPPED_AT}"]
     assert same(ending(folder), two_alone)
+
+
+def test_a_preempted_run_that_divides_the_model_between_two_nodes_ends_as_one_left_alone(cluster, site, make_site):
+    arguments = ["slurm.nodes=2", EPOCHS, "hardware.strategy=fsdp"]
+    ((job, folder, log),) = site.submit(cluster, *arguments)
+    await_hold(cluster, job, folder, log, ranks=2)
+    cluster.preempt()
+    cluster.await_end(job)
+    assert cluster.restarts(job) == 1
+    for rank in range(2):
+        assert lives(folder, rank) == ["0 0", f"1 {STOPPED_AT}"]
+    assert any(folder.glob("checkpoints/step_*/shards/__1_0.distcp"))
+    ((job, alone, _),) = make_site("sharded_alone").submit(cluster, *arguments, "holds=false")
+    cluster.await_end(job)
+    assert same(ending(folder), ending(alone))
 
 
 def test_a_run_of_which_one_node_fails_ends_and_goes_on_from_its_newest_checkpoint(own_cluster, site, two_alone):
