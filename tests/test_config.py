@@ -120,7 +120,7 @@ def test_float16_is_an_old_name_that_precision_overrides():
         ),
         (HardwareConfig, {"seed": -1}, "hardware.seed: -1 is not a whole number of at least 0 or null."),
         (HardwareConfig, {"world_size": 0}, "hardware.world_size: 0 is not a whole number of at least 1."),
-        (HardwareConfig, {"strategy": "fsdp"}, "hardware.strategy: 'fsdp' is not 'ddp'."),
+        (HardwareConfig, {"strategy": "zero"}, "hardware.strategy: 'zero' is not 'ddp', 'fsdp' or 'hsdp'."),
         (
             HardwareConfig,
             {"compile": "fast"},

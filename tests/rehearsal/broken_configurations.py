@@ -13,7 +13,7 @@ SETTINGS = [
     (DIGITS, "hardware.precision=fp16 hardware.device=cpu", "warning", "hardware.precision: fp16 needs a CUDA device"),
     (DIGITS, "hardware.float16=maybe", "error", "hardware.float16: 'maybe' is not true or false."),
     (DIGITS, "hardware.world_size=0", "error", "hardware.world_size: 0 is not a whole number of at least 1."),
-    (DIGITS, "hardware.strategy=zero", "error", "hardware.strategy: 'zero' is not 'ddp'."),
+    (DIGITS, "hardware.strategy=zero", "error", "hardware.strategy: 'zero' is not 'ddp', 'fsdp' or 'hsdp'."),
     (DIGITS, "hardware.compile=fast", "error", "hardware.compile: 'fast' is not true, false, 'default'"),
     (DIGITS, "hardware.channels_last=3", "error", "hardware.channels_last: 3 is not true or false."),
     (DIGITS, "hardware.deterministic=perhaps", "error", "hardware.deterministic: 'perhaps' is not true or false."),
