@@ -21,12 +21,12 @@ CASES = {
     "frozen": ("mae", {"optim": {"frozen": ["backbone.blocks.layers.0.*"], "optimizer": ADAMW}}),
     "accumulation": ("dino", {"optim": {"accumulation_steps": 2}}),
     "left_out": ("moco", {"optim": {"accumulation_steps": 2}}),
+    "broken_off": ("moco", {"optim": {"accumulation_steps": 2}}),
     "skipped": ("simclr", {"optim": {"nonfinite": "skip"}}),
     "bf16": ("mae", {"hardware": {"precision": "bf16"}, "optim": {"optimizer": ADAMW}}),
     "channels_last": ("simclr", {"hardware": {"channels_last": True}}),
     "compiled": ("simclr", {"hardware": {"compile": True}}),
 }
-IN_ONE_PROCESS = {"skipped": False, "left_out": True}
 
 
 def leave_out(trainer):
@@ -35,6 +35,14 @@ def leave_out(trainer):
 
     if (trainer.epoch, trainer.batch_idx) == (0, 3):
         raise BreakStep
+
+
+def break_off(trainer):
+    """End the first epoch within a group, whose first mini-batch has left gradients."""
+    from stable_ssl import BreakEpoch
+
+    if (trainer.epoch, trainer.batch_idx) == (0, 3):
+        raise BreakEpoch
 
 
 def spoil(trainer, compute_loss):
@@ -57,6 +65,8 @@ def run(names, folder, batch_size, strategy):
         trainer = make(method, folder / name, batch_size, **options)
         if name == "left_out":
             trainer.before_fit_step = functools.partial(leave_out, trainer)
+        if name == "broken_off":
+            trainer.before_fit_step = functools.partial(break_off, trainer)
         if name == "skipped":
             trainer.compute_loss = functools.partial(spoil, trainer, trainer.compute_loss)
         trainer.after_fit = lambda trainer=trainer, name=name: found.update({name: full_state_dict(trainer)})

@@ -176,6 +176,8 @@ class Together(World):
     def drop_gradients(self) -> None:
         """Drop what was exchanged of a step that is not taken."""
         self._gradients.forget()
+        if self._sharding:
+            self._sharding.finish()  # FSDP2 drops nothing, so they are averaged, and cleared like all others
 
     def spread(self, loss: Tensor) -> tuple[Tensor, bool]:
         """Make the gradients of a loss that is not finite NaN. So is their mean, and all processes skip the step."""

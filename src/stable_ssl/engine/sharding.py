@@ -74,18 +74,19 @@ class Sharding:
             except (AssertionError, NotImplementedError, RuntimeError, ValueError) as error:
                 raise ConfigError(f"hardware.strategy: {self.strategy} can't shard module.{name}: {error}") from error
 
-    def _shard(self, root: nn.Module) -> None:
+    def _shard(self, root: Any) -> None:
         for parameter in root.parameters():
             parameter.data = parameter.data.contiguous()  # channels_last is not: FSDP2 takes no other layout
         root.register_forward_hook(lambda module, args, output: _unviewed(output))
         blocks = blocks_of(root)
         for module in [*blocks, root]:
             fully_shard(module, mesh=self.mesh, mp_policy=self._policy(own_modules(module, blocks)))
+        root._nothing = types.MethodType(lambda self, x: x * 1, root)
         for name in ("_nothing", *methods_of(root)):
             _register(root, name)
+        root._nothing(torch.zeros((), device=self.mesh.device_type))  # FSDP2 now knows it as the root of its blocks
+        root.reshard()
         self._roots.append(root)
-        self._roots[-1]._nothing(torch.zeros((), device=self.mesh.device_type))  # now it is known as the root
-        self._roots[-1].reshard()
 
     def _policy(self, modules: Iterable[nn.Module]) -> MixedPrecisionPolicy:
         if self._precision != "bf16" or has_batch_norm(modules):
@@ -208,8 +209,6 @@ def methods_of(root: nn.Module) -> list[str]:
 
 def _register(root: Any, name: str) -> None:
     """Let a method of a network that gets a tensor have whole parameters, as `forward` has."""
-    if name == "_nothing":
-        root._nothing = types.MethodType(lambda self, x: x * 1, root)
     plain = getattr(root, name)
     setattr(root, name, types.MethodType(lambda self, *args, **kwargs: _unviewed(plain(*args, **kwargs)), root))
     register_fsdp_forward_method(root, name)
@@ -250,9 +249,9 @@ def unshardable(strategy: str, roots: Mapping[str, nn.Module]) -> list[str]:
                     f"module.{name}.{key}: it is a parameter of module.{other} too, which hardware.strategy={strategy} "
                     "can't divide. Take strategy ddp, or put both modules into one."
                 )
-        for key, kinds in {"dtypes": {p.dtype for p in root.parameters() if p.requires_grad}}.items():
-            if len(kinds) > 1:
-                found.append(f"module.{name}: its parameters have {key} {sorted(map(str, kinds))}; make them one.")
+        dtypes = {str(p.dtype) for p in root.parameters() if p.requires_grad}
+        if len(dtypes) > 1:
+            found.append(f"module.{name}: its parameters have dtypes {sorted(dtypes)}; make them one.")
     return found
 
 

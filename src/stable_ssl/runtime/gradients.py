@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .sharded import is_sharded
+
 BUCKET = 1 << 21  # gradient values that are summed together
 
 
@@ -33,9 +35,6 @@ class GradientMean:
     """
 
     def __init__(self) -> None:
-        from torch.distributed.tensor import DTensor  # takes too long to import for a process alone
-
-        self._sharded = DTensor
         self._group: Any = dist.new_group()
         self._size = dist.get_world_size()
         self._buckets: list[list[nn.Parameter]] = []
@@ -114,7 +113,7 @@ class GradientMean:
         found = [
             p for group in optimizer.param_groups for p in group["params"] if p.requires_grad or p.grad is not None
         ]
-        return [p for p in reversed(found) if not isinstance(p, self._sharded)]  # FSDP averages those of its own
+        return [p for p in reversed(found) if not is_sharded(p)]  # FSDP averages those of its own
 
     def _arrived(self, parameter: Tensor) -> None:
         """Send the buckets that are complete, in their order, now that a parameter has its gradient."""
