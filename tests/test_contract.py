@@ -426,15 +426,16 @@ class OneAsks(Ending):
 def ask_on_one_rank(folder):
     from conftest import make_toy
 
-    trainer = make(make_toy.__wrapped__(folder), OneAsks, folder, epochs=1)
+    data = {**sets(), "train": Loader(toy_dataset(48), 8)}  # 3 steps on two ranks
+    trainer = make(make_toy.__wrapped__(folder), OneAsks, folder, data, epochs=1)
     trainer()
     return evaluated(trainer), sorted(path.name for path in (folder / "checkpoints").iterdir())
 
 
 def test_one_of_two_ranks_may_ask_for_a_checkpoint_and_the_last_epoch_is_evaluated(start_ranks, tmp_path):
     (steps, checkpoints), _ = start_ranks(ask_on_one_rank, tmp_path / "run").results()
-    assert steps == [2]
-    assert checkpoints == ["step_00000001", "step_00000002"]
+    assert steps == [3]
+    assert checkpoints == ["step_00000002", "step_00000003"]  # the other rank learns of it at the end of step 1
 
 
 def test_what_checkpoint_returns_goes_on_from_what_it_wrote(make_toy, tmp_path):

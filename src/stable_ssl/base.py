@@ -436,7 +436,7 @@ class BaseTrainer(EarlyTrainer, nn.Module):
 
         The checkpoint is on disk when this returns if a hook calls it between two steps: `before_fit`,
         `before_fit_epoch`, `after_fit_epoch`, or `after_fit_step` with `stepped`. Call it last in the hook. Called
-        elsewhere, or by one of several processes, it is written at the next step boundary.
+        elsewhere, it is written at the next step boundary; if one of several processes calls it, at the one after.
         """
         from submitit.helpers import DelayedSubmission
 

@@ -83,6 +83,11 @@ class Together(World):
 
         self._sharding = Sharding(strategy, machines, self.size, device, hardware["precision"])
 
+    def leave(self) -> None:
+        """Leave the run together with the other processes."""
+        self._gradients.close()
+        super().leave()
+
     def shard(self, modules: Mapping[str, nn.Module]) -> None:
         """Divide the parameters of modules between the processes, if `hardware.strategy` says so."""
         if self._sharding:
@@ -164,6 +169,8 @@ class Together(World):
         """Begin a backward pass. If it is the last of an optimizer step, the exchange of gradients begins in it."""
         if is_last:
             self._gradients.begin(optimizers)
+        else:
+            self._gradients.note(optimizers)
         if self._sharding:
             self._sharding.begin(is_last)
 

@@ -63,6 +63,7 @@ class Recorder:
         self._snapshots = Snapshots(run.folder.path / "snapshots" if run.ranks.is_main else None)
         self._refused: set[str] = set()
         self._renamed: set[str] = set()
+        self._place: dict[str, Any] | None = None  # step and epoch of the record that is written late
         self._waiting: dict[str, Any] = {}  # whole names and values that go into the next record
 
     def begin_step(self) -> None:
@@ -149,10 +150,10 @@ class Recorder:
                 with self._leaving_out(name):
                     self._media[name] = media.array(name, value)
         if self._waiting and at_once:
-            place = {"global_step": run.progress.global_step, "epoch": run.shown_epoch}
+            place = self._place or {"global_step": run.progress.global_step, "epoch": run.shown_epoch}
             run.log.write({**place, **self._waiting, **place})
             self._waiting = {}
-            self._write_media()
+            self._write_media(place["global_step"])
 
     def _emit(self, record: dict[str, Any]) -> None:
         """Write a record, and the values that wait for one."""
@@ -197,20 +198,22 @@ class Recorder:
             Gets those of all processes, and writes the training record.
         """
         run, counts, is_second = self._run, self._collected.counts, self._has_written
-        own, kept = self._collected.flush(), self._media
+        own, kept, waiting = self._collected.flush(), self._media, self._waiting
         record: dict[str, Any] = {"global_step": run.progress.global_step, "epoch": run.shown_epoch}
         perf = {} if is_second else self._performance()
         if not is_second:
             record["epoch"] = run.progress.epoch
-        self._media = {}
+        self._media, self._waiting = {}, {}
 
         def write(found: list[Any]) -> None:
             results = pooled(found) if len(found) > 1 else own
+            later, self._waiting, self._place = self._waiting, waiting, record
             if results or not is_second:
                 self._emit({**record, **results, **perf})
-            self._media, later = kept, self._media
+            self._waiting, self._place = {**self._waiting, **later}, None
+            self._media, media_later = kept, self._media
             self._write_media(record["global_step"])
-            self._media = later
+            self._media = media_later
 
         self.is_logging, self._has_written = not is_over, not is_over
         return (own, counts), write

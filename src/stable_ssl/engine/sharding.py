@@ -50,7 +50,9 @@ class Sharding:
         self.mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
         self.strategy, self._precision = strategy, precision
         self._roots: list[Any] = []
+        self._modules: list[Any] = []  # all that are sharded: the roots, and the blocks in them
         self._is_last = self._is_reduced = True
+        self._is_whole = False
 
     def shard(self, modules: Mapping[str, nn.Module]) -> None:
         """Divide the parameters of modules.
@@ -87,6 +89,7 @@ class Sharding:
         root._nothing(torch.zeros((), device=self.mesh.device_type))  # FSDP2 now knows it as the root of its blocks
         root.reshard()
         self._roots.append(root)
+        self._modules += [module for module in root.modules() if isinstance(module, FSDPModule)]
 
     def _policy(self, modules: Iterable[nn.Module]) -> MixedPrecisionPolicy:
         if self._precision != "bf16" or has_batch_norm(modules):
@@ -96,10 +99,6 @@ class Sharding:
     def layout(self, key: str, shape: torch.Size, dtype: torch.dtype) -> tuple[Any, tuple[Any, ...]]:
         """Return the mesh and the placements of each sharded tensor."""
         return self.mesh, (Replicate(), Shard(0))[-self.mesh.ndim :]
-
-    def _all(self) -> Iterator[Any]:
-        for root in self._roots:
-            yield from (module for module in root.modules() if isinstance(module, FSDPModule))
 
     def check_optimizer(self, optimizer: Any) -> None:
         """Check that an optimizer trains the parameters that `shard` left, as `check_optimizer` does."""
@@ -131,16 +130,20 @@ class Sharding:
 
     def make_whole(self) -> None:
         """Give each process whole parameters until `divide`, so that forward passes exchange nothing."""
-        for module in self._all():
+        for module in self._modules:
             module.set_reshard_after_forward(False, recurse=False)
             module.unshard()
+        self._is_whole = True
 
     def divide(self) -> None:
         """Divide all parameters between the processes, and give up whole ones."""
-        roots = {id(root) for root in self._roots}
-        for module in self._all():
+        for module in self._modules:
             module.reshard()
-            module.set_reshard_after_forward(id(module) not in roots, recurse=False)
+        if self._is_whole:
+            self._is_whole = False
+            roots = {id(root) for root in self._roots}
+            for module in self._modules:
+                module.set_reshard_after_forward(id(module) not in roots, recurse=False)
 
 
 def roots_of(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:

@@ -65,8 +65,9 @@ class Stepper:
         self.accumulation: int = options["accumulation_steps"]
         self._optimizer, self._scheduler = options["optimizer"], options["scheduler"]
         self._constant = unscheduled(options["groups"])
-        frozen = {name: group.get("frozen_epochs", 0) for name, group in options["groups"].items()}
-        self._frozen = {name: epochs for name, epochs in frozen.items() if epochs}
+        self._frozen = {
+            name: group["frozen_epochs"] for name, group in options["groups"].items() if group.get("frozen_epochs")
+        }
         self._never_trained, self._fixed_norms = options["frozen"], options["frozen_norm"]
         once = list({id(part): part for part in parts}.values())
         self._calls = {name: _methods(once, name) for name in ("begin_epoch", "begin_step", "update_teacher")}
@@ -83,9 +84,8 @@ class Stepper:
         self._seed = derive_seed(seed, Stream.STEP, run.ranks.rank)
         self._losses = FiniteWatch()
         self._logged: Collection[str] = ()  # names of the parts of the loss that was logged last
-        self.ends_group = True
         self._group_start: int | None = None  # None between two groups
-        self._group_size, self._num_backward, self._is_bad = 1, 0, False
+        self.ends_group, self._group_size, self._num_backward, self._is_bad = True, 1, 0, False
         if self._skips_nonfinite or self._precision.scaler:
             why = "fp16" if self._precision.scaler else "optim.nonfinite=skip"
             log.info("The loop waits for the device once per step: %s needs it.", why)
@@ -102,6 +102,7 @@ class Stepper:
         """
         self._check_optim()
         epoch = self._progress.epoch
+        self._ranks.divide()  # a hook may have called modules since
         self.trained.begin_epoch(epoch)
         self._without_rate = [] if self._progress.batches else None  # None: all groups, before the first step
         set_trained(self._optimizer, self._frozen, True)
@@ -127,6 +128,7 @@ class Stepper:
         """Begin a mini-batch: find its place in its group, and seed the default generators."""
         place = batch_idx % self.accumulation
         if place == 0:
+            self._ranks.divide()
             self.trained.begin_group()
             self._recorder.begin_step()
             self._group_start = batch_idx
@@ -254,6 +256,7 @@ class Stepper:
         multiply_gradients(self._optimizers, scale)
         try:
             self._ranks.hook(before)
+            self._ranks.divide()
         except (BreakStep, BreakEpoch) as request:
             self._precision.leave_out()
             if isinstance(request, BreakEpoch):

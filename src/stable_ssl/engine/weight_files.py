@@ -50,11 +50,12 @@ class WeightFiles:
         """
         if self.on_save is not None:
             self.on_save(name)
-        tensors = {
-            key.removeprefix("module."): whole(value)
-            for key, value in self._model.state_dict().items()
-            if key.startswith("module.") and isinstance(value, Tensor)
-        }
+        tensors = {}
+        for key, value in self._model.state_dict().items():
+            if key.startswith("module.") and isinstance(value, Tensor):
+                full = whole(value)  # one after the other: all together may not fit on a device
+                if self._run.ranks.is_main:
+                    tensors[key.removeprefix("module.")] = full if full is value else full.cpu()
         if not self._run.ranks.is_main:
             return True
         header = {

@@ -42,10 +42,16 @@ class GradientMean:
         self._hooks: dict[nn.Parameter, Any] = {}
         self._sums: list[tuple[Tensor, Any]] = []  # what was sent, by bucket
         self._fired: set[Tensor] = set()
+        self._trained_before: set[Tensor] = set()  # in earlier backward passes of this step
         self._missing: list[nn.Parameter] = []  # those without a gradient on this process
         self._left: list[int] = []  # gradients that each bucket waits for
         self._is_open = self._has_observed = False
         self.overlaps = True
+
+    def note(self, optimizers: Iterable[torch.optim.Optimizer]) -> None:
+        """Note which parameters are trained in a backward pass that is not the last before `finish`."""
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        self._trained_before.update(p for group in groups for p in group["params"] if p.requires_grad)
 
     def begin(self, optimizers: Iterable[torch.optim.Optimizer]) -> None:
         """Let the exchange begin in the backward passes from now on: they are the last before `finish`."""
@@ -74,6 +80,7 @@ class GradientMean:
             torch._foreach_copy_([_gradient(p) for p in bucket], views)
             flags = parts[-1]
         self._sums.clear()
+        self._trained_before.clear()
         if self._missing:  # only then it matters what the others have, and only then this waits for the device
             used = dict(zip(self._place, flags.tolist(), strict=True))  # type: ignore[union-attr]
             for parameter in self._missing:
@@ -87,6 +94,13 @@ class GradientMean:
         for _, work in self._sums:
             work.wait()
         self._sums.clear()
+        self._trained_before.clear()
+
+    def close(self) -> None:
+        """Leave the parameters alone: they may be trained further, by another run or without one."""
+        for hook in self._hooks.values():
+            hook.remove()
+        self._hooks.clear()
 
     def _divide(self, optimizers: Iterable[torch.optim.Optimizer]) -> None:
         """Divide the parameters into buckets of the same type and device, those whose gradients come first first."""
@@ -110,9 +124,9 @@ class GradientMean:
 
     def _trained(self, optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
         """Return the parameters of an optimizer whose gradients are averaged here, the last first."""
-        found = [
-            p for group in optimizer.param_groups for p in group["params"] if p.requires_grad or p.grad is not None
-        ]
+        # Whether there is a gradient would not do: that may differ between the processes.
+        before = self._trained_before
+        found = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad or p in before]
         return [p for p in reversed(found) if not is_sharded(p)]  # FSDP averages those of its own
 
     def _arrived(self, parameter: Tensor) -> None:

@@ -201,6 +201,7 @@ def all_finite(tensors: list[Tensor]) -> bool:
     This waits for the device once or twice.
     """
     floating = [local(tensor.detach()) for tensor in tensors if tensor.is_floating_point()]
+    floating = [tensor for tensor in floating if tensor.numel()]  # a process may have no part of a small tensor
     if not floating:
         return True
     # If the L2 norm is finite, so are all values. It takes a tenth of the largest value's time on a CPU, but overflows
