@@ -64,10 +64,8 @@ class Stepper:
         self.num_batches: int = options["num_batches"]
         self.accumulation: int = options["accumulation_steps"]
         self._optimizer, self._scheduler = options["optimizer"], options["scheduler"]
-        self._constant = unscheduled(options["groups"])
-        self._frozen = {
-            name: group["frozen_epochs"] for name, group in options["groups"].items() if group.get("frozen_epochs")
-        }
+        groups, self._constant = options["groups"], unscheduled(options["groups"])
+        self._frozen = {name: group["frozen_epochs"] for name, group in groups.items() if group.get("frozen_epochs")}
         self._never_trained, self._fixed_norms = options["frozen"], options["frozen_norm"]
         once = list({id(part): part for part in parts}.values())
         self._calls = {name: _methods(once, name) for name in ("begin_epoch", "begin_step", "update_teacher")}
@@ -79,8 +77,7 @@ class Stepper:
         self._optimizers = [self._optimizer, *self._side]
         self._num_groups = len(self._optimizer.param_groups)
         self._without_rate: list[dict[str, Any]] | None = None
-        self._told_rates = False
-        self._skips_nonfinite = options["nonfinite"] == "skip"
+        self._skips_nonfinite, self._told_rates = options["nonfinite"] == "skip", False
         self._seed = derive_seed(seed, Stream.STEP, run.ranks.rank)
         self._losses = FiniteWatch()
         self._logged: Collection[str] = ()  # names of the parts of the loss that was logged last
