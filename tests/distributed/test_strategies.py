@@ -22,6 +22,7 @@ CASES = {
     "accumulation": ("dino", {"optim": {"accumulation_steps": 2}}),
     "left_out": ("moco", {"optim": {"accumulation_steps": 2}}),
     "broken_off": ("moco", {"optim": {"accumulation_steps": 2}}),
+    "called_by_hooks": ("simclr", {}),
     "skipped": ("simclr", {"optim": {"nonfinite": "skip"}}),
     "bf16": ("mae", {"hardware": {"precision": "bf16"}, "optim": {"optimizer": ADAMW}}),
     "channels_last": ("simclr", {"hardware": {"channels_last": True}}),
@@ -67,6 +68,10 @@ def run(names, folder, batch_size, strategy):
             trainer.before_fit_step = functools.partial(leave_out, trainer)
         if name == "broken_off":
             trainer.before_fit_step = functools.partial(break_off, trainer)
+        if name == "called_by_hooks":
+            trainer.before_optimizer_step = trainer.after_fit_epoch = lambda trainer=trainer: trainer.embed(
+                trainer.batch
+            )
         if name == "skipped":
             trainer.compute_loss = functools.partial(spoil, trainer, trainer.compute_loss)
         trainer.after_fit = lambda trainer=trainer, name=name: found.update({name: full_state_dict(trainer)})
