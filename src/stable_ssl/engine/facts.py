@@ -218,7 +218,12 @@ def check_same_data(loaders: Mapping[str, Any], peers: Peers) -> None:
         for path, ours, theirs in differences(first, other):
             name, what = path.rsplit(".", 1)
             if what == "digest":
-                log.warning("data.%s: rank %d reads other samples than rank 0; both need the same data.", name, rank)
+                log.warning(
+                    "data.%s: rank %d reads other samples than rank 0. The run goes on, since a data set may draw its "
+                    "values at random. If this one does not, both need the same data.",
+                    name,
+                    rank,
+                )
             else:
                 problems.append(
                     f"data.{name}: rank {rank} has other data than rank 0 ({what}: {theirs!r} instead of {ours!r}). "

@@ -156,6 +156,9 @@ def _roots(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
     if parts := getattr(module, "sharded_parts", ()):
         for part in parts:
             yield f"{name}.{part}", getattr(module, part)
+    elif isinstance(module, nn.ModuleList | nn.ModuleDict):  # it is no network: its members are called
+        for key, member in module.named_children():
+            yield from _roots(member, f"{name}.{key}")
     elif any(True for _ in module.parameters()):
         yield name, module
 
@@ -236,9 +239,10 @@ def has_tensor(values: Sequence[Any]) -> bool:
 
 
 def unshardable(strategy: str, roots: Mapping[str, nn.Module]) -> list[str]:
-    """Return a sentence per parameter that FSDP2 can't shard."""
+    """Return a sentence per network, or per parameter, that FSDP2 can't shard."""
     found: list[str] = []
     owners: dict[int, str] = {}
+    pairs: set[tuple[str, str]] = set()  # of networks that share parameters
     for name, root in roots.items():
         for key, parameter in root.named_parameters():
             if parameter.ndim == 0:
@@ -247,14 +251,18 @@ def unshardable(strategy: str, roots: Mapping[str, nn.Module]) -> list[str]:
                     "Give it the shape (1,)."
                 )
             other = owners.setdefault(id(parameter), name)
-            if other != name:
+            if other != name and (name, other) not in pairs:
+                pairs.add((name, other))
                 found.append(
                     f"module.{name}.{key}: it is a parameter of module.{other} too, which hardware.strategy={strategy} "
                     "can't divide. Take strategy ddp, or put both modules into one."
                 )
         dtypes = {str(p.dtype) for p in root.parameters() if p.requires_grad}
         if len(dtypes) > 1:
-            found.append(f"module.{name}: its parameters have dtypes {sorted(dtypes)}; make them one.")
+            found.append(
+                f"module.{name}: its parameters have dtypes {sorted(dtypes)}, which hardware.strategy={strategy} can't "
+                "divide together. Give all of them one dtype, or take strategy ddp."
+            )
     return found
 
 
