@@ -77,10 +77,6 @@ class Alone:
     def broke_off(self, request: Exception) -> None:
         """Check that a break was raised on every process."""
 
-    def total(self, *numbers: int) -> list[int]:
-        """Return each whole number's sum over the processes."""
-        return list(numbers)
-
     def largest(self, *numbers: int) -> list[int]:
         """Return each whole number's largest value over the processes."""
         return list(numbers)

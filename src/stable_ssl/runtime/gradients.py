@@ -21,8 +21,8 @@ class GradientMean:
     pass lets each bucket's exchange begin as soon as its gradients are there; `finish` waits for all. The division, and
     the order of the exchanges, depend on the parameters only, so a resumed run adds in the same order.
     (DistributedDataParallel changes its layout after the first step. With more than two processes the order of a sum
-    depends on the layout, so a resumed run would differ in the last bits. `replicate` of FSDP2 takes 1.5 times as long
-    for small networks: `benchmarks/ranks.py`.)
+    depends on the layout, so a resumed run would differ in the last bits. `replicate` of FSDP2 makes all parameters
+    DTensors, and copies them and their gradients in each step.)
 
     Gradients of half precision are summed in fp32. The buckets are exchanged in a process group of their own, so that
     collectives of losses and batch normalisation may come in between.

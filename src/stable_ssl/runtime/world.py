@@ -116,10 +116,6 @@ class World:
 
     # What the processes tell each other -------------------------------------------------------------------------------
 
-    def total(self, *numbers: int) -> list[int]:
-        """Return each whole number's sum over the processes."""
-        return self._reduced(numbers, dist.ReduceOp.SUM)
-
     def largest(self, *numbers: int) -> list[int]:
         """Return each whole number's largest value over the processes."""
         return self._reduced(numbers, dist.ReduceOp.MAX)
