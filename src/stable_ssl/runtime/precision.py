@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -183,12 +184,8 @@ class FiniteWatch:
             return None
         if self._losses:
             self._packed.append(torch.stack(self._losses))
-        losses = torch.cat(self._packed)
-        bad = (~torch.isfinite(losses)).cpu()
-        found = None
-        if bad.any():
-            index = int(bad.to(torch.uint8).argmax())
-            found = self._steps[index], float(losses[index])
+        values = zip(self._steps, torch.cat(self._packed).tolist(), strict=True)
+        found = next(((step, value) for step, value in values if not math.isfinite(value)), None)
         self._losses.clear()
         self._steps.clear()
         self._packed.clear()
