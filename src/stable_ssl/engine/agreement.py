@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,6 +28,8 @@ from .strategies import machines_of, not_called
 
 log = logging.getLogger("stable_ssl")
 
+SECONDS_BETWEEN_SHARES = 0.5
+_SAVE, _SHARES_ARE_DUE, _REQUEST = 1, 2, 4  # what goes with gradients: bits of their own, and a bit per request
 _BREAKS = (BreakStep, BreakEpoch, BreakAllEpochs)  # by rising scope
 
 
@@ -62,13 +65,13 @@ class Together(World):
 
     can_drop_a_wait = can_save_at_once = False  # the other processes would hang in their next exchange
     _agreed: Exception | None = None
-    _outbox: tuple[Any, Any] | None = None  # what was shared since the last boundary, and who takes it
-    _sent: tuple[Any, Any] | None = None  # receives what was sent at the last boundary, and who takes it
-    _requests = 0, 0  # that are not answered yet
+    _sent: tuple[Any, Any] | None = None  # receives what was shared and sent, and who takes it
+    _last_sharing = 0.0
 
     def __init__(self, place: launchers.Place):
         super().__init__(place)
         self._gradients = GradientMean()
+        self._shared: list[tuple[Any, Any]] = []  # since the last sharing: values, and who takes them
         self.strategy = "ddp"
         self._sharding: Any = None  # a `Sharding`, if the strategy needs one
 
@@ -191,35 +194,47 @@ class Together(World):
         return loss * math.nan, True
 
     def share(self, value: Any, take: Callable[[list[Any]], None]) -> None:
-        """Exchange a value of an optimizer step with the requests of its boundary; `take` gets all a step later."""
-        self._outbox = value, take
+        """Exchange a value of an optimizer step. `take` gets those of all processes within a second or a few steps."""
+        self._shared.append((value, take))
 
     def at_boundary(self, asked: int, request: int, at_once: bool = True) -> tuple[int, int]:
-        """Exchange requests, and what was shared. One exchange per step, which the next one reads."""
+        """Exchange requests with the gradients of the next step, and now and then what was shared."""
+        notes = self._gradients.heard()
         self._receive()
-        (value, take), self._outbox = self._outbox or (None, None), None
-        self._sent = self.send((int(asked), int(request), value), is_small=take is None), take
-        if at_once or any(self._requests):
-            self._receive()
-        found, self._requests = self._requests, (0, 0)
-        return found
+        if at_once:
+            self._gradients.tell(0)
+            asked, request = self.largest(asked, request)
+            return asked, request
+        if notes & _SHARES_ARE_DUE:
+            self._begin_sharing()
+        own = _REQUEST << request - 1 if request else 0
+        if asked:
+            own |= _SAVE
+        if self.is_main and time.monotonic() >= self._last_sharing + SECONDS_BETWEEN_SHARES:
+            own |= _SHARES_ARE_DUE
+        self._gradients.tell(own)
+        return notes & _SAVE, (notes // _REQUEST).bit_length()
 
     def catch_up(self) -> None:
         """Receive all that was shared."""
         self._receive()
-        if self._outbox:
-            (value, take), self._outbox = self._outbox, None
-            take(self.gather(value))
+        if self._shared:
+            self._begin_sharing()
+            self._receive()
+
+    def _begin_sharing(self) -> None:
+        """Send what was shared since the last time. All processes have as many values."""
+        values = [value for value, _ in self._shared]
+        self._sent = self.send(values, 1024 + 256 * len(values)), [take for _, take in self._shared]
+        self._shared, self._last_sharing = [], time.monotonic()
 
     def _receive(self) -> None:
-        """Receive what was sent last, hand over what was shared, and keep the requests."""
+        """Receive what was sent last, and hand it over in the order of the steps."""
         if self._sent is None:
             return
-        (receive, take), self._sent = self._sent, None
-        asked, requests, values = zip(*receive(), strict=True)
-        self._requests = max(self._requests[0], *asked), max(self._requests[1], *requests)
-        if take is not None:
-            take(list(values))
+        (receive, takes), self._sent = self._sent, None
+        for take, *values in zip(takes, *receive(), strict=True):
+            take(values)
 
     def earliest(self, bad: tuple[int, float] | None) -> tuple[int, float] | None:
         """Return the (step, loss) of the earliest step that any process gives; None if all give None."""

@@ -89,6 +89,10 @@ class Alone:
         """Return whether something is true on any process."""
         return is_true
 
+    def ask(self, is_true: bool) -> Callable[[], bool]:
+        """Begin to ask whether something is true on any process. The function that is returned waits for the answer."""
+        return lambda: is_true
+
     def from_main(self, function: Callable[[], Any]) -> Any:
         """Call a function on rank 0 only, and return its result on every process."""
         return function()
@@ -135,8 +139,8 @@ class Alone:
         value
             This process's value.
         take
-            Gets the values of all processes, by rank: at once if there is one process, else when `at_boundary` or
-            `catch_up` has received them, a step later.
+            Gets the values of all processes, by rank. One process gets its value at once. Several exchange what they
+            have every half second, or with every second step if steps are slower, and in `catch_up`.
         """
         take([value])
 

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from .sharded import is_sharded
 
 BUCKET = 1 << 21  # gradient values that are summed together
+NOTES = 8  # bits of what the processes tell each other with their gradients
 
 
 class GradientMean:
@@ -26,6 +28,10 @@ class GradientMean:
 
     Gradients of half precision are summed in fp32. The buckets are exchanged in a process group of their own, so that
     collectives of losses and batch normalisation may come in between.
+
+    What a process has to tell the others, a few bits, travels with its gradients (`tell` and `heard`). That costs
+    nothing if the last bucket is on the host. If it is on a device, or if there is no bucket, a message of the host
+    takes its place, because reading the bucket would wait for the device.
 
     Attributes
     ----------
@@ -46,6 +52,9 @@ class GradientMean:
         self._missing: list[nn.Parameter] = []  # those without a gradient on this process
         self._left: list[int] = []  # gradients that each bucket waits for
         self._is_open = self._has_observed = False
+        self._notes = 0  # of this process
+        self._heard: int | None = None  # of all processes, if they came with the gradients
+        self._message: tuple[Tensor, Any] | None = None  # the notes, if they don't go with the gradients
         self.overlaps = True
 
     def note(self, optimizers: Iterable[torch.optim.Optimizer]) -> None:
@@ -72,29 +81,72 @@ class GradientMean:
         self._missing = [p for p in self._place if p.grad is None]
         for bucket in self._buckets[len(self._sums) :]:
             self._send(bucket)
-        flags = None
         for bucket, (flat, work) in zip(self._buckets, self._sums, strict=True):
             work.wait()
-            parts = flat.mul_(1 / self._size).split([p.numel() for p in bucket] + [len(flat) - _numel(bucket)])
-            views = [part.view(p.shape) for part, p in zip(parts, bucket, strict=False)]
-            torch._foreach_copy_([_gradient(p) for p in bucket], views)
-            flags = parts[-1]
-        self._sums.clear()
-        self._trained_before.clear()
+            gradients = [_gradient(p) for p in bucket]
+            means = _unflatten_dense_tensors(flat.mul_(1 / self._size), gradients)
+            for parameter, gradient, mean in zip(bucket, gradients, means, strict=True):
+                if mean.dtype is gradient.dtype and gradient.is_contiguous():
+                    parameter.grad = mean  # a view, which saves a copy
+                else:
+                    gradient.copy_(mean)
         if self._missing:  # only then it matters what the others have, and only then this waits for the device
-            used = dict(zip(self._place, flags.tolist(), strict=True))  # type: ignore[union-attr]
+            used = dict(zip(self._place, self._flags().tolist(), strict=False))
             for parameter in self._missing:
                 if not used[parameter]:
                     parameter.grad = None
             self._missing = []
+        self._end()
 
     def forget(self) -> None:
         """Wait for what was sent, and drop it: the step is not taken."""
         self._is_open = False
         for _, work in self._sums:
             work.wait()
+        self._end()
+
+    def _flags(self) -> Tensor:
+        """Return the end of the last bucket: who has a gradient, and the bits of the notes."""
+        return self._sums[-1][0][_numel(self._buckets[-1]) :]
+
+    def _end(self) -> None:
+        """Read the notes that came with the gradients, and be ready for the next step."""
+        if len(self._sums) == len(self._buckets) and self._carries_notes():
+            self._heard = _number(self._flags()[-NOTES:])
         self._sums.clear()
         self._trained_before.clear()
+
+    # Notes ------------------------------------------------------------------------------------------------------------
+
+    def tell(self, notes: int) -> None:
+        """Tell the other processes something, by the gradients of the next step.
+
+        Parameters
+        ----------
+        notes
+            A whole number below 2 to the power of `NOTES`.
+        """
+        self._notes, self._heard = notes, None
+        if not self._carries_notes():
+            self._message = self._send_notes()
+
+    def heard(self) -> int:
+        """Return all bits that any process has told since the call before. It is called once per `tell`."""
+        if self._heard is None:  # no gradient went with them
+            bits, work = self._message or self._send_notes()
+            work.wait()
+            self._heard = _number(bits)
+        self._message = None
+        return self._heard
+
+    def _carries_notes(self) -> bool:
+        return bool(self._buckets) and self._buckets[-1][0].is_cpu
+
+    def _send_notes(self) -> tuple[Tensor, Any]:
+        bits = torch.tensor(_bits(self._notes))
+        return bits, dist.all_reduce(bits, group=self._group, async_op=True)
+
+    # Buckets ----------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Leave the parameters alone: they may be trained further, by another run or without one."""
@@ -151,16 +203,16 @@ class GradientMean:
 
     @torch.no_grad()
     def _send(self, bucket: list[nn.Parameter]) -> None:
-        """Begin to sum the gradients of a bucket. The last one also has a flag per parameter: who has a gradient."""
+        """Begin to sum the gradients of a bucket. The last one also has a flag per parameter, and the notes."""
         flags = []
         if len(self._sums) == len(self._buckets) - 1:
             missing = set(self._missing)
-            flags = [float(p not in missing) for p in self._place]
+            flags = [float(p not in missing) for p in self._place] + _bits(self._notes)
         for parameter in bucket:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        values = [_gradient(parameter).reshape(-1) for parameter in bucket]
-        flat = torch.cat([*values, values[0].new_tensor(flags)] if flags else values)
+        gradients = [_gradient(parameter) for parameter in bucket]
+        flat = _flatten_dense_tensors([*gradients, gradients[0].new_tensor(flags)] if flags else gradients)
         if flat.dtype in (torch.float16, torch.bfloat16):
             flat = flat.float()
         self._sums.append((flat, dist.all_reduce(flat, group=self._group, async_op=True)))
@@ -169,6 +221,16 @@ class GradientMean:
 def _gradient(parameter: nn.Parameter) -> Tensor:
     assert parameter.grad is not None
     return parameter.grad
+
+
+def _bits(number: int) -> list[float]:
+    """Return the bits of a whole number, as values whose sum over the processes can be told from 0."""
+    return [float(number >> place & 1) for place in range(NOTES)]
+
+
+def _number(sums: Tensor) -> int:
+    """Return the number with the bits that any process has."""
+    return sum(1 << place for place, value in enumerate(sums.tolist()) if value)
 
 
 def _numel(parameters: Iterable[nn.Parameter]) -> int:

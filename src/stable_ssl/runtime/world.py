@@ -26,7 +26,6 @@ log = logging.getLogger("stable_ssl")
 SECONDS_TO_MEET = 60.0
 SECONDS_BETWEEN_BEATS = 2.0
 MISSED_BEATS = 10  # after which a process counts as gone: others end within 30 s, and a shorter pause does no harm
-ENVELOPE = 4096  # bytes of a message that needs no second exchange
 
 _runs = itertools.count()
 
@@ -128,6 +127,17 @@ class World:
         """Return whether something is true on any process."""
         return self.largest(is_true)[0] > 0
 
+    def ask(self, is_true: bool) -> Callable[[], bool]:
+        """Begin to ask whether something is true on any process. The function that is returned waits for the answer."""
+        found = torch.tensor([int(is_true)])
+        work = dist.all_reduce(found, dist.ReduceOp.MAX, group=self._host_group, async_op=True)
+
+        def answer() -> bool:
+            work.wait()
+            return bool(found)
+
+        return answer
+
     def _reduced(self, numbers: Sequence[int], operation: Any) -> list[int]:
         values = torch.tensor(numbers, dtype=torch.int64)
         dist.all_reduce(values, operation, group=self._host_group)
@@ -139,23 +149,23 @@ class World:
         dist.all_gather_object(values, value, group=self._host_group)
         return values
 
-    def send(self, value: Any, is_small: bool) -> Callable[[], list[Any]]:
+    def send(self, value: Any, size: int) -> Callable[[], list[Any]]:
         """Begin to exchange a value, without waiting for the other processes.
 
         Parameters
         ----------
         value
             Anything that can be pickled.
-        is_small
-            Whether it is a few numbers, and no more, on every process.
+        size
+            Bytes that it may need, the same number on every process. If one of the values needs more, `receive` takes
+            a second exchange.
 
         Returns
         -------
-        callable
+        receive
             Waits for the values of all processes, and returns them by rank.
         """
         data = pickle.dumps(value)
-        size = ENVELOPE // 64 if is_small else ENVELOPE
         fits = len(data) < size - 4
         mine = torch.frombuffer(
             bytearray((len(data) if fits else 0).to_bytes(4, "big") + (data if fits else b"").ljust(size - 4)),
