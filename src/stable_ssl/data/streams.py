@@ -58,6 +58,11 @@ class StreamLoader:
     persistent_workers
         As for `torch.utils.data.DataLoader`.
 
+    Attributes
+    ----------
+    has_more
+        Whether this process has a batch of the epoch after the one that was given last.
+
     Raises
     ------
     ConfigError
@@ -67,6 +72,7 @@ class StreamLoader:
     """
 
     is_stream = True
+    has_more = True
 
     def __init__(
         self,
@@ -165,9 +171,10 @@ class StreamLoader:
         assert self._workers is not None, "bind comes first"
         states: deque[dict[str, Any]] = deque()
         is_here = (self._state.get("epoch"), self._state.get("batches")) == (epoch, start)
-        wanted = self._cut(epoch, start, self._state if is_here else None, states)
+        wanted = _drawn_early(self._cut(epoch, start, self._state if is_here else None, states))
         for numbers, batch in self._workers.batches(epoch, wanted):
             self._state = states.popleft()
+            self.has_more = bool(states)
             yield [int(number) for number in numbers], batch
 
     def _cut(self, epoch: int, start: int, state: dict[str, Any] | None, states: deque) -> Iterator[list[Any]]:
@@ -204,6 +211,14 @@ class StreamLoader:
         """End the worker processes."""
         if self._workers is not None:
             self._workers.close()
+
+
+def _drawn_early(items: Iterator[Any]) -> Iterator[Any]:
+    """Yield each item after the one that follows it was drawn."""
+    current = next(items, None)
+    while current is not None:
+        current, given = next(items, None), current
+        yield given
 
 
 class _Samples:

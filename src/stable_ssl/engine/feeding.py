@@ -69,6 +69,7 @@ class Feed:
         console.begin_epoch(progress.epoch, num_batches, begin, is_whole=num_batches >= (length_of(loader) or 0))
         may_be_interrupted = ranks.can_drop_a_wait and not loader.is_stream
         batches = loader.batches(progress.epoch, begin)
+        ends: Callable[[], bool] | None = None  # of a stream: whether it ended on any process, if that was asked
         for batch_idx in range(begin, num_batches):
             asked = clock()
             stop.is_idle = may_be_interrupted and batch_idx % group == 0
@@ -78,8 +79,11 @@ class Feed:
                 self._save_before_failing()
                 raise
             stop.is_idle = False
-            if loader.is_stream and ranks.any(found is None):
-                found = None  # the epoch ends for all processes if it ends for one
+            if loader.is_stream:  # the epoch ends for all processes if it ends for one
+                ends = ends or ranks.ask(found is None)
+                found = None if ends() else found
+                # Asked one mini-batch ahead, no process waits for the answer.
+                ends = ranks.ask(not loader.has_more) if hasattr(loader, "has_more") else None
             if found is None:
                 if batch_idx > 0:
                     self._warn_of_end(progress.epoch, batch_idx, num_batches)
