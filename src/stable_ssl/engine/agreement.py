@@ -205,7 +205,7 @@ class Together(World):
             self._gradients.tell(0)
             asked, request = self.largest(asked, request)
             return asked, request
-        if notes & _SHARES_ARE_DUE:
+        if notes & _SHARES_ARE_DUE and self._shared:
             self._begin_sharing()
         own = _REQUEST << request - 1 if request else 0
         if asked:
@@ -223,7 +223,7 @@ class Together(World):
             self._receive()
 
     def _begin_sharing(self) -> None:
-        """Send what was shared since the last time. All processes have as many values."""
+        """Begin to send what was shared since the last time. All processes have as many values."""
         values = [value for value, _ in self._shared]
         self._sent = self.send(values, 1024 + 256 * len(values)), [take for _, take in self._shared]
         self._shared, self._last_sharing = [], time.monotonic()
