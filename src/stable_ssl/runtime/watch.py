@@ -68,12 +68,14 @@ class Watch(threading.Thread):
     handler does not run for a second or more ends at once, without a save, in these cases only:
 
     - A second Ctrl-C. (If its handler runs, it does not save either.)
-    - A second signal of another kind, if all processes are seen to wait for each other. Slurm sends SIGTERM at the
-      begin and at the end of a grace time, and a process may then be in a long computation, or wait for one that saves.
-    - The first signal after the warning: torchrun sends one, and kills what is left half a minute later.
+    - A second signal of any kind, if all processes are seen to wait for each other. Without this condition, SIGTERM
+      would cost a last save: Slurm sends it at the begin and at the end of its GraceTime, while the process may be in a
+      long computation, or wait for one that saves.
+    - The first signal after the warning.
 
-    All processes then end with the signal's status, 128 + n. torchrun hands one Ctrl-C on as one SIGINT: its processes
-    have sessions of their own, so that the terminal sends them nothing. Its second Ctrl-C becomes a SIGTERM.
+    All processes then end with the signal's status, 128 + n. torchrun hands a Ctrl-C on as one SIGINT, a second one as
+    a SIGTERM, and kills what is left half a minute later. The terminal itself sends its processes nothing, because they
+    have sessions of their own.
 
     Parameters
     ----------
@@ -158,11 +160,10 @@ class Watch(threading.Thread):
 
     def _unheard(self) -> Request | None:
         """Return the request of a signal that ends this process, since Python does not hear it."""
-        for request, (times, seconds) in self._unanswered().items():
-            is_enough = times > 1 and (request is Request.SIGINT or self._still >= STILL_BEATS)
-            if seconds >= SECONDS_TO_ANSWER and (self.stuck or is_enough):
-                return request
-        return None
+        unanswered = self._unanswered().items()
+        times = {request: times for request, (times, seconds) in unanswered if seconds >= SECONDS_TO_ANSWER}
+        is_hopeless = self.stuck or (self._still >= STILL_BEATS and sum(times.values()) > 1)
+        return max(times) if times and (is_hopeless or times.get(Request.SIGINT, 0) > 1) else None
 
     def _why(self, request: Request) -> str:
         what = "waited for the other processes in an exchange" if self._beat.still else "was in a long operation"
