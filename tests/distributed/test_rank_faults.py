@@ -233,6 +233,7 @@ def test_a_second_signal_ends_processes_that_wait_for_each_other(start_ranks, tm
             "exchange. All end without a save. The run goes on from its newest checkpoint.",
             said,
         )
+        assert "The run failed" not in said
     start_ranks(part, tmp_path, Apart).results()
     assert "Going on from" in console(tmp_path)[0]
 

@@ -271,7 +271,7 @@ class Session:
                     log.info("Training was stopped at step %d. %s", self.progress.global_step, request)
         except BaseException as error:
             status, sentence = outcome(error)
-            if status == "failed":
+            if status == "failed" and not self.has_ended:
                 log.error("The run failed at step %d: %s", self.progress.global_step, sentence)
                 if not (isinstance(error, NanError) or self.checkpoints.is_empty()):
                     log.error("%s %s", how_to_resume(folder.path), how_to_branch(folder.path))
@@ -283,6 +283,7 @@ class Session:
 
     def _lost(self, status: str, sentence: str | None) -> None:
         """Write out what is buffered: the process ends at once, because of another one or of a signal."""
+        self.has_ended = True
         if self._log:
             with suppress(OSError):
                 self._log.position()
