@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import json
 import os
@@ -20,6 +21,7 @@ from toys import Toy, toy_dataset
 
 from stable_ssl import ConfigError
 from stable_ssl.data import Loader
+from stable_ssl.runtime import watch
 
 GONE = "Another process of the run is gone, or does something else. Its own messages may say why."
 
@@ -52,9 +54,9 @@ class Mortal(Toy):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def train(folder, dies_in="", module=None, data=None, **hardware):
+def train(folder, dies_in="", module=None, data=None, trainer_class=Mortal, **hardware):
     torch.manual_seed(0)
-    trainer = Mortal(
+    trainer = trainer_class(
         {"train": Loader(data or toy_dataset(32), 4, shuffle=True)},
         {"backbone": module or blocks()},
         {"device": "cpu", "strategy": "fsdp", **hardware},
@@ -166,3 +168,94 @@ def test_the_command_line_refuses_to_shard_over_one_process(tmp_path):
     done = processes.run([*command, f"logger.dump_path={tmp_path / 'run'}"], cwd=tmp_path)
     assert done.returncode == 2
     assert "hardware.strategy: fsdp divides the model between several processes, but there is one" in done.stderr
+
+
+class Apart(Toy):
+    """After step 3, rank 0 does something that rank 1 does not do, but only once in a folder."""
+
+    def after_fit_step(self):
+        mark = self._run.folder.path / "apart"
+        if self.rank == 0 and self.global_step == 3 and not mark.exists():
+            mark.touch()
+            self.alone()
+
+    def alone(self):
+        self.module["backbone"](torch.zeros(2, 8))
+
+
+class Long(Apart):
+    """Rank 0 is in a function in C for a while, and hears no signal."""
+
+    def alone(self):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # which another thread gets
+        ctypes.CDLL(None).sleep(4)
+
+
+def part(folder, trainer_class, seconds=60.0):
+    watch.SECONDS_BETWEEN_BEATS, watch.SECONDS_UNTIL_TOLD = 0.4, seconds
+    train(folder, trainer_class=trainer_class)
+
+
+def send(ranks, folder, *signals):
+    """Send signals to all ranks once rank 0 does something else, and return the statuses and the seconds they took."""
+    while not (folder / "apart").exists():
+        assert ranks.processes[0].poll() is None
+        time.sleep(0.05)
+    begun = time.monotonic()
+    for signum in signals:
+        time.sleep(0.3)
+        for process in ranks.processes:
+            process.send_signal(signum)
+    return ranks.join(20), time.monotonic() - begun
+
+
+def console(folder):
+    return [(folder / name).read_text() for name in ("console.log", "console_rank1.log")]
+
+
+@pytest.mark.parametrize(
+    ("signum", "second"),
+    [
+        (signal.SIGINT, signal.SIGINT),
+        (signal.SIGTERM, signal.SIGTERM),
+        pytest.param(signal.SIGINT, signal.SIGTERM, marks=pytest.mark.slow),  # what torchrun makes of two Ctrl-C
+    ],
+)
+def test_a_second_signal_ends_processes_that_wait_for_each_other(start_ranks, tmp_path, signum, second):
+    statuses, seconds = send(start_ranks(part, tmp_path, Apart), tmp_path, signum, second)
+    assert statuses == [128 + signum] * 2
+    assert seconds < 10
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert (status["status"], status.get("error"), status["progress"]["global_step"]) == ("preempted", None, 3)
+    for rank, said in enumerate(console(tmp_path)):
+        assert re.search(
+            rf"Rank {rank} ends at once: rank [01] got {signum.name} while it waited for the other processes in an "
+            "exchange. All end without a save. The run goes on from its newest checkpoint.",
+            said,
+        )
+        assert "The run failed" not in said
+    start_ranks(part, tmp_path, Apart).results()
+    assert "Going on from" in console(tmp_path)[0]
+
+
+def test_processes_that_wait_for_each_other_say_where_and_one_signal_then_ends_them(start_ranks, tmp_path):
+    ranks = start_ranks(part, tmp_path, Apart, 1.5)
+    begun = time.monotonic()
+    while not (tmp_path / "apart").exists() or not all("waiting" in said for said in console(tmp_path)):
+        assert time.monotonic() - begun < 30
+        time.sleep(0.1)
+    assert send(ranks, tmp_path, signal.SIGTERM)[0] == [128 + signal.SIGTERM] * 2
+    place = r"rank 0 in after_fit_step \(test_rank_faults.py, line \d+\), alone \(test_rank_faults.py, line \d+\); "
+    place += r"rank 1 in hook \(stable_ssl/engine/agreement.py, line \d+\)"
+    for said in (*console(tmp_path), json.loads((tmp_path / "status.json").read_text())["warning"]):
+        assert len(re.findall(rf"waiting for each other at different places: {place}\. Usually", said)) == 1
+
+
+def test_a_second_signal_does_not_end_a_process_that_computes_for_long_nor_one_that_waits_for_it(start_ranks, tmp_path):
+    statuses, seconds = send(start_ranks(part, tmp_path, Long, 1.5), tmp_path, *[signal.SIGTERM] * 2)
+    assert statuses == [128 + signal.SIGTERM] * 2
+    assert seconds > 4
+    assert max(tmp_path.glob("checkpoints/step_*")).name >= "step_00000003"
+    for said in console(tmp_path):
+        assert "at once" not in said
+        assert "waiting" not in said

@@ -127,7 +127,7 @@ class SlowToLeave(Stopping):
     has_slept = False
 
     def get_extra_state(self):
-        if self.rank == 0 and self.global_step == 4 and not self.has_slept:
+        if self.rank == 0 and self.global_step == 5 and not self.has_slept:
             self.has_slept = True
             time.sleep(35)
         return {}

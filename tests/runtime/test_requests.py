@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
+import threading
+import time
 
 import pytest
 
@@ -64,3 +67,52 @@ def test_a_job_that_slurm_requeues_in_the_same_moment_has_not_failed(then, tmp_p
             stop.end_run(Request.SIGUSR2)
     finally:
         signal.signal(signal.SIGUSR2, before)
+
+
+def test_signals_that_python_does_not_hear_are_known_to_other_threads_until_it_does():
+    found = []
+
+    def send(stop):
+        for _ in range(2):
+            time.sleep(0.2)  # the main thread is in C by now
+            os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(0.1)
+            found.append(stop.unanswered())
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # so that the other thread gets it
+    try:
+        with StopRequest(listens=True) as stop:
+            thread = threading.Thread(target=send, args=(stop,))
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            thread.start()
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+            ctypes.CDLL(None).sleep(1)
+            assert stop.unanswered() == {}
+            assert stop.request is Request.SIGUSR1
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    assert [unanswered[Request.SIGUSR1][0] for unanswered in found] == [1, 2]
+    assert 0.2 <= found[1][Request.SIGUSR1][1] < 0.9
+    assert stop.unanswered() == {}
+
+
+def test_a_signal_of_a_forked_child_is_none_of_its_parent_and_the_wakeup_of_before_returns():
+    woken, wakes = os.pipe()
+    os.set_blocking(wakes, False)
+    before = signal.set_wakeup_fd(wakes)
+    try:
+        with StopRequest(listens=True) as stop:
+            child = os.fork()
+            if child == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+                os._exit(0)
+            assert os.waitpid(child, 0)[1] == 0
+            assert (stop.unanswered(), stop.request) == ({}, Request.NONE)
+            stop._note = None  # as if a user had set another handler
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.unanswered() == {}
+        assert signal.set_wakeup_fd(wakes) == wakes
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(woken)
+        os.close(wakes)

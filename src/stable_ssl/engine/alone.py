@@ -38,7 +38,9 @@ class Alone:
     can_save_at_once = True  # in the middle of a hook
     peers = Peers()
     strategy = "ddp"
-    on_lost: Callable[[str], None] = staticmethod(lambda why: None)
+    on_lost: Callable[[str, str | None], None] = staticmethod(lambda status, error: None)
+    unanswered: Callable[[], Any] = dict
+    stuck = ""
 
     def introduce(self, device: torch.device, hardware: Any) -> None:
         """Log the number of processes and their devices, if there are several.

@@ -89,7 +89,7 @@ class Session:
             self._fail(error, self.ranks.leave)
             raise
         self.status = StatusFile(self.folder.path, self.ranks.is_main)
-        self.ranks.on_lost = self._lost
+        self.ranks.on_lost, self.ranks.unanswered = self._lost, lambda: self.stop.unanswered()
         folder, keep = self.folder.path / "checkpoints", logger["checkpoint_keep"]
         self.checkpoints = CheckpointStore(folder, keep, self.ranks.peers)
 
@@ -253,18 +253,10 @@ class Session:
         on_stop
             Saves the state after `BreakAllEpochs`.
         """
-        folder, status, sentence = self.folder, "finished", None
-        self.stop = StopRequest(self._hardware["time_limit"])
+        folder, status, sentence, step = self.folder, "finished", None, self.progress.global_step
+        self.stop = StopRequest(self._hardware["time_limit"], listens=self.ranks.size > 1)
         try:
-            self._log = RunLog(
-                folder.path,
-                self._logger,
-                self._optim["epochs"],
-                config,
-                self.progress.global_step,
-                log_position,
-                self.ranks.rank,
-            )
+            self._log = RunLog(folder.path, self._logger, self.num_epochs, config, step, log_position, self.ranks.rank)
             self.status.begin(self._facts)
             if folder.is_chosen:
                 where = folder.path.absolute()
@@ -279,7 +271,7 @@ class Session:
                     log.info("Training was stopped at step %d. %s", self.progress.global_step, request)
         except BaseException as error:
             status, sentence = outcome(error)
-            if status == "failed":
+            if status == "failed" and not self.has_ended:
                 log.error("The run failed at step %d: %s", self.progress.global_step, sentence)
                 if not (isinstance(error, NanError) or self.checkpoints.is_empty()):
                     log.error("%s %s", how_to_resume(folder.path), how_to_branch(folder.path))
@@ -289,14 +281,15 @@ class Session:
         finally:
             self._end(status, sentence, parts)
 
-    def _lost(self, why: str) -> None:
-        """Write out what is buffered: the process ends at once, because another one is gone."""
+    def _lost(self, status: str, sentence: str | None) -> None:
+        """Write out what is buffered: the process ends at once, because of another one or of a signal."""
+        self.has_ended = True
         if self._log:
             with suppress(OSError):
                 self._log.position()
-            self.status.end("failed", self._facts(), why)
+            self.status.end(status, self._facts(), sentence)
         else:
-            self._end_set_up("failed", why)
+            self._end_set_up(status, sentence)
 
     def _end(self, status: str, sentence: str | None, parts: Iterable[Any]) -> None:
         """Close everything, the last first; each although another one failed. A run whose end is lost has failed."""
@@ -358,8 +351,10 @@ class Session:
 
     def _facts(self) -> dict[str, Any]:
         """Return what `status.json` says of how far the run is. Its thread calls this too."""
-        run_log, facts = self._log, {"progress": self.progress.as_dict(), "epochs": self._optim["epochs"]}
-        return {**facts, "metrics": run_log.summary.values()} if run_log else facts
+        facts: dict[str, Any] = {"progress": self.progress.as_dict(), "epochs": self._optim["epochs"]}
+        if run_log := self._log:
+            facts["metrics"] = run_log.summary.values()
+        return {**facts, "warning": self.ranks.stuck} if self.ranks.stuck else facts
 
     def end_when_asked(self, request: int, where: str) -> None:
         """End the run if it is asked to, after the newest checkpoint is on disk.

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
+from collections import Counter
+from contextlib import suppress
 from enum import IntEnum
 from types import FrameType
 from typing import Any
@@ -42,7 +45,20 @@ class Request(IntEnum):
         return TIME_LIMIT_STATUS if self is Request.TIME_LIMIT else 128 + signal.Signals[self.name]
 
 
-_SIGNALS = {signal.Signals[request.name]: request for request in Request if request > Request.TIME_LIMIT}
+_SIGNALS: dict[int, Request] = {
+    signal.Signals[request.name]: request for request in Request if request > Request.TIME_LIMIT
+}
+
+_listening: list[StopRequest] = []  # those that get each signal as a byte
+
+
+def _stop_listening() -> None:
+    """Write no signal of a forked child into what its parent reads."""
+    if _listening:
+        signal.set_wakeup_fd(-1)
+
+
+os.register_at_fork(after_in_child=_stop_listening)
 
 
 class StopWaiting(BaseException):
@@ -60,6 +76,8 @@ class StopRequest:
     ----------
     time_limit
         Minutes from now until the run must stop. None: no limit.
+    listens
+        Whether another thread asks for `unanswered`.
 
     Attributes
     ----------
@@ -69,12 +87,17 @@ class StopRequest:
         Whether `end_run` was called.
     """
 
-    def __init__(self, time_limit: float | None = None):
+    def __init__(self, time_limit: float | None = None, listens: bool = False):
         self.is_idle = self.has_ended_run = self._is_interrupted = False
         self._noted = Request.NONE
         self._deadline = None if time_limit is None else time.monotonic() + 60 * time_limit
         self._kept: dict[int, Any] = {}
         self._pid = os.getpid()
+        self._listens = listens
+        self._sockets: tuple[socket.socket, socket.socket] | None = None  # Python writes each signal into the second
+        self._times: Counter[Request] = Counter()  # each signal came
+        self._since: dict[Request, float] = {}  # when signals were found that Python has not heard yet
+        self._lock = threading.RLock()  # a signal may interrupt the handler of another one
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # Python lets no other thread set handlers
@@ -82,9 +105,25 @@ class StopRequest:
                 if signum == signal.SIGHUP and signal.getsignal(signum) == signal.SIG_IGN:
                     continue  # nohup: the run outlives its terminal
                 self._kept[signum] = signal.signal(signum, self._note)
+            if self._listens:
+                self._listen()
         return self
 
+    def _listen(self) -> None:
+        self._sockets = socket.socketpair()
+        for end in self._sockets:
+            end.setblocking(False)
+        self._kept_fd = signal.set_wakeup_fd(self._sockets[1].fileno(), warn_on_full_buffer=False)
+        _listening.append(self)
+
     def __exit__(self, *exc_info: object) -> None:
+        if self._sockets:
+            _listening.remove(self)
+            signal.set_wakeup_fd(self._kept_fd)
+            with self._lock:
+                ends, self._sockets = self._sockets, None
+                for end in ends:
+                    end.close()
         for signum, handler in self._kept.items():
             signal.signal(signum, handler if handler is not None else signal.SIG_DFL)
 
@@ -92,13 +131,42 @@ class StopRequest:
         # A forked child inherits this handler, but the request is for the parent.
         if os.getpid() != self._pid:
             return
+        with self._lock:
+            self._hear()
+            self._since.pop(_SIGNALS[signum], None)
         if signum == signal.SIGINT and self._is_interrupted:
             raise KeyboardInterrupt
         self._is_interrupted |= signum == signal.SIGINT
-        self._noted = max(self._noted, _SIGNALS[signal.Signals(signum)])
+        self._noted = max(self._noted, _SIGNALS[signum])
         if self.is_idle:
             self.is_idle = False
             raise StopWaiting
+
+    def _hear(self) -> None:
+        """Count the signals that came since the last call. The system tells of them at once, Python only later."""
+        with suppress(BlockingIOError):
+            while self._sockets:
+                for signum in self._sockets[0].recv(4096):
+                    request = _SIGNALS.get(signum)
+                    if request and signal.getsignal(signum) == self._note:
+                        self._times[request] += 1
+                        self._since.setdefault(request, time.monotonic())
+
+    def unanswered(self) -> dict[Request, tuple[int, float]]:
+        """Return the signals that have come since their handler ran, for another thread than the main one.
+
+        Python runs handlers in its main thread, and only between two of its instructions. If the main thread is in a
+        long function in C++, such as an exchange with other processes, its handlers wait.
+
+        Returns
+        -------
+        dict
+            How often each signal came since the run began, and the seconds since it was first found here.
+        """
+        with self._lock:
+            self._hear()
+            now = time.monotonic()
+            return {request: (self._times[request], now - since) for request, since in self._since.items()}
 
     @property
     def request(self) -> Request:

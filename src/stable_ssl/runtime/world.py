@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import os
 import pickle
 import sys
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -20,12 +18,10 @@ from torch import Tensor
 from ..exceptions import ConfigError, PeerError
 from . import launchers
 from .peers import Peers
-
-log = logging.getLogger("stable_ssl")
+from .preemption import Request
+from .watch import SECONDS_BETWEEN_BEATS, Beat, Watch
 
 SECONDS_TO_MEET = 60.0
-SECONDS_BETWEEN_BEATS = 2.0
-MISSED_BEATS = 10  # after which a process counts as gone: others end within 30 s, and a shorter pause does no harm
 
 _runs = itertools.count()
 
@@ -45,7 +41,10 @@ class World:
     is_main
         Whether this process writes the files: rank 0 does.
     on_lost
-        Function that is called before this process ends because another one failed, with the reason in words.
+        Function that is called before this process ends because of another one, or of a signal that Python does not
+        hear. It gets the status of the run, and the error in words if the run failed.
+    unanswered
+        Returns the signals that Python has not heard, as `StopRequest.unanswered` does.
 
     Raises
     ------
@@ -56,7 +55,8 @@ class World:
     def __init__(self, place: launchers.Place):
         self.rank, self.local_rank, self.size = place.rank, place.local_rank, place.size
         self.is_main = self.rank == 0
-        self.on_lost: Callable[[str], None] = lambda why: None
+        self.on_lost: Callable[[str, str | None], None] = lambda status, error: None
+        self.unanswered: Callable[[], Mapping[Request, tuple[int, float]]] = dict
         self._meetings = itertools.count()
         self._has_left = False
         self._join(place)
@@ -70,7 +70,7 @@ class World:
         prefix = "/".join(["stable_ssl", *(os.environ.get(name, "0") for name in names), str(next(_runs))])
         self._store = dist.PrefixStore(prefix, launchers.connect(place))
         self._peers = [rank for rank in range(self.size) if rank != self.rank]
-        self._store.set(f"beat{self.rank}", "0")
+        self._store.set(f"beat{self.rank}", Beat().pack())
         missing = self._await("beat", launchers.SECONDS_TO_JOIN)
         if missing:
             ended = {rank: launchers.children[rank].poll() for rank in missing if rank in launchers.children}
@@ -82,7 +82,7 @@ class World:
             raise PeerError(f"Of {self.size} processes, ranks {missing} did not come.{how}")
         # The watch has a client of its own, because the main thread may block the first one while it waits.
         store = dist.PrefixStore(prefix, launchers.connect(place).clone())
-        self._watch = _Watch(store, self.rank, self._peers, lambda why: self.on_lost(why))
+        self._watch = Watch(store, self.rank, self._peers, lambda *end: self.on_lost(*end), lambda: self.unanswered())
         self._watch.start()
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, store=self._store, rank=self.rank, world_size=self.size)
@@ -112,6 +112,11 @@ class World:
     def peers(self) -> Peers:
         """These processes, for their checkpoints. All of them have to ask for it at the same place in the program."""
         return Peers(self.rank, self.size, dist.new_group(backend="gloo"))
+
+    @property
+    def stuck(self) -> str:
+        """Where the processes wait for each other, in a sentence; "" if they do not."""
+        return self._watch.stuck
 
     # What the processes tell each other -------------------------------------------------------------------------------
 
@@ -287,58 +292,3 @@ class World:
         # After a failure, NCCL might wait for ever for the other processes.
         if dist.is_initialized() and not (has_failed and torch.cuda.is_available()):
             dist.destroy_process_group()
-
-
-class _Watch(threading.Thread):
-    """A thread that ends this process if another process of the run has failed or is gone.
-
-    The main thread may then be waiting for the other process in a collective, which nothing else can interrupt.
-    """
-
-    def __init__(self, store: dist.Store, rank: int, peers: list[int], on_lost: Callable[[str], None]):
-        super().__init__(name="watch", daemon=True)
-        self._store, self._rank, self._peers, self._on_lost = store, rank, peers, on_lost
-        self._stopped = threading.Event()
-        self.is_leaving = False  # if true, it still reports that this process is there, but does not end it any more
-        self.gone: set[int] = set()
-        self._lock = threading.Lock()
-
-    def run(self) -> None:
-        last, missed = [b""] * len(self._peers), [0] * len(self._peers)
-        for beat in itertools.count(1):
-            if self._stopped.wait(SECONDS_BETWEEN_BEATS):
-                return
-            try:
-                self._store.set(f"beat{self._rank}", str(beat))
-                if self._store.check(["failed"]):
-                    # The main thread gets a moment to notice the failure itself, and to close its files.
-                    time.sleep(SECONDS_BETWEEN_BEATS)
-                    return self._end(self._store.get("failed").decode())
-                beats = self._store.multi_get([f"beat{rank}" for rank in self._peers])
-            except RuntimeError:
-                return self._end("rank 0 is gone.")
-            # Time is counted in own beats, so that after a suspend this machine does not take the others for gone.
-            missed = [0 if new != old else n + 1 for new, old, n in zip(beats, last, missed, strict=True)]
-            last = beats
-            self.gone = {rank for rank, n in zip(self._peers, missed, strict=True) if n >= MISSED_BEATS}
-            if self.gone and not self.is_leaving:
-                return self._end(f"rank {min(self.gone)} is gone.")
-
-    def stop(self) -> None:
-        """End the thread. If it is about to end the process, wait for that."""
-        with self._lock:
-            self._stopped.set()
-        if self.ident and self is not threading.current_thread():
-            self.join(SECONDS_BETWEEN_BEATS)
-
-    def _end(self, why: str) -> None:
-        with self._lock:
-            if self._stopped.is_set() or self.is_leaving:
-                return
-            log.error("Rank %d ends too: %s", self._rank, why)
-            self._on_lost(why)
-            for child in launchers.children.values():
-                child.kill()
-            sys.stderr.flush()
-            sys.stdout.flush()
-            os._exit(1)
