@@ -24,7 +24,7 @@ from ..runtime.gradients import GradientMean
 from ..runtime.shares import gather_shares, take_share
 from ..runtime.world import World
 from .alone import Alone, Optimizers, is_idle
-from .strategies import machines_of, not_called
+from .strategies import NoSharding, machines_of
 
 log = logging.getLogger("stable_ssl")
 
@@ -72,54 +72,23 @@ class Together(World):
         super().__init__(place)
         self._gradients = GradientMean()
         self._shared: list[tuple[Any, Any]] = []  # since the last sharing: values, and who takes them
-        self.strategy = "ddp"
-        self._sharding: Any = None  # a `Sharding`, if the strategy needs one
+        self.sharding = NoSharding()
 
     def introduce(self, device: torch.device, hardware: Any) -> None:
         """Log the number of processes and their devices, and prepare what `hardware.strategy` needs."""
         log.info("%d processes train together, each on a %s of its own.", self.size, device.type)
-        self.strategy = strategy = hardware["strategy"]
+        strategy = hardware["strategy"]
         if strategy == "ddp":
             return
         machines = machines_of(strategy, self.gather(self.local_rank), hardware["precision"])
         from .sharding import Sharding  # torch's FSDP takes a second to import
 
-        self._sharding = Sharding(strategy, machines, self.size, device, hardware["precision"])
+        self.sharding = Sharding(strategy, machines, self.size, device, hardware["precision"])
 
     def leave(self) -> None:
         """Leave the run together with the other processes."""
         self._gradients.close()
         super().leave()
-
-    def shard(self, modules: Mapping[str, nn.Module]) -> None:
-        """Divide the parameters of modules between the processes, if `hardware.strategy` says so."""
-        if self._sharding:
-            self._sharding.shard(modules)
-
-    @property
-    def layout(self) -> Any:
-        """Says how sharded tensors of a checkpoint are divided now, for `CheckpointStore`. None: they become whole."""
-        return self._sharding and self._sharding.layout
-
-    def check_optimizer(self, optimizer: Any) -> None:
-        """Raise a ConfigError if an optimizer can't train what `shard` left."""
-        if self._sharding:
-            self._sharding.check_optimizer(optimizer)
-
-    def explain(self, error: Exception) -> None:
-        """Raise a ConfigError if an error comes of modules that are sharded."""
-        if self._sharding and "DTensor" in str(error):
-            raise ConfigError(not_called(self.strategy)) from error
-
-    def make_whole(self) -> None:
-        """Give each process the whole parameters of modules that are sharded, until `divide`."""
-        if self._sharding:
-            self._sharding.make_whole()
-
-    def divide(self) -> None:
-        """Divide the parameters of modules that are sharded again."""
-        if self._sharding:
-            self._sharding.divide()
 
     def hook(self, hook: Callable[[], None]) -> None:
         """Run a hook; if it raises a break on any process, raise the break of the widest scope on all.
@@ -174,20 +143,17 @@ class Together(World):
             self._gradients.begin(optimizers)
         else:
             self._gradients.note(optimizers)
-        if self._sharding:
-            self._sharding.begin(is_last)
+        self.sharding.begin(is_last)
 
     def average_gradients(self, optimizers: Optimizers) -> None:
         """Wait until each gradient of some optimizers is the mean over the processes."""
         self._gradients.finish(optimizers)
-        if self._sharding:
-            self._sharding.finish()
+        self.sharding.finish()
 
     def drop_gradients(self) -> None:
         """Drop what was exchanged of a step that is not taken."""
         self._gradients.forget()
-        if self._sharding:
-            self._sharding.finish()  # FSDP2 drops nothing, so they are averaged, and cleared like all others
+        self.sharding.finish()  # FSDP2 drops nothing, so they are averaged, and cleared like all others
 
     def spread(self, loss: Tensor) -> tuple[Tensor, bool]:
         """Make the gradients of a loss that is not finite NaN. So is their mean, and all processes skip the step."""

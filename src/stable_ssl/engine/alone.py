@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..loggers.collector import Collector
 from ..runtime.peers import Peers
-from .strategies import machines_of
+from .strategies import NoSharding, machines_of
 
 Optimizers = Sequence[torch.optim.Optimizer]
 
@@ -37,7 +37,7 @@ class Alone:
     can_drop_a_wait = True  # a signal may interrupt the wait for a batch
     can_save_at_once = True  # in the middle of a hook
     peers = Peers()
-    strategy = "ddp"
+    sharding = NoSharding()
     on_lost: Callable[[str, str | None], None] = staticmethod(lambda status, error: None)
     unanswered: Callable[[], Any] = dict
     stuck = ""
@@ -51,26 +51,6 @@ class Alone:
             `hardware.strategy` does not suit the number of processes or machines, or the precision.
         """
         machines_of(hardware["strategy"], [0], hardware["precision"])
-
-    def shard(self, modules: Mapping[str, nn.Module]) -> None:
-        """Divide the parameters of modules between the processes, if `hardware.strategy` says so."""
-
-    @property
-    def layout(self) -> Any:
-        """Says how sharded tensors of a checkpoint are divided now, for `CheckpointStore`. None: they become whole."""
-        return None
-
-    def check_optimizer(self, optimizer: Any) -> None:
-        """Raise a ConfigError if an optimizer can't train what `shard` left."""
-
-    def explain(self, error: Exception) -> None:
-        """Raise a ConfigError if an error comes of modules that are sharded."""
-
-    def make_whole(self) -> None:
-        """Give each process the whole parameters of modules that are sharded, until `divide`."""
-
-    def divide(self) -> None:
-        """Divide the parameters of modules that are sharded again."""
 
     def hook(self, hook: Callable[[], None]) -> None:
         """Run a hook."""

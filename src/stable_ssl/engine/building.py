@@ -198,7 +198,7 @@ class Builder:
             `hardware.compile`: false, true, or a mode of `torch.compile`.
         """
         self._ranks.copy_from_main([*trained.parameters(), *trained.buffers()])
-        self._ranks.shard({name: module for name, module in optimized.items() if name in modules})
+        self._ranks.sharding.shard({name: module for name, module in optimized.items() if name in modules})
         if compile_mode:
             for module in modules.values():
                 module.compile(mode=compile_mode if isinstance(compile_mode, str) else None)
@@ -240,7 +240,7 @@ class Builder:
         optim["num_batches"] = self.count_batches(loader, optim["max_steps"])
         begin = schedule_begin(optim, loader)
         build_optimization(optim, modules, batch_size and batch_size * self._ranks.size, begin)
-        self._ranks.check_optimizer(optim["optimizer"])
+        self._ranks.sharding.check_optimizer(optim["optimizer"])
         self._made = optim["optimizer"], optim["scheduler"]
 
     def count_batches(self, loader: Any, limit: int | float) -> int:

@@ -41,10 +41,10 @@ def take_own_state(run: Session, meta: Mapping[str, Any], state: dict[str, Any])
         )
     else:
         run.ranks.take_share(state)
-    if before["size"] == run.ranks.size and before.get("strategy", "ddp") != run.ranks.strategy:
+    if before["size"] == run.ranks.size and before.get("strategy", "ddp") != run.ranks.sharding.strategy:
         log.warning(
             "Going on with hardware.strategy=%s instead of %s: results may differ in the last bits.",
-            run.ranks.strategy,
+            run.ranks.sharding.strategy,
             before.get("strategy", "ddp"),
         )
     for change in environment_changes(meta, environment(run.device)):

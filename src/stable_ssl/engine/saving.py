@@ -212,7 +212,7 @@ class Saver:
         shared = {name for name, part in self.parts.items() if part.is_shared}
         names = (name for name, _ in self._model.named_parameters(remove_duplicate=False))
         self._ranks.add_shares(state, shared.union(names))
-        machine = machine_facts(self._run.device, self._ranks.size, self._ranks.strategy)
+        machine = machine_facts(self._run.device, self._ranks.size, self._ranks.sharding.strategy)
         facts = {"progress": progress, **machine, **self._constant_facts}
         self._store.save(self._progress.global_step, state, facts, kept)
         self._saved, self._is_kept = progress, kept
@@ -280,7 +280,7 @@ class Saver:
         if self._branch:
             self._begin_branch(self._branch)
             return
-        found = self._store.load_newest(layout=self._ranks.layout)
+        found = self._store.load_newest(layout=self._ranks.sharding.layout)
         if found is None:
             return
         path, state, meta = found

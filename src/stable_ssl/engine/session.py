@@ -390,5 +390,5 @@ class Session:
                 f"{batch_idx} of epoch {self.shown_epoch + 1}",
             )
             error.add_note(f"While {owner}.{compute.__name__}() used batch {place}: {describe_batch(batch)}.")
-            self.ranks.explain(error)
+            self.ranks.sharding.explain(error)
             raise

@@ -14,12 +14,13 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Replicate, Shard
 
 from ..exceptions import ConfigError
+from .strategies import NoSharding, not_called
 
 # Methods that get no batch, so they need no whole parameters.
 _OF_A_RUN = {"begin_epoch", "begin_step", "update_teacher", "update_ema_coefficient", "compile", "extra_repr"}
 
 
-class Sharding:
+class Sharding(NoSharding):
     """Modules whose parameters, gradients and optimizer states are divided between processes.
 
     Each process keeps a part of each parameter, as a DTensor. While a block of a module computes, it has whole
@@ -107,6 +108,11 @@ class Sharding:
         if sharded and not sharded & given:
             raise made_too_early(self.strategy)
         check_optimizer(optimizer, self.strategy, sharded)
+
+    def explain(self, error: Exception) -> None:
+        """Raise a ConfigError if an error comes of parameters that are not whole."""
+        if "DTensor" in str(error):
+            raise ConfigError(not_called(self.strategy)) from error
 
     # Gradients --------------------------------------------------------------------------------------------------------
 

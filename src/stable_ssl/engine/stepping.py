@@ -99,7 +99,7 @@ class Stepper:
         """
         self._check_optim()
         epoch = self._progress.epoch
-        self._ranks.divide()  # a hook may have called modules since
+        self._ranks.sharding.divide()  # a hook may have called modules since
         self.trained.begin_epoch(epoch)
         self._without_rate = [] if self._progress.batches else None  # None: all groups, before the first step
         set_trained(self._optimizer, self._frozen, True)
@@ -125,7 +125,7 @@ class Stepper:
         """Begin a mini-batch: find its place in its group, and seed the default generators."""
         place = batch_idx % self.accumulation
         if place == 0:
-            self._ranks.divide()
+            self._ranks.sharding.divide()
             self.trained.begin_group()
             self._recorder.begin_step()
             self._group_start = batch_idx
@@ -253,7 +253,7 @@ class Stepper:
         multiply_gradients(self._optimizers, scale)
         try:
             self._ranks.hook(before)
-            self._ranks.divide()
+            self._ranks.sharding.divide()
         except (BreakStep, BreakEpoch) as request:
             self._precision.leave_out()
             if isinstance(request, BreakEpoch):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
 
 from ..exceptions import ConfigError
 
@@ -52,6 +56,36 @@ def machines_of(strategy: str, local_ranks: Sequence[int], precision: str) -> in
             f"numbers of the processes on their machines are {list(local_ranks)}. Take fsdp."
         )
     return machines
+
+
+class NoSharding:
+    """Modules that each process has as wholes, as with strategy ddp. `Sharding` divides them."""
+
+    strategy = "ddp"
+    layout: Any = (
+        None  # for `CheckpointStore`: says how sharded tensors of a checkpoint are divided. None: they are whole
+    )
+
+    def shard(self, modules: Mapping[str, nn.Module]) -> None:
+        """Divide the parameters of modules between the processes."""
+
+    def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Raise a ConfigError if an optimizer can't train what `shard` left."""
+
+    def explain(self, error: Exception) -> None:
+        """Raise a ConfigError if an error comes of parameters that are not whole."""
+
+    def begin(self, is_last: bool) -> None:
+        """Begin a backward pass; the last one of an optimizer step averages gradients over the processes."""
+
+    def finish(self) -> None:
+        """Have all gradients averaged, and all parameters divided again."""
+
+    def make_whole(self) -> None:
+        """Give each process whole parameters until `divide`, so that forward passes exchange nothing."""
+
+    def divide(self) -> None:
+        """Divide all parameters between the processes, and give up whole ones."""
 
 
 def not_called(strategy: str) -> str:
