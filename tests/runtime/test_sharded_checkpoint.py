@@ -18,7 +18,7 @@ from torch import nn
 from stable_ssl.exceptions import CheckpointError
 from stable_ssl.runtime import launchers
 from stable_ssl.runtime.checkpoint import CheckpointStore, on_host, read_checkpoint
-from stable_ssl.runtime.sharded import fitted, is_sharded
+from stable_ssl.runtime.sharded import fitted, is_sharded, layout_of
 from stable_ssl.runtime.world import World
 
 SIZES = (5, 7, 1)  # neither two nor three ranks can divide them evenly
@@ -65,8 +65,9 @@ class Run:
                 moments[name] = fitted(moments[name], parameters[number])
         self.optimizer.load_state_dict(saved)
 
-    def layout(self, key, shape, dtype):
-        return self.mesh, self.model[0].weight.placements
+    @property
+    def layout(self):
+        return layout_of(self.mesh)
 
 
 def whole(state):

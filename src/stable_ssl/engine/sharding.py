@@ -11,10 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import Replicate, Shard
 
 from ..exceptions import ConfigError
+from ..runtime.sharded import layout_of
 
+# Optimizers of torch that are wrong, or fail, if parameters are divided. Adafactor takes norms of a part for those of
+# the whole, the result of Muon depends on how a matrix is divided, and Rprop changes single values in place.
+_OF_WHOLE_PARAMETERS = ("Adafactor", "Muon", "Rprop")
 # Methods that get no batch, so they need no whole parameters.
 _OF_A_RUN = {"begin_epoch", "begin_step", "update_teacher", "update_ema_coefficient", "compile", "extra_repr"}
 
@@ -48,6 +51,7 @@ class Sharding:
         shape = (machines, size // machines) if strategy == "hsdp" else (size,)
         names = ("replicate", "shard")[-len(shape) :]
         self.mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
+        self.layout = layout_of(self.mesh)  # of the sharded tensors in checkpoints
         self.strategy, self._precision = strategy, precision
         self._roots: list[Any] = []
         self._modules: list[Any] = []  # all that are sharded: the roots, and the blocks in them
@@ -95,10 +99,6 @@ class Sharding:
         if self._precision != "bf16" or has_batch_norm(modules):
             return MixedPrecisionPolicy()
         return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-
-    def layout(self, key: str, shape: torch.Size, dtype: torch.dtype) -> tuple[Any, tuple[Any, ...]]:
-        """Return the mesh and the placements of each sharded tensor."""
-        return self.mesh, (Replicate(), Shard(0))[-self.mesh.ndim :]
 
     def check_optimizer(self, optimizer: Any) -> None:
         """Check that an optimizer trains the parameters that `shard` left, as `check_optimizer` does."""
@@ -285,8 +285,14 @@ def check_optimizer(optimizer: Any, strategy: str, sharded: Collection[int]) -> 
     Raises
     ------
     ConfigError
-        It can't update sharded and whole parameters together, but gets both.
+        It can't update sharded parameters as it does whole ones; or it can't update both together, but gets both.
     """
+    name = type(optimizer).__name__
+    if sharded and isinstance(optimizer, tuple(getattr(torch.optim, name) for name in _OF_WHOLE_PARAMETERS)):
+        raise ConfigError(
+            f"optim.optimizer: {name} needs whole parameters, but strategy {strategy} divides them. Take an optimizer "
+            "that updates each value by itself, such as AdamW, or take strategy ddp."
+        )
     for group in optimizer.param_groups:
         options = [name for name in ("foreach", "fused") if group.get(name)]
         if options and len({id(parameter) in sharded for parameter in group["params"]}) > 1:

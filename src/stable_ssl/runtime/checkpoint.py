@@ -168,9 +168,9 @@ class CheckpointStore:
 
         found = write_shards(folder, shards, self._peers)
         if not self._read_back:
-            forms = {key: (tensor.shape, tensor.dtype) for key, tensor in shards.items()}
-            places = {key: (tensor.device_mesh, tensor.placements) for key, tensor in shards.items()}
-            self._peers.agree(lambda: read_shards(folder, forms, lambda key, shape, dtype: places[key]))
+            forms = {key: (x.shape, x.dtype, sharded.divided_dim(x)) for key, x in shards.items()}
+            layout = sharded.layout_of(next(iter(shards.values())).device_mesh)
+            self._peers.agree(lambda: read_shards(folder, forms, layout))
         return {f"{folder.name}/{name}": fingerprint for name, fingerprint in found.items()}
 
     def _finish(self, part: Path, final: Path, meta: dict[str, Any]) -> None:

@@ -86,7 +86,7 @@ def read_checkpoint(
     sections
         The keys of the state that are needed, such as "modules". None: all.
     layout
-        Says of each tensor that was saved in shards how it is sharded now. None: all are whole, in host memory.
+        Says how tensors that were saved in shards are sharded now. None: all are whole, in host memory.
     peers
         The processes that call this together. None: this one is alone.
 
