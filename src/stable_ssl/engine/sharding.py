@@ -285,15 +285,19 @@ def check_optimizer(optimizer: Any, strategy: str, sharded: Collection[int]) -> 
     Raises
     ------
     ConfigError
-        It can't update sharded parameters as it does whole ones; or it can't update both together, but gets both.
+        It can't update sharded parameters as it does whole ones, or both together, but gets them.
     """
-    name = type(optimizer).__name__
     if sharded and isinstance(optimizer, tuple(getattr(torch.optim, name) for name in _OF_WHOLE_PARAMETERS)):
         raise ConfigError(
-            f"optim.optimizer: {name} needs whole parameters, but strategy {strategy} divides them. Take an optimizer "
-            "that updates each value by itself, such as AdamW, or take strategy ddp."
+            f"optim.optimizer: {type(optimizer).__name__} needs whole parameters, but strategy {strategy} divides "
+            "them. Take an optimizer that updates each value by itself, such as AdamW, or take strategy ddp."
         )
     for group in optimizer.param_groups:
+        if sharded and group.get("fused") and isinstance(optimizer, torch.optim.SGD | torch.optim.Adagrad):
+            raise ConfigError(
+                f"optim.optimizer: fused=True needs whole parameters, but strategy {strategy} divides them. Take "
+                "foreach=True, or strategy ddp."
+            )
         options = [name for name in ("foreach", "fused") if group.get(name)]
         if options and len({id(parameter) in sharded for parameter in group["params"]}) > 1:
             raise ConfigError(
