@@ -102,6 +102,11 @@ class Model:
         """Return the methods of a module."""
         return cls(module.state_dict, module.load_state_dict, module.named_parameters, module.named_buffers)
 
+    def other_buffers(self) -> dict[str, Tensor]:
+        """Return the non-persistent buffers by name. They affect the result too, although `state_dict` lacks them."""
+        persistent = {id(value) for value in self.state_dict(keep_vars=True).values()}
+        return {name: buffer for name, buffer in self.named_buffers() if id(buffer) not in persistent}
+
     def end_set_up(self) -> None:
         """Remember which values there are, since a run that is resumed has these when it loads a checkpoint."""
         self._keys.update(self.state_dict())

@@ -85,6 +85,12 @@ def placeholders(state: Any) -> dict[str, Form]:
     return {key: form for value in values for key, form in placeholders(value).items()}
 
 
+def outlined(state: Any) -> Any:
+    """Return a state of `split` with tensors without memory (on the device `meta`) in place of the placeholders."""
+    forms = placeholders(state).items()
+    return joined(state, {key: torch.empty(shape, dtype=dtype, device="meta") for key, (shape, dtype, _) in forms})
+
+
 def joined(state: Any, tensors: Mapping[str, Tensor]) -> Any:
     """Return a state of `split` with tensors in place of the placeholders."""
     if isinstance(state, dict):
