@@ -20,9 +20,9 @@ from ..runtime.folder import RunFolder, decisive_differences, moved_data, read_c
 from ..runtime.sharded import outlined
 from .facts import DataFacts, Difference, optimizer_differences
 from .optimizing import replay, unscheduled
-from .parts import Model, Part
+from .parts import Model, Part, fitted_part
 from .progress import Progress
-from .restoring import fitted_modules, fitted_part
+from .restoring import fitted_modules
 from .session import Session
 from .trained import TrainedParameters
 
@@ -283,7 +283,7 @@ class Branch:
 
     def _take_part(self, part: Part, state: Any) -> None:
         try:
-            part.object.load_state_dict(state)
+            part.load(state)
         except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
             self.left_out.append(f"{part.name}: the saved state does not fit: {error!r}.")
 
