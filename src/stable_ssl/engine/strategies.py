@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from torch import nn
 
 from ..exceptions import ConfigError
 
@@ -52,6 +54,25 @@ def machines_of(strategy: str, local_ranks: Sequence[int], precision: str) -> in
             f"numbers of the processes on their machines are {list(local_ranks)}. Take fsdp."
         )
     return machines
+
+
+def check_dense(modules: Mapping[str, nn.Module]) -> None:
+    """Check that the gradients of modules are dense: those of several processes are averaged as such.
+
+    Raises
+    ------
+    ConfigError
+        An embedding that is trained has `sparse=True`.
+    """
+    found = [
+        f"module.{name}{'.' if key else ''}{key}: gradients of sparse=True can't be averaged over processes. Leave "
+        "sparse out, or use one process."
+        for name, module in modules.items()
+        for key, part in module.named_modules()
+        if isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.sparse and part.weight.requires_grad
+    ]
+    if found:
+        raise ConfigError(found)
 
 
 def not_called(strategy: str) -> str:
