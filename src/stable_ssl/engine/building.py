@@ -146,6 +146,7 @@ class Builder:
         self.watched(logger, data)
         if self._made:
             check_replaced(optim, *self._made)
+            self._ranks.check_optimizer(optim["optimizer"])
 
     def first_values(
         self, trained: nn.Module, modules: Mapping[str, nn.Module], sources: Mapping[str, Any], hook: Callable[[], None]
