@@ -35,7 +35,7 @@ MAY = {
     "arguments": {"config", "exceptions", "nodes", "signatures", "trials", "weights"},
     "data": {"augmentations", "exceptions", "runtime"},
     "engine": {*ENGINE, "weights"},
-    "compat": {"exceptions", "reader"},
+    "compat": {"exceptions", "reader", "runtime.distributed"},
     "reader": {"exceptions", "loggers"},
     "base": {"arguments", "compat", "config", "data", "engine", "exceptions", "loggers", "nodes", "runtime"},
     "trainers": {"base", "compat", "config", "exceptions", "losses", "modules", "runtime"},

@@ -72,10 +72,13 @@ def run(names, folder, batch_size, strategy):
             trainer.before_optimizer_step = trainer.after_fit_epoch = lambda trainer=trainer: trainer.embed(
                 trainer.batch
             )
+            trainer.before_fit = functools.partial(trainer._save_checkpoint, "begun.ckpt")
         if name == "skipped":
             trainer.compute_loss = functools.partial(spoil, trainer, trainer.compute_loss)
         trainer.after_fit = lambda trainer=trainer, name=name: found.update({name: full_state_dict(trainer)})
         trainer()
+        if name == "called_by_hooks":
+            found["of_early_2025"] = torch.load(trainer.folder / "begun.ckpt")["module"]
     return found
 
 
@@ -94,6 +97,12 @@ def assert_close(ours, theirs, rtol=1e-4, atol=1e-5):
     for key, value in theirs.items():
         if isinstance(value, torch.Tensor):
             torch.testing.assert_close(ours[key], value, rtol=rtol, atol=atol, msg=key)
+
+
+def test_a_file_that_a_hook_of_early_2025_writes_has_whole_tensors(found):
+    saved = found["fsdp"]["of_early_2025"]
+    assert_close(saved, found["alone"]["of_early_2025"])
+    assert {type(value) for value in saved.values()} == {torch.Tensor}
 
 
 @pytest.mark.parametrize("name", list(CASES))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from stable_ssl.engine.sharding import blocks_of, methods_of, roots_of, unshardable
+from stable_ssl.engine.shardable import blocks_of, methods_of, roots_of, unshardable
 from stable_ssl.modules import TeacherStudentModule, ViT
 
 

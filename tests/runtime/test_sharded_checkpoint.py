@@ -18,7 +18,7 @@ from torch import nn
 from stable_ssl.exceptions import CheckpointError
 from stable_ssl.runtime import launchers
 from stable_ssl.runtime.checkpoint import CheckpointStore, on_host, read_checkpoint
-from stable_ssl.runtime.sharded import fitted, is_sharded
+from stable_ssl.runtime.sharded import fitted, is_sharded, layout_of, outlined
 from stable_ssl.runtime.world import World
 
 SIZES = (5, 7, 1)  # neither two nor three ranks can divide them evenly
@@ -65,8 +65,9 @@ class Run:
                 moments[name] = fitted(moments[name], parameters[number])
         self.optimizer.load_state_dict(saved)
 
-    def layout(self, key, shape, dtype):
-        return self.mesh, self.model[0].weight.placements
+    @property
+    def layout(self):
+        return layout_of(self.mesh)
 
 
 def whole(state):
@@ -126,6 +127,26 @@ def resume(folder, plain, again):
     run.store = run.store.of(again)
     assert run.save(9)
     return step.name, parts, loaded, restored, later, whole(run.state())
+
+
+def read_in_two_steps(folder):
+    """Return the shapes of a checkpoint's tensors before its parts are read, and the whole state after."""
+    run = Run(folder)
+    path, state, _ = run.store.read()
+    tensors = [value for value in state["modules"].values() if isinstance(value, torch.Tensor)]
+    forms = {key: tuple(value.shape) for key, value in outlined(state)["modules"].items()}
+    state = run.store.with_shards(path, state, run.layout)
+    parts = sum(value.to_local().numel() for value in state["modules"].values() if is_sharded(value))
+    return sum(tensor.numel() for tensor in tensors), forms, parts, whole(state)
+
+
+def test_ranks_know_the_shapes_before_they_read_their_parts(written, start_ranks):
+    folder, saved, _ = written
+    ranks = start_ranks(read_in_two_steps, folder).results()
+    assert [forms for _, forms, _, _ in ranks] == 2 * [{key: tuple(v.shape) for key, v in saved["modules"].items()}]
+    assert [first for first, *_ in ranks] == [15, 15]  # the statistics of batch normalisation, which are not sharded
+    assert sum(parts for _, _, parts, _ in ranks) == sum(saved["modules"][key].numel() for key in ranks[0][1]) - 15
+    assert all(same(state, saved) for *_, state in ranks)
 
 
 def written_files(folder):

@@ -78,7 +78,7 @@ def entry() -> None:
 
 def _failed(error: Exception) -> int:
     """Say why a command failed, and return its exit status."""
-    from ..exceptions import CheckpointError, ConfigError, DataError
+    from ..exceptions import CheckpointError, ConfigError, DataError, PeerError
     from ..runtime.files import printable
 
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
@@ -94,9 +94,10 @@ def _failed(error: Exception) -> int:
         print("\n".join(f"stable-ssl: {printable(problem, True)}" for problem in error.problems), file=sys.stderr)
         return 2
     is_explained = isinstance(error, CheckpointError | DataError) or _is_of_disk(error)
-    if not is_explained or _has_code_of_user(error):
+    is_of_peer = isinstance(error, PeerError)  # which shows its traceback itself
+    if not is_of_peer and (not is_explained or _has_code_of_user(error)):
         traceback.print_exception(error)
-    elif is_of_training:  # the log has the error
+    elif is_of_training and not is_of_peer:  # the log has the error
         print("stable-ssl: the run failed; its messages and its status.json say why.", file=sys.stderr)
     else:
         print(f"stable-ssl: {printable(str(error), True)}", file=sys.stderr)

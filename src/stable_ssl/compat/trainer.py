@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..exceptions import ConfigError
+from ..runtime.distributed import full_state_dict
 from .wandb import WandbOptions
 
 log = logging.getLogger("stable_ssl")
@@ -176,11 +177,14 @@ class EarlyTrainer:
         self._recorder.write_record(packet or {}, commit)  # type: ignore[attr-defined]
 
     def _save_checkpoint(self, name: str, model_only: bool = True) -> None:
-        """Write the state of all modules to a file in the run's folder, for reading. Rank 0 does it."""
+        """Write the state of all modules to a file in the run's folder, for reading. Rank 0 does it.
+
+        If modules are sharded, all ranks must call this.
+        """
+        state: dict[str, Any] = {key: full_state_dict(child) for key, child in self.named_children()}  # type: ignore[attr-defined]
+        if not model_only:
+            state["epoch"] = self._progress.trained_epochs  # type: ignore[attr-defined]
         if self.rank == 0:  # type: ignore[attr-defined]
-            state: dict[str, Any] = {key: child.state_dict() for key, child in self.named_children()}  # type: ignore[attr-defined]
-            if not model_only:
-                state["epoch"] = self._progress.trained_epochs  # type: ignore[attr-defined]
             torch.save(state, self.folder / name)  # type: ignore[attr-defined]
 
     def _instanciate(self) -> None:

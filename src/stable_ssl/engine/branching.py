@@ -17,11 +17,12 @@ from ..exceptions import CheckpointError, ConfigError, some_of
 from ..runtime.behaviour import behaviour, behaviour_problems
 from ..runtime.checkpoint import CheckpointStore
 from ..runtime.folder import RunFolder, decisive_differences, moved_data, read_config
+from ..runtime.sharded import outlined
 from .facts import DataFacts, Difference, optimizer_differences
 from .optimizing import replay, unscheduled
-from .parts import Model, Part
+from .parts import Model, Part, fitted_part
 from .progress import Progress
-from .restoring import fitted_modules, fitted_part
+from .restoring import fitted_modules
 from .session import Session
 from .trained import TrainedParameters
 
@@ -55,7 +56,7 @@ class Branch:
     meta
         The checkpoint's `meta.json`.
     state
-        The checkpoint's state.
+        The checkpoint's state. Until `read`, it has placeholders for sharded tensors.
     progress
         Where the branch begins: at the checkpoint, unless `begin` moves it to the next epoch.
     changes
@@ -70,6 +71,7 @@ class Branch:
     """
 
     def __init__(self, run: Path, checkpoints: CheckpointStore, step: int | None, restarts_schedule: bool):
+        self._checkpoints = checkpoints
         try:
             self.path, self.state, self.meta = checkpoints.read(step)
         except CheckpointError as error:
@@ -156,9 +158,18 @@ class Branch:
 
     def has_all(self, model: Model) -> bool:
         """Return whether the checkpoint has all values of the modules."""
-        saved = self.state["modules"]
-        own = model.state_dict().items()
+        saved, own = outlined(self.state["modules"]), model.state_dict().items()
         return all(key in saved and _have_one_shape(value, saved[key]) for key, value in own)
+
+    def read(self, layout: Any) -> None:
+        """Read the sharded tensors of the checkpoint, divided as those of this run are, as `layout` says.
+
+        Raises
+        ------
+        CheckpointError
+            They can't be read.
+        """
+        self.state = self._checkpoints.with_shards(self.path, self.state, layout)
 
     def record(self) -> dict[str, Any]:
         """Return the content of `branch.json`."""
@@ -272,7 +283,7 @@ class Branch:
 
     def _take_part(self, part: Part, state: Any) -> None:
         try:
-            part.object.load_state_dict(state)
+            part.load(state)
         except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
             self.left_out.append(f"{part.name}: the saved state does not fit: {error!r}.")
 

@@ -23,6 +23,7 @@ from .alone import Alone
 from .facts import check_same_data
 from .optimizing import build_optimization, check_replaced
 from .parts import MAKE_IT_EARLIER
+from .strategies import check_dense
 
 log = logging.getLogger("stable_ssl")
 
@@ -145,6 +146,7 @@ class Builder:
         self.watched(logger, data)
         if self._made:
             check_replaced(optim, *self._made)
+            self._ranks.sharding.check_optimizer(optim["optimizer"])
 
     def first_values(
         self, trained: nn.Module, modules: Mapping[str, nn.Module], sources: Mapping[str, Any], hook: Callable[[], None]
@@ -241,6 +243,8 @@ class Builder:
         begin = schedule_begin(optim, loader)
         build_optimization(optim, modules, batch_size and batch_size * self._ranks.size, begin)
         self._ranks.sharding.check_optimizer(optim["optimizer"])
+        if self._ranks.size > 1:
+            check_dense(modules)
         self._made = optim["optimizer"], optim["scheduler"]
 
     def count_batches(self, loader: Any, limit: int | float) -> int:

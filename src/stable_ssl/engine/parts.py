@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..exceptions import ConfigError
+from ..runtime.sharded import fitted
 
 log = logging.getLogger("stable_ssl")
 
@@ -36,6 +38,10 @@ class Part:
     object: Any
     is_shared: bool = False
     is_optional: bool = False
+
+    def load(self, state: Any) -> None:
+        """Restore the object. The moments of an optimizer are sharded as its parameters are."""
+        self.object.load_state_dict(fitted_part(state, self.object))
 
 
 class Parts(dict[str, Part]):
@@ -70,7 +76,7 @@ class Parts(dict[str, Part]):
             raise ConfigError(f"{part.name}: a part of the checkpoint has this name already.")
         self[part.name] = part
         if part.name in self.unclaimed:
-            part.object.load_state_dict(self.unclaimed.pop(part.name))
+            part.load(self.unclaimed.pop(part.name))
 
     def add_all(self, parts: Iterable[Part]) -> None:
         """Save several objects with each checkpoint."""
@@ -102,6 +108,11 @@ class Model:
         """Return the methods of a module."""
         return cls(module.state_dict, module.load_state_dict, module.named_parameters, module.named_buffers)
 
+    def other_buffers(self) -> dict[str, Tensor]:
+        """Return the non-persistent buffers by name. They affect the result too, although `state_dict` lacks them."""
+        persistent = {id(value) for value in self.state_dict(keep_vars=True).values()}
+        return {name: buffer for name, buffer in self.named_buffers() if id(buffer) not in persistent}
+
     def end_set_up(self) -> None:
         """Remember which values there are, since a run that is resumed has these when it loads a checkpoint."""
         self._keys.update(self.state_dict())
@@ -117,3 +128,20 @@ class Model:
                 ", ".join(sorted(changed)),
                 MAKE_IT_EARLIER,
             )
+
+
+def fitted_part(state: Any, owner: Any) -> Any:
+    """Return the saved state of a part. The moments of an optimizer are sharded as its parameters are."""
+    if not isinstance(owner, torch.optim.Optimizer):
+        return state
+    parameters = dict(enumerate(p for group in owner.param_groups for p in group["params"]))
+
+    def fit(index: Any, value: Any) -> Any:
+        like = parameters.get(index)
+        is_moment = isinstance(value, Tensor) and like is not None and value.ndim > 0 and value.shape == like.shape
+        return fitted(value, like) if is_moment else value
+
+    moments = {
+        index: {key: fit(index, value) for key, value in values.items()} for index, values in state["state"].items()
+    }
+    return {**state, "state": moments}

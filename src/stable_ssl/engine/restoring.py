@@ -8,9 +8,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ..exceptions import CheckpointError
 from ..runtime.environment import environment, environment_changes
 from ..runtime.sharded import fitted
@@ -92,7 +89,7 @@ def load_state(
                     buffers[name].copy_(value)
             for name, part in parts.items():
                 if name in unclaimed or not part.is_optional:
-                    part.object.load_state_dict(fitted_part(unclaimed.pop(name), part.object))
+                    part.load(unclaimed.pop(name))
                 elif part.object.state_dict() is not None:
                     log.info("%s begins here: the checkpoint is of a run without it.", name)
     except (KeyError, ValueError, RuntimeError) as error:
@@ -103,20 +100,3 @@ def fitted_modules(state: Mapping[str, Any], model: Model) -> dict[str, Any]:
     """Return the saved values of the modules, sharded as those of this run are."""
     own = model.state_dict()
     return {key: fitted(value, own[key]) if key in own else value for key, value in state.items()}
-
-
-def fitted_part(state: Any, owner: Any) -> Any:
-    """Return the saved state of a part. The moments of an optimizer are sharded as its parameters are."""
-    if not isinstance(owner, torch.optim.Optimizer):
-        return state
-    parameters = dict(enumerate(p for group in owner.param_groups for p in group["params"]))
-
-    def fit(index: Any, value: Any) -> Any:
-        like = parameters.get(index)
-        is_moment = isinstance(value, Tensor) and like is not None and value.ndim > 0 and value.shape == like.shape
-        return fitted(value, like) if is_moment else value
-
-    moments = {
-        index: {key: fit(index, value) for key, value in values.items()} for index, values in state["state"].items()
-    }
-    return {**state, "state": moments}

@@ -239,13 +239,10 @@ class Saver:
         """Return everything a resumed run needs that the configuration does not determine."""
         modules = self._model.state_dict()
         self._model.warn_of_changes(modules)
-        persistent = {id(value) for value in self._model.state_dict(keep_vars=True).values()}
-        buffers = self._model.named_buffers()
         trained = self._trained.state() if self._trained else {}
         return {
             "modules": modules,
-            # Non-persistent buffers affect the result too, although state_dict() leaves them out.
-            "buffers": {name: buffer for name, buffer in buffers if id(buffer) not in persistent},
+            "buffers": self._model.other_buffers(),
             "parts": self.parts.states(),
             **({"trained": trained} if trained else {}),
         }
@@ -310,6 +307,7 @@ class Saver:
 
     def _begin_branch(self, branch: Branch) -> None:
         """Take over what fits of the parent's checkpoint, and write the first checkpoint of this run."""
+        branch.read(self._ranks.sharding.layout)
         take_own_state(self._run, branch.meta, branch.state)
         self.parts.unclaimed = branch.take_over(self._model, self.parts, self._constant_facts, self._trained)
         self._progress.go_to(branch.progress.as_dict())

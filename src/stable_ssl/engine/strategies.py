@@ -62,9 +62,7 @@ class NoSharding:
     """Modules that each process has as wholes, as with strategy ddp. `Sharding` divides them."""
 
     strategy = "ddp"
-    layout: Any = (
-        None  # for `CheckpointStore`: says how sharded tensors of a checkpoint are divided. None: they are whole
-    )
+    layout: Any = None  # for `CheckpointStore`: says how sharded tensors are divided now. None: they become whole
 
     def shard(self, modules: Mapping[str, nn.Module]) -> None:
         """Divide the parameters of modules between the processes."""
@@ -86,6 +84,25 @@ class NoSharding:
 
     def divide(self) -> None:
         """Divide all parameters between the processes, and give up whole ones."""
+
+
+def check_dense(modules: Mapping[str, nn.Module]) -> None:
+    """Check that the gradients of modules are dense: those of several processes are averaged as such.
+
+    Raises
+    ------
+    ConfigError
+        An embedding that is trained has `sparse=True`.
+    """
+    found = [
+        f"module.{name}{'.' if key else ''}{key}: gradients of sparse=True can't be averaged over processes. Leave "
+        "sparse out, or use one process."
+        for name, module in modules.items()
+        for key, part in module.named_modules()
+        if isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.sparse and part.weight.requires_grad
+    ]
+    if found:
+        raise ConfigError(found)
 
 
 def not_called(strategy: str) -> str:

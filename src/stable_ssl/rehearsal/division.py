@@ -8,11 +8,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..engine.shardable import (
+    blocks_of,
+    check_optimizer,
+    has_batch_norm,
+    made_too_early,
+    own_modules,
+    roots_of,
+    unshardable,
+)
 from ..engine.strategies import machines_of
 from ..exceptions import ConfigError
 from .stage import Stage
-
-# `..engine.sharding` is imported where it is needed, since torch's FSDP takes a second to import.
 
 
 @dataclass(frozen=True)
@@ -75,8 +82,6 @@ def strategy_problems(stage: Stage, strategy: str, precision: str) -> tuple[list
 
 def roots_of_run(trainer: Any) -> dict[str, nn.Module]:
     """Return, by name, the networks of a trainer that fsdp and hsdp shard. The loss and probes stay whole."""
-    from ..engine.sharding import roots_of
-
     return roots_of({name: module for name, module in trainer.optimized_modules().items() if name in trainer.module})
 
 
@@ -93,8 +98,6 @@ def check_sharding(trainer: Any, strategy: str, optimizer: Any, is_early: bool) 
     ConfigError
         It can't. The error has the sentences of the run's own.
     """
-    from ..engine.sharding import check_optimizer, made_too_early, unshardable
-
     roots = roots_of_run(trainer)
     problems = unshardable(strategy, roots)
     sharded = {id(parameter) for root in roots.values() for parameter in root.parameters()}
@@ -144,8 +147,6 @@ class Group:
 
 def groups_of(roots: Iterable[nn.Module], precision: str) -> list[Group]:
     """Return the groups of parameters of networks that are sharded."""
-    from ..engine.sharding import blocks_of, has_batch_norm, own_modules
-
     groups = []
     for root in roots:
         blocks = blocks_of(root)

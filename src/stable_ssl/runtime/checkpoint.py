@@ -28,6 +28,7 @@ from .checkpoint_files import (
     check_seen,
     load_state,
     read_checkpoint,
+    with_shards,
     write_meta,
     write_state,
 )
@@ -160,7 +161,7 @@ class CheckpointStore:
         part.mkdir(parents=True)
         files["state.pt"] = write_state(part, state)
         if not self._read_back:
-            load_state(part, is_whole=False)
+            load_state(part)
 
     def _write_shards(self, folder: Path, shards: dict[str, DTensor]) -> dict[str, dict[str, Any]]:
         """Write the parts of all processes, and return the fingerprints of their files."""
@@ -168,9 +169,9 @@ class CheckpointStore:
 
         found = write_shards(folder, shards, self._peers)
         if not self._read_back:
-            forms = {key: (tensor.shape, tensor.dtype) for key, tensor in shards.items()}
-            places = {key: (tensor.device_mesh, tensor.placements) for key, tensor in shards.items()}
-            self._peers.agree(lambda: read_shards(folder, forms, lambda key, shape, dtype: places[key]))
+            forms = {key: (x.shape, x.dtype, sharded.divided_dim(x)) for key, x in shards.items()}
+            layout = sharded.layout_of(next(iter(shards.values())).device_mesh)
+            self._peers.agree(lambda: read_shards(folder, forms, layout))
         return {f"{folder.name}/{name}": fingerprint for name, fingerprint in found.items()}
 
     def _finish(self, part: Path, final: Path, meta: dict[str, Any]) -> None:
@@ -192,7 +193,11 @@ class CheckpointStore:
             self._delete(old)
 
     def load_newest(
-        self, is_owner: bool = True, sections: Collection[str] | None = None, layout: Layout | None = None
+        self,
+        is_owner: bool = True,
+        sections: Collection[str] | None = None,
+        layout: Layout | None = None,
+        has_shards: bool = True,
     ) -> Found | None:
         """Return (folder, state, meta) of the newest valid checkpoint, or None if there are no checkpoints.
 
@@ -202,7 +207,7 @@ class CheckpointStore:
         ----------
         is_owner
             Whether this process may rename checkpoints, because no other run uses the folder.
-        sections, layout
+        sections, layout, has_shards
             As in `read_checkpoint`.
 
         Raises
@@ -213,7 +218,7 @@ class CheckpointStore:
         reasons: dict[Path, str] = {}
         for folder in self._peers.from_first(self._newest_first):
             try:
-                found = folder, *read_checkpoint(folder, sections, layout, self._peers)
+                found = folder, *read_checkpoint(folder, sections, layout, self._peers, has_shards)
             except NotSharedError:
                 raise
             except CheckpointError as error:
@@ -235,15 +240,17 @@ class CheckpointStore:
             shutil.rmtree(aside, ignore_errors=True)
             invalid.rename(aside)
 
-    def read(self, step: int | None = None, layout: Layout | None = None) -> Found:
+    def read(self, step: int | None = None) -> Found:
         """Return (folder, state, meta) of the checkpoint of a step, or of the newest valid one. No file is touched.
+
+        The state has placeholders for sharded tensors, which `with_shards` reads.
 
         Raises
         ------
         CheckpointError
             It is not valid, or there is no such checkpoint. Then the message lists the steps of those that there are.
         """
-        found = self.load_newest(is_owner=False, layout=layout) if step is None else None
+        found = self.load_newest(is_owner=False, has_shards=False) if step is None else None
         if found is not None:
             return found
         folders = self._peers.from_first(self._newest_first)
@@ -251,7 +258,18 @@ class CheckpointStore:
         if step is None or step not in by_step:
             what = "no checkpoint" if step is None else f"no checkpoint of step {step}"
             raise CheckpointError(f"'{self.folder}' has {what}; the steps of those that there are: {list(by_step)}.")
-        return by_step[step], *read_checkpoint(by_step[step], None, layout, self._peers)
+        return by_step[step], *read_checkpoint(by_step[step], peers=self._peers, has_shards=False)
+
+    def with_shards(self, folder: Path, state: dict[str, Any], layout: Layout | None) -> dict[str, Any]:
+        """Return the state of a checkpoint with its sharded tensors in place of placeholders.
+
+        Raises
+        ------
+        CheckpointError
+            They can't be read.
+        """
+        found: dict[str, Any] = with_shards(folder, state, layout, self._peers)
+        return found
 
     def of(self, folder: Path) -> CheckpointStore:
         """Return the checkpoints in another folder, for the same processes."""

@@ -73,7 +73,11 @@ def check_seen(folder: Path, files: dict[str, dict[str, Any]]) -> None:
 
 
 def read_checkpoint(
-    folder: Path, sections: Collection[str] | None = None, layout: Layout | None = None, peers: Peers | None = None
+    folder: Path,
+    sections: Collection[str] | None = None,
+    layout: Layout | None = None,
+    peers: Peers | None = None,
+    has_shards: bool = True,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return (state, meta) of a checkpoint.
 
@@ -86,9 +90,11 @@ def read_checkpoint(
     sections
         The keys of the state that are needed, such as "modules". None: all.
     layout
-        Says of each tensor that was saved in shards how it is sharded now. None: all are whole, in host memory.
+        Says how tensors that were saved in shards are sharded now. None: all are whole, in host memory.
     peers
         The processes that call this together. None: this one is alone.
+    has_shards
+        Whether the sharded tensors are read too. If not, the state has placeholders, for `with_shards`.
 
     Raises
     ------
@@ -104,8 +110,24 @@ def read_checkpoint(
             "on a disk that all of them share, since each process reads it."
         )
     peers.agree(lambda: meta.update(_verify(folder, peers)))
-    peers.agree(lambda: state.update(load_state(folder, sections, layout)))
-    return state, meta
+    peers.agree(lambda: state.update(load_state(folder, sections)))
+    return with_shards(folder, state, layout, peers) if has_shards else state, meta
+
+
+def with_shards(folder: Path, state: dict[str, Any], layout: Layout | None, peers: Peers | None = None) -> Any:
+    """Return the state of a checkpoint with its sharded tensors in place of placeholders; as `read_checkpoint` does."""
+    forms = placeholders(state)
+    if not forms:
+        return state
+    from .shard_files import read_shards
+
+    def read() -> Any:
+        try:
+            return joined(state, read_shards(folder / "shards", forms, layout))
+        except Exception as error:
+            raise CheckpointError(f"'{folder / 'shards'}' can't be loaded. {_MAY_HOLD} {error}") from error
+
+    return (peers or Peers()).agree(read)
 
 
 def _seen(folder: Path) -> Any:
@@ -159,10 +181,8 @@ def _verify_file(path: Path, expected: dict[str, Any]) -> None:
         raise CheckpointError(f"'{path}' is damaged: {what.format(*sizes)}.")
 
 
-def load_state(
-    folder: Path, sections: Collection[str] | None = None, layout: Layout | None = None, is_whole: bool = True
-) -> dict[str, Any]:
-    """Return the state of a checkpoint, as `read_checkpoint` does; if not `is_whole`, with placeholders for shards.
+def load_state(folder: Path, sections: Collection[str] | None = None) -> dict[str, Any]:
+    """Return the state of a checkpoint, with placeholders for its sharded tensors.
 
     Raises
     ------
@@ -171,15 +191,6 @@ def load_state(
     """
     try:
         loaded = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-        state = {key: value for key, value in loaded.items() if sections is None or key in sections}
+        return {key: value for key, value in loaded.items() if sections is None or key in sections}
     except Exception as error:
         raise CheckpointError(f"'{folder / 'state.pt'}' can't be loaded. {_MAY_HOLD} {error}") from error
-    forms = placeholders(state) if is_whole else {}
-    if not forms:
-        return state
-    from .shard_files import read_shards
-
-    try:
-        return dict(joined(state, read_shards(folder / "shards", forms, layout)))
-    except Exception as error:
-        raise CheckpointError(f"'{folder / 'shards'}' can't be loaded. {_MAY_HOLD} {error}") from error

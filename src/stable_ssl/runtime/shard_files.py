@@ -24,7 +24,7 @@ from .files import HashingFile
 from .peers import Peers
 
 if TYPE_CHECKING:
-    from .sharded import Layout
+    from .sharded import Form, Layout
 
 
 def write_shards(folder: Path, shards: dict[str, DTensor], peers: Peers) -> dict[str, dict[str, Any]]:
@@ -59,9 +59,7 @@ def _save(shards: dict[str, DTensor], writer: dcp.FileSystemWriter, files: _Hash
             raise files.failure or error.failures[peers.rank][0] from error
 
 
-def read_shards(
-    folder: Path, forms: Mapping[str, tuple[torch.Size, torch.dtype]], layout: Layout | None
-) -> dict[str, Tensor]:
+def read_shards(folder: Path, forms: Mapping[str, Form], layout: Layout | None) -> dict[str, Tensor]:
     """Return tensors that `write_shards` wrote, by key. Each process reads what it needs, and nothing is exchanged.
 
     Parameters
@@ -69,18 +67,17 @@ def read_shards(
     folder
         The folder that was written.
     forms
-        Shape and dtype of the tensors to read.
+        Shape, dtype and divided dimension of the tensors to read.
     layout
-        Says of each tensor how it is sharded now. None: all are read whole, into host memory.
+        Says how tensors are sharded now. None: all are read whole, into host memory.
     """
     tensors: dict[str, Any] = {}
-    for key, (shape, dtype) in forms.items():
-        place = layout(key, shape, dtype) if layout else None
-        tensors[key] = (
-            empty(shape, dtype=dtype, device_mesh=place[0], placements=place[1])
-            if place
-            else torch.empty(shape, dtype=dtype)
-        )
+    for key, (shape, dtype, dim) in forms.items():
+        if layout:
+            mesh, placements = layout(dim)
+            tensors[key] = empty(shape, dtype=dtype, device_mesh=mesh, placements=placements)
+        else:
+            tensors[key] = torch.empty(shape, dtype=dtype)
     reader, planner = _Reader(folder), dcp.DefaultLoadPlanner()
     metadata = reader.read_metadata()
     planner.set_up_planner(tensors, metadata, is_coordinator=True)

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor, Placement
 
-    # For a key such as "modules/module.backbone.weight", a shape and a dtype: the mesh and the placements to read a
-    # sharded tensor for, or None for the whole tensor in host memory.
-    Layout = Callable[[str, torch.Size, torch.dtype], tuple[DeviceMesh, Sequence[Placement]] | None]
+    Form = tuple[torch.Size, torch.dtype, int | None]  # and the dimension that is divided; None if each has the whole
+    # For the dimension that is divided: the mesh and the placements to read a sharded tensor for.
+    Layout = Callable[[int | None], tuple[DeviceMesh, Sequence[Placement]]]
 
 _KEY = "sharded tensor"
 
@@ -30,6 +30,8 @@ def is_sharded(value: Any) -> bool:
 def split(state: Any, shards: dict[str, DTensor], path: str = "") -> Any:
     """Return a nested state with a placeholder in place of each sharded tensor.
 
+    If the processes have sums of which each has a part, these are added up. So all processes call this.
+
     Parameters
     ----------
     state
@@ -41,8 +43,8 @@ def split(state: Any, shards: dict[str, DTensor], path: str = "") -> Any:
     """
     if is_sharded(state):
         key = path[:-1]
-        shards[key] = state
-        return {_KEY: key, "shape": tuple(state.shape), "dtype": state.dtype}
+        shards[key] = tensor = _summed(state)
+        return {_KEY: key, "shape": tuple(tensor.shape), "dtype": tensor.dtype, "dim": divided_dim(tensor)}
     if isinstance(state, dict):
         return {key: split(value, shards, f"{path}{key}/") for key, value in state.items()}
     if isinstance(state, list | tuple):
@@ -50,12 +52,43 @@ def split(state: Any, shards: dict[str, DTensor], path: str = "") -> Any:
     return state
 
 
-def placeholders(state: Any) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    """Return (shape, dtype) of each sharded tensor that `split` took out of a state, by its path."""
+def _summed(tensor: DTensor) -> DTensor:
+    if not any(placement.is_partial() for placement in tensor.placements):
+        return tensor
+    from torch.distributed.tensor import Replicate
+
+    return tensor.redistribute(placements=[Replicate() if p.is_partial() else p for p in tensor.placements])
+
+
+def divided_dim(tensor: DTensor) -> int | None:
+    """Return the dimension of a sharded tensor that is divided between processes; None if each has the whole."""
+    from torch.distributed.tensor import Shard
+
+    return next((placement.dim for placement in tensor.placements if isinstance(placement, Shard)), None)
+
+
+def layout_of(mesh: DeviceMesh) -> Layout:
+    """Return the layout of tensors that the last dimension of a mesh divides."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    def layout(dim: int | None) -> tuple[DeviceMesh, Sequence[Placement]]:
+        return mesh, [*[Replicate()] * (mesh.ndim - 1), Replicate() if dim is None else Shard(dim)]
+
+    return layout
+
+
+def placeholders(state: Any) -> dict[str, Form]:
+    """Return (shape, dtype, divided dimension) of each sharded tensor that `split` took out of a state, by its path."""
     if isinstance(state, dict) and _KEY in state:
-        return {state[_KEY]: (torch.Size(state["shape"]), state["dtype"])}
+        return {state[_KEY]: (torch.Size(state["shape"]), state["dtype"], state.get("dim", 0))}
     values = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
     return {key: form for value in values for key, form in placeholders(value).items()}
+
+
+def outlined(state: Any) -> Any:
+    """Return a state of `split` with tensors without memory (on the device `meta`) in place of the placeholders."""
+    forms = placeholders(state).items()
+    return joined(state, {key: torch.empty(shape, dtype=dtype, device="meta") for key, (shape, dtype, _) in forms})
 
 
 def joined(state: Any, tensors: Mapping[str, Tensor]) -> Any:
@@ -100,13 +133,13 @@ def _on_cpu(mesh: DeviceMesh) -> DeviceMesh:
 
 
 def fitted(value: Any, like: Any) -> Any:
-    """Return a saved value laid out as the one that takes its place.
+    """Return a saved value sharded as the one that takes its place.
 
     Parameters
     ----------
     value
-        A tensor, the same on all processes, or a sharded tensor of the present mesh. Anything else is returned as it
-        is.
+        A tensor, the same on all processes, or a sharded tensor of the present mesh, as a layout has it. Anything else
+        is returned as it is.
     like
         The value of the present run. If it is sharded, each process takes its part of a plain `value`, on the device of
         the mesh, and nothing is exchanged. If only `value` is sharded, the processes put it together, so all have to
@@ -114,11 +147,8 @@ def fitted(value: Any, like: Any) -> Any:
     """
     if not is_sharded(like):
         return value.full_tensor() if is_sharded(value) else value
-    if not isinstance(value, Tensor):
+    if is_sharded(value) or not isinstance(value, Tensor):
         return value
     from torch.distributed.tensor import distribute_tensor
 
-    mesh, placements = like.device_mesh, like.placements
-    if is_sharded(value):
-        return value.redistribute(mesh, placements)  # type: ignore[attr-defined]
-    return distribute_tensor(value.detach(), mesh, placements, src_data_rank=None)
+    return distribute_tensor(value.detach(), like.device_mesh, like.placements, src_data_rank=None)

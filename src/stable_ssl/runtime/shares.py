@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .checkpoint import digest, on_host
+from .sharded import split
 from .world import World
 
 _SECTIONS = ("modules", "buffers", "parts")
@@ -14,6 +15,8 @@ Share = dict[str, dict[str, Any]]
 
 def gather_shares(world: World, state: dict[str, Any], common: set[str]) -> list[Share] | None:
     """Collect on rank 0 the entries of each rank's state that differ from rank 0's. Other ranks get None.
+
+    Sharded tensors are not part of them, since a checkpoint has the parts of all ranks: `split` takes them out.
 
     Parameters
     ----------
@@ -25,7 +28,11 @@ def gather_shares(world: World, state: dict[str, Any], common: set[str]) -> list
         Names of values that are the same on all ranks. They are not compared.
     """
     own = {
-        section: {name: on_host(value) for name, value in state[section].items() if name not in common}
+        section: {
+            name: on_host(split(value, {}, f"{section}/{name}/"))
+            for name, value in state[section].items()
+            if name not in common
+        }
         for section in _SECTIONS
     }
     digests = {(section, name): digest(value) for section in _SECTIONS for name, value in own[section].items()}

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from ...engine.shardable import has_tensor, methods_of
 from ..device.lines import caller
 from ..division import Group
 
@@ -46,8 +47,6 @@ class Uncalled(TorchFunctionMode):
 
     def _notice(self, group: Group) -> None:
         """Have calls of a group's module, and of methods of a network, make its parameters whole."""
-        from ...engine.sharding import has_tensor, methods_of
-
         module, own = group.module, {id(parameter) for parameter in group.parameters}
 
         def noticed(method: Callable[..., Any]) -> Callable[..., Any]:
