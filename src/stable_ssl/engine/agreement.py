@@ -1,19 +1,18 @@
 """Agreement between the processes of a run: `Alone` for one process, `Together` for several.
 
-Both have the same methods, so nothing else in the engine asks how many processes there are. `Alone`, in a file of its
+Both have the same methods, so the engine asks for what they can do, and not for their number. `Alone`, in a file of its
 own, says what each method is for.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..exceptions import BreakAllEpochs, BreakEpoch, BreakStep, ConfigError
 from ..loggers.collector import Collector, pooled
@@ -21,6 +20,7 @@ from ..loggers.metrics import fill_empty_states
 from ..runtime import launchers
 from ..runtime.folder import differences
 from ..runtime.gradients import GradientMean
+from ..runtime.preemption import Request
 from ..runtime.shares import gather_shares, take_share
 from ..runtime.world import World
 from .alone import Alone, Optimizers, is_idle
@@ -28,8 +28,8 @@ from .strategies import NoSharding, machines_of
 
 log = logging.getLogger("stable_ssl")
 
-SECONDS_BETWEEN_SHARES = 0.5
-_SAVE, _SHARES_ARE_DUE, _REQUEST = 1, 2, 4  # what goes with gradients: bits of their own, and a bit per request
+SECONDS_BETWEEN_EXCHANGES = 0.5
+_SAVE, _VALUES_ARE_DUE, _REQUEST = 1, 2, 4  # flags that go with gradients: two, and one per kind of request
 _BREAKS = (BreakStep, BreakEpoch, BreakAllEpochs)  # by rising scope
 
 
@@ -65,13 +65,13 @@ class Together(World):
 
     can_drop_a_wait = can_save_at_once = False  # the other processes would hang in their next exchange
     _agreed: Exception | None = None
-    _sent: tuple[Any, Any] | None = None  # receives what was shared and sent, and who takes it
-    _last_sharing = 0.0
+    _sent: tuple[Any, Any] | None = None  # receives what was sent, and who takes it
+    _last_exchange = 0.0
 
     def __init__(self, place: launchers.Place):
         super().__init__(place)
-        self._gradients = GradientMean()
-        self._shared: list[tuple[Any, Any]] = []  # since the last sharing: values, and who takes them
+        self._gradients = GradientMean(num_flags=2 + max(Request))
+        self._pending: list[tuple[Any, Any]] = []  # since the last exchange: values, and who takes them
         self.sharding = NoSharding()
 
     def introduce(self, device: torch.device, hardware: Any) -> None:
@@ -155,44 +155,40 @@ class Together(World):
         self._gradients.forget()
         self.sharding.finish()  # FSDP2 drops nothing, so they are averaged, and cleared like all others
 
-    def spread(self, loss: Tensor) -> tuple[Tensor, bool]:
-        """Make the gradients of a loss that is not finite NaN. So is their mean, and all processes skip the step."""
-        return loss * math.nan, True
-
-    def share(self, value: Any, take: Callable[[list[Any]], None]) -> None:
+    def exchange_later(self, value: Any, take: Callable[[list[Any]], None]) -> None:
         """Exchange a value of an optimizer step. `take` gets those of all processes within a second or a few steps."""
-        self._shared.append((value, take))
+        self._pending.append((value, take))
 
     def at_boundary(self, asked: int, request: int, at_once: bool = True) -> tuple[int, int]:
-        """Exchange requests with the gradients of the next step, and now and then what was shared."""
-        notes = self._gradients.heard()
+        """Exchange requests with the gradients of the next step, and now and then the values of `exchange_later`."""
+        flags = self._gradients.received_flags()
         self._receive()
         if at_once:
-            self._gradients.tell(0)
+            self._gradients.set_flags(0)
             asked, request = self.largest(asked, request)
             return asked, request
-        if notes & _SHARES_ARE_DUE and self._shared:
-            self._begin_sharing()
+        if flags & _VALUES_ARE_DUE and self._pending:
+            self._begin_exchange()
         own = _REQUEST << request - 1 if request else 0
-        if asked:
+        if asked and not flags & _SAVE:  # else it is saved now
             own |= _SAVE
-        if self.is_main and time.monotonic() >= self._last_sharing + SECONDS_BETWEEN_SHARES:
-            own |= _SHARES_ARE_DUE
-        self._gradients.tell(own)
-        return notes & _SAVE, (notes // _REQUEST).bit_length()
+        if self.is_main and time.monotonic() >= self._last_exchange + SECONDS_BETWEEN_EXCHANGES:
+            own |= _VALUES_ARE_DUE
+        self._gradients.set_flags(own)
+        return flags & _SAVE, (flags // _REQUEST).bit_length()
 
-    def catch_up(self) -> None:
-        """Receive all that was shared."""
+    def receive_all(self) -> None:
+        """Receive all values of `exchange_later`."""
         self._receive()
-        if self._shared:
-            self._begin_sharing()
+        if self._pending:
+            self._begin_exchange()
             self._receive()
 
-    def _begin_sharing(self) -> None:
-        """Begin to send what was shared since the last time. All processes have as many values."""
-        values = [value for value, _ in self._shared]
-        self._sent = self.send(values, 1024 + 256 * len(values)), [take for _, take in self._shared]
-        self._shared, self._last_sharing = [], time.monotonic()
+    def _begin_exchange(self) -> None:
+        """Begin to exchange the values that wait for it. All processes have as many."""
+        values = [value for value, _ in self._pending]
+        self._sent = self.send(values, 1024 + 256 * len(values)), [take for _, take in self._pending]
+        self._pending, self._last_exchange = [], time.monotonic()
 
     def _receive(self) -> None:
         """Receive what was sent last, and hand it over in the order of the steps."""
@@ -208,7 +204,7 @@ class Together(World):
 
     def means(self, collected: Collector) -> dict[str, float]:
         """Return the mean of each logged name over all processes, and forget the values."""
-        self.catch_up()  # records are written in their order
+        self.receive_all()  # records are written in their order
         counts = collected.counts
         return pooled(self.gather((collected.flush(), counts)))
 

@@ -101,19 +101,7 @@ class Alone:
     def drop_gradients(self) -> None:
         """Drop what was exchanged of a step that is not taken."""
 
-    def spread(self, loss: Tensor) -> tuple[Tensor, bool]:
-        """Make a loss that is not finite known to the other processes, so that all skip the step.
-
-        Returns
-        -------
-        loss
-            The loss for the backward pass.
-        is_told
-            Whether the other processes learn of it by their gradients, so that this one needs no memory of it.
-        """
-        return loss, False
-
-    def share(self, value: Any, take: Callable[[list[Any]], None]) -> None:
+    def exchange_later(self, value: Any, take: Callable[[list[Any]], None]) -> None:
         """Exchange a value of an optimizer step that is logged.
 
         Parameters
@@ -122,12 +110,12 @@ class Alone:
             This process's value.
         take
             Gets the values of all processes, by rank. One process gets its value at once. Several exchange what they
-            have every half second, or with every second step if steps are slower, and in `catch_up`.
+            have every half second, or with every second step if steps are slower, and in `receive_all`.
         """
         take([value])
 
     def at_boundary(self, asked: int, request: int, at_once: bool = True) -> tuple[int, int]:
-        """Exchange what is asked for between two optimizer steps, and what was shared.
+        """Exchange what is asked for between two optimizer steps, and values of `exchange_later` if they are due.
 
         Parameters
         ----------
@@ -144,8 +132,8 @@ class Alone:
         """
         return asked, request
 
-    def catch_up(self) -> None:
-        """Receive all that was shared."""
+    def receive_all(self) -> None:
+        """Receive all values of `exchange_later`."""
 
     def earliest(self, bad: tuple[int, float] | None) -> tuple[int, float] | None:
         """Return the (step, loss) of the earliest step that any process gives; None if all give None."""

@@ -101,7 +101,7 @@ class Evaluation:
         if self.is_due_at_start():
             self._weights.save("initial")
         self.mark_done()
-        self._run.ranks.sharding.make_whole()
+        self._run.ranks.sharding.unshard()
         self._recorder.hook(hook, "eval")
 
     @contextmanager
@@ -125,7 +125,6 @@ class Evaluation:
             (place in the set, sample indices, batch on the device).
         """
         self._feed.check(data)
-        self._run.ranks.sharding.make_whole()  # processes have different numbers of batches, and none waits for another
         metrics = self._metrics[set_name]
         for metric in metrics.values():
             metric.reset()
@@ -154,12 +153,12 @@ class Evaluation:
         """
         if self._best:
             self._best.judge(self._recorder.results)
-            self._run.ranks.sharding.make_whole()  # what saves weights divides them
+            self._run.ranks.sharding.unshard()  # what saves weights divides them
         try:
             self._recorder.hook(hook, "eval")
         finally:
             self._recorder.write_snapshot()
-            self._run.ranks.sharding.divide()
+            self._run.ranks.sharding.reshard()
         if self._best:
             self._best.stop_if_stale()
 

@@ -122,12 +122,14 @@ class Feed:
     def evaluation(self, data: Mapping[str, Any], set_name: str) -> Iterator[tuple[Any, Any]]:
         """Yield (sample indices, batch on the device) for each batch of this process's share of a set.
 
-        Other processes may have more batches, so this one waits for them at the end. A request to stop ends the run
+        Other processes may have more batches, so this one waits for them at the end. Parameters are whole meanwhile, so
+        that forward passes exchange nothing. A request to stop ends the run
         without a save, because the checkpoint from before the evaluation is enough.
         """
         run, stop = self._run, self._run.stop
         run.loader = data[set_name]
         self.check({set_name: run.loader})
+        run.ranks.sharding.unshard()
         batches = run.loader.batches(0)
         while True:
             stop.is_idle = run.ranks.can_drop_a_wait

@@ -16,7 +16,7 @@ from ..exceptions import ConfigError
 # the whole, the result of Muon depends on how a matrix is divided, and Rprop changes single values in place.
 _OF_WHOLE_PARAMETERS = ("Adafactor", "Muon", "Rprop")
 # Methods that get no batch, so they need no whole parameters.
-_OF_A_RUN = {"begin_epoch", "begin_step", "update_teacher", "update_ema_coefficient", "compile", "extra_repr"}
+_WITHOUT_BATCH = {"begin_epoch", "begin_step", "update_teacher", "update_ema_coefficient", "compile", "extra_repr"}
 
 
 def roots_of(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
@@ -81,7 +81,7 @@ def methods_of(root: nn.Module) -> list[str]:
             continue
         for name, method in vars(cls).items():
             is_own = isinstance(method, types.FunctionType) and method.__code__.co_argcount > 1
-            if is_own and not name.startswith(("_", "load_", "set_", "reset_", "init_")) and name not in _OF_A_RUN:
+            if is_own and not name.startswith(("_", "load_", "set_", "reset_", "init_")) and name not in _WITHOUT_BATCH:
                 found.append(name)
     return [name for name in dict.fromkeys(found) if name != "forward"]
 

@@ -92,10 +92,10 @@ class Sharding(NoSharding):
         blocks = blocks_of(root)
         for module in [*blocks, root]:
             fully_shard(module, mesh=self.mesh, mp_policy=self._policy(own_modules(module, blocks)))
-        root._nothing = types.MethodType(lambda self, x: x * 1, root)
-        for name in ("_nothing", *methods_of(root)):
+        root._identity = types.MethodType(lambda self, x: x * 1, root)
+        for name in ("_identity", *methods_of(root)):
             _register(root, name)
-        root._nothing(torch.zeros((), device=self.mesh.device_type))  # FSDP2 now knows it as the root of its blocks
+        root._identity(torch.zeros((), device=self.mesh.device_type))  # FSDP2 now knows it as the root of its blocks
         root.reshard()
         self._roots.append(root)
         self._modules += [module for module in root.modules() if isinstance(module, FSDPModule)]
@@ -133,19 +133,19 @@ class Sharding(NoSharding):
         if not self._is_reduced:  # the last mini-batch of the group was left out
             self.begin(is_last=True)
             for root in self._roots:
-                root._nothing(torch.zeros((), device=self.mesh.device_type, requires_grad=True)).backward()
-        self.divide()
+                root._identity(torch.zeros((), device=self.mesh.device_type, requires_grad=True)).backward()
+        self.reshard()
 
     # Whole parameters -------------------------------------------------------------------------------------------------
 
-    def make_whole(self) -> None:
-        """Give each process whole parameters until `divide`, so that forward passes exchange nothing."""
+    def unshard(self) -> None:
+        """Give each process whole parameters until `reshard`, so that forward passes exchange nothing."""
         for module in self._modules:
             module.set_reshard_after_forward(False, recurse=False)
             module.unshard()
         self._is_whole = True
 
-    def divide(self) -> None:
+    def reshard(self) -> None:
         """Divide all parameters between the processes, and give up whole ones."""
         for module in self._modules:
             module.reshard()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import nullcontext, suppress
@@ -16,6 +15,7 @@ from ..runtime.device import describe_batch
 from ..runtime.precision import FiniteWatch, multiply_gradients, running_statistics
 from ..runtime.seeding import Stream, derive_seed, seed_generators_in_turn
 from .alone import is_idle
+from .calls import PartCalls
 from .optimizing import constant_rates, parameter_ids, set_trained, unscheduled, warn_of_unused
 from .recording import Recorder
 from .session import Session
@@ -38,8 +38,7 @@ class Stepper:
     modules
         The networks, by name. The log warns of those that get no gradient in the first step.
     parts
-        All modules and the loss. Their methods `begin_epoch`, `begin_step` and `update_teacher` are called if they
-        exist.
+        All modules and the loss, for `PartCalls`.
     trained
         The trained parameters and all optimizers.
 
@@ -67,12 +66,8 @@ class Stepper:
         groups, self._constant = options["groups"], unscheduled(options["groups"])
         self._frozen = {name: group["frozen_epochs"] for name, group in groups.items() if group.get("frozen_epochs")}
         self._never_trained, self._fixed_norms = options["frozen"], options["frozen_norm"]
-        once = list({id(part): part for part in parts}.values())
-        self._calls = {name: _methods(once, name) for name in ("begin_epoch", "begin_step", "update_teacher")}
+        self._parts = PartCalls(parts, options["epochs"])
         self._total_steps: int = options["total_steps"]
-        for part in once:
-            if hasattr(type(part), "epochs_of_run"):
-                part.epochs_of_run = options["epochs"]
         self.trained, self._side = trained, list(trained.side.values())
         self._optimizers = [self._optimizer, *self._side]
         self._num_groups = len(self._optimizer.param_groups)
@@ -82,7 +77,9 @@ class Stepper:
         self._losses = FiniteWatch()
         self._logged: Collection[str] = ()  # names of the parts of the loss that was logged last
         self._group_start: int | None = None  # None between two groups
-        self.ends_group, self._group_size, self._num_backward, self._is_bad = True, 1, 0, False
+        self.ends_group, self._group_size, self._num_backward = True, 1, 0
+        self._is_bad = False  # whether a loss of the step is not finite
+        self._is_bad_anywhere: Callable[[], bool] | None = None  # if the other processes were asked
         if self._skips_nonfinite or self._precision.scaler:
             why = "fp16" if self._precision.scaler else "optim.nonfinite=skip"
             log.info("The loop waits for the device once per step: %s needs it.", why)
@@ -99,11 +96,11 @@ class Stepper:
         """
         self._check_optim()
         epoch = self._progress.epoch
-        self._ranks.sharding.divide()  # a hook may have called modules since
+        self._ranks.sharding.reshard()  # a hook may have called modules since
         self.trained.begin_epoch(epoch)
         self._without_rate = [] if self._progress.batches else None  # None: all groups, before the first step
         set_trained(self._optimizer, self._frozen, True)
-        self._call("begin_epoch", epoch)  # a module may freeze parameters of these groups for longer
+        self._parts.call("begin_epoch", epoch)  # a module may freeze parameters of these groups for longer
         set_trained(self._optimizer, {name for name, epochs in self._frozen.items() if epoch < epochs}, False)
         for parameter in self._never_trained:
             parameter.requires_grad_(False)
@@ -125,7 +122,7 @@ class Stepper:
         """Begin a mini-batch: find its place in its group, and seed the default generators."""
         place = batch_idx % self.accumulation
         if place == 0:
-            self._ranks.sharding.divide()
+            self._ranks.sharding.reshard()
             self.trained.begin_group()
             self._recorder.begin_step()
             self._group_start = batch_idx
@@ -133,17 +130,13 @@ class Stepper:
         self.ends_group = place + 1 == self._group_size
         seed_generators_in_turn(self._seed, self._progress.global_step * self.accumulation + place)
         if place == 0:
-            self._call("begin_step", self._progress.schedule_step / self._total_steps)
+            self._parts.call("begin_step", self._progress.schedule_step / self._total_steps)
 
     def count(self) -> None:
         """Count an optimizer step, and update the teachers."""
         self._progress.global_step += 1
         self._group_start = None
-        self._call("update_teacher", (self._progress.schedule_step - 1) / self._total_steps)
-
-    def _call(self, name: str, value: float) -> None:
-        for method in self._calls[name]:
-            method(value)
+        self._parts.call("update_teacher", (self._progress.schedule_step - 1) / self._total_steps)
 
     def backward(self, losses: Any, owner: str) -> None:
         """Add the gradients of a mini-batch's losses.
@@ -158,10 +151,12 @@ class Stepper:
         loss = self._total(losses, owner)
         step = self._progress.global_step + 1
         self._losses.add(loss, step)
-        if self._skips_nonfinite and not torch.isfinite(loss):
-            log.warning("Step %d is skipped: its loss is %s.", step, loss.item())
-            loss, is_told = self._ranks.spread(loss)
-            self._is_bad = not is_told
+        if self._skips_nonfinite:
+            if not torch.isfinite(loss):
+                log.warning("Step %d is skipped: its loss is %s.", step, loss.item())
+                self._is_bad = True
+            if self.ends_group:
+                self._is_bad_anywhere = self._ranks.ask(self._is_bad)
         self._ranks.begin_gradients(self._optimizers, self.ends_group)
         self._precision.backward(loss / self._group_size if self._group_size > 1 else loss)
         self._num_backward += 1
@@ -218,8 +213,7 @@ class Stepper:
         if not self._num_backward:  # the same on all processes, which leave out mini-batches together
             self._recorder.drop()
             return False
-        if not self._is_bad:
-            self._ranks.average_gradients(self._optimizers)
+        self._ranks.average_gradients(self._optimizers)
         self.trained.warn()
         if self._progress.global_step == 0:
             warn_of_unused(self._modules, parameter_ids(self._side))
@@ -228,13 +222,26 @@ class Stepper:
             self._without_rate = [group for group in groups if not group["lr"]]
         if self._recorder.is_logging:
             self._recorder.log_own("lr", self._optimizer.param_groups[0]["lr"])
-        if not self._is_bad:
+        if self._may_update():
             # The losses were divided by the planned size of the group, but some of its mini-batches may be left out.
             self._update(self._group_size / self._num_backward, before)
         self._clear()
         if self._scheduler is not None:
             self._advance_schedule()
         return True
+
+    def _may_update(self) -> bool:
+        """Return whether the losses of the step are finite on all processes, if the run skips steps otherwise."""
+        if not self._skips_nonfinite:
+            return True
+        answer = self._is_bad_anywhere or self._ranks.ask(self._is_bad)  # the last mini-batch may be left out
+        if not answer():
+            return True
+        if not self._is_bad:
+            log.warning(
+                "Step %d is skipped: another process has a loss that is not finite.", self._progress.global_step + 1
+            )
+        return False
 
     def _advance_schedule(self) -> None:
         """Let the schedule step. A group that a hook added is not known to it, and keeps its rate."""
@@ -253,7 +260,7 @@ class Stepper:
         multiply_gradients(self._optimizers, scale)
         try:
             self._ranks.hook(before)
-            self._ranks.sharding.divide()
+            self._ranks.sharding.reshard()
         except (BreakStep, BreakEpoch) as request:
             self._precision.leave_out()
             if isinstance(request, BreakEpoch):
@@ -272,7 +279,7 @@ class Stepper:
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
                     parameter.grad = None
-        self._num_backward, self._is_bad = 0, False
+        self._num_backward, self._is_bad, self._is_bad_anywhere = 0, False, None
 
     def drop_group(self) -> None:
         """Forget the gradients and logged values of a group that was cut short."""
@@ -322,7 +329,7 @@ class Stepper:
                 self._raise_if_bad(min((bad for bad, _ in found if bad), default=None))
                 write([values for _, values in found])
 
-            self._ranks.share((self._losses.first_bad(), own), take)
+            self._ranks.exchange_later((self._losses.first_bad(), own), take)
 
     def end_epoch(self, hook: Callable[[], None], trained: nn.Module) -> None:
         """Run the hook, and end an epoch's training, also if the hook raises `BreakEpoch` or `BreakAllEpochs`.
@@ -373,7 +380,7 @@ class Stepper:
         NanError
             A loss is not finite, and `nonfinite` is "raise".
         """
-        self._ranks.catch_up()
+        self._ranks.receive_all()
         self._raise_if_bad(self._ranks.earliest(self._losses.first_bad()))
 
     def _raise_if_bad(self, bad: tuple[int, float] | None) -> None:
@@ -383,17 +390,3 @@ class Stepper:
                 f"The loss of step {step} is {value}. A smaller rate, optim.grad_max_norm or optim.nonfinite=skip may "
                 f"help. {self._run.how_to_change()}"
             )
-
-
-def _methods(parts: Iterable[Any], name: str) -> list[Callable]:
-    """Return the method of this name of each part that has it. One that takes no argument is not for a run to call."""
-    methods = []
-    for method in (getattr(part, name) for part in parts if callable(getattr(part, name, None))):
-        try:
-            inspect.signature(method).bind(0)
-        except TypeError:
-            owner = type(getattr(method, "__self__", None)).__name__
-            log.warning("%s.%s() is not called by the run, because it can't be given one argument.", owner, name)
-        else:
-            methods.append(method)
-    return methods

@@ -79,10 +79,10 @@ class NoSharding:
     def finish(self) -> None:
         """Have all gradients averaged, and all parameters divided again."""
 
-    def make_whole(self) -> None:
-        """Give each process whole parameters until `divide`, so that forward passes exchange nothing."""
+    def unshard(self) -> None:
+        """Give each process whole parameters until `reshard`, so that forward passes exchange nothing."""
 
-    def divide(self) -> None:
+    def reshard(self) -> None:
         """Divide all parameters between the processes, and give up whole ones."""
 
 

@@ -13,7 +13,6 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from .sharded import is_sharded
 
 BUCKET = 1 << 21  # gradient values that are summed together
-NOTES = 8  # bits of what the processes tell each other with their gradients
 
 
 class GradientMean:
@@ -29,9 +28,14 @@ class GradientMean:
     Gradients of half precision are summed in fp32. The buckets are exchanged in a process group of their own, so that
     collectives of losses and batch normalisation may come in between.
 
-    What a process has to tell the others, a few bits, travels with its gradients (`tell` and `heard`). That costs
-    nothing if the last bucket is on the host. If it is on a device, or if there is no bucket, a message of the host
-    takes its place, because reading the bucket would wait for the device.
+    What a process has to tell the others, a few flags, travels with its gradients (`set_flags` and `received_flags`).
+    That costs nothing if the last bucket is on the host. If the last bucket is on a device, reading it would wait for
+    the device; then, or if there is no bucket, an all-reduce of a CPU tensor of their own carries the flags.
+
+    Parameters
+    ----------
+    num_flags
+        Number of flags that a process can send with its gradients.
 
     Attributes
     ----------
@@ -40,7 +44,8 @@ class GradientMean:
         when its parameter's hook runs; reentrant activation checkpointing may call the hook more often.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, num_flags: int) -> None:
+        self._num_flags = num_flags
         self._group: Any = dist.new_group()
         self._size = dist.get_world_size()
         self._buckets: list[list[nn.Parameter]] = []
@@ -52,9 +57,9 @@ class GradientMean:
         self._missing: list[nn.Parameter] = []  # those without a gradient on this process
         self._left: list[int] = []  # gradients that each bucket waits for
         self._is_open = self._has_observed = False
-        self._notes = 0  # of this process
-        self._heard: int | None = None  # of all processes, if they came with the gradients
-        self._message: tuple[Tensor, Any] | None = None  # the notes, if they don't go with the gradients
+        self._own_flags = 0  # of this process
+        self._received: int | None = None  # of all processes, if they came with the gradients
+        self._message: tuple[Tensor, Any] | None = None  # the flags, if they don't go with the gradients
         self.overlaps = True
 
     def note(self, optimizers: Iterable[torch.optim.Optimizer]) -> None:
@@ -63,7 +68,10 @@ class GradientMean:
         self._trained_before.update(p for group in groups for p in group["params"] if p.requires_grad)
 
     def begin(self, optimizers: Iterable[torch.optim.Optimizer]) -> None:
-        """Let the exchange begin in the backward passes from now on: they are the last before `finish`."""
+        """Let the exchange begin in the backward passes from now on: they are the last before `finish`.
+
+        Such a backward pass raises RuntimeError if it reaches a parameter whose bucket was exchanged already.
+        """
         self._divide(optimizers)
         self._left = [len(bucket) for bucket in self._buckets]
         self._fired.clear()
@@ -77,7 +85,8 @@ class GradientMean:
         """
         if not self._is_open:
             self._divide(optimizers)
-        self._is_open, self._has_observed = False, True
+        self._has_observed |= self._is_open
+        self._is_open = False
         self._missing = [p for p in self._place if p.grad is None]
         for bucket in self._buckets[len(self._sums) :]:
             self._send(bucket)
@@ -91,7 +100,7 @@ class GradientMean:
                 else:
                     gradient.copy_(mean)
         if self._missing:  # only then it matters what the others have, and only then this waits for the device
-            used = dict(zip(self._place, self._flags().tolist(), strict=False))
+            used = dict(zip(self._place, self._tail().tolist(), strict=False))
             for parameter in self._missing:
                 if not used[parameter]:
                     parameter.grad = None
@@ -105,45 +114,49 @@ class GradientMean:
             work.wait()
         self._end()
 
-    def _flags(self) -> Tensor:
-        """Return the end of the last bucket: who has a gradient, and the bits of the notes."""
+    def _tail(self) -> Tensor:
+        """Return the end of the last bucket: who has a gradient, and the flags of the processes."""
         return self._sums[-1][0][_numel(self._buckets[-1]) :]
 
     def _end(self) -> None:
-        """Read the notes that came with the gradients, and be ready for the next step."""
-        if len(self._sums) == len(self._buckets) and self._carries_notes():
-            self._heard = _number(self._flags()[-NOTES:])
+        """Read the flags that came with the gradients, and be ready for the next step."""
+        if len(self._sums) == len(self._buckets) and self._carries_flags():
+            self._received = _number(self._tail()[-self._num_flags :])
         self._sums.clear()
         self._trained_before.clear()
 
-    # Notes ------------------------------------------------------------------------------------------------------------
+    # Flags ------------------------------------------------------------------------------------------------------------
 
-    def tell(self, notes: int) -> None:
-        """Tell the other processes something, by the gradients of the next step.
+    def set_flags(self, flags: int) -> None:
+        """Send flags to the other processes, with the gradients of the next step.
 
         Parameters
         ----------
-        notes
-            A whole number below 2 to the power of `NOTES`.
+        flags
+            A whole number whose bits are the flags.
         """
-        self._notes, self._heard = notes, None
-        if not self._carries_notes():
-            self._message = self._send_notes()
+        self._own_flags, self._received = flags, None
+        if not self._carries_flags():
+            self._message = self._send_flags()
 
-    def heard(self) -> int:
-        """Return all bits that any process has told since the call before. It is called once per `tell`."""
-        if self._heard is None:  # no gradient went with them
-            bits, work = self._message or self._send_notes()
+    def received_flags(self) -> int:
+        """Return the flags that any process has set. It is called once per `set_flags`, after the next step."""
+        if self._received is None:  # no gradient went with them
+            bits, work = self._message or self._send_flags()
             work.wait()
-            self._heard = _number(bits)
+            self._received = _number(bits)
         self._message = None
-        return self._heard
+        return self._received
 
-    def _carries_notes(self) -> bool:
+    def _bits(self) -> list[float]:
+        """Return the flags of this process, as values whose sum over the processes is not 0 if any process has one."""
+        return [float(self._own_flags >> place & 1) for place in range(self._num_flags)]
+
+    def _carries_flags(self) -> bool:
         return bool(self._buckets) and self._buckets[-1][0].is_cpu
 
-    def _send_notes(self) -> tuple[Tensor, Any]:
-        bits = torch.tensor(_bits(self._notes))
+    def _send_flags(self) -> tuple[Tensor, Any]:
+        bits = torch.tensor(self._bits())
         return bits, dist.all_reduce(bits, group=self._group, async_op=True)
 
     # Buckets ----------------------------------------------------------------------------------------------------------
@@ -159,6 +172,7 @@ class GradientMean:
         parameters = [p for optimizer in optimizers for p in self._trained(optimizer)]
         if list(map(id, self._place)) == list(map(id, parameters)):
             return
+        self._has_observed = False
         self._buckets, size, before = [], 0, None
         for parameter in parameters:
             kind = parameter.dtype, parameter.device
@@ -203,11 +217,11 @@ class GradientMean:
 
     @torch.no_grad()
     def _send(self, bucket: list[nn.Parameter]) -> None:
-        """Begin to sum the gradients of a bucket. The last one also has a flag per parameter, and the notes."""
+        """Begin to sum the gradients of a bucket. The last one also says which parameters have one, and the flags."""
         flags = []
         if len(self._sums) == len(self._buckets) - 1:
             missing = set(self._missing)
-            flags = [float(p not in missing) for p in self._place] + _bits(self._notes)
+            flags = [float(p not in missing) for p in self._place] + self._bits()
         for parameter in bucket:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -221,11 +235,6 @@ class GradientMean:
 def _gradient(parameter: nn.Parameter) -> Tensor:
     assert parameter.grad is not None
     return parameter.grad
-
-
-def _bits(number: int) -> list[float]:
-    """Return the bits of a whole number, as values whose sum over the processes can be told from 0."""
-    return [float(number >> place & 1) for place in range(NOTES)]
 
 
 def _number(sums: Tensor) -> int:
