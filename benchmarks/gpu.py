@@ -51,7 +51,7 @@ from tables import read_table, write_table
 
 HERE = Path(__file__).resolve()
 DOCS = HERE.parent.parent / "docs"
-NO_GPU = "no GPU was at hand"
+NO_GPU = "no GPU"
 
 
 @dataclass(frozen=True)

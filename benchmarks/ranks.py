@@ -34,7 +34,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
@@ -372,21 +372,26 @@ def cell(values: list[float], base: list[float]) -> str:
 
 
 def rows(world: World, args: argparse.Namespace, notes: list[str]) -> list[str]:
-    """Measure all networks in a world, and return the lines of the table. What is to be known of them joins `notes`."""
-    try:
-        with world.network(world.size) as network:
+    """Measure all networks in a world, and return the lines of the table. What is to be known of them joins `notes`.
+
+    A world whose network can't be made, or does not work, has one line with the reason. Each line is printed at once.
+    """
+    lines = []
+    with ExitStack() as stack:
+        try:
+            network = stack.enter_context(world.network(world.size))
             if isinstance(network, SlowNetwork):
                 measured = "Two of the machines that are apart had a round trip of {:.2f} ms, and {:.0f} Mbit/s."
                 notes.append(measured.format(*network.measure()))
-            lines = []
-            for name in args.networks:
-                seconds = compare(network, world, name, args)
-                cells = [cell(values, seconds[BASE]) for values in seconds.values()]
-                lines.append(f"| {' | '.join([world.label, TASKS[name].label, *cells])} |")
-            return lines
-    except OSError as error:
-        empty = [""] * len(contenders(args.strategy))
-        return [f"| {' | '.join([world.label, f'not run: {error}', *empty])} |"]
+        except OSError as error:
+            reason = " ".join(str(error).split()).replace("|", "\\|")
+            return [f"| {' | '.join([world.label, f'not run: {reason}', *[''] * len(contenders(args.strategy))])} |"]
+        for name in args.networks:
+            seconds = compare(network, world, name, args)
+            cells = [cell(values, seconds[BASE]) for values in seconds.values()]
+            lines.append(f"| {' | '.join([world.label, TASKS[name].label, *cells])} |")
+            print(lines[-1], flush=True)  # it stands if a later one fails
+    return lines
 
 
 def table(args: argparse.Namespace) -> list[str]:

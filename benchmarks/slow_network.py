@@ -46,6 +46,8 @@ class SlowNetwork:
         This process may not make namespaces, or there is no `ip`; the message says which.
     """
 
+    _switching: subprocess.Popen
+
     def __init__(self, size: int):
         if os.geteuid():
             raise OSError("network namespaces need root")
@@ -83,21 +85,31 @@ class SlowNetwork:
             for device in (DEVICE, "lo"):
                 _ip("-n", name, "link", "set", device, "up")
         command = ["ip", "netns", "exec", self._switch, sys.executable, __file__, "switch", str(len(self._names))]
-        switch = subprocess.Popen(command)
-        self._stack.callback(switch.wait)
-        self._stack.callback(switch.kill)
+        self._switching = subprocess.Popen(command)
+        self._stack.callback(self._switching.wait)
+        self._stack.callback(self._switching.kill)
 
     def measure(self) -> tuple[float, float]:
-        """Return the median round trip, in ms, and the rate, in Mbit/s, of TCP from machine 0 to machine 1."""
+        """Return the median round trip, in ms, and the rate, in Mbit/s, of TCP between machines 0 and 1.
+
+        Raises
+        ------
+        OSError
+            The switch has ended, or the machines do not reach each other.
+        """
         address = self.addresses[0]
         server = subprocess.Popen([*self.command(0), sys.executable, __file__, "server", address])
         try:
-            done = subprocess.run(
-                [*self.command(1), sys.executable, __file__, "client", address], capture_output=True, check=True
-            )
+            command = [*self.command(1), sys.executable, __file__, "client", address]
+            done = subprocess.run(command, capture_output=True, text=True)
         finally:
             server.kill()
             server.wait()
+        if self._switching.poll() is not None:
+            raise OSError(f"the switch ended with status {self._switching.returncode}")
+        if done.returncode:
+            message = done.stderr.strip().rpartition("\n")[2]  # without the traceback
+            raise OSError(f"machine 1 does not reach machine 0: {message}")
         round_trip, rate = json.loads(done.stdout)
         return round_trip, rate
 
@@ -166,7 +178,7 @@ def client(address: str) -> None:
     deadline = time.monotonic() + 10
     while True:
         try:
-            connection = socket.create_connection((address, PORT))
+            connection = socket.create_connection((address, PORT), timeout=10)  # and for each answer
             break
         except OSError:
             if time.monotonic() > deadline:

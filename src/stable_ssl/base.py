@@ -38,8 +38,8 @@ class BaseTrainer(EarlyTrainer, nn.Module):
 
     Without a set named `train`, the run only evaluates. Raise `BreakStep` in a step hook, `BreakEpoch` there or in
     the hooks around an epoch, `BreakAllEpochs` in any hook. One process is enough, except in `compute_loss`,
-    `side_losses`, `after_fit` and evaluation steps: there every process must raise it. An overridden hook need not call
-    the one of this class; only that of `after_fit` does anything.
+    `side_losses`, `after_fit` and evaluation steps: there every process must raise it. Only `BreakStep` in evaluation
+    steps concerns its own process alone. An overridden hook need not call that of this class, except `after_fit`'s.
 
     Parameters
     ----------
@@ -434,9 +434,9 @@ class BaseTrainer(EarlyTrainer, nn.Module):
     def checkpoint(self, *args: Any, **kwargs: Any) -> Any:
         """Save the current state, and return submitit's `DelayedSubmission` of a fresh trainer that goes on from it.
 
-        The checkpoint is on disk when this returns if a hook calls it between two steps: `before_fit`,
-        `before_fit_epoch`, `after_fit_epoch`, or `after_fit_step` with `stepped`. Call it last in the hook. Called
-        elsewhere, it is written at the next step boundary; if one of several processes calls it, at the one after.
+        With one process, the checkpoint is on disk when this returns if a hook between two steps calls it last:
+        `before_fit`, `before_fit_epoch`, `after_fit_epoch`, or `after_fit_step` with `stepped`. Called elsewhere, it is
+        written at the next step boundary. With several processes, it is written one step later, whoever calls.
         """
         from submitit.helpers import DelayedSubmission
 

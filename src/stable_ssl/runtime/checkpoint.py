@@ -92,7 +92,8 @@ class CheckpointStore:
         Raises
         ------
         CheckpointError
-            The state is not of these types: the first checkpoint could not be read back, or one could not be written.
+            The state holds something other than these types. That is found when a checkpoint is written, or when the
+            first one is read back.
         """
         self.wait()
         is_first = not self._read_back  # read before the writer starts, because the writer sets it

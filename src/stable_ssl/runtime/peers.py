@@ -1,4 +1,4 @@
-"""The processes that write and read the checkpoints of one run together."""
+"""The processes of one run, as they write and read checkpoints and check the set-up together."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Peers:
-    """This process among those that share checkpoints. One that is alone agrees with itself.
+    """This process among those of the run, for checkpoints and for checks in the set-up. One alone agrees with itself.
 
     Parameters
     ----------
     rank, size
         The number of this process, and the number of processes.
     group
-        A process group of the CPU that nothing else uses, since the exchanges are made by a thread too. None: alone.
+        A process group of the CPU. It is for checkpoints, whose exchanges a thread makes, and for checks in the set-up.
+        None: this process is alone.
     """
 
     rank: int = 0
@@ -47,7 +48,7 @@ class Peers:
         return values
 
     def agree(self, function: Callable[[], Result]) -> Result:
-        """Call a function on all processes, and return its result of this one.
+        """Call a function on all processes, and return this process's result.
 
         Raises
         ------
