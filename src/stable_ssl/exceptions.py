@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
+SAID_ELSEWHERE = "Another process of the run says the same."  # a note of an error
+
 
 class BreakAllEpochs(Exception):
     """Raise it in a hook to end training: the state and the final weights are saved, and `after_fit` is skipped.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
+import io
 import json
 import os
 import re
@@ -138,6 +140,41 @@ def test_a_run_that_can_not_train_so_is_refused_on_all_ranks_while_it_sets_up(st
     first, second = start_ranks(refused, tmp_path, make).results()
     assert first == second
     assert expected in first
+
+
+class Mishap(Toy):
+    """Rank 1 fails in its step 3."""
+
+    def before_fit_step(self):
+        if self.rank == 1 and self.global_step == 2:
+            raise RuntimeError("a mishap")
+
+
+def shown(folder, trainer_class=Toy, make=lambda rank: {}):
+    """Return what an interpreter shows of a failure that nothing catches."""
+    try:
+        train(folder, trainer_class=trainer_class, **make(0))
+    except Exception:
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            sys.excepthook(*sys.exc_info())
+        return said.getvalue()
+
+
+def test_a_rank_that_ends_because_of_another_one_shows_a_sentence(start_ranks, tmp_path):
+    why = "rank 1 failed: RuntimeError: a mishap"
+    first, second = start_ranks(shown, tmp_path, Mishap).results()
+    assert first == f"Rank 0 ends too: {why}\n"
+    assert second.count("Traceback") == 1
+    assert json.loads((tmp_path / "status.json").read_text())["error"] == why
+    for said, sentence, hints in zip(console(tmp_path), (why, "RuntimeError: a mishap"), (0, 1), strict=True):
+        assert f"The run failed at step 2: {sentence}\n" in said
+        assert said.count("The script of this run goes on with it") == hints
+
+
+def test_an_error_that_all_ranks_raise_alike_is_shown_in_full_by_one_of_them(start_ranks, tmp_path):
+    sentence, full = sorted(start_ranks(shown, tmp_path, Toy, without_dimensions).results(), key=len)
+    assert re.match(r"Rank [01] ends too: rank [01] failed: ConfigError: module.backbone.scale: .*\n$", sentence)
+    assert full.count("Traceback") == 1
 
 
 def share_blocks(folder):

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import stable_ssl
-from stable_ssl import BaseTrainer
+from stable_ssl import BaseTrainer, ConfigError
 from stable_ssl.cli import main
 
 FILE = """
@@ -39,23 +39,29 @@ BRANCH = ["--out", "branch", "optim.epochs=2", "logger.save_final_model=true"]
 class Classifier(BaseTrainer):
     fails = False
 
+    def check_setup(self):
+        if self.fails == "alike":
+            raise ConfigError("module: it can't be.")
+
     def forward(self, x):
         return self.module["backbone"](x)
 
     def compute_loss(self):
-        if self.fails and self.rank == 1 and self.global_step == 1:
+        if self.fails == "one" and self.rank == 1 and self.global_step == 1:
             raise RuntimeError("a mishap of rank 1")
         return nn.functional.cross_entropy(self.forward(self.batch[0]), self.batch[1])
 
 
 def use_commands(folder):
-    """Train, branch, and fail; return the statuses, and what is said at the failure."""
+    """Train, branch, and fail in two ways; return the statuses, and what is said at each failure."""
     os.chdir(folder)
     statuses = [main(["train", "file.yaml", "logger.dump_path=run"]), main(["branch", "run", *BRANCH])]
-    Classifier.fails = True
-    with contextlib.redirect_stderr(io.StringIO()) as said:
-        statuses.append(main(["train", "file.yaml", "logger.dump_path=failing"]))
-    return statuses, said.getvalue()
+    texts = []
+    for Classifier.fails in ("one", "alike"):
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            statuses.append(main(["train", "file.yaml", "--no-check", f"logger.dump_path={Classifier.fails}"]))
+        texts.append(said.getvalue())
+    return statuses, *texts
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +76,7 @@ def used(tmp_path_factory):
 
 def test_two_ranks_begin_a_branch_and_so_does_one_process_with_a_whole_model(used, tmp_path, monkeypatch):
     folder, ranks = used
-    assert [statuses[:2] for statuses, _ in ranks] == [[0, 0], [0, 0]]
+    assert [statuses[:2] for statuses, *_ in ranks] == [[0, 0], [0, 0]]
     monkeypatch.chdir(tmp_path)
     whole = ["hardware.strategy=ddp", "hardware.world_size=1", "data.train.batch_size=32"]
     assert main(["branch", str(folder / "run"), *BRANCH, *whole]) == 0
@@ -91,7 +97,13 @@ def test_one_process_evaluates_a_sharded_checkpoint_as_the_file_of_whole_weights
 
 
 def test_a_failure_of_one_rank_has_one_traceback(used):
-    (status, said), (status_of_failing, said_by_failing) = used[1]
-    assert (status[-1], status_of_failing[-1]) == (1, 1)
+    (statuses, said, _), (statuses_of_failing, said_by_failing, _) = used[1]
+    assert (statuses[2], statuses_of_failing[2]) == (1, 1)
     assert "stable-ssl: rank 1 failed: RuntimeError: a mishap of rank 1" in said
     assert (said.count("Traceback"), said_by_failing.count("Traceback")) == (0, 1)
+
+
+def test_an_error_that_both_ranks_raise_alike_is_printed_once(used):
+    statuses, _, texts = zip(*used[1], strict=True)
+    assert [status[3] for status in statuses] == [2, 2]
+    assert sorted(texts) == ["", "stable-ssl: module: it can't be.\n"]

@@ -236,6 +236,22 @@ def test_modules_and_optimizers_that_can_not_be_sharded_are_refused(tmp_path, na
     assert [finding.text[: len(words)] for finding in stage.report.of("error")] == [words]
 
 
+def test_gradients_of_a_sparse_embedding_are_refused_if_there_are_several_processes(tmp_path):
+    from stable_ssl.rehearsal.configuration.building import build_parts
+
+    def found(folder, world_size):
+        network = nn.Sequential(nn.Embedding(IN, WIDTH, sparse=True), nn.Linear(WIDTH, OUT))
+        optim = {"optimizer": functools.partial(torch.optim.SGD, lr=0.1)}
+        trainer = made(folder, modules={"backbone": network}, hardware={"strategy": "ddp"}, optim=optim)
+        stage = Stage(config_of(trainer), maker_like(trainer), folder, Report(), world_size=world_size)
+        build_parts(stage)
+        return [finding.text for finding in stage.report.of("error")]
+
+    assert found(tmp_path / "one", 1) == []
+    (text,) = found(tmp_path / "two", 2)
+    assert text.startswith("module.backbone.0: gradients of sparse=True can't be averaged over processes")
+
+
 # Parameters that are used without a call ----------------------------------------------------------------------------
 
 

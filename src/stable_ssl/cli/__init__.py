@@ -78,7 +78,7 @@ def entry() -> None:
 
 def _failed(error: Exception) -> int:
     """Say why a command failed, and return its exit status."""
-    from ..exceptions import CheckpointError, ConfigError, DataError, PeerError
+    from ..exceptions import SAID_ELSEWHERE, CheckpointError, ConfigError, DataError, PeerError
     from ..runtime.files import printable
 
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
@@ -90,11 +90,13 @@ def _failed(error: Exception) -> int:
     if isinstance(error, BrokenPipeError) and not is_of_training:  # nobody reads on, as with `| head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+    is_of_peer = isinstance(error, PeerError)  # which shows its traceback itself
+    if SAID_ELSEWHERE in getattr(error, "__notes__", ()) and not is_of_peer:
+        return 2 if isinstance(error, ConfigError) else 1
     if isinstance(error, ConfigError):
         print("\n".join(f"stable-ssl: {printable(problem, True)}" for problem in error.problems), file=sys.stderr)
         return 2
     is_explained = isinstance(error, CheckpointError | DataError) or _is_of_disk(error)
-    is_of_peer = isinstance(error, PeerError)  # which shows its traceback itself
     if not is_of_peer and (not is_explained or _has_code_of_user(error)):
         traceback.print_exception(error)
     elif is_of_training and not is_of_peer:  # the log has the error

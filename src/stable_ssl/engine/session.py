@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..exceptions import BreakAllEpochs, NanError
+from ..exceptions import BreakAllEpochs, NanError, PeerError
 from ..loggers import Console, RunLog, read_metrics
 from ..nodes import origin
 from ..runtime.checkpoint import CheckpointStore
@@ -75,8 +75,7 @@ class Session:
     def __init__(
         self, dump_path: str | Path | None, name: str, progress: Progress, hardware: Any, optim: Any, logger: Any
     ):
-        self.progress = progress
-        self.device = torch.device("cpu")
+        self.progress, self.device = progress, torch.device("cpu")
         self.is_finished = self.has_ended = self.owns_folder = False
         self._hardware, self._optim, self._logger = hardware, optim, logger
         self._log: RunLog | None = None
@@ -84,9 +83,10 @@ class Session:
         self.ranks = join(hardware["world_size"] if "world_size" in hardware.model_fields_set else None)
         hardware["world_size"] = self.ranks.size
         try:
-            self.folder: RunFolder = self.ranks.from_main(lambda: RunFolder(dump_path, name))
-        except BaseException as error:
-            self._fail(error, self.ranks.leave)
+            with self._telling():
+                self.folder: RunFolder = self.ranks.from_main(lambda: RunFolder(dump_path, name))
+        except BaseException:
+            self.ranks.leave()
             raise
         self.status = StatusFile(self.folder.path, self.ranks.is_main)
         self.ranks.on_lost, self.ranks.unanswered = self._lost, lambda: self.stop.unanswered()
@@ -103,13 +103,14 @@ class Session:
         """
         with self.console() as console:
             try:
-                yield
+                with self._telling():
+                    yield
             except BaseException as error:
                 status, sentence = outcome(error)
                 if self.owns_folder:
                     console.write_to_file(f"The set-up failed: {sentence or type(error).__name__}")
                 self._end_set_up(status, sentence)
-                self._fail(error, self.let_go)
+                self.let_go()
                 raise
 
     def _end_set_up(self, status: str, sentence: str | None) -> None:
@@ -119,11 +120,15 @@ class Session:
             known: dict[str, Any] = {key: earlier[key] for key in ("progress", "epochs", "metrics") if key in earlier}
             self.status.end(status, {**self._facts(), **known}, sentence)
 
-    def _fail(self, error: BaseException, leave: Callable[[], None]) -> None:
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Tell the other ranks of an error of the `with` block. If it is a consequence of theirs, raise a PeerError."""
         try:
-            self.ranks.fail(error)
-        finally:
-            leave()
+            yield
+        except BaseException as error:
+            if not self.stop.has_ended_run:
+                self.ranks.fail(error)
+            raise
 
     def console(self) -> Console:
         """Return a console for messages outside of training. It also writes them to the run's folder."""
@@ -221,9 +226,7 @@ class Session:
             This run has ended already.
         """
         if self.has_ended:
-            raise RuntimeError(
-                "The run of this trainer has ended; a new trainer with the same dump_path goes on with it."
-            )
+            raise RuntimeError("This trainer's run has ended; a new trainer with the same dump_path goes on with it.")
         if self.is_finished:
             with self.console():
                 status, step = self.folder.status.get("status"), self.progress.global_step
@@ -253,33 +256,39 @@ class Session:
         on_stop
             Saves the state after `BreakAllEpochs`.
         """
-        folder, status, sentence, step = self.folder, "finished", None, self.progress.global_step
+        path, status, sentence, step = self.folder.path, "finished", None, self.progress.global_step
         self.stop = StopRequest(self._hardware["time_limit"], listens=self.ranks.size > 1)
         try:
-            self._log = RunLog(folder.path, self._logger, self.num_epochs, config, step, log_position, self.ranks.rank)
-            self.status.begin(self._facts)
-            if folder.is_chosen:
-                where = folder.path.absolute()
-                log.info("The run is in '%s'; start it again with logger.dump_path=%s to go on.", where, where)
-            with self.stop, memory_explained(self, self._hardware, self._optim):
-                try:
-                    yield
-                except BreakAllEpochs as request:
-                    self.ranks.broke_off(request)
-                    on_stop()
-                    status = "stopped"
-                    log.info("Training was stopped at step %d. %s", self.progress.global_step, request)
+            with self._telling():
+                self._log = RunLog(path, self._logger, self.num_epochs, config, step, log_position, self.ranks.rank)
+                self.status.begin(self._facts)
+                if self.folder.is_chosen:
+                    where = path.absolute()
+                    log.info("The run is in '%s'; start it again with logger.dump_path=%s to go on.", where, where)
+                with self.stop, memory_explained(self, self._hardware, self._optim):
+                    try:
+                        yield
+                    except BreakAllEpochs as request:
+                        self.ranks.broke_off(request)
+                        on_stop()
+                        status = "stopped"
+                        log.info("Training was stopped at step %d. %s", self.progress.global_step, request)
         except BaseException as error:
             status, sentence = outcome(error)
             if status == "failed" and not self.has_ended:
-                log.error("The run failed at step %d: %s", self.progress.global_step, sentence)
-                if not (isinstance(error, NanError) or self.checkpoints.is_empty()):
-                    log.error("%s %s", how_to_resume(folder.path), how_to_branch(folder.path))
-            if not self.stop.has_ended_run:
-                self.ranks.fail(error)
+                self._say_why(error, sentence)
             raise
         finally:
             self._end(status, sentence, parts)
+
+    def _say_why(self, error: BaseException, sentence: str | None) -> None:
+        """Log the error that ends the run, and how to go on; of one of another rank, a sentence in the file will do."""
+        said = f"The run failed at step {self.progress.global_step}: {sentence}"
+        if self._log and isinstance(error, PeerError):  # which the screen shows itself
+            return self._log.console.write_to_file(said)
+        log.error(said)
+        if not (isinstance(error, NanError) or self.checkpoints.is_empty()):
+            log.error("%s %s", how_to_resume(self.folder.path), how_to_branch(self.folder.path))
 
     def _lost(self, status: str, sentence: str | None) -> None:
         """Write out what is buffered: the process ends at once, because of another one or of a signal."""
@@ -338,8 +347,7 @@ class Session:
         """Console, `metrics.jsonl` and trackers, while the run lasts."""
         if self._log is None:
             raise RuntimeError(
-                "The run is not going on: launch() trains, evaluates and logs. To evaluate only, leave train out of "
-                "data."
+                "The run is not going on: launch() trains, evaluates and logs. It only evaluates data without train."
             )
         return self._log
 
@@ -385,10 +393,8 @@ class Session:
         try:
             return compute()
         except Exception as error:
-            owner, place = (
-                type(getattr(compute, "__self__", None)).__name__,
-                f"{batch_idx} of epoch {self.shown_epoch + 1}",
-            )
-            error.add_note(f"While {owner}.{compute.__name__}() used batch {place}: {describe_batch(batch)}.")
+            owner, where = type(getattr(compute, "__self__", None)).__name__, f"epoch {self.shown_epoch + 1}"
+            what = f"batch {batch_idx} of {where}: {describe_batch(batch)}"
+            error.add_note(f"While {owner}.{compute.__name__}() used {what}.")
             self.ranks.sharding.explain(error)
             raise

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..exceptions import BreakEpoch, BreakStep, Preempted
+from ..exceptions import BreakEpoch, BreakStep, PeerError, Preempted
 from .files import whole_file
 
 log = logging.getLogger("stable_ssl")
@@ -58,6 +58,8 @@ def outcome(error: BaseException) -> tuple[str, str | None]:
         )
     if isinstance(error, RuntimeError) and "gloo" in str(error):  # whose own words tell a user nothing
         return "failed", "Another process of the run is gone, or does something else. Its own messages may say why."
+    if isinstance(error, PeerError):
+        return "failed", str(error)
     return "failed", f"{type(error).__name__}: {error}"
 
 

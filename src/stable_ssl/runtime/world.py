@@ -8,14 +8,14 @@ import pickle
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..exceptions import ConfigError, PeerError
+from ..exceptions import SAID_ELSEWHERE, ConfigError, PeerError
 from . import launchers
 from .peers import Peers
 from .preemption import Request
@@ -249,21 +249,32 @@ class World:
     def fail(self, error: BaseException) -> None:
         """Tell the other processes that this one failed, so that they end too.
 
+        An error that another process explains is shown as a sentence if nothing catches it. It is an error of an
+        exchange, or the same error as there.
+
         Raises
         ------
         PeerError
             Another process failed first, so the error here may be a consequence.
         """
         self._watch.stop()
+        words, is_of_exchange = f"{type(error).__name__}: {error}", isinstance(error, dist.DistError)
         if "gloo" in str(error):
+            is_of_exchange = True
             error.add_note("Either another process is gone, or the processes did different things.")
         try:
-            words = f"rank {self.rank} failed: {type(error).__name__}: {error}"
-            first = self._store.compare_set("failed", "", words).decode()
+            first = self._store.compare_set("failed", "", f"rank {self.rank} failed: {words}").decode()
         except RuntimeError:
             first = "rank 0 is gone."  # the store does not answer, and rank 0 keeps it
-        if isinstance(error, RuntimeError) and not first.startswith(f"rank {self.rank} "):
-            raise PeerError(first) from error
+        if first.startswith(f"rank {self.rank} "):
+            return
+        ends = PeerError(first) if isinstance(error, RuntimeError) else error
+        is_explained = is_of_exchange or first.endswith(f" failed: {words}")
+        if is_explained:
+            ends.add_note(SAID_ELSEWHERE)
+            sys.excepthook = partial(_show, sys.excepthook, f"Rank {self.rank} ends too: {first}")
+        if ends is not error:
+            raise ends from (None if is_explained else error)
 
     def leave(self) -> None:
         """Leave the run together with the other processes. The next trainer of the script may form another run.
@@ -292,3 +303,11 @@ class World:
         # After a failure, NCCL might wait for ever for the other processes.
         if dist.is_initialized() and not (has_failed and torch.cuda.is_available()):
             dist.destroy_process_group()
+
+
+def _show(otherwise: Callable[..., Any], sentence: str, *error: Any) -> None:
+    """Show an error that nothing has caught: as a sentence if another process explains it, else in full."""
+    if SAID_ELSEWHERE in getattr(error[1], "__notes__", ()):
+        print(sentence, file=sys.stderr)
+    else:
+        otherwise(*error)

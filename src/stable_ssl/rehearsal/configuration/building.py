@@ -20,6 +20,7 @@ from ...engine.alone import Alone
 from ...engine.best import Best
 from ...engine.building import data_sets
 from ...engine.optimizing import build_optimization
+from ...engine.strategies import check_dense
 from ...exceptions import CheckpointError, ConfigError, DataError, nearest
 from ...lines import place_of
 from ...loggers.metrics import by_name, check_metrics, require_methods, watched
@@ -313,8 +314,12 @@ class _Parts:
             self._stage.report.warn(PART, text)
 
     def _check_strategy(self, hardware: Any) -> None:
-        """Report what the run's strategy can't shard, if all modules are there."""
-        if hardware is not None and hardware["strategy"] != "ddp" and "module" in self._built:
+        """Report what several processes can't train, and what the strategy can't shard, if all modules are there."""
+        if "module" not in self._built:
+            return
+        if self._stage.world_size > 1:
+            self._try(lambda: check_dense(self._trainer.optimized_modules()), "module")
+        if hardware is not None and hardware["strategy"] != "ddp":
             optimizer, asked = self._built.get("optim.optimizer"), section(self._asked, "optim").get("optimizer")
             is_early = isinstance(asked, Optimizer)
             self._try(partial(check_sharding, self._trainer, hardware["strategy"], optimizer, is_early), "module")
