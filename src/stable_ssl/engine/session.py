@@ -347,7 +347,7 @@ class Session:
         """Console, `metrics.jsonl` and trackers, while the run lasts."""
         if self._log is None:
             raise RuntimeError(
-                "The run is not going on: launch() trains, evaluates and logs. It only evaluates data without train."
+                "The run is not going on: launch() trains, evaluates and logs. If data has no train, it evaluates only."
             )
         return self._log
 
