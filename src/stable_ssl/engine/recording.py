@@ -16,6 +16,7 @@ from ..exceptions import BreakAllEpochs, BreakEpoch
 from ..loggers import media
 from ..loggers.collector import Collector, is_number, pooled
 from ..loggers.snapshots import Snapshots
+from ..runtime.distributed import whole
 from .alone import is_idle
 from .feeding import Feed
 from .parts import Part
@@ -131,7 +132,10 @@ class Recorder:
         In a hook outside of steps, it is written at the end of the hook; elsewhere at once.
         """
         run = self._run
-        if run.is_going_on and run.ranks.is_main and (self.is_logging or not self.is_in_step):
+        if not run.is_going_on or (self.is_in_step and not self.is_logging):
+            return
+        value = whole(value)  # of a parameter that is divided, each process has a part
+        if run.ranks.is_main:
             name = f"{self._set_name}/{name}"
             self._media[name] = kind(name, value)
             if not self.is_logging:

@@ -265,7 +265,8 @@ class Session:
                 if self.folder.is_chosen:
                     where = path.absolute()
                     log.info("The run is in '%s'; start it again with logger.dump_path=%s to go on.", where, where)
-                with self.stop, memory_explained(self, self._hardware, self._optim):
+                explained = self.ranks.sharding.explained()
+                with self.stop, memory_explained(self, self._hardware, self._optim), explained:
                     try:
                         yield
                     except BreakAllEpochs as request:
@@ -396,5 +397,4 @@ class Session:
             owner, where = type(getattr(compute, "__self__", None)).__name__, f"epoch {self.shown_epoch + 1}"
             what = f"batch {batch_idx} of {where}: {describe_batch(batch)}"
             error.add_note(f"While {owner}.{compute.__name__}() used {what}.")
-            self.ranks.sharding.explain(error)
             raise

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from ..exceptions import ConfigError
+from ..lines import users_line
 from ..runtime.sharded import layout_of
 from .shardable import (
     blocks_of,
@@ -24,7 +26,7 @@ from .shardable import (
     roots_of,
     unshardable,
 )
-from .strategies import NoSharding, not_called
+from .strategies import NoSharding, what_sharding_refuses
 
 
 class Sharding(NoSharding):
@@ -113,10 +115,16 @@ class Sharding(NoSharding):
             raise made_too_early(self.strategy)
         check_optimizer(optimizer, self.strategy, sharded)
 
-    def explain(self, error: Exception) -> None:
-        """Raise a ConfigError if an error comes of parameters that are not whole."""
-        if "DTensor" in str(error):
-            raise ConfigError(not_called(self.strategy)) from error
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Raise a ConfigError in place of an error in the `with` block that comes of divided parameters."""
+        try:
+            yield
+        except (AssertionError, RuntimeError) as error:
+            if why := what_sharding_refuses(self.strategy, error):
+                line = users_line(error)
+                raise ConfigError(f"{line}: {why}" if line else why) from error
+            raise
 
     # Gradients --------------------------------------------------------------------------------------------------------
 

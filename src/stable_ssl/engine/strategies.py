@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -70,8 +71,9 @@ class NoSharding:
     def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Raise a ConfigError if an optimizer can't train what `shard` left."""
 
-    def explain(self, error: Exception) -> None:
-        """Raise a ConfigError if an error comes of parameters that are not whole."""
+    def explained(self) -> AbstractContextManager[None]:
+        """Raise a ConfigError in place of an error in the `with` block that comes of divided parameters."""
+        return nullcontext()
 
     def begin(self, is_last: bool) -> None:
         """Begin a backward pass; the last one of an optimizer step averages gradients over the processes."""
@@ -112,3 +114,37 @@ def not_called(strategy: str) -> str:
         "public method of it that gets a tensor; here its layers or parameters are used without. Call the module, or "
         "take strategy ddp."
     )
+
+
+def what_sharding_refuses(strategy: str, error: Exception) -> str | None:
+    """Return a sentence on an error of torch that comes of divided parameters; None if it does not.
+
+    Parameters
+    ----------
+    strategy
+        `hardware.strategy`.
+    error
+        An error of the user's code in a run: of `compute_loss`, of a hook or of a backward pass.
+    """
+    text = str(error)
+    if "does not support deepcopy" in text:
+        return (
+            f"hardware.strategy: {strategy} has divided this module, which can't be copied any more. Copy it in "
+            "prepare_modules() or initialize_modules(), or keep what stable_ssl.full_state_dict(module) returns."
+        )
+    if "loading state_dict" in text and "DTensor" in text:
+        return (
+            f"hardware.strategy: {strategy} has divided this module, which takes no plain tensors any more. Load "
+            "weights by module_init, or in initialize_modules()."
+        )
+    if "storage of size 0" in text:
+        return (
+            f"hardware.strategy: {strategy} frees the whole parameters after each pass, so a module has no second "
+            "derivatives (create_graph=True), and its parameters are used only while it is called. Take strategy ddp."
+        )
+    if ".numpy() is not supported for tensor subclasses" in text:
+        return (
+            f"hardware.strategy: {strategy} makes the parameters of a module DTensors, which NumPy can't read. "
+            "stable_ssl.full_state_dict(module) returns plain tensors."
+        )
+    return not_called(strategy) if "DTensor" in text else None

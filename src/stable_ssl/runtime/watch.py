@@ -24,6 +24,7 @@ MISSED_BEATS = 10  # after which a process counts as gone: others end within 30 
 SECONDS_UNTIL_TOLD = 60.0  # that processes wait for each other, before they say so
 STILL_BEATS = 3  # without a move, after which processes at different places are taken to wait for each other
 SECONDS_TO_ANSWER = 1.0  # a signal
+STORE_IS_GONE = "rank 0, or the torchrun that started it, is gone."  # one of them keeps the store
 
 
 class Beat(NamedTuple):
@@ -129,7 +130,7 @@ class Watch(threading.Thread):
                     return self._hear(self._store.get("failed").decode())
                 beats = self._store.multi_get([f"beat{rank}" for rank in self._peers])
             except RuntimeError:
-                return self._end("rank 0 is gone.")
+                return self._end(STORE_IS_GONE)
             # Time is counted in own beats, so that after a suspend this machine does not take the others for gone.
             missed = [0 if new != old else n + 1 for new, old, n in zip(beats, last, missed, strict=True)]
             last = beats

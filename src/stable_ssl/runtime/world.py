@@ -19,7 +19,7 @@ from ..exceptions import SAID_ELSEWHERE, ConfigError, PeerError
 from . import launchers
 from .peers import Peers
 from .preemption import Request
-from .watch import SECONDS_BETWEEN_BEATS, Beat, Watch
+from .watch import SECONDS_BETWEEN_BEATS, STORE_IS_GONE, Beat, Watch
 
 SECONDS_TO_MEET = 60.0
 
@@ -265,7 +265,7 @@ class World:
         try:
             first = self._store.compare_set("failed", "", f"rank {self.rank} failed: {words}").decode()
         except RuntimeError:
-            first = "rank 0 is gone."  # the store does not answer, and rank 0 keeps it
+            first = STORE_IS_GONE
         if first.startswith(f"rank {self.rank} "):
             return
         ends = PeerError(first) if isinstance(error, RuntimeError) else error
