@@ -424,7 +424,7 @@ def main() -> None:
         TASKS["mlp"] = replace(TASKS["mlp"], steps=60, warm_up=20)
     if args.contender:
         measure(contenders(args.strategy)[args.contender], TASKS[args.networks[0]], args.answer)
-        return
+        os._exit(0)  # at a usual exit, threads of torch's process groups abort some processes
     args.worlds = args.worlds or list(WORLDS)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as Ctrl-C does, it removes what was made
     lines = table(args)
