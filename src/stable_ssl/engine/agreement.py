@@ -66,7 +66,7 @@ class Together(World):
     can_drop_a_wait = can_save_at_once = False  # the other processes would hang in their next exchange
     _agreed: Exception | None = None
     _sent: tuple[Any, Any] | None = None  # receives what was sent, and who takes it
-    _last_exchange = 0.0
+    _last_exchange = _last_boundary = 0.0
 
     def __init__(self, place: launchers.Place):
         super().__init__(place)
@@ -172,7 +172,9 @@ class Together(World):
         own = _REQUEST << request - 1 if request else 0
         if asked and not flags & _SAVE:  # else it is saved now
             own |= _SAVE
-        if self.is_main and time.monotonic() >= self._last_exchange + SECONDS_BETWEEN_EXCHANGES:
+        before, self._last_boundary = self._last_boundary, time.monotonic()
+        next_boundary = 2 * self._last_boundary - before
+        if self.is_main and next_boundary >= self._last_exchange + SECONDS_BETWEEN_EXCHANGES:
             own |= _VALUES_ARE_DUE
         self._gradients.set_flags(own)
         return flags & _SAVE, (flags // _REQUEST).bit_length()

@@ -110,7 +110,7 @@ class Alone:
             This process's value.
         take
             Gets the values of all processes, by rank. One process gets its value at once. Several exchange what they
-            have every half second, or with every second step if steps are slower, and in `receive_all`.
+            have every half second, or in each step if steps are slower, and in `receive_all`.
         """
         take([value])
 
