@@ -110,7 +110,10 @@ class World:
 
     @cached_property
     def peers(self) -> Peers:
-        """These processes, for their checkpoints. All of them have to ask for it at the same place in the program."""
+        """These processes, for checkpoints, whose exchanges a thread makes, and for checks in the set-up.
+
+        All of them have to ask for it at the same place in the program.
+        """
         return Peers(self.rank, self.size, dist.new_group(backend="gloo"))
 
     @property
