@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import socket
@@ -52,13 +53,16 @@ _SIGNALS: dict[int, Request] = {
 _listening: list[StopRequest] = []  # those that get each signal as a byte
 
 
+@functools.cache
+def _watch_forks() -> None:
+    """Have `_stop_listening` called in each child that is forked from now on."""
+    os.register_at_fork(after_in_child=_stop_listening)
+
+
 def _stop_listening() -> None:
     """Write no signal of a forked child into what its parent reads."""
     if _listening:
         signal.set_wakeup_fd(-1)
-
-
-os.register_at_fork(after_in_child=_stop_listening)
 
 
 class StopWaiting(BaseException):
@@ -110,6 +114,7 @@ class StopRequest:
         return self
 
     def _listen(self) -> None:
+        _watch_forks()
         self._sockets = socket.socketpair()
         for end in self._sockets:
             end.setblocking(False)
