@@ -22,20 +22,8 @@ def two_alone(cluster, make_site):
     return ending(folder)
 
 
-@pytest.mark.parametrize("places", [["slurm.tasks=2"], ["slurm.nodes=2"]], ids=["one node", "two nodes"])
-def test_a_preempted_run_of_two_tasks_is_requeued_and_ends_as_one_left_alone(cluster, site, two_alone, places):
-    ((job, folder, log),) = site.submit(cluster, *places, EPOCHS)
-    await_hold(cluster, job, folder, log, ranks=2)
-    cluster.preempt()
-    cluster.await_end(job)
-    assert cluster.restarts(job) == 1
-    for rank in range(2):
-        assert lives(folder, rank) == ["0 0", f"1 {STOPPED_AT}"]
-    assert same(ending(folder), two_alone)
-
-
-def test_a_preempted_run_that_divides_the_model_between_two_nodes_ends_as_one_left_alone(cluster, site, make_site):
-    arguments = ["slurm.nodes=2", EPOCHS, "hardware.strategy=fsdp"]
+def preempt(cluster, site, *arguments):
+    """Return the folder of a run that was preempted, requeued, and has ended."""
     ((job, folder, log),) = site.submit(cluster, *arguments)
     await_hold(cluster, job, folder, log, ranks=2)
     cluster.preempt()
@@ -43,6 +31,18 @@ def test_a_preempted_run_that_divides_the_model_between_two_nodes_ends_as_one_le
     assert cluster.restarts(job) == 1
     for rank in range(2):
         assert lives(folder, rank) == ["0 0", f"1 {STOPPED_AT}"]
+    return folder
+
+
+@pytest.mark.parametrize("places", [["slurm.tasks=2"], ["slurm.nodes=2"]], ids=["one node", "two nodes"])
+def test_a_preempted_run_of_two_tasks_is_requeued_and_ends_as_one_left_alone(cluster, site, two_alone, places):
+    folder = preempt(cluster, site, *places, EPOCHS)
+    assert same(ending(folder), two_alone)
+
+
+def test_a_preempted_run_that_divides_the_model_between_two_nodes_ends_as_one_left_alone(cluster, site, make_site):
+    arguments = ["slurm.nodes=2", EPOCHS, "hardware.strategy=fsdp"]
+    folder = preempt(cluster, site, *arguments)
     assert any(folder.glob("checkpoints/step_*/shards/__1_0.distcp"))
     ((job, alone, _),) = make_site("sharded_alone").submit(cluster, *arguments, "holds=false")
     cluster.await_end(job)
