@@ -57,7 +57,7 @@ def test_two_ranks_on_halves_learn_what_one_does_on_the_whole_batch(alone, both_
     for key, value in expected.items():
         if isinstance(value, torch.Tensor):
             assert torch.equal(first[key], second[key]), key
-            torch.testing.assert_close(first[key], value, rtol=1e-4, atol=1e-5, msg=f"{name}: {key}")
+            torch.testing.assert_close(first[key], value, rtol=1e-5, atol=1e-5, msg=f"{name}: {key}")
         else:
             assert first[key] == value
 
