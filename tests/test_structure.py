@@ -34,7 +34,7 @@ MAY = {
     "trials": {"data", "exceptions", "nodes"},
     "arguments": {"config", "exceptions", "nodes", "signatures", "trials", "weights"},
     "data": {"augmentations", "exceptions", "runtime"},
-    "engine": {*ENGINE, "weights"},
+    "engine": {*ENGINE, "lines", "weights"},
     "compat": {"exceptions", "reader", "runtime.distributed"},
     "reader": {"exceptions", "loggers"},
     "base": {"arguments", "compat", "config", "data", "engine", "exceptions", "loggers", "nodes", "runtime"},
