@@ -1,4 +1,4 @@
-"""The day a GPU is at hand: all that this repository measures on one CUDA GPU, within eight minutes.
+"""All that this repository measures on one CUDA GPU, within eight minutes.
 
     python benchmarks/gpu.py [--only NAME …] [--cifar10 FOLDER] [--json FILE] [--minutes 8]
     python benchmarks/gpu.py --rehearse [--only NAME …] [--json FILE]

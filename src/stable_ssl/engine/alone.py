@@ -39,7 +39,7 @@ class Alone:
     peers = Peers()
     sharding = NoSharding()
     on_lost: Callable[[str, str | None], None] = staticmethod(lambda status, error: None)
-    unanswered: Callable[[], Any] = dict
+    unanswered: Callable[[], Any] = dict  # this and `stuck`: as in `World`; nothing waits for other processes here
     stuck = ""
 
     def introduce(self, device: torch.device, hardware: Any) -> None:
